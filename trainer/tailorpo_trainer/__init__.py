@@ -1,0 +1,1 @@
+"""Step-wise preference optimisation of text-to-image diffusion models."""
