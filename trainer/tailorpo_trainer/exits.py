@@ -1,0 +1,71 @@
+"""Why a process ended: one exit code, one meaning.
+
+The numbers follow BSD's `sysexits.h` where it has the notion, so that a person who knows `EX_CONFIG`
+reads them at sight; the operator decides from them whether a new attempt makes sense.
+"""
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """What each exit status of `tailorpo` and of a trainer pod means."""
+
+    DONE = 0
+    USAGE = 2
+    BAD_DATA = 65
+    UNAVAILABLE = 69
+    INTERNAL = 70
+    OUT_OF_RESOURCES = 71
+    STALLED = 74
+    STOPPED = 75
+    NOT_FINITE = 76
+    CONFIGURATION = 78
+    INTERRUPTED = 130
+
+
+class TailorPOError(Exception):
+    """An end that a user can understand; its text is the whole message, without a traceback."""
+
+    exit_code = ExitCode.INTERNAL
+
+
+class ConfigurationError(TailorPOError):
+    """The document asks for something that cannot be: trying again cannot help."""
+
+    exit_code = ExitCode.CONFIGURATION
+
+
+class DataError(TailorPOError):
+    """Prompts, a model folder or a checkpoint cannot be read as what they should be."""
+
+    exit_code = ExitCode.BAD_DATA
+
+
+class UnavailableError(TailorPOError):
+    """A service (a reward endpoint, a store, a model hub) did not answer, after all retries."""
+
+    exit_code = ExitCode.UNAVAILABLE
+
+
+class RewardError(TailorPOError):
+    """A reward raised, or returned something that is not one score an image."""
+
+    exit_code = ExitCode.INTERNAL
+
+
+class ResourceError(TailorPOError):
+    """Memory or disk is full."""
+
+    exit_code = ExitCode.OUT_OF_RESOURCES
+
+
+class StoppedError(TailorPOError):
+    """Stopped on request, after a checkpoint."""
+
+    exit_code = ExitCode.STOPPED
+
+
+class NotFiniteError(TailorPOError):
+    """A loss, gradient norm or reward is NaN or infinite: going on would only spoil the weights."""
+
+    exit_code = ExitCode.NOT_FINITE

@@ -1,0 +1,200 @@
+"""Rules of the document that span several fields, and the defaults that depend on the method.
+
+Each rule is a value: where it points, what it reads, when it is broken, and what would be right. A rule is
+skipped when something it reads is already in error, so that one mistake is reported once.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from tailorpo_trainer.spec import Method, MethodName, Prompts, Reward, Sampling, Spec, TrainedSteps
+
+STEP_WISE = ("tailorpo", "tailorpo-g", "spo")
+"""Methods that rank candidates drawn from one latent."""
+
+METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
+    # Where the official code of a method was read (SPO, D3PO, DDPO), these are its values.
+    "tailorpo": {"beta": 0.1, "continue_from": "winner"},
+    "tailorpo-g": {"beta": 0.1, "continue_from": "guided-winner"},
+    "spo": {"beta": 10.0, "continue_from": "random", "candidates": 4, "threshold": 0.3, "clamp_ratio": 0.1},
+    "d3po": {"beta": 0.1, "clamp_ratio": 0.1},
+    "ddpo": {"clip_range": 1e-4, "advantage_clip": 5.0},
+}
+EXTRA_PARAMETERS = {"tailorpo-g": {"reward_guidance"}}
+METHOD_PARAMETERS = {
+    name: frozenset(defaults) | EXTRA_PARAMETERS.get(name, set()) for name, defaults in METHOD_DEFAULTS.items()
+}
+"""Which parameters belong to which method; the others of `Method` belong to all."""
+
+REWARD_PARAMETERS = {
+    "clip-score": {"model", "batch_size"},
+    "http": {"endpoints", "timeout_seconds", "retries", "batch_size"},
+    "colourfulness": set[str](),
+    "jpeg-compressibility": set[str](),
+    "jpeg-incompressibility": set[str](),
+}
+
+Path = tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A broken rule: the field it is about, the fields it was judged from, and the sentence for the user."""
+
+    path: Path
+    reads: tuple[Path, ...]
+    message: str
+
+
+def findings(spec: Spec) -> Iterator[Finding]:
+    """All broken rules of a document whose single fields are right."""
+    for rule in RULES:
+        yield from rule(spec)
+
+
+def method_parameters(spec: Spec) -> Iterator[Finding]:
+    """A parameter of another method would be ignored in silence: refuse it."""
+    method = spec.method
+    owned = set[str]().union(*METHOD_PARAMETERS.values())
+    for field in Method.model_fields:
+        if field in owned - METHOD_PARAMETERS[method.name] and getattr(method, field) is not None:
+            owners = [name for name in METHOD_PARAMETERS if field in METHOD_PARAMETERS[name]]
+            yield Finding(
+                ("spec", "method", _yaml(Method, field)),
+                (("spec", "method", "name"),),
+                f"does not belong to method {method.name!r}: leave it out, or choose {_either(owners)}",
+            )
+
+
+def guided_winner(spec: Spec) -> Iterator[Finding]:
+    if spec.method.continue_from == "guided-winner" and spec.method.name not in ("tailorpo-g",):
+        yield Finding(
+            ("spec", "method", "continueFrom"),
+            (("spec", "method", "name"),),
+            f"there is no guided winner in {spec.method.name!r}: 'winner' or 'random', or choose method 'tailorpo-g'",
+        )
+
+
+def guidance_target(spec: Spec) -> Iterator[Finding]:
+    guidance = spec.method.reward_guidance
+    if guidance is not None and guidance.strength is not None and guidance.target is None:
+        yield Finding(
+            ("spec", "method", "rewardGuidance", "strength"),
+            (("spec", "method", "rewardGuidance", "target"),),
+            "needs spec.method.rewardGuidance.target, the reward to push towards; or leave it out and set `fraction`",
+        )
+
+
+def one_prompt_source(spec: Spec) -> Iterator[Finding]:
+    sources: list[tuple[Path, Prompts]] = [(("spec", "prompts"), spec.prompts)]
+    if spec.evaluation.prompts is not None:
+        sources.append((("spec", "evaluation", "prompts"), spec.evaluation.prompts))
+    names = [_yaml(Prompts, field) for field in Prompts.model_fields]
+    for path, prompts in sources:
+        given = [_yaml(Prompts, field) for field in Prompts.model_fields if getattr(prompts, field) is not None]
+        if len(given) != 1:
+            yield Finding(path, (), f"needs exactly one of {_either(names)}, has {_all(given) or 'none'}")
+
+
+def trained_steps(spec: Spec) -> Iterator[Finding]:
+    count, steps = spec.sampling.trained_steps.count, spec.sampling.steps
+    if count is not None and count > steps:
+        yield Finding(
+            ("spec", "sampling", "trainedSteps", "count"),
+            (("spec", "sampling", "steps"),),
+            f"{count} is more than spec.sampling.steps: at most {steps}",
+        )
+
+
+def reward_parameters(spec: Spec) -> Iterator[Finding]:
+    places: list[tuple[Path, Reward]] = [(("spec", "rewards", n), reward) for n, reward in enumerate(spec.rewards)]
+    places += [(("spec", "evaluation", "rewards", n), reward) for n, reward in enumerate(spec.evaluation.rewards)]
+    for path, reward in places:
+        allowed = REWARD_PARAMETERS.get(reward.name, {"parameters", "model", "batch_size"})
+        for field in Reward.model_fields:
+            if field not in allowed | {"name", "weight"} and getattr(reward, field) is not None:
+                yield Finding(
+                    (*path, _yaml(Reward, field)), ((*path, "name"),), f"does not belong to reward {reward.name!r}"
+                )
+        if reward.name == "http" and not reward.endpoints:
+            yield Finding(
+                (*path, "endpoints"), ((*path, "name"),), "reward 'http' needs at least one URL, such as http://host:8080"
+            )
+
+
+def maximise_something(spec: Spec) -> Iterator[Finding]:
+    if all(reward.weight == 0 for reward in spec.rewards):
+        reads = tuple(("spec", "rewards", n, "weight") for n in range(len(spec.rewards)))
+        yield Finding(("spec", "rewards"), reads, "all weights are 0: at least one must differ from 0")
+
+
+def enough_updates(spec: Spec) -> Iterator[Finding]:
+    rows = spec.training.prompts_per_iteration * spec.training.samples_per_prompt * _trained(spec)
+    if spec.training.updates_per_iteration > rows:
+        yield Finding(
+            ("spec", "training", "updatesPerIteration"),
+            (
+                ("spec", "method", "name"),
+                ("spec", "sampling"),
+                ("spec", "training", "promptsPerIteration"),
+                ("spec", "training", "samplesPerPrompt"),
+            ),
+            f"{spec.training.updates_per_iteration} updates cannot be made from {rows} rows (prompts x samples x trained "
+            f"steps): at most {rows}",
+        )
+
+
+RULES: tuple[Callable[[Spec], Iterator[Finding]], ...] = (
+    method_parameters,
+    guided_winner,
+    guidance_target,
+    one_prompt_source,
+    trained_steps,
+    reward_parameters,
+    maximise_something,
+    enough_updates,
+)
+
+
+def resolve(spec: Spec) -> Spec:
+    """The same document with every default that depends on the method written out."""
+    defaults = dict(METHOD_DEFAULTS[spec.method.name])
+    if spec.method.name == "tailorpo-g" and spec.method.reward_guidance is None:
+        from tailorpo_trainer.spec import RewardGuidance
+
+        defaults["reward_guidance"] = RewardGuidance()
+    missing = {field: value for field, value in defaults.items() if getattr(spec.method, field) is None}
+    method = spec.method.model_copy(update=missing)
+    steps = TrainedSteps(count=_trained(spec), choose=_choice(spec))
+    sampling: Sampling = spec.sampling.model_copy(update={"trained_steps": steps})
+    return spec.model_copy(update={"method": method, "sampling": sampling})
+
+
+def _trained(spec: Spec) -> int:
+    """How many denoising steps are trained, with the method's own default."""
+    count, steps = spec.sampling.trained_steps.count, spec.sampling.steps
+    if count is not None:
+        return count
+    share = {"tailorpo": min(5, steps), "tailorpo-g": min(5, steps), "spo": max(1, steps * 4 // 5)}
+    return share.get(spec.method.name, steps)
+
+
+def _choice(spec: Spec) -> Any:
+    return spec.sampling.trained_steps.choose or ("late" if spec.method.name == "spo" else "spread")
+
+
+def _yaml(model: type[Any], field: str) -> str:
+    """The YAML name of a model's field."""
+    return model.model_fields[field].alias or field
+
+
+def _either(names: list[str]) -> str:
+    return " or ".join(repr(name) for name in names)
+
+
+def _all(names: list[str]) -> str:
+    return " and ".join(repr(name) for name in names)
+
+
+assert set(METHOD_DEFAULTS) == set(get_args(MethodName))

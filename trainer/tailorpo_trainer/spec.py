@@ -1,0 +1,350 @@
+"""What a training run is: the `TailorPOJob` document as pydantic models, without torch.
+
+One model serves the laptop, the trainer pod and the operator, which generates the CustomResourceDefinition
+from it. YAML names are camelCase, Python names snake_case. Every field states its unit and its bounds here
+and nowhere else; rules that span several fields are in `rules.py`.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic.alias_generators import to_camel
+
+API_VERSION = "tailorpo.dev/v1alpha1"
+KIND = "TailorPOJob"
+
+Name = Annotated[str, StringConstraints(min_length=1, max_length=40, pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$")]
+"""A DNS-1035 label with room for the longest name derived from it, `NAME-NNNN-NN`."""
+
+Text = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
+Prompt = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
+URI = Annotated[str, StringConstraints(min_length=1, max_length=2048)]
+Endpoint = Annotated[str, StringConstraints(min_length=1, max_length=2048, pattern=r"^https?://[^\s]+$")]
+
+MethodName = Literal["tailorpo", "tailorpo-g", "spo", "d3po", "ddpo"]
+
+
+class Part(BaseModel):
+    """Base of every object of the document: unknown keys are refused, values do not change after parsing."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,  # as the API server: "20" is no number
+        allow_inf_nan=False,
+        alias_generator=to_camel,
+        validate_by_name=True,
+        validate_by_alias=True,
+    )
+
+
+class Model(Part):
+    """The diffusion model that is aligned."""
+
+    name: URI = Field(
+        "tiny-animals",
+        description="`tiny-animals` (shipped), a folder with a `model_index.json`, an `s3://` prefix of one, or a "
+        "Hugging Face hub id such as `stable-diffusion-v1-5/stable-diffusion-v1-5`.",
+    )
+    revision: Text | None = Field(None, description="Branch, tag or commit of a hub id. Pin a commit to reproduce.")
+    variant: Text | None = Field(None, description="Weight file variant of a hub id or folder, such as `fp16`.")
+
+
+class LoRA(Part):
+    """The low-rank adapter that is trained (Hu et al. 2021); the base weights never change."""
+
+    rank: int = Field(8, ge=1, le=512, description="Rank of both adapter matrices.")
+    alpha: float = Field(8, gt=0, le=4096, description="Scale: the adapter's output is multiplied by alpha / rank.")
+    target_modules: list[Text] = Field(
+        ["to_q", "to_k", "to_v", "to_out.0"],
+        min_length=1,
+        max_length=64,
+        description="Endings of the names of the denoiser's modules that get an adapter.",
+    )
+    initial: URI | None = Field(
+        None, description="An existing diffusers LoRA (folder or file) to start from instead of a fresh one."
+    )
+
+
+class ConfigMapKey(Part):
+    """A key of a ConfigMap in the job's namespace."""
+
+    name: Text = Field(description="Name of the ConfigMap.")
+    key: Text = Field("prompts.txt", description="Key whose value holds one prompt a line.")
+
+
+class Prompts(Part):
+    """Where prompts come from: exactly one of the fields."""
+
+    builtin: Literal["animals", "tiny-animals", "tiny-animals-held-out"] | None = Field(
+        None,
+        description="`animals`: the 45 animals of the DDPO paper. `tiny-animals`: three of four animals that the "
+        "shipped model knows; `tiny-animals-held-out`: the others.",
+    )
+    list_: list[Prompt] | None = Field(
+        None, alias="list", min_length=1, max_length=1000, description="The prompts themselves."
+    )
+    file: URI | None = Field(
+        None, description="A text file with one prompt a line, as a path beside the document or an `s3://` URI."
+    )
+    config_map_key_ref: ConfigMapKey | None = Field(
+        None, description="A ConfigMap's key with one prompt a line; on a cluster only."
+    )
+
+
+class Reward(Part):
+    """One term of the weighted sum that is maximised."""
+
+    name: Text = Field(
+        description="`colourfulness`, `clip-score`, `jpeg-compressibility`, `jpeg-incompressibility`, `http`, or the "
+        "name of an installed plug-in (entry point group `tailorpo.rewards`)."
+    )
+    weight: float = Field(
+        1.0, ge=-1e6, le=1e6, description="Factor of this reward in the sum; negative to push it down."
+    )
+    model: URI | None = Field(
+        None, description="For `clip-score`: a CLIPModel's hub id or folder. Default: the shipped tiny scorer."
+    )
+    endpoints: list[Endpoint] | None = Field(
+        None, min_length=1, max_length=32, description="For `http`: the URLs that score, used in turn."
+    )
+    timeout_seconds: float | None = Field(
+        None, gt=0, le=3600, description="For `http`: seconds to wait for one answer. Default 60."
+    )
+    retries: int | None = Field(
+        None, ge=0, le=100, description="For `http`: further tries of one batch before giving up. Default 5."
+    )
+    batch_size: int | None = Field(None, ge=1, le=4096, description="Images scored at once. Default: all there are.")
+    parameters: dict[Text, Text] | None = Field(
+        None, max_length=64, description="For plug-ins: passed to the plug-in as they are, text to text."
+    )
+
+
+class RewardGuidance(Part):
+    """How `tailorpo-g` pushes the winner up the reward's gradient, after ranking.
+
+    y_w' = y_w + 2 strength (target - r)+ grad r, its length limited to `fraction` of the step's noise,
+    sigma sqrt(D). Without `strength` the push always has that length.
+    """
+
+    fraction: float = Field(
+        0.2, gt=0, le=1, description="Length of the push, as a fraction of the noise's expected length sigma sqrt(D)."
+    )
+    strength: float | None = Field(
+        None, gt=0, le=1e6, description="Step size eta of the push in latent units; needs `target`."
+    )
+    target: float | None = Field(
+        None, ge=-1e9, le=1e9, description="Reward (in the sum's unit) above which a winner is not pushed."
+    )
+    gradient: Literal["full", "detached"] = Field(
+        "full", description="`full`: through the denoiser; `detached`: through the decoder and reward only."
+    )
+    schedule: Literal["constant", "linear"] = Field(
+        "constant", description="`linear`: the push falls to zero over the iterations."
+    )
+
+
+class Method(Part):
+    """The algorithm, and those of its parameters that belong to it."""
+
+    name: MethodName = Field(description="The preference-optimisation method.")
+    beta: float | None = Field(
+        None,
+        gt=0,
+        le=1e6,
+        description="Inverse temperature of the preference, in units of 1 / log-probability; its meaning depends on "
+        "`logProbability`. All but `ddpo`.",
+    )
+    log_probability: Literal["mean", "sum"] = Field(
+        "mean", description="Reduction of Gaussian log-probabilities over a latent's elements."
+    )
+    candidates: int | None = Field(
+        None, ge=2, le=64, description="Next latents drawn from one latent; best and worst form the pair. `spo` only."
+    )
+    continue_from: Literal["winner", "random", "guided-winner"] | None = Field(
+        None,
+        description="The candidate the trajectory goes on from: default `winner` for `tailorpo`, `guided-winner` "
+        "for `tailorpo-g`, `random` for `spo`.",
+    )
+    threshold: float | None = Field(
+        None, ge=0, le=1e6, description="Pairs with a smaller reward gap weigh 0, in the reward sum's unit. `spo` only."
+    )
+    clamp_ratio: float | None = Field(
+        None, gt=0, lt=1, description="Likelihood ratios are clamped to 1 +- this. `spo` and `d3po` only."
+    )
+    clip_range: float | None = Field(
+        None, gt=0, lt=1, description="PPO's clip range of the likelihood ratio. `ddpo` only."
+    )
+    advantage_clip: float | None = Field(
+        None, gt=0, le=1e6, description="Normalised advantages are clipped to +- this. `ddpo` only."
+    )
+    step_weight: Literal["uniform", "balanced"] = Field(
+        "uniform",
+        description="`balanced`: a denoising step's loss is weighted by sigma over the mean's sensitivity to the noise "
+        "prediction, so that no step dominates the gradient; mean 1 over the trained steps.",
+    )
+    reward_guidance: RewardGuidance | None = Field(None, description="The push of the winner. `tailorpo-g` only.")
+
+
+class TrainedSteps(Part):
+    """Which denoising steps are trained."""
+
+    count: int | None = Field(
+        None,
+        ge=1,
+        le=1000,
+        description="How many. Default: 5 for `tailorpo` and `tailorpo-g`, four fifths for `spo`, all for `d3po` and "
+        "`ddpo`; never more than there are.",
+    )
+    choose: Literal["spread", "early", "late", "random"] | None = Field(
+        None,
+        description="Which: evenly spread, the noisiest, the cleanest, or drawn anew each iteration. Default `spread`, "
+        "`late` for `spo`.",
+    )
+
+
+class Sampling(Part):
+    """How pictures are drawn: DDIM (Song et al. 2020) with stochasticity eta."""
+
+    steps: int = Field(20, ge=2, le=1000, description="Denoising steps of one trajectory.")
+    trained_steps: TrainedSteps = Field(TrainedSteps(), description="The denoising steps that are trained.")
+    guidance_scale: float = Field(
+        5.0, ge=1, le=50, description="Classifier-free guidance, in sampling and training alike; 1 switches it off."
+    )
+    eta: float = Field(
+        1.0, gt=0, le=1, description="Share of DDPM's noise added at each step; 0 would leave nothing to choose between."
+    )
+    timestep_spacing: Literal["leading", "trailing", "linspace"] | None = Field(
+        None, description="Which timesteps are visited. Default: as the model's scheduler says."
+    )
+    negative_prompt: Annotated[str, StringConstraints(max_length=1024)] = Field(
+        "", description="Prompt of the unconditional half of the guidance."
+    )
+    height: int | None = Field(
+        None, ge=8, le=4096, multiple_of=8, description="Pixels. Default: as the model was trained."
+    )
+    width: int | None = Field(
+        None, ge=8, le=4096, multiple_of=8, description="Pixels. Default: as the model was trained."
+    )
+
+
+class Optimizer(Part):
+    """AdamW (Loshchilov and Hutter 2019) on the adapter's weights."""
+
+    learning_rate: float = Field(1e-4, gt=0, le=1, description="Step size.")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="`linear` and `cosine` fall to zero at the last update."
+    )
+    warmup_updates: int = Field(0, ge=0, le=1_000_000, description="Updates over which the step size rises from 0.")
+    beta1: float = Field(0.9, ge=0, lt=1, description="Decay of the gradient's running mean.")
+    beta2: float = Field(0.999, ge=0, lt=1, description="Decay of the squared gradient's running mean.")
+    epsilon: float = Field(1e-8, gt=0, le=1, description="Added to the denominator.")
+    weight_decay: float = Field(1e-4, ge=0, le=1, description="Decoupled weight decay.")
+    max_grad_norm: float = Field(1.0, gt=0, le=1e6, description="Gradients are scaled down to this norm.")
+    ema_decay: float | None = Field(
+        None, gt=0, lt=1, description="Decay of an exponential moving average of the adapter, used in evaluation "
+        "and in the final adapter. Default: none is kept."
+    )
+
+
+class Training(Part):
+    """How long, how much at once, and from which seed."""
+
+    iterations: int = Field(100, ge=1, le=10_000_000, description="Rounds of sampling and updating.")
+    prompts_per_iteration: int = Field(8, ge=1, le=65_536, description="Prompts drawn for one iteration.")
+    samples_per_prompt: int = Field(
+        1, ge=1, le=1024, description="Trajectories for each of them (`d3po`: pairs of trajectories)."
+    )
+    updates_per_iteration: int = Field(
+        1, ge=1, le=10_000, description="Optimiser steps that one iteration's records are split into."
+    )
+    micro_batch_size: int | None = Field(
+        None, ge=1, le=65_536,
+        description="Rows in one forward and backward pass; gradients accumulate. Default: as many as one step's.",
+    )
+    sampling_batch_size: int | None = Field(
+        None, ge=1, le=65_536, description="Trajectories sampled at once. Default: all of an iteration's."
+    )
+    decode_batch_size: int = Field(64, ge=1, le=4096, description="Latents decoded to pictures at once.")
+    seed: int = Field(0, ge=0, le=2**53 - 1, description="Seed of prompts, noise and the adapter's initial weights.")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="Arithmetic of the denoiser: `auto` is bf16 on accelerators that have it, fp32 on CPUs."
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="Recompute activations in the backward pass: less memory, about a third more denoiser work."
+    )
+    vae_slicing: bool = Field(False, description="Decode pictures one by one: less memory.")
+
+
+class Evaluation(Part):
+    """Measuring on prompts and noise that training never sees."""
+
+    every_iterations: int = Field(
+        10, ge=0, le=10_000_000, description="Iterations between evaluations; 0 switches them off."
+    )
+    images: int = Field(64, ge=2, le=65_536, description="Pictures drawn for one evaluation, over the prompts in turn.")
+    prompts: Prompts | None = Field(None, description="Prompts to evaluate on. Default: the training prompts.")
+    rewards: list[Reward] = Field(
+        [], max_length=16, description="Further rewards to watch, not to maximise: they show over-optimisation."
+    )
+
+
+class Checkpoint(Part):
+    """Where and when progress is kept."""
+
+    storage: URI | None = Field(
+        None, description="A folder or `s3://bucket/prefix`. `tailorpo run --output DIR` replaces it."
+    )
+    every_iterations: int = Field(10, ge=1, le=10_000_000, description="Iterations between checkpoints.")
+    keep: int = Field(3, ge=1, le=10_000, description="Newest checkpoints kept; older ones are deleted.")
+    secret_name: Text | None = Field(
+        None, max_length=253, description="Secret whose keys become the trainer's environment; on a cluster only."
+    )
+
+
+class TrainingSpec(Part):
+    """All that defines what is trained, on what, by which method, and how it is watched and kept."""
+
+    model: Model = Field(Model(), description="The diffusion model that is aligned.")
+    lora: LoRA = Field(LoRA(), description="The adapter that is trained.")
+    prompts: Prompts = Field(description="Prompts to train on.")
+    rewards: list[Reward] = Field(min_length=1, max_length=16, description="Terms of the weighted sum to maximise.")
+    method: Method = Field(description="The algorithm and its parameters.")
+    sampling: Sampling = Field(Sampling(), description="How pictures are drawn.")
+    optimizer: Optimizer = Field(Optimizer(), description="How the adapter is updated.")
+    training: Training = Field(Training(), description="How long, how much at once, from which seed.")
+    evaluation: Evaluation = Field(Evaluation(), description="Measuring on what training never sees.")
+    checkpoint: Checkpoint = Field(Checkpoint(), description="Where and when progress is kept.")
+
+
+class Spec(TrainingSpec):
+    """The training run, and where it runs: the latter is read by the operator alone."""
+
+    workers: int = Field(1, ge=1, le=1024, description="Pods of one gang.")
+    processes_per_worker: int = Field(1, ge=1, le=64, description="Processes in one pod, one an accelerator.")
+    template: dict[str, Any] | None = Field(None, description="Image, resources, environment and placement of a pod.")
+    run_policy: dict[str, Any] | None = Field(None, description="Deadlines, retries, suspension, clean-up.")
+    scheduling: dict[str, Any] | None = Field(None, description="Queue, priority and gang of the pods.")
+
+
+CLUSTER_FIELDS = tuple(name for name in Spec.model_fields if name not in TrainingSpec.model_fields)
+"""Fields of `Spec` that say where a run runs, not what it is."""
+
+
+class Metadata(BaseModel):
+    """The part of Kubernetes' ObjectMeta that names the job; the rest passes unread."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    name: Name = Field(description="Name of the job: lower-case letters, digits and `-`, at most 40.")
+    namespace: Text | None = Field(None, max_length=63, description="Namespace on a cluster.")
+
+
+class TailorPOJob(Part):
+    """One document: a training run that `tailorpo run` and the operator understand alike."""
+
+    api_version: Literal["tailorpo.dev/v1alpha1"] = Field(description="Version of this document's format.")
+    kind: Literal["TailorPOJob"] = Field(description="Kind of this document.")
+    metadata: Metadata = Field(description="The job's name.")
+    spec: Spec = Field(description="What to train and where.")
+    status: Any = Field(None, description="Written by the operator, so that `kubectl get -o yaml` can be run again.")
