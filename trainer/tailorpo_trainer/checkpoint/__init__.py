@@ -1,0 +1,40 @@
+"""Checkpoints as commits: what has no valid manifest does not exist. The format is in `docs/checkpoints.md`.
+
+    run = open_run(open_store(uri), job)              # whose storage is this?
+    start = None if fresh else run.latest()           # where to go on, or None
+    attempt = run.begin(start, at_least=number)       # from now on it writes under its own prefix only
+    attempt.save(step, {"adapter": tensors}, {"samples": 640})
+    attempt.prune(keep=3)
+
+Nothing here imports torch before tensors are saved or asked for.
+"""
+
+from tailorpo_trainer.checkpoint.attempts import Attempt, Snapshot, capture
+from tailorpo_trainer.checkpoint.format import FORMAT_VERSION, CorruptError, Manifest
+from tailorpo_trainer.checkpoint.identity import differences, experiment_hash
+from tailorpo_trainer.checkpoint.layout import Ref
+from tailorpo_trainer.checkpoint.reading import Loaded, checkpoints, latest, load
+from tailorpo_trainer.checkpoint.runs import Run, open_run
+from tailorpo_trainer.checkpoint.store import ExistsError, MissingError, Store, open_store
+
+__all__ = [
+    "FORMAT_VERSION",
+    "Attempt",
+    "CorruptError",
+    "ExistsError",
+    "Loaded",
+    "Manifest",
+    "MissingError",
+    "Ref",
+    "Run",
+    "Snapshot",
+    "Store",
+    "capture",
+    "checkpoints",
+    "differences",
+    "experiment_hash",
+    "latest",
+    "load",
+    "open_run",
+    "open_store",
+]

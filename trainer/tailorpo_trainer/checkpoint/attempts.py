@@ -1,0 +1,114 @@
+"""The writer's side: copy a state, commit it, delete old checkpoints."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from tailorpo_trainer.checkpoint.format import Manifest, digest, now, versions
+from tailorpo_trainer.checkpoint.layout import OBJECT, RUN, STATE, TENSORS, Ref, inventory
+from tailorpo_trainer.checkpoint.store import Store
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Groups = Mapping[str, Mapping[str, "Tensor"]]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A state as it was at one moment, sharing nothing with the live one: it can be written at leisure."""
+
+    step: int
+    time: str
+    groups: dict[str, dict[str, "Tensor"]] = field(repr=False)
+    state: bytes = field(repr=False)
+
+
+def capture(step: int, groups: Groups, state: Mapping[str, Any]) -> Snapshot:
+    """Copy tensors to host memory and the state to JSON: all that training has to wait for.
+
+    Raises `ValueError` for a state that JSON would change: NaN, tuples, keys other than text.
+    """
+    from tailorpo_trainer.checkpoint.tensors import copied
+
+    assert all(OBJECT.match(name) for name in groups), f"not names of objects: {list(groups)}"
+    text = json.dumps(state, indent=2, allow_nan=False)
+    if json.loads(text) != state:
+        raise ValueError(f"the state must be plain JSON, with lists and text keys only: {text[:200]}")
+    return Snapshot(step, now(), {name: copied(tensors) for name, tensors in groups.items()}, text.encode())
+
+
+@dataclass
+class Attempt:
+    """One try at a run, the only writer below its prefix. Not for several threads at once.
+
+    `start` is the manifest of the checkpoint it went on from, None if it began from nothing.
+    """
+
+    store: Store
+    experiment: str
+    number: int
+    start: Manifest | None
+    _newest: Manifest | None = None
+    _unfinished: int | None = None
+    _swept: bool = False
+
+    def save(self, step: int, groups: Groups, state: Mapping[str, Any]) -> Manifest:
+        """Commit a checkpoint: `capture`, then `commit`."""
+        return self.commit(capture(step, groups, state))
+
+    def commit(self, snapshot: Snapshot) -> Manifest:
+        """Write objects, then the manifest; when this returns the checkpoint survives any crash.
+
+        A step that is committed already, by this attempt or as its start, is not written again. May be called
+        again after an error. Raises `ValueError` for a step before the newest one, and what the store raises.
+        """
+        from tailorpo_trainer.checkpoint.tensors import pack
+
+        newest = self._newest or self.start
+        if newest and snapshot.step <= newest.step:
+            if snapshot.step < newest.step:
+                raise ValueError(f"step {snapshot.step} comes before the committed step {newest.step}")
+            return newest
+        ref = Ref(self.number, snapshot.step)
+        if self._unfinished == snapshot.step:
+            # The manifest may have landed although its write failed: no object may change below it.
+            self.store.delete([ref.manifest])
+        self._unfinished = snapshot.step
+        entries = {}
+        for group, tensors in snapshot.groups.items():
+            data = pack(tensors)
+            entries[group + TENSORS] = digest(data)
+            self.store.write(ref.prefix + group + TENSORS, data)
+        entries[STATE] = digest(snapshot.state)
+        self.store.write(ref.prefix + STATE, snapshot.state)
+        manifest = Manifest(
+            time=snapshot.time, experiment=self.experiment, versions=versions(),
+            attempt=self.number, step=snapshot.step, objects=entries,
+        )  # fmt: skip
+        self.store.write(ref.manifest, manifest.encode(), if_absent=True)
+        self._newest, self._unfinished = manifest, None
+        return manifest
+
+    def prune(self, keep: int) -> None:
+        """Delete all but the newest `keep` checkpoints of all attempts, and what interrupted writers left.
+
+        Does nothing before the first commit: until then an older checkpoint is the only one known to be good.
+        Does nothing if a newer attempt began: then this process should be dead. Never touches what is newer
+        than the last commit. Manifests go before their objects, so that nothing half deleted ever exists.
+        """
+        assert keep >= 1
+        found = inventory(self.store.names("attempt-"))
+        if self._newest is None or max(found.attempts, default=0) > self.number:
+            return
+        kept, newest = found.committed()[-keep:], self._newest.ref
+        doomed = {ref: names for ref, names in found.steps.items() if ref < newest and ref not in kept}
+        if doomed:
+            self.store.delete([ref.manifest for ref in doomed])
+            self.store.delete([name for names in doomed.values() for name in names])
+        if not self._swept:
+            for number in found.attempts:
+                self.store.sweep(f"attempt-{number:04d}/")
+            self.store.sweep(RUN)
+            self._swept = True

@@ -1,0 +1,143 @@
+"""A store in a folder: temporary file, fsync, atomic rename, fsync of the folder."""
+
+import errno
+import os
+import re
+import secrets
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from tailorpo_trainer.checkpoint.disk import claim, fill, make, sync
+from tailorpo_trainer.checkpoint.store import ExistsError, MissingError
+from tailorpo_trainer.exits import ConfigurationError, ResourceError, UnavailableError
+
+TEMPORARY = re.compile(r"^\.(?P<name>.+)\.[0-9a-f]{16}\.tmp$")
+
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+NO_FOLDER = {errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG}
+
+
+class FolderStore:
+    """Objects are files below `root`, which the first write creates. Hidden files are no objects."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.expanduser().absolute()
+
+    def write(self, name: str, data: bytes, *, if_absent: bool = False) -> None:
+        path = self._path(name)
+        with self._explained(path):
+            for tries_left in (2, 1, 0):
+                try:
+                    return self._write(path, data, if_absent)
+                except FileNotFoundError:
+                    # A newer attempt swept the temporary file or the empty folder from under us.
+                    if not tries_left:
+                        raise
+
+    def read(self, name: str) -> bytes:
+        path = self._path(name)
+        with self._explained(path):
+            try:
+                return path.read_bytes()
+            except FileNotFoundError:
+                raise MissingError(f"{path}: is missing") from None
+
+    def size(self, name: str) -> int:
+        path = self._path(name)
+        with self._explained(path):
+            try:
+                return path.stat().st_size
+            except FileNotFoundError:
+                raise MissingError(f"{path}: is missing") from None
+
+    def names(self, prefix: str) -> list[str]:
+        found = [here + file for here, _, files in self._walk(prefix) for file in files if file[0] != "."]
+        return sorted(name for name in found if name.startswith(prefix))
+
+    def delete(self, names: Iterable[str]) -> None:
+        paths = [self._path(name) for name in names]
+        for path in paths:
+            with self._explained(path), suppress(FileNotFoundError):
+                path.unlink()
+        for folder in {path.parent for path in paths}:
+            # Or a power cut could bring a manifest back whose objects are deleted next.
+            with self._explained(folder), suppress(FileNotFoundError):
+                sync(folder)
+            self._remove_empty(folder)
+
+    def sweep(self, prefix: str) -> None:
+        for here, folder, files in list(self._walk(prefix)):
+            for file in files:
+                match = TEMPORARY.match(file)
+                if match and (here + match["name"]).startswith(prefix):
+                    with self._explained(folder), suppress(FileNotFoundError):
+                        (folder / file).unlink()
+            if here.startswith(prefix):
+                self._remove_empty(folder)
+
+    def uri(self, name: str) -> str:
+        return str(self.root / name)
+
+    def _path(self, name: str) -> Path:
+        parts = name.split("/")
+        assert all(part and part[0] != "." for part in parts), f"not the name of an object: {name!r}"
+        return self.root.joinpath(*parts)
+
+    def _write(self, path: Path, data: bytes, if_absent: bool) -> None:
+        make(path.parent)
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+        try:
+            fill(temporary, data)
+            if not if_absent:
+                os.replace(temporary, path)
+            elif not claim(temporary, path, data) and path.read_bytes() != data:
+                raise ExistsError(f"{path}: another process wrote it first")
+        finally:
+            with suppress(FileNotFoundError):
+                temporary.unlink()
+        for folder in (path.parent, *path.parent.parents):
+            # All of them: who created a folder may have been killed before it was on the disk.
+            sync(folder)
+            if folder == self.root:
+                break
+
+    def _walk(self, prefix: str) -> Iterator[tuple[str, Path, list[str]]]:
+        """Each folder that may hold names with this prefix: its name with `/`, its path, its files."""
+
+        def tell(error: OSError) -> None:
+            # A folder may go while we look: somebody prunes.
+            if not isinstance(error, FileNotFoundError):
+                raise error
+
+        start = self.root / prefix.rpartition("/")[0]
+        with self._explained(start):
+            for folder, folders, files in os.walk(start, onerror=tell):
+                inside = Path(folder).relative_to(self.root).as_posix()
+                here = "" if inside == "." else f"{inside}/"
+                below = ((name, f"{here}{name}/") for name in folders if name[0] != ".")
+                folders[:] = [name for name, at in below if at.startswith(prefix) or prefix.startswith(at)]
+                yield here, Path(folder), files
+
+    def _remove_empty(self, folder: Path) -> None:
+        while folder != self.root and self.root in folder.parents:
+            try:
+                folder.rmdir()
+            except OSError:  # holds something, or somebody was faster: either way nothing to do
+                return
+            folder = folder.parent
+
+    @contextmanager
+    def _explained(self, path: Path) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            why = error.strerror or str(error)
+            if error.errno in FULL:
+                raise ResourceError(f"{path}: not written, the disk or quota is full ({why})") from error
+            if error.errno in FORBIDDEN:
+                raise ConfigurationError(f"{self.root}: no permission here ({path}: {why})") from error
+            if error.errno in NO_FOLDER:
+                raise ConfigurationError(f"{self.root}: is not usable as a folder ({path}: {why})") from error
+            raise UnavailableError(f"{path}: the storage does not answer as it should ({why})") from error

@@ -1,0 +1,134 @@
+"""The three JSON records of a storage. No torch, no I/O.
+
+Readers accept their own format version and older ones, and ignore keys that they do not know.
+"""
+
+import hashlib
+import json
+import platform
+from datetime import UTC, datetime
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.alias_generators import to_camel
+
+from tailorpo_trainer.checkpoint.layout import Ref
+from tailorpo_trainer.exits import ConfigurationError, DataError
+
+FORMAT_VERSION = 1
+
+PACKAGES = ("tailorpo", "torch", "diffusers", "peft", "transformers", "safetensors", "numpy")
+
+
+class CorruptError(DataError):
+    """An object is torn, missing or not what its manifest says; the text begins with where it is."""
+
+
+class Record(BaseModel):
+    """A JSON file that says which format version wrote it."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="ignore", alias_generator=to_camel, validate_by_name=True, validate_by_alias=True
+    )
+
+    format_version: int = FORMAT_VERSION
+    time: str
+    experiment: str
+    versions: dict[str, str]
+
+    def encode(self) -> bytes:
+        return json.dumps(self.model_dump(mode="json", by_alias=True), indent=2).encode() + b"\n"
+
+    @classmethod
+    def decode(cls, data: bytes, where: str) -> Self:
+        """Raises `ConfigurationError` if a newer tailorpo wrote it, `CorruptError` if it cannot be read."""
+        try:
+            tree = json.loads(data)
+        except (ValueError, RecursionError):
+            raise CorruptError(f"{where}: is not JSON") from None
+        found = tree.get("formatVersion") if isinstance(tree, dict) else None
+        if isinstance(found, int) and found > FORMAT_VERSION:
+            raise ConfigurationError(
+                f"{where}: has checkpoint format version {found}, and this tailorpo ({version('tailorpo')}) "
+                f"reads versions up to {FORMAT_VERSION}: use the newer tailorpo that wrote it"
+            )
+        try:
+            return cls.model_validate(tree)
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(map(str, first["loc"]))
+            raise CorruptError(f"{where}: {field or 'content'}: {first['msg'].lower()}") from None
+
+
+class RunRecord(Record):
+    """`run.json`: whose storage this is. `defines` are the fields that `experiment` is the hash of."""
+
+    name: str
+    namespace: str | None
+    defines: dict[str, Any]
+
+
+class Parent(BaseModel):
+    """The checkpoint that an attempt went on from."""
+
+    attempt: int
+    step: int
+
+
+class AttemptRecord(Record):
+    """`attempt-NNNN/attempt.json`: the claim of a number, and where the attempt began; null: from nothing."""
+
+    attempt: int
+    parent: Parent | None
+    # Two claims of one number must differ, or `write(if_absent=True)` would take one for the other's retry.
+    token: str
+
+
+class Entry(BaseModel):
+    """What an object must be to count."""
+
+    size: int = Field(ge=0)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class Manifest(Record):
+    """`manifest.json`, written last: with it the checkpoint exists. Objects are named within its prefix."""
+
+    attempt: int
+    step: int
+    objects: dict[str, Entry]
+
+    @property
+    def ref(self) -> Ref:
+        return Ref(self.attempt, self.step)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all objects."""
+        return sum(entry.size for entry in self.objects.values())
+
+
+def digest(data: bytes) -> Entry:
+    return Entry(size=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+@cache
+def _versions() -> tuple[tuple[str, str], ...]:
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return tuple(found.items())
+
+
+def versions() -> dict[str, str]:
+    """What is installed of all that decides the numbers of a run."""
+    return dict(_versions())

@@ -1,0 +1,99 @@
+"""What makes two runs the same experiment, and in which fields two experiments differ."""
+
+import hashlib
+import json
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+
+from tailorpo_trainer import rules
+from tailorpo_trainer.checkpoint.format import RunRecord
+from tailorpo_trainer.exits import ConfigurationError
+from tailorpo_trainer.spec import CLUSTER_FIELDS, Spec
+
+# Where it runs, how it is watched and kept, and how long: a run may be moved, watched otherwise and extended.
+LEFT_OUT: dict[str, Any] = dict.fromkeys((*CLUSTER_FIELDS, "evaluation", "checkpoint"), True)
+LEFT_OUT["training"] = {"iterations"}
+
+
+class Difference(NamedTuple):
+    """A field that two experiments disagree on; None stands for one that is not set."""
+
+    path: str
+    old: Any
+    new: Any
+
+    def __str__(self) -> str:
+        return f"{self.path}: {_show(self.old)} there, {_show(self.new)} here"
+
+
+def defining(spec: Spec) -> dict[str, Any]:
+    """The fields of a resolved document that define the experiment, under their YAML names."""
+    tree = spec.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=LEFT_OUT)
+    plain: dict[str, Any] = _plain(tree)
+    return plain
+
+
+def hash_of(fields: dict[str, Any]) -> str:
+    """SHA-256 of canonical JSON: sorted keys, no spaces, ASCII."""
+    text = json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def experiment_hash(spec: Spec) -> str:
+    """The hash of what defines a resolved document's experiment."""
+    return hash_of(defining(spec))
+
+
+def differences(old: Any, new: Any, path: str = "spec") -> list[Difference]:
+    """Every leaf that differs, with its path as in the document, such as `spec.rewards[0].weight`."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = [(f"{path}.{key}", old.get(key), new.get(key)) for key in {**old, **new}]
+    elif isinstance(old, list) and isinstance(new, list):
+        count = max(len(old), len(new))
+        padded = ([*side, *[None] * (count - len(side))] for side in (old, new))
+        keys = [(f"{path}[{index}]", *pair) for index, pair in enumerate(zip(*padded, strict=True))]
+    else:
+        return [] if old == new else [Difference(path, old, new)]
+    return [difference for key, one, other in keys for difference in differences(one, other, key)]
+
+
+def check(stored: RunRecord, job: RunRecord, where: str) -> None:
+    """Raise `ConfigurationError` naming what differs, unless a storage is of this job and this experiment."""
+    found = []
+    if stored.name != job.name:
+        found.append(Difference("metadata.name", stored.name, job.name))
+    # A laptop's document often names no namespace: then it says nothing about whose storage this is.
+    if stored.namespace != job.namespace and stored.namespace is not None and job.namespace is not None:
+        found.append(Difference("metadata.namespace", stored.namespace, job.namespace))
+    whose = "job" if found else "experiment"
+    if stored.experiment != job.experiment:
+        found += differences(_reread(stored.defines), job.defines)
+    if found:
+        lines = "\n".join(f"  {difference}" for difference in found)
+        raise ConfigurationError(
+            f"{where}: holds the checkpoints of another {whose}:\n{lines}\n"
+            "Give this one its own storage (--output, or spec.checkpoint.storage), or take the change back."
+        )
+
+
+def _reread(fields: dict[str, Any]) -> dict[str, Any]:
+    """Fields that an older tailorpo wrote, with the defaults of those that it did not know yet."""
+    try:
+        return defining(rules.resolve(Spec.model_validate(fields)))
+    except (ValidationError, KeyError):
+        return fields
+
+
+def _plain(tree: Any) -> Any:
+    """The same with 8.0 as 8: whether a default or a document wrote a number must make no difference."""
+    if isinstance(tree, dict):
+        return {key: _plain(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [_plain(value) for value in tree]
+    return int(tree) if isinstance(tree, float) and tree.is_integer() else tree
+
+
+def _show(value: Any) -> str:
+    text = "not set" if value is None else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 120 else f"{text[:117]}..."

@@ -1,0 +1,53 @@
+"""The names of a storage's objects, and what they say before anything is read."""
+
+import re
+from collections.abc import Iterable
+from typing import NamedTuple
+
+RUN = "run.json"
+MANIFEST = "manifest.json"
+STATE = "state.json"
+TENSORS = ".safetensors"
+
+OBJECT = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+_OWNED = re.compile(r"^attempt-(\d{4,})/(?:step-(\d{8,})/)?[^/]+$")
+
+
+class Ref(NamedTuple):
+    """Names a checkpoint; sorts as `latest` looks: the newest attempt's newest step is the greatest."""
+
+    attempt: int
+    step: int
+
+    @property
+    def prefix(self) -> str:
+        return f"attempt-{self.attempt:04d}/step-{self.step:08d}/"
+
+    @property
+    def manifest(self) -> str:
+        return self.prefix + MANIFEST
+
+
+class Inventory(NamedTuple):
+    """What names say, without reading anything: all attempts, and the names under each step's prefix."""
+
+    attempts: set[int]
+    steps: dict[Ref, list[str]]
+
+    def committed(self) -> list[Ref]:
+        """Steps that have a manifest, oldest first."""
+        return sorted(ref for ref, names in self.steps.items() if ref.manifest in names)
+
+
+def inventory(names: Iterable[str]) -> Inventory:
+    found = Inventory(set(), {})
+    for name in names:
+        if match := _OWNED.match(name):
+            found.attempts.add(int(match[1]))
+            if match[2] is not None:
+                found.steps.setdefault(Ref(int(match[1]), int(match[2])), []).append(name)
+    return found
+
+
+def attempt_name(number: int) -> str:
+    return f"attempt-{number:04d}/attempt.json"

@@ -1,0 +1,131 @@
+"""Find and load the checkpoint to go on from; every byte is checked before it is believed."""
+
+import json
+import logging
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from tailorpo_trainer.checkpoint.format import AttemptRecord, CorruptError, Manifest, digest
+from tailorpo_trainer.checkpoint.layout import OBJECT, STATE, TENSORS, Ref, attempt_name, inventory
+from tailorpo_trainer.checkpoint.store import MissingError, Store
+from tailorpo_trainer.exits import UnavailableError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+ROUNDS = 10
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A checkpoint in memory, all of whose objects have the size and the hash that its manifest says."""
+
+    manifest: Manifest
+    uri: str
+    state: dict[str, Any]
+    objects: dict[str, bytes] = field(repr=False)
+
+    @property
+    def attempt(self) -> int:
+        return self.manifest.attempt
+
+    @property
+    def step(self) -> int:
+        return self.manifest.step
+
+    @property
+    def groups(self) -> list[str]:
+        return [name.removesuffix(TENSORS) for name in self.objects if name.endswith(TENSORS)]
+
+    def tensors(self, group: str) -> dict[str, "Tensor"]:
+        """A group's tensors, on the CPU; `CorruptError` if the checkpoint has no such group."""
+        from tailorpo_trainer.checkpoint import tensors
+
+        name = group + TENSORS
+        if name not in self.objects:
+            raise CorruptError(f"{self.uri}: has no {name}, only {', '.join(sorted(self.objects))}")
+        return tensors.unpack(self.objects[name], self.uri + name)
+
+
+def checkpoints(store: Store) -> list[Ref]:
+    """All committed checkpoints, oldest first; none is read."""
+    return inventory(store.names("attempt-")).committed()
+
+
+def load(store: Store, ref: Ref) -> Loaded:
+    """One checkpoint, verified.
+
+    Raises `CorruptError` naming the object that is wrong, `MissingError` if the checkpoint is not there (any
+    more), `ConfigurationError` if a newer tailorpo wrote it.
+    """
+    manifest = Manifest.decode(store.read(ref.manifest), store.uri(ref.manifest))
+    if manifest.ref != ref:
+        raise CorruptError(f"{store.uri(ref.manifest)}: belongs to {manifest.ref.prefix}")
+    objects = {}
+    for name, entry in manifest.objects.items():
+        where = store.uri(ref.prefix + name)
+        if not OBJECT.match(name):  # it could lead out of the storage
+            raise CorruptError(f"{store.uri(ref.manifest)}: {name!r} cannot be the name of an object")
+        try:
+            objects[name] = store.read(ref.prefix + name)
+        except MissingError:
+            # Deleting begins with the manifest: if that is gone as well, nothing is wrong.
+            store.size(ref.manifest)
+            raise CorruptError(f"{where}: is missing") from None
+        if len(objects[name]) != entry.size:
+            raise CorruptError(f"{where}: has {len(objects[name])} bytes instead of {entry.size}")
+        if digest(objects[name]) != entry:
+            raise CorruptError(f"{where}: its SHA-256 is not the manifest's: the content changed")
+    try:
+        state = json.loads(objects[STATE])
+    except (KeyError, ValueError):
+        raise CorruptError(f"{store.uri(ref.prefix + STATE)}: is missing or not JSON") from None
+    return Loaded(manifest, store.uri(ref.prefix), state, objects)
+
+
+def latest(store: Store, experiment: str | None = None) -> Loaded | None:
+    """The checkpoint that a resume goes on from, or None to begin from nothing.
+
+    The newest attempt that has a checkpoint which verifies, its newest such step; others are skipped with a
+    warning. An attempt that itself began from nothing is the last one looked at: what is older was given up
+    by `--fresh`. With `experiment`, checkpoints of another hash are skipped as well.
+    """
+    for _ in range(ROUNDS):
+        try:
+            return _latest(store, experiment)
+        except (
+            MissingError
+        ):  # deleted by an older attempt that is still alive: look again, there is a newer one now
+            continue
+    raise UnavailableError(
+        f"{store.uri('')}: checkpoints vanish while they are read: is another process at work?"
+    )
+
+
+def _latest(store: Store, experiment: str | None) -> Loaded | None:
+    found = inventory(store.names("attempt-"))
+    committed = found.committed()
+    for number in sorted(found.attempts, reverse=True):
+        for ref in sorted((ref for ref in committed if ref.attempt == number), reverse=True):
+            try:
+                loaded = load(store, ref)
+            except CorruptError as error:
+                logger.warning("checkpoint skipped: %s", error)
+                continue
+            if experiment in (None, loaded.manifest.experiment):
+                return loaded
+            logger.warning("checkpoint skipped: %s: is of another experiment", store.uri(ref.manifest))
+        if _began_from_nothing(store, number):
+            return None
+    return None
+
+
+def _began_from_nothing(store: Store, number: int) -> bool:
+    name = attempt_name(number)
+    try:
+        return AttemptRecord.decode(store.read(name), store.uri(name)).parent is None
+    except (MissingError, CorruptError) as error:
+        logger.warning("taken for an attempt that went on from an older one: %s", error)
+        return False

@@ -1,0 +1,96 @@
+"""Whose storage is it, where does the run go on, and as which attempt?"""
+
+import logging
+import secrets
+from dataclasses import dataclass
+
+from tailorpo_trainer.checkpoint import identity, reading
+from tailorpo_trainer.checkpoint.attempts import Attempt
+from tailorpo_trainer.checkpoint.format import AttemptRecord, Parent, RunRecord, now, versions
+from tailorpo_trainer.checkpoint.layout import RUN, attempt_name, inventory
+from tailorpo_trainer.checkpoint.store import ExistsError, MissingError, Store
+from tailorpo_trainer.exits import ConfigurationError
+from tailorpo_trainer.spec import TailorPOJob
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A storage that is known to belong to this job and this experiment."""
+
+    store: Store
+    record: RunRecord
+    iterations: int
+
+    def latest(self) -> reading.Loaded | None:
+        """Where to go on, or None to begin from nothing; at step `iterations` the run is finished.
+
+        Raises `ConfigurationError` if more iterations are done than the document asks for.
+        """
+        found = reading.latest(self.store, self.record.experiment)
+        if found is not None and found.step > self.iterations:
+            raise ConfigurationError(
+                f"spec.training.iterations: {self.iterations}, but {found.step} are done already "
+                f"({found.uri}) and they may only grow: set at least {found.step}, or give another storage "
+                "(--output, or spec.checkpoint.storage)"
+            )
+        return found
+
+    def begin(self, start: reading.Loaded | None, *, at_least: int = 1) -> Attempt:
+        """Claim the next attempt, which goes on from `start`, or from nothing (`--fresh`, or a new run).
+
+        `at_least` is the operator's own count. The storage may be ahead of it, as when a job is deleted and
+        applied again: then the number is one more than the newest here. No two writers ever share a prefix.
+        """
+        newest = max(inventory(self.store.names("attempt-")).attempts, default=0)
+        number = max(newest + 1, at_least)
+        parent = None if start is None else Parent(attempt=start.attempt, step=start.step)
+        while True:
+            record = AttemptRecord(
+                time=now(), experiment=self.record.experiment, versions=versions(),
+                attempt=number, parent=parent, token=secrets.token_hex(16),
+            )  # fmt: skip
+            try:
+                self.store.write(attempt_name(number), record.encode(), if_absent=True)
+                break
+            except ExistsError:
+                number += 1
+        if start is not None and start.manifest.versions != versions():
+            changed = identity.differences(start.manifest.versions, versions(), "versions")
+            text = "; ".join(map(str, changed))
+            logger.warning("the run goes on with other software, so its last bits may differ: %s", text)
+        return Attempt(self.store, self.record.experiment, number, None if start is None else start.manifest)
+
+
+def open_run(store: Store, job: TailorPOJob) -> Run:
+    """Make a storage this job's, or check that it is; nothing is written to one that is not.
+
+    Raises `ConfigurationError` naming each field that differs, both values and the way out.
+    """
+    defines = identity.defining(job.spec)
+    mine = RunRecord(
+        time=now(), experiment=identity.hash_of(defines), versions=versions(),
+        name=job.metadata.name, namespace=job.metadata.namespace, defines=defines,
+    )  # fmt: skip
+    stored = _read(store)
+    if stored is None:
+        if inventory(store.names("attempt-")).attempts:
+            raise ConfigurationError(
+                f"{store.uri(RUN)}: is missing, so nobody can tell whose checkpoints these are: bring it "
+                "back, or give another storage (--output, or spec.checkpoint.storage)"
+            )
+        try:
+            store.write(RUN, mine.encode(), if_absent=True)
+        except ExistsError:
+            stored = _read(store)  # another process was first: then it decides
+    if stored is not None:
+        identity.check(stored, mine, store.uri(""))
+    return Run(store, stored or mine, job.spec.training.iterations)
+
+
+def _read(store: Store) -> RunRecord | None:
+    try:
+        return RunRecord.decode(store.read(RUN), store.uri(RUN))
+    except MissingError:
+        return None

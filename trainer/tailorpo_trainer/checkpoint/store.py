@@ -1,0 +1,68 @@
+"""Where checkpoints are kept: named objects, each written whole or not at all."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Protocol
+
+from tailorpo_trainer.exits import ConfigurationError, TailorPOError
+
+
+class MissingError(TailorPOError):
+    """There is no object of this name (any more)."""
+
+
+class ExistsError(TailorPOError):
+    """Another writer was first: the name already holds other bytes."""
+
+
+class Store(Protocol):
+    """Flat names with `/` in them, as S3 has; no folders, no renames, nothing half written.
+
+    Every method may raise `ConfigurationError` (no permission, no such place), `ResourceError` (full) or
+    `UnavailableError` (does not answer). No method keeps state, so several threads may share a store.
+    """
+
+    def write(self, name: str, data: bytes, *, if_absent: bool = False) -> None:
+        """Put an object; when this returns it survives a power cut.
+
+        With `if_absent`, of two writers one gets `ExistsError`. Finding the very same bytes is a success: it
+        may be our own retry after a lost answer. So whoever claims a name must write something unique.
+        """
+
+    def read(self, name: str) -> bytes:
+        """The bytes of an object; `MissingError`."""
+
+    def size(self, name: str) -> int:
+        """How many bytes an object has; `MissingError`."""
+
+    def names(self, prefix: str) -> list[str]:
+        """All objects whose name begins so, sorted; unfinished ones are not among them."""
+
+    def delete(self, names: Iterable[str]) -> None:
+        """Remove objects, in no certain order, for good when this returns; missing ones are fine."""
+
+    def sweep(self, prefix: str) -> None:
+        """Remove what writers that died left unfinished under a prefix.
+
+        A writer that is still alive there must begin its object again, which `write` does by itself.
+        """
+
+    def uri(self, name: str) -> str:
+        """Where a person finds an object."""
+
+
+def open_store(uri: str | Path) -> Store:
+    """The store at a folder, or `file://` URI; nothing is created before the first write.
+
+    Raises `ConfigurationError` for a scheme that this version cannot write to.
+    """
+    from tailorpo_trainer.checkpoint.folder import FolderStore
+
+    scheme, separator, rest = str(uri).partition("://")
+    if not separator:
+        return FolderStore(Path(uri))
+    if scheme == "file" and rest.startswith("/"):
+        return FolderStore(Path(rest))
+    if scheme == "s3":
+        raise ConfigurationError(f"{uri}: this version cannot keep checkpoints in S3 yet; give a folder")
+    raise ConfigurationError(f"{uri}: checkpoints cannot be kept at {scheme}://; give a folder")

@@ -1,0 +1,19 @@
+"""The methods, behind one switch: `build(run.method)`."""
+
+from tailorpo_trainer import spec
+from tailorpo_trainer.methods.base import Loss, Method, Scene
+from tailorpo_trainer.methods.d3po import D3PO
+from tailorpo_trainer.methods.ddpo import DDPO
+from tailorpo_trainer.methods.spo import SPO
+from tailorpo_trainer.methods.tailorpo import TailorPO
+from tailorpo_trainer.methods.tailorpo_g import TailorPOG
+
+METHODS = {"tailorpo": TailorPO, "tailorpo-g": TailorPOG, "spo": SPO, "d3po": D3PO, "ddpo": DDPO}
+
+
+def build(parameters: spec.Method) -> Method:
+    """The method that a document names, with its parameters (defaults written out by `rules.resolve`)."""
+    return METHODS[parameters.name](parameters)
+
+
+__all__ = ["METHODS", "Loss", "Method", "Scene", "build"]

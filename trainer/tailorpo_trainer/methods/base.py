@@ -1,0 +1,101 @@
+"""What every method is: a rollout, a way to make rows of it, and a loss on rows."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from tailorpo_trainer.noise import Noise
+from tailorpo_trainer.policy import Policy
+from tailorpo_trainer.records import Pairs, Transitions
+from tailorpo_trainer.rollout import Branch
+from tailorpo_trainer.scoring import Scorer
+
+
+@dataclass(frozen=True)
+class Scene:
+    """All that one iteration's rollout needs.
+
+    Attributes:
+        text: embeddings of each sample's prompt [n, tokens, width].
+        prompts: index of each sample's prompt, int64 [n].
+        trained: indices of the denoising steps to train, ascending.
+        progress: share of the iterations that are done, in [0, 1).
+    """
+
+    policy: Policy
+    text: Tensor
+    prompts: Tensor
+    noise: Noise
+    score: Scorer
+    trained: Sequence[int]
+    progress: float = 0.0
+
+    def part(self, rows: slice) -> "Scene":
+        """The scene of some of the samples."""
+        return replace(
+            self,
+            text=self.text[rows],
+            prompts=self.prompts[rows],
+            noise=self.noise.rows(rows),
+            score=self.score.part(rows),
+        )
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Unweighted losses [n], and facts about the rows [n] that are worth watching: logit, clamped."""
+
+    losses: Tensor
+    facts: dict[str, Tensor]
+
+
+class Method(Protocol):
+    """A composition of rollout, score, next, pair, objective and guidance; stateless, so nothing of it is saved."""
+
+    needs_gradient: bool
+
+    def roll_out(self, scene: Scene) -> Any:
+        """Draw and score; what comes back is the method's own and goes to `rows`."""
+
+    def rows(self, scene: Scene, drawn: Any) -> Pairs | Transitions:
+        """Rows to train on, step-major."""
+
+    def loss(self, policy: Policy, rows: Any, text: Tensor) -> Loss:
+        """Differentiable losses of some rows; text [n, tokens, width] of each row."""
+
+
+def best_against_worst(branches: Sequence[Branch], threshold: float = 0.0) -> Pairs:
+    """The pair of each branch; one whose gap is 0 or below the threshold weighs 0."""
+    pairs = []
+    for branch in branches:
+        rows = torch.arange(len(branch.x), device=branch.x.device)
+        gap = branch.rewards[rows, branch.winner] - branch.rewards[rows, branch.loser]
+        pairs.append(
+            Pairs(
+                sample=rows,
+                step=torch.full_like(rows, branch.step),
+                x=branch.x,
+                winner=branch.target,
+                loser=branch.candidates[rows, branch.loser],
+                gap=gap,
+                weight=((gap > 0) & (gap >= threshold)).float(),
+            )
+        )
+    return Pairs(
+        *(torch.cat([getattr(pair, name) for pair in pairs]) for name in Pairs.__dataclass_fields__ if name != "x_loser")
+    )
+
+
+def predictions(policy: Policy, x: Tensor, step: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+    """The policy's predictions, with a gradient, and the reference's, without; both [n, c, h, w]."""
+    with policy.reference():
+        reference = policy.predict(x, step, text)
+    return policy.predict(x, step, text), reference
+
+
+def mean_shift(policy: Policy, x: Tensor, step: Tensor, prediction: Tensor, reference: Tensor) -> Tensor:
+    """mu_theta - mu_ref at x: the sampler's mean is affine, so its x terms cancel exactly."""
+    return policy.sampler.mean(step, torch.zeros_like(x), prediction - reference)

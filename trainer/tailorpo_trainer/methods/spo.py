@@ -1,0 +1,48 @@
+"""SPO, step-by-step preference optimisation (Liang et al. 2024), as in its official code.
+
+k next latents from one latent, the best against the worst by a step-wise score, kept where their gap reaches a
+threshold; likelihood ratios clamped; the trajectory goes on from a random candidate, so that it stays the policy's
+own distribution.
+"""
+
+from torch import Tensor
+
+from tailorpo_trainer import objectives, spec
+from tailorpo_trainer.methods.base import Loss, Scene, best_against_worst, mean_shift, predictions
+from tailorpo_trainer.policy import Policy
+from tailorpo_trainer.records import Pairs
+from tailorpo_trainer.rollout import Branch, branch
+
+
+class SPO:
+    """Best and worst of k candidates, clamped preference loss, random continuation."""
+
+    needs_gradient = False
+
+    def __init__(self, parameters: spec.Method) -> None:
+        self.beta = parameters.beta or 10.0
+        self.reduction = parameters.log_probability
+        self.candidates = parameters.candidates or 4
+        self.threshold = 0.3 if parameters.threshold is None else parameters.threshold
+        self.clamp = parameters.clamp_ratio or 0.1
+        self.continue_from = parameters.continue_from or "random"
+
+    def roll_out(self, scene: Scene) -> list[Branch]:
+        return branch(
+            scene.policy, scene.text, scene.noise, scene.score, scene.trained,
+            candidates=self.candidates, continue_from=self.continue_from,
+        )
+
+    def rows(self, scene: Scene, drawn: list[Branch]) -> Pairs:
+        return best_against_worst(drawn, self.threshold)
+
+    def loss(self, policy: Policy, rows: Pairs, text: Tensor) -> Loss:
+        ours, reference = predictions(policy, rows.x, rows.step, text)
+        mean = policy.sampler.mean(rows.step, rows.x, reference)
+        shift = mean_shift(policy, rows.x, rows.step, ours, reference)
+        sigma = policy.sampler.noise_level(rows.step, rows.x)
+        deltas = [objectives.log_ratio(y, mean, shift, sigma, self.reduction) for y in (rows.winner, rows.loser)]
+        won, lost = (objectives.clamp_log_ratio(delta, self.clamp) for delta in deltas)
+        logit = self.beta * (won - lost)
+        clamped = ((won != deltas[0]).float() + (lost != deltas[1]).float()) / 2
+        return Loss(objectives.preference_loss(logit), {"logit": logit.detach(), "clamped": clamped})

@@ -1,0 +1,44 @@
+"""TailorPO (Ren et al. 2025, arXiv 2502.01667), from the paper's abstract.
+
+At each trained step, draw two next latents from the same latent, rank them by the reward of the picture that each
+leads to (its x0hat, from one denoiser call at the next timestep), and train on the pair by a DPO-style loss against
+the frozen base model. With one shared input the gradient is -(w / sigma^2) J(x)^T (y_w - y_l): to first order the
+mean never moves against the preferred direction.
+
+Not in the abstract, so switches: the trajectory goes on from the winner; which steps are trained.
+"""
+
+from torch import Tensor
+
+from tailorpo_trainer import objectives, spec
+from tailorpo_trainer.methods.base import Loss, Scene, best_against_worst, mean_shift, predictions
+from tailorpo_trainer.policy import Policy
+from tailorpo_trainer.records import Pairs
+from tailorpo_trainer.rollout import Branch, branch
+
+
+class TailorPO:
+    """Two candidates from one latent, step-wise reward, closed-form preference loss."""
+
+    needs_gradient = False
+
+    def __init__(self, parameters: spec.Method) -> None:
+        self.beta = parameters.beta or 0.1
+        self.reduction = parameters.log_probability
+        self.continue_from = parameters.continue_from or "winner"
+
+    def roll_out(self, scene: Scene) -> list[Branch]:
+        return branch(
+            scene.policy, scene.text, scene.noise, scene.score, scene.trained,
+            candidates=2, continue_from=self.continue_from,
+        )
+
+    def rows(self, scene: Scene, drawn: list[Branch]) -> Pairs:
+        return best_against_worst(drawn)
+
+    def loss(self, policy: Policy, rows: Pairs, text: Tensor) -> Loss:
+        ours, reference = predictions(policy, rows.x, rows.step, text)
+        shift = mean_shift(policy, rows.x, rows.step, ours, reference)
+        sigma = policy.sampler.noise_level(rows.step, rows.x)
+        logit = objectives.shared_logit(rows.winner, rows.loser, shift, sigma, self.beta, self.reduction)
+        return Loss(objectives.preference_loss(logit), {"logit": logit.detach()})

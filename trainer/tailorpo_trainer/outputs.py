@@ -1,0 +1,83 @@
+"""The folder a run leaves: every file's name and form in one place.
+
+    job.yaml  prompts.json  environment.json      what was run, and where
+    metrics.jsonl  progress.json                  what happened
+    samples/iteration-000000/000.png …            pictures of each evaluation, on the same noise
+    adapter/                                      the result, as diffusers loads it
+    report.html                                   all of it, to look at
+    run.json  attempt-0001/step-00000010/ …       checkpoints (`docs/checkpoints.md`)
+"""
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tailorpo_trainer import document
+from tailorpo_trainer.exits import ConfigurationError, DataError
+from tailorpo_trainer.spec import TailorPOJob
+
+
+class Output:
+    """One run's folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.job, self.prompts, self.environment = root / "job.yaml", root / "prompts.json", root / "environment.json"
+        self.metrics, self.progress = root / "metrics.jsonl", root / "progress.json"
+        self.samples, self.adapter, self.report = root / "samples", root / "adapter", root / "report.html"
+
+    def create(self) -> None:
+        """Make the folder. Raises `ConfigurationError` if that cannot be."""
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigurationError(f"--output {self.root}: cannot be created: {error.strerror}") from None
+
+    def read_job(self) -> TailorPOJob:
+        """The resolved document. Raises `ConfigurationError` if this is no run's folder."""
+        if not self.job.is_file():
+            raise ConfigurationError(f"{self.root} is no output folder of a run: it has no job.yaml")
+        return document.read(self.job)
+
+    def read_prompts(self) -> tuple[list[str], list[str]]:
+        """Training and evaluation prompts as they were."""
+        try:
+            values = json.loads(self.prompts.read_text(encoding="utf-8"))
+            return list(values["training"]), list(values["evaluation"])
+        except (OSError, ValueError, KeyError, TypeError):
+            raise DataError(f"{self.prompts} is missing or damaged: run the job again to write it") from None
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """All whole lines of `metrics.jsonl`; a line that a killed writer left half is ignored."""
+        if not self.metrics.exists():
+            return []
+        lines = []
+        for text in self.metrics.read_text(encoding="utf-8").splitlines():
+            try:
+                lines.append(json.loads(text))
+            except ValueError:
+                continue
+        return lines
+
+    def sample(self, iteration: int, number: int) -> Path:
+        """Where picture `number` of an evaluation is."""
+        return self.samples / f"iteration-{iteration:06d}" / f"{number:03d}.png"
+
+
+def write_json(path: Path, values: Mapping[str, Any] | Sequence[Any]) -> None:
+    """Replace a JSON file in one step: a reader sees the old one or the new one, never half."""
+    write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a text file in one step."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def rewrite_metrics(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
+    """Replace `metrics.jsonl` by these lines."""
+    write_text(path, "".join(json.dumps(line) + "\n" for line in lines))

@@ -1,0 +1,133 @@
+"""The policy: a denoiser with an adapter, its text, its decoder, and itself without the adapter as the reference."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tailorpo_trainer.sampler import DDIM
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass
+class Work:
+    """What was computed, in rows: a guided prediction of one latent counts two denoiser forwards."""
+
+    forwards: int = 0
+    forwards_with_gradient: int = 0
+    decodes: int = 0
+
+    def as_dict(self) -> dict[str, int]:
+        return {
+            "denoiser_forwards": self.forwards,
+            "denoiser_forwards_with_gradient": self.forwards_with_gradient,
+            "decodes": self.decodes,
+        }
+
+
+@dataclass(eq=False)
+class Policy:
+    """pi_theta(x_next | x, prompt), and pi_ref with the adapter switched off.
+
+    Attributes:
+        unet, vae, text_encoder, tokenizer: the pipeline's own parts, frozen but for the adapter in `unet`.
+        sampler: the DDIM tables.
+        guidance_scale: classifier-free guidance, in sampling and in training alike; 1 is off.
+        interrupt: called before each call that makes no gradient, between which nothing is half-done; may raise.
+        dtype: of the denoiser's arithmetic (autocast); latents and log-probabilities stay float32.
+    """
+
+    unet: Any
+    vae: Any
+    text_encoder: Any
+    tokenizer: Any
+    sampler: DDIM
+    guidance_scale: float
+    device: torch.device
+    dtype: torch.dtype = torch.float32
+    negative_prompt: str = ""
+    decode_batch_size: int = 64
+    latent_shape: tuple[int, ...] = (4, 64, 64)
+    work: Work = field(default_factory=Work)
+    interrupt: Callable[[], None] | None = None
+    _embeddings: dict[str, Tensor] = field(default_factory=dict)
+
+    def embed(self, prompts: Sequence[str]) -> Tensor:
+        """Text embeddings [n, tokens, width]; each prompt is encoded once in a run."""
+        new = [prompt for prompt in dict.fromkeys([*prompts, self.negative_prompt]) if prompt not in self._embeddings]
+        for start in range(0, len(new), 64):
+            part = new[start : start + 64]
+            tokens = self.tokenizer(
+                part,
+                padding="max_length",
+                max_length=self.tokenizer.model_max_length,
+                truncation=True,
+                return_tensors="pt",
+            )
+            with torch.no_grad():
+                states = self.text_encoder(tokens.input_ids.to(self.device))[0].float()
+            self._embeddings.update(zip(part, states, strict=True))
+        return torch.stack([self._embeddings[prompt] for prompt in prompts])
+
+    def predict(self, x: Tensor, step: int | Tensor, text: Tensor) -> Tensor:
+        """The guided prediction of the denoiser, float32 like x [n, c, h, w].
+
+        Args:
+            step: index of the sampler's step, or one for each row (int64 [n]).
+            text: [n, tokens, width], from `embed`.
+        """
+        timestep = self.sampler.timesteps[step if isinstance(step, int) else step.cpu()].to(self.device)
+        timesteps = timestep.expand(len(x))
+        if self.guidance_scale == 1:
+            return self._denoise(x, timesteps, text)
+        negative = self.embed([self.negative_prompt]).expand_as(text)
+        both = self._denoise(torch.cat([x, x]), timesteps.repeat(2), torch.cat([negative, text]))
+        unconditional, conditional = both.chunk(2)
+        return unconditional + self.guidance_scale * (conditional - unconditional)
+
+    def _denoise(self, x: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
+        if self.interrupt is not None and not torch.is_grad_enabled():
+            self.interrupt()
+        self.work.forwards += len(x)
+        if torch.is_grad_enabled():
+            self.work.forwards_with_gradient += len(x)
+        with self._autocast():
+            return self.unet(x, timesteps, encoder_hidden_states=text, return_dict=False)[0].float()
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pictures [n, 3, H, W] in [0, 1] of clean latents [n, c, h, w]; differentiable."""
+        self.work.decodes += len(latents)
+        scaled = latents / self.vae.config.scaling_factor + (getattr(self.vae.config, "shift_factor", None) or 0.0)
+        parts = [
+            self.vae.decode(part.to(self.vae.dtype), return_dict=False)[0].float()
+            for part in scaled.split(self.decode_batch_size)
+        ]
+        return (torch.cat(parts) / 2 + 0.5).clamp(0, 1)
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """Inside, predictions are those of the base model: the adapter is switched off, nothing is copied."""
+        self.unet.disable_adapters()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self.unet.enable_adapters()
+
+    @property
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """The adapter's weights, in the denoiser's own order."""
+        return [parameter for parameter in self.unet.parameters() if parameter.requires_grad]
+
+    def adapter(self) -> dict[str, Tensor]:
+        """The adapter's weights by name, live."""
+        return {name: value for name, value in self.unet.named_parameters() if value.requires_grad}
+
+    def _autocast(self) -> Any:
+        if self.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.dtype)

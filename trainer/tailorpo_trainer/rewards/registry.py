@@ -1,0 +1,75 @@
+"""Which rewards there are: the built-in ones and the installed plug-ins. No torch at import time."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+
+from tailorpo_trainer.exits import ConfigurationError
+
+GROUP = "tailorpo.rewards"
+"""Entry point group of plug-ins."""
+
+
+@dataclass(frozen=True)
+class Builtin:
+    """Where a built-in reward's class is, and which fields of its spec the class takes by keyword."""
+
+    module: str
+    attribute: str
+    differentiable: bool
+    fields: tuple[str, ...] = ()
+
+
+BUILTIN = {
+    "clip-score": Builtin("tailorpo_trainer.rewards.clip_score", "ClipScore", True, ("model",)),
+    "colourfulness": Builtin("tailorpo_trainer.rewards.colourfulness", "Colourfulness", True),
+    "http": Builtin(
+        "tailorpo_trainer.rewards.http",
+        "HttpReward",
+        False,
+        ("endpoints", "timeout_seconds", "retries", "batch_size"),
+    ),
+    "jpeg-compressibility": Builtin("tailorpo_trainer.rewards.jpeg", "JpegCompressibility", False),
+    "jpeg-incompressibility": Builtin("tailorpo_trainer.rewards.jpeg", "JpegIncompressibility", False),
+}
+
+
+def names() -> list[str]:
+    """All names that a document may use here, sorted. Imports no plug-in."""
+    return sorted({*BUILTIN, *(plugin.name for plugin in _plugins())})
+
+
+def find(name: str) -> Builtin | EntryPoint:
+    """The reward called `name`, not imported yet. ConfigurationError if there is none, or more than one."""
+    plugins = [plugin for plugin in _plugins() if plugin.name == name]
+    if name in BUILTIN:
+        if plugins:
+            raise ConfigurationError(
+                f"reward {name!r} is built in, and {_origin(plugins[0])} may not take its name: "
+                "uninstall or rename that plug-in"
+            )
+        return BUILTIN[name]
+    if len(plugins) > 1:
+        raise ConfigurationError(
+            f"reward {name!r} is defined twice: uninstall one of {' and '.join(map(_origin, plugins))}"
+        )
+    if plugins:
+        return plugins[0]
+    known = names()
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ConfigurationError(f"there is no reward {name!r}{hint} (known: {', '.join(known)})")
+
+
+def _plugins() -> Iterator[EntryPoint]:
+    # One distribution may be found twice (an editable install beside its build folder): that is no conflict.
+    unique = {(plugin.name, plugin.value, _origin(plugin)): plugin for plugin in entry_points(group=GROUP)}
+    yield from unique.values()
+
+
+def _origin(plugin: EntryPoint) -> str:
+    package = plugin.dist.name if plugin.dist is not None else "an unknown package"
+    return f"{package} ({plugin.value})"

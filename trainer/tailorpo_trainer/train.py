@@ -1,0 +1,69 @@
+"""The training loop. Reads as the algorithm: roll out, score, pair, update, evaluate, checkpoint."""
+
+import time
+from pathlib import Path
+
+from tailorpo_trainer.display import Kind
+from tailorpo_trainer.exits import TailorPOError
+from tailorpo_trainer.session import Session, finish, open_session
+from tailorpo_trainer.spec import TailorPOJob
+from tailorpo_trainer.stopping import Stop, StopRequested
+from tailorpo_trainer.updater import check_beginning
+
+
+def run(
+    job: TailorPOJob, output: Path, *, base: Path | None = None, fresh: bool = False, display: Kind = "auto"
+) -> None:
+    """Train what the document says into `output`, going on from its newest checkpoint unless `fresh`.
+
+    Args:
+        base: folder that relative paths in the document start from; default the current one.
+    Raises:
+        TailorPOError: with the exit code that tells why; a checkpoint is written first where one can be.
+    """
+    with Stop().listening() as stop:
+        session = open_session(job, output, base, fresh, display, stop)
+        try:
+            train(session)
+            finish(session)
+        except StopRequested:
+            session.checkpoint()
+            error = stop.error(f"after iteration {session.iteration} of {session.iterations}")
+            session.record.progress("Stopped", str(error))
+            raise error from None
+        except TailorPOError as error:
+            session.checkpoint()
+            session.record.progress("Failed", str(error))
+            raise type(error)(f"{error} (in iteration {session.iteration + 1})") from None
+        finally:
+            session.display.close()
+
+
+def train(session: Session) -> None:
+    """All iterations that are left. Between two rounds of the loop the session's state is whole."""
+    while True:
+        if session.evaluation_due():
+            evaluate(session)
+        if session.checkpoint_due():
+            session.checkpoint()
+        if session.iteration == session.iterations:
+            return
+        phases, work = session.record.phases, session.work()
+        with phases("rollout"):
+            scene = session.scene()
+            drawn = session.roll_out(scene)
+            rows = session.method.rows(scene, drawn)
+        with phases("update"):
+            facts = session.updater.iterate(rows, scene.text, session.stop.check)
+        if session.is_beginning():
+            check_beginning(facts, scene.noise.size, exact=session.exact)
+        session.iteration += 1
+        session.record.iteration(session.iteration, scene.score, facts, session.work(since=work))
+
+
+def evaluate(session: Session) -> None:
+    """Measure the policy (its average, where one is kept) on held-out noise and prompts."""
+    since = time.perf_counter()
+    with session.updater.averaged():
+        measured = session.measure()
+    session.record.evaluation(session.iteration, measured, session.watched_names, time.perf_counter() - since)

@@ -1,0 +1,191 @@
+"""One optimiser step: AdamW on the adapter, accumulated over micro batches, clipped, averaged."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tailorpo_trainer import spec
+from tailorpo_trainer.checkpoint import Loaded
+from tailorpo_trainer.checkpoint.tensors import flatten, unflatten
+from tailorpo_trainer.exits import NotFiniteError, TailorPOError
+from tailorpo_trainer.methods import Method
+from tailorpo_trainer.policy import Policy
+from tailorpo_trainer.records import Pairs, Transitions, take
+
+
+@dataclass(frozen=True)
+class UpdateFacts:
+    """What one iteration's updates showed, on the CPU; tensors [n] in the rows' order."""
+
+    loss: float
+    gradient_norm: float
+    learning_rate: float
+    facts: dict[str, Tensor]
+    step: Tensor
+    weight: Tensor
+    gap: Tensor | None
+
+
+class Updater:
+    """Turns rows into optimiser steps.
+
+    Attributes:
+        updates: optimiser steps made so far; with the document, it gives the learning rate.
+    """
+
+    def __init__(self, policy: Policy, method: Method, run: spec.TrainingSpec) -> None:
+        self.policy, self.method, self.run = policy, method, run
+        settings = run.optimizer
+        self.optimizer = torch.optim.AdamW(
+            policy.parameters,
+            lr=settings.learning_rate,
+            betas=(settings.beta1, settings.beta2),
+            eps=settings.epsilon,
+            weight_decay=settings.weight_decay,
+        )
+        self.updates = 0
+        self.average: dict[str, Tensor] | None = None
+        if settings.ema_decay is not None:
+            self.average = {name: value.detach().clone() for name, value in policy.adapter().items()}
+
+    def iterate(
+        self, rows: Pairs | Transitions, text: Tensor, check: Callable[[], None] = lambda: None
+    ) -> UpdateFacts:
+        """All updates of one iteration; every update sees every step, in the same share.
+
+        Args:
+            text: embeddings of each sample [samples, tokens, width].
+            check: called while nothing has been changed yet; may raise to give the iteration up.
+        Raises:
+            NotFiniteError: before it would spoil the weights.
+        """
+        count = self.run.training.updates_per_iteration
+        size = self.run.training.micro_batch_size or len(text)
+        order, collected, losses, norms = [], [], [], []
+        for part in range(count):
+            chosen = torch.arange(part, len(rows), count, device=rows.step.device)
+            order.append(chosen)
+            loss, facts = self._accumulate(take(rows, chosen), text, size, check if part == 0 else None)
+            norms.append(self._step(loss))
+            losses.append(loss)
+            collected.append(facts)
+        order = torch.cat(order)
+        return UpdateFacts(
+            loss=sum(losses) / count,
+            gradient_norm=sum(norms) / count,
+            learning_rate=self.learning_rate(self.updates - 1),
+            facts={name: torch.cat([facts[name] for facts in collected]).cpu() for name in collected[0]},
+            step=rows.step[order].cpu(),
+            weight=rows.weight[order].cpu(),
+            gap=rows.gap[order].cpu() if isinstance(rows, Pairs) else None,
+        )
+
+    def _accumulate(
+        self, rows: Any, text: Tensor, size: int, check: Callable[[], None] | None
+    ) -> tuple[float, dict[str, Tensor]]:
+        total, facts = 0.0, []
+        weight = rows.weight * self._step_weight(rows.step)
+        for start in range(0, len(rows), size):
+            if check is not None:
+                check()
+            part = slice(start, start + size)
+            batch = take(rows, part)
+            found = self.method.loss(self.policy, batch, text[batch.sample])
+            loss = (found.losses * weight[part]).sum() / len(rows)
+            loss.backward()
+            total += float(loss.detach())
+            facts.append(found.facts)
+        return total, {name: torch.cat([fact[name] for fact in facts]) for name in facts[0]}
+
+    def _step(self, loss: float) -> float:
+        norm = float(torch.nn.utils.clip_grad_norm_(self.policy.parameters, self.run.optimizer.max_grad_norm))
+        if not (torch.isfinite(torch.tensor(loss)) and torch.isfinite(torch.tensor(norm))):
+            self.optimizer.zero_grad(set_to_none=True)
+            raise NotFiniteError(
+                f"the loss is {loss} and its gradient's norm {norm}: nothing was changed by this update; lower "
+                "spec.optimizer.learningRate, or use spec.training.precision fp32"
+            )
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate(self.updates)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.updates += 1
+        if self.average is not None:
+            decay = self.run.optimizer.ema_decay or 0.0
+            for name, value in self.policy.adapter().items():
+                self.average[name].lerp_(value.detach(), 1 - decay)
+        return norm
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, the adapter is its moving average, where one is kept."""
+        if self.average is None:
+            yield
+            return
+        live = {name: value.detach().clone() for name, value in self.policy.adapter().items()}
+        self._put(self.average)
+        try:
+            yield
+        finally:
+            self._put(live)
+
+    @torch.no_grad()
+    def _put(self, weights: dict[str, Tensor]) -> None:
+        for name, value in self.policy.adapter().items():
+            value.copy_(weights[name])
+
+    def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+        """Tensors by group, and JSON: all that the next update depends on."""
+        tensors, settings = flatten(self.optimizer.state_dict())
+        groups = {"adapter": self.policy.adapter(), "optimizer": tensors}
+        if self.average is not None:
+            groups["ema"] = self.average
+        return groups, {"updates": self.updates, "optimizer": settings}
+
+    def load(self, saved: Loaded) -> None:
+        """Go on exactly where `state` was taken."""
+        self._put(saved.tensors("adapter"))
+        self.optimizer.load_state_dict(unflatten(saved.tensors("optimizer"), saved.state["optimizer"]))
+        self.updates = int(saved.state["updates"])
+        if self.average is not None:
+            self.average = {name: value.to(self.policy.device) for name, value in saved.tensors("ema").items()}
+
+    def learning_rate(self, update: int) -> float:
+        """The step size of an update (from 0), a function of its number alone."""
+        settings, training = self.run.optimizer, self.run.training
+        if update < settings.warmup_updates:
+            return settings.learning_rate * (update + 1) / settings.warmup_updates
+        total = training.iterations * training.updates_per_iteration
+        done = (update - settings.warmup_updates) / max(1, total - settings.warmup_updates)
+        match settings.schedule:
+            case "linear":
+                return settings.learning_rate * (1 - done)
+            case "cosine":
+                return float(settings.learning_rate * 0.5 * (1 + torch.cos(torch.tensor(torch.pi * done, dtype=torch.float64))))
+        return settings.learning_rate
+
+    def _step_weight(self, step: Tensor) -> Tensor | float:
+        """sigma / |mean_m| of each row's step, so that no step dominates the gradient; mean 1 over the rows."""
+        if self.run.method.step_weight == "uniform":
+            return 1.0
+        sampler = self.policy.sampler
+        weights = (sampler.sigma / sampler.mean_m.abs())[step.cpu()].to(step.device).float()
+        return weights / weights.mean()
+
+
+def check_beginning(facts: UpdateFacts, latent_size: int, exact: bool) -> None:
+    """Before its first update a fresh adapter is the reference: ratio 1, logit 0, loss log 2. Anything else is a bug.
+
+    Args:
+        exact: float32; reduced precision rounds differently in batches of different shape.
+    """
+    worst = float(facts.facts["logit"].abs().max())
+    allowed = max(1e-3, 1e-6 * latent_size) if exact else 0.05
+    if worst > allowed:
+        raise TailorPOError(
+            f"before the first update the policy must equal the reference, but a logit is {worst:.2g}: please report this"
+        )
