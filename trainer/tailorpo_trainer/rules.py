@@ -8,7 +8,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from tailorpo_trainer.spec import Method, MethodName, Prompts, Reward, Sampling, Spec, TrainedSteps
+from tailorpo_trainer.spec import (
+    Method,
+    MethodName,
+    Prompts,
+    Reward,
+    RewardGuidance,
+    Sampling,
+    Spec,
+    TrainedSteps,
+)
 
 STEP_WISE = ("tailorpo", "tailorpo-g", "spo")
 """Methods that rank candidates drawn from one latent."""
@@ -68,25 +77,28 @@ def method_parameters(spec: Spec) -> Iterator[Finding]:
 
 
 def guided_winner(spec: Spec) -> Iterator[Finding]:
-    if spec.method.continue_from == "guided-winner" and spec.method.name not in ("tailorpo-g",):
+    """Only `tailorpo-g` makes one; methods without `continueFrom` are refused by `method_parameters`."""
+    if spec.method.continue_from == "guided-winner" and spec.method.name in {*STEP_WISE} - {"tailorpo-g"}:
         yield Finding(
             ("spec", "method", "continueFrom"),
             (("spec", "method", "name"),),
-            f"there is no guided winner in {spec.method.name!r}: 'winner' or 'random', or choose method 'tailorpo-g'",
+            f"{spec.method.name!r} has no guided winner: use 'winner' or 'random', or method 'tailorpo-g'",
         )
 
 
 def guidance_target(spec: Spec) -> Iterator[Finding]:
+    """`strength` scales the distance to `target`: without one it means nothing."""
     guidance = spec.method.reward_guidance
     if guidance is not None and guidance.strength is not None and guidance.target is None:
         yield Finding(
             ("spec", "method", "rewardGuidance", "strength"),
             (("spec", "method", "rewardGuidance", "target"),),
-            "needs spec.method.rewardGuidance.target, the reward to push towards; or leave it out and set `fraction`",
+            "needs spec.method.rewardGuidance.target, the reward to push towards; or use `fraction` instead",
         )
 
 
 def one_prompt_source(spec: Spec) -> Iterator[Finding]:
+    """Of several sources all but one would be ignored in silence."""
     sources: list[tuple[Path, Prompts]] = [(("spec", "prompts"), spec.prompts)]
     if spec.evaluation.prompts is not None:
         sources.append((("spec", "evaluation", "prompts"), spec.evaluation.prompts))
@@ -98,6 +110,7 @@ def one_prompt_source(spec: Spec) -> Iterator[Finding]:
 
 
 def trained_steps(spec: Spec) -> Iterator[Finding]:
+    """No more steps can be trained than there are."""
     count, steps = spec.sampling.trained_steps.count, spec.sampling.steps
     if count is not None and count > steps:
         yield Finding(
@@ -108,6 +121,7 @@ def trained_steps(spec: Spec) -> Iterator[Finding]:
 
 
 def reward_parameters(spec: Spec) -> Iterator[Finding]:
+    """As for methods; what a plug-in takes is the plug-in's to say."""
     places: list[tuple[Path, Reward]] = [(("spec", "rewards", n), reward) for n, reward in enumerate(spec.rewards)]
     places += [(("spec", "evaluation", "rewards", n), reward) for n, reward in enumerate(spec.evaluation.rewards)]
     for path, reward in places:
@@ -115,21 +129,27 @@ def reward_parameters(spec: Spec) -> Iterator[Finding]:
         for field in Reward.model_fields:
             if field not in allowed | {"name", "weight"} and getattr(reward, field) is not None:
                 yield Finding(
-                    (*path, _yaml(Reward, field)), ((*path, "name"),), f"does not belong to reward {reward.name!r}"
+                    (*path, _yaml(Reward, field)),
+                    ((*path, "name"),),
+                    f"does not belong to reward {reward.name!r}",
                 )
         if reward.name == "http" and not reward.endpoints:
             yield Finding(
-                (*path, "endpoints"), ((*path, "name"),), "reward 'http' needs at least one URL, such as http://host:8080"
+                (*path, "endpoints"),
+                ((*path, "name"),),
+                "reward 'http' needs at least one URL, such as http://host:8080",
             )
 
 
 def maximise_something(spec: Spec) -> Iterator[Finding]:
+    """A sum that is always 0 ranks nothing."""
     if all(reward.weight == 0 for reward in spec.rewards):
         reads = tuple(("spec", "rewards", n, "weight") for n in range(len(spec.rewards)))
         yield Finding(("spec", "rewards"), reads, "all weights are 0: at least one must differ from 0")
 
 
 def enough_updates(spec: Spec) -> Iterator[Finding]:
+    """Each update needs a row of its own."""
     rows = spec.training.prompts_per_iteration * spec.training.samples_per_prompt * _trained(spec)
     if spec.training.updates_per_iteration > rows:
         yield Finding(
@@ -140,8 +160,8 @@ def enough_updates(spec: Spec) -> Iterator[Finding]:
                 ("spec", "training", "promptsPerIteration"),
                 ("spec", "training", "samplesPerPrompt"),
             ),
-            f"{spec.training.updates_per_iteration} updates cannot be made from {rows} rows (prompts x samples x trained "
-            f"steps): at most {rows}",
+            f"{spec.training.updates_per_iteration} updates cannot be made from {rows} rows (prompts x "
+            f"samples x trained steps): at most {rows}",
         )
 
 
@@ -161,8 +181,6 @@ def resolve(spec: Spec) -> Spec:
     """The same document with every default that depends on the method written out."""
     defaults = dict(METHOD_DEFAULTS[spec.method.name])
     if spec.method.name == "tailorpo-g" and spec.method.reward_guidance is None:
-        from tailorpo_trainer.spec import RewardGuidance
-
         defaults["reward_guidance"] = RewardGuidance()
     missing = {field: value for field, value in defaults.items() if getattr(spec.method, field) is None}
     method = spec.method.model_copy(update=missing)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from tailorpo_trainer import checkpoint, document, evaluate, methods, models, prompts, rewards, spec
+from tailorpo_trainer import checkpoint, document, evaluate, methods, models, prompts, report, rewards, spec
 from tailorpo_trainer.display import Display, Kind, open_display
 from tailorpo_trainer.noise import Noise, Purpose
 from tailorpo_trainer.outputs import Output, write_json, write_text
@@ -32,6 +32,7 @@ class Session:
 
     Attributes:
         iteration: iterations done; the state between two is what a checkpoint holds.
+        attempt: where checkpoints go; None when the run was complete already.
     """
 
     job: TailorPOJob
@@ -46,7 +47,7 @@ class Session:
     record: Record
     display: Display
     stop: Stop
-    attempt: checkpoint.Attempt
+    attempt: checkpoint.Attempt | None
     iteration: int = 0
     saved_at: int = 0
 
@@ -129,7 +130,7 @@ class Session:
     def checkpoint(self) -> None:
         """Commit the state between two iterations, unless that is done or an iteration's updates are half made."""
         whole = self.updater.updates == self.iteration * self.run.training.updates_per_iteration
-        if self.saved_at == self.iteration or not whole:
+        if self.saved_at == self.iteration or not whole or self.attempt is None:
             return
         with self.record.phases("checkpoint"):
             groups, state = self.updater.state()
@@ -166,16 +167,17 @@ def open_session(
     if start is not None:
         updater.load(start)
         done = start.step
-    attempt = storage.begin(start, at_least=int(os.environ.get("TAILORPO_ATTEMPT", 1)))
+    complete = done == run.training.iterations
+    attempt = None if complete else storage.begin(start, at_least=int(os.environ.get("TAILORPO_ATTEMPT", 1)))
     display = open_display(display_kind, run.training.iterations, done)
     record = Record(output, display, job.metadata.name, run.training.iterations)
-    record.attempt = attempt.number
+    record.attempt = start.attempt if start and complete else attempt.number if attempt else 1
     record.resume(done, start.state["totals"] if start else {})
     session = Session(
         job, output, policy, method, updater, reward, watched, training_prompts, held_out, record, display, stop, attempt,
         iteration=done, saved_at=done,
     )
-    display.message(_hello(session))
+    display.message(_hello(session) if not complete else f"{job.metadata.name}: complete after {done} iterations, nothing to do")
     return session
 
 
@@ -185,6 +187,7 @@ def finish(session: Session) -> None:
         models.save_adapter(session.policy, session.output.adapter)
     session.record.progress("Succeeded")
     session.display.message(f"adapter: {session.output.adapter}")
+    session.display.message(f"report: {report.write(session.output.root)}")
 
 
 def environment(device: torch.device) -> dict[str, Any]:

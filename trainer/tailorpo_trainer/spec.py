@@ -84,9 +84,7 @@ class Prompts(Part):
     list_: list[Prompt] | None = Field(
         None, alias="list", min_length=1, max_length=1000, description="The prompts themselves."
     )
-    file: URI | None = Field(
-        None, description="A text file with one prompt a line, as a path beside the document or an `s3://` URI."
-    )
+    file: URI | None = Field(None, description="A text file with one prompt a line, as a path beside the document.")
     config_map_key_ref: ConfigMapKey | None = Field(
         None, description="A ConfigMap's key with one prompt a line; on a cluster only."
     )
@@ -212,7 +210,10 @@ class Sampling(Part):
         5.0, ge=1, le=50, description="Classifier-free guidance, in sampling and training alike; 1 switches it off."
     )
     eta: float = Field(
-        1.0, gt=0, le=1, description="Share of DDPM's noise added at each step; 0 would leave nothing to choose between."
+        1.0,
+        gt=0,
+        le=1,
+        description="Share of DDPM's noise added at each step; 0 would leave nothing to choose between.",
     )
     timestep_spacing: Literal["leading", "trailing", "linspace"] | None = Field(
         None, description="Which timesteps are visited. Default: as the model's scheduler says."
@@ -242,8 +243,11 @@ class Optimizer(Part):
     weight_decay: float = Field(1e-4, ge=0, le=1, description="Decoupled weight decay.")
     max_grad_norm: float = Field(1.0, gt=0, le=1e6, description="Gradients are scaled down to this norm.")
     ema_decay: float | None = Field(
-        None, gt=0, lt=1, description="Decay of an exponential moving average of the adapter, used in evaluation "
-        "and in the final adapter. Default: none is kept."
+        None,
+        gt=0,
+        lt=1,
+        description="Decay of an exponential moving average of the adapter, used in evaluation "
+        "and in the final adapter. Default: none is kept.",
     )
 
 
@@ -259,7 +263,9 @@ class Training(Part):
         1, ge=1, le=10_000, description="Optimiser steps that one iteration's records are split into."
     )
     micro_batch_size: int | None = Field(
-        None, ge=1, le=65_536,
+        None,
+        ge=1,
+        le=65_536,
         description="Rows in one forward and backward pass; gradients accumulate. Default: as many as one step's.",
     )
     sampling_batch_size: int | None = Field(

@@ -61,12 +61,12 @@ class Preprocessing:
             short = min(height, width)
             size = (int(size * height / short), int(size * width / short))
         if size is not None and size != (height, width):
-            images = F.interpolate(images, size, mode=self.mode, antialias=True).clamp(0, 1)
+            # First the rows, then the columns, as Pillow, which clips what overshoots after each.
+            for step in ((height, size[1]), size):
+                images = F.interpolate(images, step, mode=self.mode, antialias=True).clamp(0, 1)
         if self.crop is not None:
             images = _centre(images, *self.crop)
-        return (images - images.new_tensor(self.mean).view(3, 1, 1)) / images.new_tensor(self.std).view(
-            3, 1, 1
-        )
+        return (images - images.new_tensor(self.mean).view(3, 1, 1)) / images.new_tensor(self.std).view(3, 1, 1)
 
 
 def _centre(images: Tensor, height: int, width: int) -> Tensor:
@@ -113,16 +113,12 @@ class ClipScore:
             new = list(dict.fromkeys(prompts))
         if new:
             window = self._clip.config.text_config.max_position_embeddings
-            tokens = self._tokenizer(
-                new, padding=True, truncation=True, max_length=window, return_tensors="pt"
-            )
-            # Made under inference_mode, they would be of no use where gradients are wanted later.
-            with torch.inference_mode(False), torch.no_grad():
-                ids, mask = (
-                    tokens[key].clone().to(self._clip.device) for key in ("input_ids", "attention_mask")
-                )
+            tokens = self._tokenizer(new, padding=True, truncation=True, max_length=window, return_tensors="pt")
+            with torch.no_grad():
+                ids, mask = (tokens[key].to(self._clip.device) for key in ("input_ids", "attention_mask"))
                 texts = _embedding(self._clip.get_text_features(input_ids=ids, attention_mask=mask))
                 self._texts.update(zip(new, F.normalize(texts, dim=-1), strict=True))
+        # A copy: what was made under inference_mode could not be kept for a backward pass.
         return torch.stack([self._texts[prompt] for prompt in prompts])
 
 
@@ -163,14 +159,11 @@ def _read(model: str) -> tuple[Any, Any, Preprocessing]:
     kind = PretrainedConfig.get_config_dict(model)[0].get("model_type")
     if kind != "clip":  # from_pretrained would only warn, and leave weights random
         raise ConfigurationError(f"model: {model!r} is of type {kind!r}: clip-score needs one of type 'clip'")
-    clip, report = CLIPModel.from_pretrained(
-        model, dtype=torch.float32, use_safetensors=True, output_loading_info=True
-    )
+    clip, report = CLIPModel.from_pretrained(model, dtype=torch.float32, use_safetensors=True, output_loading_info=True)
     missing = sorted(report["missing_keys"])
     if missing:  # likewise
         raise ConfigurationError(
-            f"model: {model!r} lacks {len(missing)} of a CLIPModel's weights, such as {missing[0]}: "
-            "give a complete one"
+            f"model: {model!r} lacks {len(missing)} of a CLIPModel's weights, such as {missing[0]}: give a complete one"
         )
     tokenizer = AutoTokenizer.from_pretrained(model)
     _check_end(model, clip.config.text_config.eos_token_id, tokenizer)

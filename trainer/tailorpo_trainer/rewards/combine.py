@@ -98,9 +98,7 @@ def _call(term: Term, images: Tensor, prompts: Sequence[str]) -> Tensor:
     except TailorPOError:
         raise
     except (MemoryError, torch.OutOfMemoryError) as error:
-        raise ResourceError(
-            f"reward {term.name!r} ran out of memory on {len(images)} pictures: {error}"
-        ) from error
+        raise ResourceError(f"reward {term.name!r} ran out of memory on {len(images)} pictures: {error}") from error
     except Exception as error:
         raise RewardError(f"reward {term.name!r} raised {type(error).__name__}: {error}") from error
     if not isinstance(scores, Tensor):

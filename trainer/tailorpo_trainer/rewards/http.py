@@ -127,9 +127,7 @@ class HttpReward:
         scores = [score for future in futures for score in future.result()]
         return torch.tensor(scores, dtype=torch.float32, device=images.device)
 
-    def _score(
-        self, pictures: Sequence[Image.Image], prompts: Sequence[str], stop: threading.Event
-    ) -> list[float]:
+    def _score(self, pictures: Sequence[Image.Image], prompts: Sequence[str], stop: threading.Event) -> list[float]:
         """The scores of one batch, from whichever endpoint gives them."""
         images = [_png(picture) for picture in pictures]
         body = json.dumps({"version": PROTOCOL, "images": images, "prompts": list(prompts)}).encode()
@@ -175,9 +173,7 @@ class HttpReward:
             raise PassingError(f"{type(error).__name__} {error}".strip()) from error
         text = self._quote(answer.text)
         if answer.status_code in (408, 429) or answer.status_code >= 500:
-            raise PassingError(
-                f"HTTP {answer.status_code} {text}", retry_after(answer.headers.get("retry-after", ""))
-            )
+            raise PassingError(f"HTTP {answer.status_code} {text}", retry_after(answer.headers.get("retry-after", "")))
         if answer.status_code != 200:
             raise ConfigurationError(f"{where} refused the request with HTTP {answer.status_code} {text}")
         try:
@@ -223,9 +219,7 @@ def _check(url: str) -> None:
             f"endpoints: not a URL ({error}); give one such as http://scorer:8080/score"
         ) from error
     if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise ConfigurationError(
-            f"endpoints: {url!r} is no http:// or https:// URL, such as http://scorer:8080/score"
-        )
+        raise ConfigurationError(f"endpoints: {url!r} is no http:// or https:// URL, such as http://scorer:8080/score")
     if parsed.userinfo:
         raise ConfigurationError(
             f"endpoints: the URL of {parsed.host} holds a password: put a token in the "
@@ -236,9 +230,7 @@ def _check(url: str) -> None:
 def _token() -> str:
     token = os.environ.get(TOKEN, "").strip()
     if not (token.isascii() and token.isprintable()):
-        raise ConfigurationError(
-            f"endpoints: the value of {TOKEN} has characters that no HTTP header may hold"
-        )
+        raise ConfigurationError(f"endpoints: the value of {TOKEN} has characters that no HTTP header may hold")
     return token
 
 

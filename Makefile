@@ -1,0 +1,102 @@
+# Everything a person or a machine does here, from a bare clone, with Python 3.11-3.13 and make alone:
+# no root, no account. `make` lists the targets. Works with GNU make 3.81 too, which macOS ships.
+
+# `make PYTHON=/path/to/python3.12` chooses an interpreter, VENV=/big/disk/venv another place for the environment.
+VENV ?= .venv
+DEMO_JOB := examples/demo.yaml
+DEMO_OUTPUT := runs/demo
+
+BIN := $(VENV)/bin
+READY := $(VENV)/.tailorpo-ready
+UV_VERSIONS := uv>=0.9,<1
+
+export UV_PROJECT_ENVIRONMENT := $(VENV)
+unexport VIRTUAL_ENV
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test soak lint format bench clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+
+setup: $(READY) ## Install what is locked into .venv; nothing to do while the lock stays the same
+
+demo: $(READY) ## Align the shipped model on this machine, then show the report
+	$(BIN)/tailorpo run $(DEMO_JOB) --output $(DEMO_OUTPUT)
+	@sh -euc "$$SHOW" show "$(CURDIR)/$(DEMO_OUTPUT)/report.html"
+
+test: $(READY) ## Run the tests but the long ones; T="tests/test_spec.py -k typo" passes arguments to pytest
+	$(BIN)/pytest $(PYTEST_ARGS) $(T)
+
+soak: $(READY) ## Run the long tests alone
+	$(BIN)/pytest -m soak $(PYTEST_ARGS) $(T)
+
+lint: $(READY) ## Check style, types and that rooms import downward only
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(READY) ## Put the code into the one style
+	$(BIN)/ruff check --fix-only
+	$(BIN)/ruff format
+
+bench: $(READY) ## Measure our loop against a plain one; BENCH_ARGS passes arguments
+	$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+clean: ## Remove the environment and the tools' caches; runs/ stays
+	rm -rf "$(VENV)" build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+# The stamp lives inside the environment, so that both go together; an edited lock or pyproject makes it stale.
+$(READY): uv.lock pyproject.toml
+	@sh -euc "$$SET_UP"
+	@touch "$@"
+
+# Finds a Python; takes uv from PATH, else from our cache folder, else installs it there once; syncs.
+define SET_UP
+fail() { echo "tailorpo: $$*" >&2; exit 1; }
+
+fits() { "$$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; }
+python=
+for name in $${PYTHON:-python3 python3.13 python3.12 python3.11}; do
+  if fits "$$name"; then python=$$("$$name" -c 'import sys; print(sys.executable)'); break; fi
+done
+[ -n "$$python" ] || fail "needs Python 3.11, 3.12 or 3.13, and $${PYTHON:-python3} is" \
+  "$$("$${PYTHON:-python3}" --version 2>/dev/null || echo missing); install one, or name it: make setup PYTHON=/path/to/python3.12"
+
+# Asked inside the project, uv checks itself against `required-version` of pyproject.toml.
+reads_lock() { "$$1" python find --offline --no-python-downloads "$$python" >/dev/null 2>&1; }
+kept=$${XDG_CACHE_HOME:-$$HOME/.cache}/tailorpo/uv
+if command -v uv >/dev/null && reads_lock uv; then uv=uv
+elif reads_lock "$$kept"; then uv=$$kept
+else
+  echo "Installing uv into $${kept%/*} ..."
+  mkdir -p "$${kept%/*}"
+  work=$$(mktemp -d "$${kept%/*}/install.XXXXXX")
+  trap 'rm -rf "$$work"' EXIT
+  pip="-m pip --disable-pip-version-check --quiet install"
+  if "$$python" -c 'import ensurepip' 2>/dev/null && "$$python" -m venv "$$work"; then
+    "$$work/bin/python" $$pip '$(UV_VERSIONS)' || fail "pip could not install uv: is a package index reachable?"
+  elif "$$python" -m pip --version >/dev/null 2>&1; then
+    "$$python" $$pip --target "$$work" '$(UV_VERSIONS)' || fail "pip could not install uv: is a package index reachable?"
+  else
+    fail "$$python has neither venv (ensurepip) nor pip, and there is no uv >= 0.9 on PATH; install one of them"
+  fi
+  mv -f "$$work/bin/uv" "$$kept"
+  uv=$$kept
+fi
+
+[ -x "$(BIN)/python" ] || echo "Installing the locked environment into $(VENV): once, several GB ..."
+"$$uv" sync --locked --all-extras --python "$$python" --no-python-downloads
+endef
+export SET_UP
+
+# A browser opens for a person at a desktop only.
+define SHOW
+echo "Report: $$1"
+[ -t 1 ] || exit 0
+if [ "$$(uname)" = Darwin ]; then open "$$1"
+elif [ -n "$${DISPLAY:-$${WAYLAND_DISPLAY:-}}" ] && command -v xdg-open >/dev/null; then xdg-open "$$1" >/dev/null 2>&1 || true
+fi
+endef
+export SHOW

@@ -1,0 +1,43 @@
+"""What only reads a document must start fast: it loads none of the large libraries."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ["diffusers", "kubernetes", "numpy", "torch", "transformers"]
+
+LIGHT = [
+    "tailorpo_operator",
+    "tailorpo_trainer.cli",
+    "tailorpo_trainer.document",
+    "tailorpo_trainer.exits",
+    "tailorpo_trainer.prompts",
+    "tailorpo_trainer.spec",
+]
+
+
+def heavy_after(statement: str) -> list[str]:
+    """The large libraries that a fresh interpreter holds after the statement."""
+    # Standard output may carry what the statement prints; the answer is its last line.
+    program = f"import json, sys\ntry:\n    {statement}\nfinally:\n    print(json.dumps(sorted(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", program], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    return [name for name in HEAVY if name in json.loads(done.stdout.splitlines()[-1])]
+
+
+def test_the_probe_sees_a_library() -> None:
+    assert heavy_after("import numpy") == ["numpy"]
+
+
+@pytest.mark.parametrize("module", LIGHT)
+def test_importing_is_light(module: str) -> None:
+    assert heavy_after(f"import {module}") == []
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"]])
+def test_the_command_line_is_light(arguments: list[str]) -> None:
+    assert heavy_after(f"sys.argv[1:] = {arguments}; from tailorpo_trainer.cli import main; main()") == []

@@ -1,0 +1,370 @@
+"""What each method draws, pairs and learns, on a random tiny model."""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tailorpo_trainer import methods, models, rewards
+from tailorpo_trainer.document import parse
+from tailorpo_trainer.noise import Noise, Purpose
+from tailorpo_trainer.policy import Policy
+from tailorpo_trainer.rollout import branch, follow
+from tailorpo_trainer.sampler import choose_steps
+from tailorpo_trainer.scoring import Scorer
+from tailorpo_trainer.spec import Spec
+from tailorpo_trainer.updater import Updater
+
+ALL = ["tailorpo", "tailorpo-g", "spo", "d3po", "ddpo"]
+Make = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def resolved(document: Make) -> Callable[..., Spec]:
+    return lambda **parts: parse(document(**parts)).spec
+
+
+def scene(run: Spec, policy: Policy, prompts: tuple[str, ...] = ("a cat", "a dog", "a bee"), iteration: int = 0) -> methods.Scene:
+    steps = run.sampling.trained_steps
+    assert steps.count is not None
+    assert steps.choose is not None
+    return methods.Scene(
+        policy=policy,
+        text=policy.embed(prompts),
+        prompts=torch.arange(len(prompts)),
+        noise=Noise((0, Purpose.TRAINING, iteration), range(len(prompts)), policy.latent_shape),
+        score=Scorer(policy, rewards.load(run.rewards, "cpu"), prompts),
+        trained=choose_steps(policy.sampler, steps.count, steps.choose),
+    )
+
+
+@contextmanager
+def nudged(policy: Policy, size: float = 0.05) -> Iterator[None]:
+    """The adapter away from its beginning, where both its matrices count."""
+    before = {name: value.detach().clone() for name, value in policy.adapter().items()}
+    with torch.no_grad():
+        generator = torch.Generator().manual_seed(7)
+        for value in policy.adapter().values():
+            value.add_(size * torch.randn(value.shape, generator=generator))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, value in policy.adapter().items():
+                value.copy_(before[name])
+
+
+def test_a_fresh_policy_and_the_reference_are_the_untouched_base(resolved: Callable[..., Spec], tiny_pipeline: Path) -> None:
+    from diffusers import UNet2DConditionModel
+
+    run = resolved()
+    policy = models.load_policy(run)
+    base = UNet2DConditionModel.from_pretrained(tiny_pipeline, subfolder="unet")
+    x, text = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0)), policy.embed(["a cat", "a dog", "a bee"])
+    with torch.no_grad():
+        negative = policy.embed([""]).expand_as(text)
+        t = policy.sampler.timesteps[1]
+        unconditional, conditional = base(torch.cat([x, x]), t, torch.cat([negative, text])).sample.chunk(2)
+        expected = unconditional + 3.0 * (conditional - unconditional)
+        assert torch.equal(policy.predict(x, 1, text), expected)
+        with nudged(policy):
+            assert not torch.allclose(policy.predict(x, 1, text), expected, atol=1e-3)
+            with policy.reference():
+                assert torch.equal(policy.predict(x, 1, text), expected)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_before_the_first_update_policy_and_reference_are_one(resolved: Callable[..., Spec], name: str) -> None:
+    run = resolved(method={"name": name} | ({"threshold": 0.0} if name == "spo" else {}))
+    policy, method = models.load_policy(run), methods.build(run.method)
+    setting = scene(run, policy)
+    rows = method.rows(setting, method.roll_out(setting))
+    found = method.loss(policy, rows, setting.text[rows.sample])
+    assert float(found.facts["logit"].abs().max()) < 1e-5
+    if name != "ddpo":
+        torch.testing.assert_close(found.losses, torch.full_like(found.losses, math.log(2)))
+    else:
+        torch.testing.assert_close(found.losses, -rows.advantage, rtol=1e-4, atol=1e-4)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_an_update_prefers_what_was_preferred(resolved: Callable[..., Spec], name: str) -> None:
+    run = resolved(
+        method={"name": name} | ({"threshold": 0.0} if name == "spo" else {}),
+        optimizer={"learningRate": 1e-3},
+        training={"iterations": 9, "promptsPerIteration": 3},
+    )
+    policy, method = models.load_policy(run), methods.build(run.method)
+    setting = scene(run, policy)
+    rows = method.rows(setting, method.roll_out(setting))
+    updater = Updater(policy, method, run)
+    first = updater.iterate(rows, setting.text)
+    second = updater.iterate(rows, setting.text)
+    assert first.gradient_norm > 0
+    assert second.loss < first.loss
+
+
+@pytest.mark.parametrize("name", ["tailorpo", "spo"])
+def test_candidates_share_their_latent_and_their_mean(resolved: Callable[..., Spec], name: str) -> None:
+    run = resolved(method={"name": name})
+    policy, method = models.load_policy(run), methods.build(run.method)
+    setting = scene(run, policy)
+    for drawn in method.roll_out(setting):
+        sigma = float(policy.sampler.sigma[drawn.step])
+        noises = [setting.noise.step(drawn.step, k) for k in range(drawn.candidates.shape[1])]
+        means = [drawn.candidates[:, k] - sigma * noise for k, noise in enumerate(noises)]
+        for mean in means[1:]:
+            torch.testing.assert_close(mean, means[0], rtol=0, atol=1e-5)
+        assert float((noises[0] - noises[1]).abs().max()) > 1
+
+
+def test_the_clean_estimate_at_the_shared_latent_cannot_rank(resolved: Callable[..., Spec]) -> None:
+    """x0hat taken from x is one picture for both candidates; taken from each candidate it is two."""
+    run = resolved()
+    policy = models.load_policy(run)
+    setting = scene(run, policy)
+    for drawn in methods.build(run.method).roll_out(setting):
+        with torch.no_grad():
+            from_x = policy.sampler.clean(drawn.step, drawn.x, policy.predict(drawn.x, drawn.step, setting.text))
+        rewards_of_x = setting.score(from_x.repeat_interleave(2, dim=0), drawn.step).view(-1, 2)
+        assert torch.equal(rewards_of_x[:, 0], rewards_of_x[:, 1])
+        assert (drawn.rewards[:, 0] != drawn.rewards[:, 1]).all()
+
+
+@pytest.mark.parametrize("continue_from", ["winner", "random"])
+def test_the_trajectory_goes_on_from_the_chosen_candidate(resolved: Callable[..., Spec], continue_from: str) -> None:
+    run = resolved(
+        method={"name": "tailorpo", "continueFrom": continue_from},
+        sampling={"steps": 4, "trainedSteps": {"count": 4}, "guidanceScale": 1.0},
+    )
+    policy = models.load_policy(run)
+    setting = scene(run, policy)
+    drawn = methods.build(run.method).roll_out(setting)
+    rows = torch.arange(3)
+    for now, after in zip(drawn[:-1], drawn[1:], strict=True):
+        chosen = now.winner if continue_from == "winner" else setting.noise.choice(now.step, 2)
+        assert torch.equal(after.x, now.candidates[rows, chosen])
+
+
+def test_the_prediction_made_to_score_is_the_next_step_s(resolved: Callable[..., Spec]) -> None:
+    """Reusing it changes nothing: recomputed from the stored latents, every mean is the same."""
+    run = resolved(sampling={"steps": 6, "trainedSteps": {"count": 3}, "guidanceScale": 2.0})
+    policy = models.load_policy(run)
+    setting = scene(run, policy)
+    for drawn in methods.build(run.method).roll_out(setting):
+        with torch.no_grad():
+            mean = policy.sampler.mean(drawn.step, drawn.x, policy.predict(drawn.x, drawn.step, setting.text))
+        expected = mean + policy.sampler.noise_level(drawn.step, mean) * setting.noise.step(drawn.step, 0)
+        torch.testing.assert_close(drawn.candidates[:, 0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_ties_weigh_nothing_and_are_not_dropped(resolved: Callable[..., Spec]) -> None:
+    run = resolved()
+    policy, method = models.load_policy(run), methods.build(run.method)
+    setting = scene(run, policy)
+
+    def indifferent(latents: Tensor, step: int) -> Tensor:
+        return torch.zeros(len(latents))
+
+    drawn = branch(policy, setting.text, setting.noise, indifferent, setting.trained, 2, "winner")
+    rows = method.rows(setting, drawn)
+    assert len(rows) == 3 * len(setting.trained)
+    assert float(rows.weight.abs().max()) == 0
+    before = {name: value.detach().clone() for name, value in policy.adapter().items()}
+    no_decay = run.model_copy(update={"optimizer": run.optimizer.model_copy(update={"weight_decay": 0.0})})
+    facts = Updater(policy, method, no_decay).iterate(rows, setting.text)
+    assert facts.loss == 0
+    assert all(torch.equal(value, before[name]) for name, value in policy.adapter().items())
+
+
+def test_spo_keeps_pairs_from_its_threshold_on(resolved: Callable[..., Spec]) -> None:
+    everything = resolved(method={"name": "spo", "threshold": 0.0})
+    policy = models.load_policy(everything)
+    setting = scene(everything, policy)
+    drawn = methods.build(everything.method).roll_out(setting)
+    gaps = methods.build(everything.method).rows(setting, drawn).gap
+    middle = float(gaps.median())
+    some = resolved(method={"name": "spo", "threshold": middle})
+    rows = methods.build(some.method).rows(setting, drawn)
+    assert torch.equal(rows.weight, (gaps >= middle).float())
+    assert torch.equal(gaps, torch.cat([b.rewards.max(1).values - b.rewards.min(1).values for b in drawn]))
+
+
+def test_d3po_s_sides_share_only_the_first_noise(resolved: Callable[..., Spec]) -> None:
+    run = resolved(method={"name": "d3po"})
+    policy, method = models.load_policy(run), methods.build(run.method)
+    setting = scene(run, policy)
+    rows = method.rows(setting, method.roll_out(setting))
+    assert rows.x_loser is not None
+    first = rows.step == 0
+    assert torch.equal(rows.x[first], rows.x_loser[first])
+    assert not torch.equal(rows.x[~first], rows.x_loser[~first])
+
+
+def test_d3po_labels_every_step_by_the_final_picture(resolved: Callable[..., Spec]) -> None:
+    run = resolved(method={"name": "d3po"})
+    policy, method = models.load_policy(run), methods.build(run.method)
+    setting = scene(run, policy)
+    drawn = method.roll_out(setting)
+    rows = method.rows(setting, drawn)
+    first_wins = drawn.rewards[:, 0] > drawn.rewards[:, 1]
+    assert len(drawn.first) == 2
+    for first, second in zip(drawn.first, drawn.second, strict=True):
+        winner, loser = rows.winner[rows.step == first.step], rows.loser[rows.step == first.step]
+        for n, wins in enumerate(first_wins):
+            assert torch.equal(winner[n], (first if wins else second).y[n])
+            assert torch.equal(loser[n], (second if wins else first).y[n])
+
+
+def test_a_pushed_winner_has_a_higher_reward(resolved: Callable[..., Spec]) -> None:
+    """More than 95 % of small pushes raise the reward of the picture that the winner leads to."""
+    run = resolved(
+        method={"name": "tailorpo-g", "rewardGuidance": {"fraction": 0.02}},
+        sampling={"steps": 6, "trainedSteps": {"count": 5, "choose": "early"}, "guidanceScale": 2.0},
+    )
+    policy = models.load_policy(run)
+    method, raised = methods.build(run.method), []
+    for iteration in range(8):
+        setting = scene(run, policy, ("a cat", "a dog", "a bee", "a fox"), iteration)
+        for drawn in method.roll_out(setting):
+            winner = drawn.candidates[torch.arange(4), drawn.winner]
+            before, after = (reward_after(policy, setting, drawn.step, y) for y in (winner, drawn.target))
+            raised.append((after > before).float())
+            length = (drawn.target - winner).flatten(1).norm(dim=1)
+            longest = 0.02 * float(policy.sampler.sigma[drawn.step]) * 256**0.5
+            torch.testing.assert_close(length, torch.full_like(length, longest), rtol=1e-3, atol=0)
+    assert float(torch.cat(raised).mean()) > 0.95
+
+
+def reward_after(policy: Policy, setting: methods.Scene, step: int, y: Tensor) -> Tensor:
+    with torch.no_grad():
+        clean = policy.sampler.clean(step + 1, y, policy.predict(y, step + 1, setting.text))
+    return setting.score(clean, step)
+
+
+def test_a_winner_above_the_target_is_not_pushed(resolved: Callable[..., Spec]) -> None:
+    run = resolved(method={"name": "tailorpo-g", "rewardGuidance": {"target": -1e6, "strength": 1.0}})
+    policy = models.load_policy(run)
+    setting = scene(run, policy)
+    for drawn in methods.build(run.method).roll_out(setting):
+        assert torch.equal(drawn.target, drawn.candidates[torch.arange(3), drawn.winner])
+
+
+def test_the_push_is_the_gradient_of_the_squared_distance_to_the_target(resolved: Callable[..., Spec]) -> None:
+    run = resolved(
+        method={"name": "tailorpo-g", "rewardGuidance": {"target": 200.0, "strength": 1e-6, "fraction": 1.0}},
+        sampling={"steps": 4, "trainedSteps": {"count": 1, "choose": "early"}, "guidanceScale": 1.0},
+    )
+    policy = models.load_policy(run)
+    setting = scene(run, policy)
+    (drawn,) = methods.build(run.method).roll_out(setting)
+    y = drawn.candidates[torch.arange(3), drawn.winner].clone().requires_grad_()
+    clean = policy.sampler.clean(1, y, policy.predict(y, 1, setting.text))
+    ((200.0 - setting.score.differentiable(clean)) ** 2).sum().backward()
+    assert y.grad is not None
+    torch.testing.assert_close(drawn.target - y.detach(), -1e-6 * y.grad, rtol=1e-2, atol=1e-6)
+
+
+def test_a_rollout_ends_after_the_last_trained_step(resolved: Callable[..., Spec]) -> None:
+    run = resolved(sampling={"steps": 8, "trainedSteps": {"count": 2, "choose": "early"}, "guidanceScale": 3.0})
+    policy = models.load_policy(run)
+    setting = scene(run, policy)
+    methods.build(run.method).roll_out(setting)
+    # Latents x_0 and x_1 and the candidates of both steps, of which one each is the next latent; 3 samples, guided.
+    assert policy.work.forwards == 2 * 3 * (1 + 2 + 2)
+
+
+def test_work_of_one_trajectory_stays_within_the_best_known(resolved: Callable[..., Spec]) -> None:
+    """T = 20, 5 trained steps, guidance: at most 70 plain forwards, of which 10 carry a gradient."""
+    run = resolved(sampling={"steps": 20, "trainedSteps": {"count": 5}, "guidanceScale": 5.0})
+    policy, method = models.load_policy(run), methods.build(run.method)
+    setting = scene(run, policy, ("a cat",))
+    rows = method.rows(setting, method.roll_out(setting))
+    Updater(policy, method, run).iterate(rows, setting.text)
+    assert policy.work.forwards <= 70
+    assert policy.work.forwards_with_gradient == 10
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_what_is_drawn_does_not_depend_on_the_batch(resolved: Callable[..., Spec], name: str) -> None:
+    from tailorpo_trainer.records import merge
+
+    run = resolved(method={"name": name})
+    policy, method = models.load_policy(run), methods.build(run.method)
+    setting = scene(run, policy)
+    whole = method.rows(setting, method.roll_out(setting))
+    parts = method.rows(setting, merge([method.roll_out(setting.part(slice(0, 1))), method.roll_out(setting.part(slice(1, 3)))]))
+    for field in ("sample", "step", "weight"):
+        assert torch.equal(getattr(whole, field), getattr(parts, field))
+    torch.testing.assert_close(whole.x, parts.x, rtol=1e-4, atol=1e-4)
+
+
+def test_both_adapter_matrices_learn_under_gradient_checkpointing(resolved: Callable[..., Spec]) -> None:
+    training = {"iterations": 3, "promptsPerIteration": 3}
+    gradients = []
+    for checkpointing in (False, True):
+        run = resolved(training=training | {"gradientCheckpointing": checkpointing})
+        policy, method = models.load_policy(run), methods.build(run.method)
+        with nudged(policy):
+            setting = scene(run, policy)
+            rows = method.rows(setting, method.roll_out(setting))
+            method.loss(policy, rows, setting.text[rows.sample]).losses.sum().backward()
+        gradients.append({name: value.grad for name, value in policy.adapter().items()})
+    for name, gradient in gradients[0].items():
+        assert gradient is not None
+        assert float(gradient.abs().max()) > 0
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-8)
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_accumulating_micro_batches_gives_the_same_gradient(resolved: Callable[..., Spec], size: int) -> None:
+    run = resolved(training={"iterations": 3, "promptsPerIteration": 3, "microBatchSize": size})
+    whole = resolved(training={"iterations": 3, "promptsPerIteration": 3, "microBatchSize": 100})
+    norms = []
+    for each in (run, whole):
+        policy, method = models.load_policy(each), methods.build(each.method)
+        setting = scene(each, policy)
+        rows = method.rows(setting, method.roll_out(setting))
+        norms.append(Updater(policy, method, each).iterate(rows, setting.text).gradient_norm)
+    assert norms[0] == pytest.approx(norms[1], rel=1e-4)
+
+
+def test_balanced_steps_have_mean_weight_1_and_tame_the_last_step(resolved: Callable[..., Spec]) -> None:
+    run = resolved(method={"name": "tailorpo", "stepWeight": "balanced"}, sampling={"steps": 20, "trainedSteps": {"count": 20}})
+    policy, method = models.load_policy(run), methods.build(run.method)
+    weights = Updater(policy, method, run)._step_weight(torch.arange(20))
+    assert isinstance(weights, Tensor)
+    sensitivity = (policy.sampler.mean_m.abs() / policy.sampler.sigma).float()
+    assert float(weights.mean()) == pytest.approx(1)
+    products = weights * sensitivity
+    torch.testing.assert_close(products, products[:1].expand(20))
+
+
+def test_whole_trajectories_are_what_diffusers_draws(resolved: Callable[..., Spec], tiny_pipeline: Path) -> None:
+    """Our sampler and the stock pipeline, given the same noise, paint the same picture."""
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+    run = resolved(sampling={"steps": 5, "guidanceScale": 3.0})
+    policy = models.load_policy(run)
+    noise = Noise((0, Purpose.SAMPLING, 0), [0], policy.latent_shape)
+    ours = policy.decode(follow(policy, policy.embed(["a cat"]), noise)[0])
+
+    class Recorded(DDIMScheduler):
+        calls = 0
+
+        def step(self, *args: Any, **kwargs: Any) -> Any:
+            step, self.calls = self.calls, self.calls + 1
+            return super().step(*args, **kwargs, eta=1.0, variance_noise=noise.step(step))
+
+    pipeline = StableDiffusionPipeline.from_pretrained(tiny_pipeline)
+    pipeline.scheduler = Recorded.from_config(pipeline.scheduler.config)
+    pipeline.set_progress_bar_config(disable=True)
+    theirs = pipeline(
+        "a cat", num_inference_steps=5, guidance_scale=3.0, latents=noise.initial(), output_type="pt"
+    ).images
+    torch.testing.assert_close(ours.detach(), theirs, rtol=0, atol=2e-3)

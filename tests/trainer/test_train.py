@@ -1,0 +1,255 @@
+"""Whole runs on a random tiny model: what they leave, and that they resume bit for bit."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tailorpo_trainer import checkpoint, models, train
+from tailorpo_trainer.document import parse
+from tailorpo_trainer.exits import ConfigurationError, ExitCode, NotFiniteError, RewardError
+from tailorpo_trainer.rewards import registry
+
+Make = Callable[..., dict[str, Any]]
+METHODS = ["tailorpo", "tailorpo-g", "spo", "d3po", "ddpo"]
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    """The newest checkpoint's adapter."""
+    found = checkpoint.latest(checkpoint.open_store(folder))
+    assert found is not None
+    return found.tensors("adapter")
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def lines(folder: Path, kind: str) -> list[dict[str, Any]]:
+    return [line for text in (folder / "metrics.jsonl").read_text().splitlines() if (line := json.loads(text))["kind"] == kind]
+
+
+def test_a_run_leaves_what_it_promises(document: Make, tmp_path: Path) -> None:
+    train.run(parse(document()), tmp_path, display="quiet")
+    names = {"job.yaml", "prompts.json", "environment.json", "metrics.jsonl", "progress.json", "samples", "adapter", "report.html", "run.json"}
+    assert names <= {path.name for path in tmp_path.iterdir()}
+    assert [line["iteration"] for line in lines(tmp_path, "iteration")] == [1, 2, 3]
+    assert [line["iteration"] for line in lines(tmp_path, "evaluation")] == [0, 2, 3]
+    progress = json.loads((tmp_path / "progress.json").read_text())
+    assert (progress["phase"], progress["step"], progress["of"]) == ("Succeeded", 3, 3)
+    assert len(list((tmp_path / "samples" / "iteration-000003").glob("*.png"))) == 4
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_run_depends_on_its_seed_alone(document: Make, tmp_path: Path, name: str) -> None:
+    parts = {"method": {"name": name} | ({"threshold": 0.0} if name == "spo" else {})}
+    for folder, seed in (("one", 0), ("two", 0), ("other", 1)):
+        training = {"iterations": 2, "promptsPerIteration": 2, "seed": seed}
+        train.run(parse(document(**parts, training=training)), tmp_path / folder, display="quiet")
+    assert same(weights(tmp_path / "one"), weights(tmp_path / "two"))
+    assert not same(weights(tmp_path / "one"), weights(tmp_path / "other"))
+
+
+def test_the_adapter_loads_in_diffusers_and_paints_what_the_policy_paints(
+    document: Make, tiny_pipeline: Path, tmp_path: Path
+) -> None:
+    """Also with alpha other than rank, whose scale must travel with the weights."""
+    from diffusers import StableDiffusionPipeline
+
+    job = parse(document(lora={"rank": 2, "alpha": 6}, optimizer={"learningRate": 0.05}))
+    train.run(job, tmp_path, display="quiet")
+    pipeline = StableDiffusionPipeline.from_pretrained(tiny_pipeline)
+    x, step = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor(501)
+    text = torch.randn(2, 16, 16, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        base = pipeline.unet(x, step, text).sample
+        pipeline.load_lora_weights(tmp_path / "adapter")
+        adapted = pipeline.unet(x, step, text).sample
+        policy = models.load_policy(job.spec)
+        for name, value in policy.adapter().items():
+            value.copy_(weights(tmp_path)[name])
+        expected = policy.unet(x, step, text).sample
+    torch.testing.assert_close(adapted, expected)
+    assert float((adapted - base).abs().max()) > 1e-3
+
+
+def test_a_longer_run_goes_on_from_a_shorter_one(document: Make, tmp_path: Path) -> None:
+    def training(iterations: int) -> dict[str, Any]:
+        return {"iterations": iterations, "promptsPerIteration": 2}
+
+    train.run(parse(document(training=training(4))), tmp_path / "whole", display="quiet")
+    for iterations in (1, 3, 4):
+        train.run(parse(document(training=training(iterations))), tmp_path / "parts", display="quiet")
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+    whole, parts = (lines(tmp_path / folder, "iteration") for folder in ("whole", "parts"))
+    assert [line["loss"] for line in whole] == [line["loss"] for line in parts]
+    assert [line["totals"]["denoiser_forwards"] for line in whole] == [line["totals"]["denoiser_forwards"] for line in parts]
+
+
+def test_a_finished_run_says_so_and_changes_nothing(document: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for _ in range(2):
+        train.run(parse(document()), tmp_path, display="plain")
+    assert "complete" in capsys.readouterr().err
+    assert not (tmp_path / "attempt-0002").exists()
+
+
+def test_fresh_begins_from_nothing_and_deletes_nothing(document: Make, tmp_path: Path) -> None:
+    train.run(parse(document()), tmp_path, display="quiet")
+    before = weights(tmp_path)
+    train.run(parse(document()), tmp_path, fresh=True, display="quiet")
+    assert same(weights(tmp_path), before)
+    assert {path.name for path in tmp_path.glob("attempt-*")} == {"attempt-0001", "attempt-0002"}
+    assert len(lines(tmp_path, "iteration")) == 3
+
+
+def test_another_experiment_s_folder_is_refused(document: Make, tmp_path: Path) -> None:
+    train.run(parse(document()), tmp_path, display="quiet")
+    with pytest.raises(ConfigurationError, match=r"spec.optimizer.learningRate"):
+        train.run(parse(document(optimizer={"learningRate": 0.5})), tmp_path, display="quiet")
+
+
+@pytest.mark.parametrize("parts", [
+    {"training": {"iterations": 3, "promptsPerIteration": 2, "updatesPerIteration": 2}},
+    {"optimizer": {"learningRate": 1e-2, "schedule": "cosine", "warmupUpdates": 2, "emaDecay": 0.5}},
+    {"sampling": {"steps": 4, "trainedSteps": {"count": 2, "choose": "random"}, "guidanceScale": 1.0}},
+    {"method": {"name": "ddpo"}, "training": {"iterations": 3, "promptsPerIteration": 2, "samplesPerPrompt": 2}},
+], ids=["two-updates", "schedule-and-average", "random-steps", "ddpo"])  # fmt: skip
+def test_every_state_is_in_the_checkpoint(document: Make, tmp_path: Path, parts: dict[str, Any]) -> None:
+    train.run(parse(document(**parts)), tmp_path / "whole", display="quiet")
+    shorter = json.loads(json.dumps(document(**parts)))
+    for iterations in (1, 3):
+        # Only the schedule knows how long a run will be; stopping early is not the same as a shorter run.
+        stop_after(parse(shorter), tmp_path / "parts", iterations)
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+
+
+def stop_after(job: Any, folder: Path, iterations: int) -> None:
+    """Run until an iteration's checkpoint, then stop as SIGTERM would."""
+    from tailorpo_trainer import session
+    from tailorpo_trainer.exits import StoppedError
+
+    whole = session.Session.checkpoint
+
+    def stopping(self: session.Session) -> None:
+        whole(self)
+        if self.iteration == iterations < self.iterations:
+            self.stop.requested = "SIGTERM"
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(session.Session, "checkpoint", stopping)
+        try:
+            train.run(job, folder, display="quiet")
+        except StoppedError:
+            assert iterations < job.spec.training.iterations
+
+
+def command(tmp_path: Path, values: dict[str, Any], folder: str, *options: str) -> list[str]:
+    path = tmp_path / "job.json"  # JSON is YAML
+    path.write_text(json.dumps(values))
+    return [sys.executable, "-m", "tailorpo_trainer", str(path), "--output", str(tmp_path / folder), "--json", *options]
+
+
+def start(arguments: list[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "2"})
+
+
+def until(process: subprocess.Popen[str], iteration: int) -> None:
+    """Read the process' lines until it has finished an iteration."""
+    assert process.stdout is not None
+    for text in process.stdout:
+        line = json.loads(text)
+        if line["kind"] == "iteration" and line["iteration"] >= iteration:
+            return
+    raise AssertionError(process.communicate())
+
+
+def test_sigkill_at_three_places_loses_nothing(document: Make, tmp_path: Path) -> None:
+    values = document(training={"iterations": 12, "promptsPerIteration": 2}, evaluation={"everyIterations": 0}, checkpoint={"everyIterations": 2, "keep": 2})
+    train.run(parse(values), tmp_path / "whole", display="quiet")
+    for iteration, delay in ((1, 0.0), (4, 0.05), (7, 0.1)):
+        process = start(command(tmp_path, values, "killed"))
+        until(process, iteration)
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+    last = subprocess.run(command(tmp_path, values, "killed"), capture_output=True, text=True, check=True, env=os.environ | {"OMP_NUM_THREADS": "2"})
+    assert "going on after iteration" in last.stdout
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "killed"))
+    whole, killed = (lines(tmp_path / folder, "iteration") for folder in ("whole", "killed"))
+    assert [line["loss"] for line in whole] == [line["loss"] for line in killed]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_request_to_stop_is_a_checkpoint_and_75(document: Make, tmp_path: Path, number: signal.Signals) -> None:
+    values = document(training={"iterations": 500, "promptsPerIteration": 2}, checkpoint={"everyIterations": 1000})
+    process = start(command(tmp_path, values, "stopped"))
+    until(process, 2)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == ExitCode.STOPPED
+    assert f"stopped by {number.name}" in errors
+    assert "Traceback" not in errors
+    found = checkpoint.latest(checkpoint.open_store(tmp_path / "stopped"))
+    assert found is not None
+    assert found.step >= 2
+    assert json.loads((tmp_path / "stopped" / "progress.json").read_text())["phase"] == "Stopped"
+
+
+class Failing:
+    """A reward that fails at its nth call."""
+
+    name, unit, differentiable, calls = "failing", "1", False, 0
+
+    def __init__(self, at: int, how: str) -> None:
+        self.at, self.how = at, how
+
+    def __call__(self, images: Tensor, prompts: Any) -> Tensor:
+        self.calls += 1
+        scores = images.mean((1, 2, 3))
+        if self.calls < self.at:
+            return scores
+        if self.how == "raise":
+            raise KeyError("weights")
+        return scores * float("nan") if self.how == "nan" else scores[1:]
+
+
+@pytest.mark.parametrize(("how", "error", "code"), [("nan", NotFiniteError, 76), ("raise", RewardError, 70), ("count", RewardError, 70)])
+def test_a_failing_reward_ends_after_a_checkpoint_with_prompt_and_step(
+    document: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, error: type[Exception], code: int
+) -> None:
+    monkeypatch.setattr(registry, "find", lambda *_, **__: (lambda *_, **__: Failing(6, how)))
+    values = document(rewards=[{"name": "failing"}], evaluation={"everyIterations": 0}, checkpoint={"everyIterations": 100})
+    with pytest.raises(error) as caught:
+        train.run(parse(values), tmp_path, display="quiet")
+    assert caught.value.exit_code == code  # type: ignore[attr-defined]
+    assert "failing" in str(caught.value)
+    assert "step" in str(caught.value)
+    found = checkpoint.latest(checkpoint.open_store(tmp_path))
+    assert found is not None
+    assert found.step == 2
+
+
+def test_tailorpo_g_needs_a_differentiable_reward(document: Make, tmp_path: Path) -> None:
+    values = document(method={"name": "tailorpo-g"}, rewards=[{"name": "jpeg-compressibility"}])
+    with pytest.raises(ConfigurationError, match=r"spec.method.name: tailorpo-g needs a differentiable reward; jpeg-compressibility is not"):
+        train.run(parse(values), tmp_path, display="quiet")
+
+
+def test_a_loss_that_is_not_finite_changes_nothing(document: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tailorpo_trainer import objectives
+
+    whole, calls = objectives.preference_loss, iter(range(100))
+    monkeypatch.setattr(objectives, "preference_loss", lambda logit: whole(logit) * (float("nan") if next(calls) >= 4 else 1))
+    with pytest.raises(NotFiniteError, match=r"lower spec.optimizer.learningRate"):
+        train.run(parse(document(checkpoint={"everyIterations": 100})), tmp_path, display="quiet")
+    assert all(value.isfinite().all() for value in weights(tmp_path).values())

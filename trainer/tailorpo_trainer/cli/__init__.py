@@ -1,0 +1,56 @@
+"""The command line. Nothing large is imported before a command runs: `--help` and completion are instant."""
+
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from tailorpo_trainer.cli import completion, ending, results, run, validate
+
+PROGRAM = "tailorpo"
+COMPLETE = "_TAILORPO_COMPLETE"
+"""Set by the shell's completion script when it asks for completions."""
+
+
+@click.group(
+    name=PROGRAM,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog="Exit status: 0 done, 2 wrong use, 65 bad data, 69 a service is gone, 70 a bug, 71 out of memory "
+    "or disk, 75 stopped after a checkpoint, 76 not finite, 78 wrong document, 130 interrupted.",
+)
+@click.version_option(package_name=PROGRAM, prog_name=PROGRAM, message="%(prog)s %(version)s")
+def app() -> None:
+    """Align text-to-image diffusion models with a preference, from one YAML file."""
+
+
+app.add_command(run.run)
+app.add_command(validate.validate)
+for command in (results.sample, results.evaluate, results.report, results.compare, results.estimate):
+    app.add_command(command)
+app.add_command(completion.completion)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit status, and has said why it is not 0."""
+    try:
+        instruction = os.environ.get(COMPLETE)
+        if instruction:
+            from click.shell_completion import shell_complete
+
+            return shell_complete(app, {}, PROGRAM, COMPLETE, instruction)
+        return _invoke(list(sys.argv[1:] if arguments is None else arguments))
+    except BaseException as error:
+        return ending.say(error)
+
+
+def _invoke(arguments: list[str]) -> int:
+    # Not `app.main()`: that takes any EOFError or broken socket of a training run for the user's doing.
+    try:
+        with app.make_context(PROGRAM, arguments) as context:
+            app.invoke(context)
+        sys.stdout.flush()
+    except click.exceptions.Exit as end:
+        sys.stdout.flush()
+        return end.exit_code
+    return 0

@@ -1,0 +1,97 @@
+"""How a command ends badly: one clear message, and an exit status that means one thing."""
+
+import errno
+import os
+import select
+import sys
+import tempfile
+import traceback
+
+import click
+
+from tailorpo_trainer.exits import ExitCode, ResourceError, StoppedError, TailorPOError
+
+BROKEN_PIPE = 141
+"""128 + SIGPIPE, as for any program whose reader has left."""
+
+
+def say(error: BaseException) -> int:
+    """Tell the user on standard error what went wrong; returns the exit status."""
+    if isinstance(error, SystemExit):
+        raise error
+    if isinstance(error, KeyboardInterrupt | click.Abort):
+        return ExitCode.INTERRUPTED
+    if isinstance(error, click.ClickException):
+        error.show()
+        return error.exit_code
+    if isinstance(error, BrokenPipeError) and _reader_left():
+        return BROKEN_PIPE
+    known = _known(error)
+    if known is None:
+        return _crash(error)
+    # A stop is no error; a document's problems begin with file and line, for editors to jump to (their class
+    # is not imported here: it brings pydantic).
+    plain = isinstance(known, StoppedError) or hasattr(known, "problems")
+    message(str(known), "" if plain else "error")
+    return known.exit_code
+
+
+def message(text: str, prefix: str = "") -> None:
+    """A message on standard error, its prefix in red on a terminal (unless NO_COLOR is set)."""
+    sign = click.style(f"{prefix}: ", fg="red", bold=True) if prefix else ""
+    click.echo(f"{sign}{text}", err=True, color=False if os.environ.get("NO_COLOR") else None)
+
+
+def _known(error: BaseException) -> TailorPOError | None:
+    """The error as one that a user can understand, if it is one."""
+    if isinstance(error, TailorPOError):
+        return error
+    # torch's own class cannot be imported here.
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return ResourceError(f"out of memory: {_first_line(error) or 'no more could be had'}")
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ResourceError(f"the disk is full: {error}")
+    return None
+
+
+def _crash(error: BaseException) -> int:
+    """A bug of ours: one sentence, and the traceback where it can be asked for."""
+    details = "".join(traceback.format_exception(error))
+    summary = f"internal error: {type(error).__name__}: {_first_line(error)}"
+    if os.environ.get("TAILORPO_DEBUG") == "1":
+        message(details)
+        message(summary)
+        return ExitCode.INTERNAL
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w",
+            prefix="tailorpo-crash-",
+            suffix=".log",
+            delete=False,
+            encoding="utf-8",
+            errors="backslashreplace",
+        ) as file:
+            file.write(details)
+        message(f"{summary}\nThis is a bug of tailorpo. Please report it with this log: {file.name}")
+    except OSError:
+        message(f"{details}\n{summary}\nThis is a bug of tailorpo. Please report it with the lines above.")
+    return ExitCode.INTERNAL
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), "")
+
+
+def _reader_left() -> bool:
+    """Whether it is standard output whose reader has gone, and not some connection of ours."""
+    try:
+        descriptor = sys.stdout.fileno()
+    except (OSError, ValueError):
+        return False
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    if not any(state & (select.POLLERR | select.POLLHUP) for _, state in poll.poll(0)):
+        return False
+    # Else the interpreter flushes once more, at its end, and complains.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+    return True

@@ -1,0 +1,11 @@
+"""Read a `TailorPOJob` from YAML, say everything that is wrong with it at once, and write it back.
+
+`source` turns text into values that know their lines, `overrides` applies `--set`, `checks` judges the
+values, `explain` puts what pydantic found into words, `writing` is the way back.
+"""
+
+from tailorpo_trainer.document.checks import parse, read, read_all
+from tailorpo_trainer.document.problems import DocumentError, Problem
+from tailorpo_trainer.document.writing import dump
+
+__all__ = ["DocumentError", "Problem", "dump", "parse", "read", "read_all"]

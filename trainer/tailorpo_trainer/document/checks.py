@@ -1,0 +1,206 @@
+"""Judge the values of a document: every problem at once, each with its line, and the defaults written out."""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from tailorpo_trainer import rules
+from tailorpo_trainer.document import overrides as overriding
+from tailorpo_trainer.document.explain import explain, show
+from tailorpo_trainer.document.fields import fields, model_at, part
+from tailorpo_trainer.document.problems import DocumentError, Loc, Problem, overlap, path_text, printable
+from tailorpo_trainer.document.source import Document, Node, documents
+from tailorpo_trainer.spec import API_VERSION, KIND, TailorPOJob
+
+MAX_BYTES = 1_572_864
+"""What etcd, and so a cluster, takes at most as one request."""
+
+GROUP = API_VERSION.split("/")[0]
+
+# What stands in for a missing or wrong required field, so that rules about the others can still be judged.
+_STAND_INS: dict[str, Any] = {
+    "apiVersion": API_VERSION,
+    "kind": KIND,
+    "metadata": {},
+    "spec": {},
+    "prompts": {"builtin": "animals"},
+    "rewards": [{}],
+    "method": {},
+    "name": "tailorpo",  # of a job, a method, a reward and a ConfigMap alike
+}
+_STAND_IN_ITEM = "http://stand-in"  # a prompt, a module's name and an endpoint alike
+
+
+def read(path: Path | str, overrides: Sequence[str] = ()) -> TailorPOJob:
+    """The one job in a file, with `path=value` overrides applied and method defaults written out.
+
+    Raises `DocumentError` (exit 78) with all problems at once, each as `file.yaml:LINE: path: message`.
+    """
+    jobs = read_all(path, overrides)
+    if len(jobs) != 1:
+        message = f"holds {len(jobs)} {KIND} documents: give a file with one"
+        raise DocumentError([Problem(printable(str(path)), None, "", message)])
+    return jobs[0]
+
+
+def read_all(path: Path | str, overrides: Sequence[str] = ()) -> list[TailorPOJob]:
+    """Every `TailorPOJob` of a file (documents of other kinds pass); problems of all of them at once."""
+    source = printable(str(path))
+    jobs: list[TailorPOJob] = []
+    problems: list[Problem] = []
+    for document in _ours(documents(_text(Path(path), source), source)):
+        try:
+            jobs.append(_parse(document.root.plain(), document, source, overrides))
+        except DocumentError as error:
+            problems += error.problems
+    if not jobs and not problems:
+        problems = [Problem(source, None, "", f"holds no document of kind {KIND}")]
+    if problems:
+        raise DocumentError(list(dict.fromkeys(problems)))
+    return jobs
+
+
+def parse(data: Any, source: str = "document", overrides: Sequence[str] = ()) -> TailorPOJob:
+    """A job from plain values (as from JSON), under the same checks; lines are not known then."""
+    return _parse(deepcopy(data), None, source, overrides)
+
+
+def _text(path: Path, source: str) -> str:
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise DocumentError([Problem(source, None, "", f"is larger than {MAX_BYTES} bytes")])
+        return content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+    except OSError as error:
+        raise DocumentError([Problem(source, None, "", f"cannot be read: {error.strerror}")]) from None
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise DocumentError([Problem(source, line, "", f"is not UTF-8 text: {error.reason}")]) from None
+
+
+def _ours(found: Iterable[Document]) -> Iterator[Document]:
+    """The documents meant for us, also out of a `kubectl get` list; what says it is something else passes."""
+    for document in found:
+        root = document.root
+        kind, version = (_entry(root, key) for key in ("kind", "apiVersion"))
+        items = root.value.get("items") if isinstance(root.value, dict) and kind == "List" else None
+        if items is not None and isinstance(items.value, list):
+            yield from _ours(Document(item, document.problems) for item in items.value)
+        elif kind in (None, KIND) or version is None or str(version).split("/")[0] == GROUP:
+            yield document
+
+
+def _entry(node: Node, key: str) -> Any:
+    return node.value[key].value if isinstance(node.value, dict) and key in node.value else None
+
+
+def _parse(data: Any, document: Document | None, source: str, overrides: Sequence[str]) -> TailorPOJob:
+    root = None if document is None else document.root
+    if not isinstance(data, dict):
+        line = None if root is None else root.line
+        message = f"must be a mapping with kind: {KIND}, is {show(data)}"
+        raise DocumentError([*(document.problems if document else ()), Problem(source, line, "", message)])
+    overridden, problems = overriding.apply(data, overrides)
+    problems += document.problems if document else ()
+
+    def report(loc: Loc, message: str) -> None:
+        option = next((text for set_loc, text in overridden.items() if overlap(set_loc, loc)), None)
+        line = None if root is None or option else root.line_of(loc)
+        problems.append(Problem(option or source, line, path_text(loc), message))
+
+    _prune_nulls(data, TailorPOJob)
+    job, errors = _validated(data)
+    for loc, message in errors:
+        report(loc, message)
+    broken = [loc for loc, _ in errors]
+    if broken:
+        job = _mended(data, broken)
+    for finding in rules.findings(job.spec) if job else ():
+        if not any(overlap(read, loc) for read in (finding.path, *finding.reads) for loc in broken):
+            report(finding.path, finding.message)
+    if problems:
+        raise DocumentError(sorted(set(problems), key=lambda problem: (problem.line or 0, problem.path)))
+    assert job is not None
+    return job.model_copy(update={"spec": rules.resolve(job.spec), "status": None})
+
+
+def _validated(data: dict[str, Any]) -> tuple[TailorPOJob | None, list[tuple[Loc, str]]]:
+    """The job, or where each error is and what to say of it."""
+    errors = [
+        (loc, f"{show(value)} must be a finite number")
+        for name in ("template", "runPolicy", "scheduling")
+        for loc, value in _not_finite(_get(data, ("spec", name)), ("spec", name))
+    ]
+    try:
+        # Aliases only: a snake_case name would be dropped in silence by the cluster.
+        return TailorPOJob.model_validate(data, by_alias=True, by_name=False), errors
+    except ValidationError as error:
+        for details in error.errors(include_url=False):
+            loc = tuple(key for key in details["loc"] if key != "[key]")
+            sentence = explain(loc, details["type"], details["input"], details.get("ctx", {}), details["msg"])
+            errors.append((loc, sentence))
+    return None, errors
+
+
+def _not_finite(value: Any, loc: Loc) -> Iterator[tuple[Loc, float]]:
+    """Numbers in a free-form part that JSON cannot write."""
+    if isinstance(value, float) and not math.isfinite(value):
+        yield loc, value
+    entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, entry in entries:
+        yield from _not_finite(entry, (*loc, key))
+
+
+def _prune_nulls(data: Any, model: type[BaseModel]) -> None:
+    """Take a known field that is null for absent, as the API server does before it fills in defaults."""
+    if isinstance(data, list):
+        for entry in data:
+            _prune_nulls(entry, model)
+    if not isinstance(data, dict):
+        return
+    for name, field in fields(model).items():
+        if name in data and data[name] is None:
+            del data[name]
+        inner = part(field)
+        if inner is not None and name in data:
+            _prune_nulls(data[name], inner)
+
+
+def _mended(data: dict[str, Any], broken: Iterable[Loc]) -> TailorPOJob | None:
+    """The document with stand-ins for what is wrong, to judge the rules that do not read those fields."""
+    for loc in sorted(broken, key=len, reverse=True):
+        parent = _get(data, loc[:-1])
+        if isinstance(parent, dict) and loc:
+            parent.pop(loc[-1], None)
+        elif isinstance(parent, list):
+            parent[int(loc[-1])] = {} if model_at(loc) else _STAND_IN_ITEM
+    _fill(data, TailorPOJob)
+    return _validated(data)[0]
+
+
+def _fill(data: Any, model: type[BaseModel]) -> None:
+    if isinstance(data, list):
+        for entry in data:
+            _fill(entry, model)
+    if not isinstance(data, dict):
+        return
+    for name, field in fields(model).items():
+        if field.is_required() and name not in data:
+            data[name] = deepcopy(_STAND_INS[name])
+        inner = part(field)
+        if inner is not None and name in data:
+            _fill(data[name], inner)
+
+
+def _get(data: Any, loc: Loc) -> Any:
+    for key in loc:
+        try:
+            data = data[key]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return data

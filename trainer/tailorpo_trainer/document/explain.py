@@ -1,0 +1,124 @@
+"""What pydantic found, as a sentence with the value and what would be right."""
+
+import difflib
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, get_args
+
+from tailorpo_trainer.document.fields import field_at, fields, model_at
+from tailorpo_trainer.document.problems import Loc, printable
+from tailorpo_trainer.document.source import resolve
+
+_TRUE = {"y", "yes", "on", "true"}
+_FALSE = {"n", "no", "off", "false"}
+
+
+def explain(loc: Loc, kind: str, given: Any, context: Mapping[str, Any], fallback: str) -> str:
+    """The sentence for one error of pydantic: its type, the value given and its context."""
+    value = show(given)
+    match kind:
+        case "extra_forbidden":
+            model = model_at(loc[:-1])
+            return f"unknown field{nearest(str(loc[-1]), list(fields(model)) if model else [])}"
+        case "missing":
+            return f"is required{_what(loc)}"
+        case "literal_error":
+            known = re.findall(r"'([^']*)'", context["expected"])
+            guess = nearest(given, known, list_all=False) if isinstance(given, str) else ""
+            return f"{value} is not {'one of ' if len(known) > 1 else ''}{context['expected']}{guess}"
+        case "greater_than":
+            return f"{value} is too small: must be more than {number_text(context['gt'])}"
+        case "greater_than_equal":
+            return f"{value} is too small: must be at least {number_text(context['ge'])}"
+        case "less_than":
+            return f"{value} is too large: must be less than {number_text(context['lt'])}"
+        case "less_than_equal":
+            return f"{value} is too large: must be at most {number_text(context['le'])}"
+        case "multiple_of":
+            return f"{value} must be a multiple of {number_text(context['multiple_of'])}"
+        case "int_type" | "int_from_float" | "int_parsing" | "int_parsing_size":
+            return f"{value} must be a whole number{_number_hint(given)}"
+        case "float_type" | "float_parsing" | "finite_number":
+            return f"{value} must be a finite number{_number_hint(given)}"
+        case "bool_type" | "bool_parsing":
+            return f"{value} must be true or false{_bool_hint(given)}"
+        case "string_type":
+            return f"{value} must be text{_quote_hint(given)}"
+        case "model_type" | "model_attributes_type" | "dict_type":
+            return f"{value} must be a mapping"
+        case "list_type":
+            return f"{value} must be a list"
+        case "string_pattern_mismatch" if loc[-1] == "name":
+            return f"{value} must be lower-case letters, digits and '-', from a letter to a letter or digit"
+        case "string_pattern_mismatch" if "endpoints" in loc:
+            return f"{value} must be a URL, http://... or https://..., without spaces"
+        case "string_too_short" | "too_short":
+            return "must not be empty" if context["min_length"] == 1 else f"{value} is too short"
+        case "string_too_long":
+            return f"{value} is too long: {len(given)} characters, at most {context['max_length']}"
+        case "too_long":
+            return f"is too long: {context['actual_length']} entries, at most {context['max_length']}"
+    return f"{value}: {fallback}"
+
+
+def nearest(word: str, known: Sequence[str], *, list_all: bool = True) -> str:
+    """`: did you mean ...?`, or else all there are."""
+    plain = {_simplified(name): name for name in known}
+    close = difflib.get_close_matches(_simplified(word), plain, n=1, cutoff=0.6)
+    if close:
+        return f": did you mean {plain[close[0]]!r}?"
+    return f": known are {', '.join(known)}" if known and list_all else ""
+
+
+def show(value: Any) -> str:
+    """A value as the file has it, in one line and not too long."""
+    if isinstance(value, str):
+        text = repr(value)
+    elif isinstance(value, float) and not math.isfinite(value):
+        text = ".nan" if math.isnan(value) else ".inf" if value > 0 else "-.inf"
+    else:
+        text = printable(json.dumps(value, ensure_ascii=False, default=str))
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _simplified(name: str) -> str:
+    return re.sub("[-_ ]", "", name.lower())
+
+
+def _what(loc: Loc) -> str:
+    """What a missing field is for, or its value if there is only one."""
+    field = field_at(loc)
+    if field is None:
+        return ""
+    choices = get_args(field.annotation)
+    if len(choices) == 1 and isinstance(choices[0], str):
+        return f": {choices[0]!r}"
+    return f": {(field.description or '').split('. ')[0].rstrip('.')}"
+
+
+def number_text(value: float) -> str:
+    """A bound, without an exponent while it is whole and short enough to read."""
+    return str(int(value)) if float(value).is_integer() and abs(value) < 1e16 else f"{value:g}"
+
+
+def _number_hint(value: Any) -> str:
+    if not isinstance(value, str):
+        return ""
+    if isinstance(resolve(value), int | float) and not isinstance(resolve(value), bool):
+        return ": leave out the quotes"
+    # kubectl's reader would take 010 for 8; ours takes neither guess.
+    bare = value.replace("_", "")
+    if re.fullmatch(r"[-+]?[0-9]+(\.[0-9]*)?", bare):
+        return ": without '_' and leading zeros"
+    return ""
+
+
+def _bool_hint(value: Any) -> str:
+    word = value.lower() if isinstance(value, str) else ""
+    return ": write true" if word in _TRUE else ": write false" if word in _FALSE else ""
+
+
+def _quote_hint(value: Any) -> str:
+    return f': put it in quotes, "{show(value)}"' if isinstance(value, int | float) else ""

@@ -1,0 +1,44 @@
+"""What the models know about the document: its fields by their YAML names."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from tailorpo_trainer.document.problems import Loc
+from tailorpo_trainer.spec import TailorPOJob
+
+
+def fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
+    """The fields of a model by their YAML names."""
+    return {field.alias or name: field for name, field in model.model_fields.items()}
+
+
+def part(field: FieldInfo) -> type[BaseModel] | None:
+    """The model inside a field's annotation such as `list[Reward] | None`."""
+    return next(iter(_parts(field.annotation)), None)
+
+
+def model_at(loc: Loc) -> type[BaseModel] | None:
+    """The model that describes the object at a path."""
+    model: type[BaseModel] | None = TailorPOJob
+    for key in loc:
+        if isinstance(key, int):
+            continue
+        known = fields(model) if model is not None else {}
+        model = part(known[key]) if key in known else None
+    return model
+
+
+def field_at(loc: Loc) -> FieldInfo | None:
+    """The field at a path."""
+    model = model_at(loc[:-1])
+    return None if model is None or not loc else fields(model).get(str(loc[-1]))
+
+
+def _parts(annotation: Any) -> Iterable[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in getattr(annotation, "__args__", ()):
+        yield from _parts(argument)

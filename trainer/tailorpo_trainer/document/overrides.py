@@ -1,0 +1,77 @@
+"""`--set spec.sampling.steps=10`: values given on the command line, under the same checks as the file's."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from tailorpo_trainer.document.problems import DocumentError, Loc, Problem, path_text, printable
+from tailorpo_trainer.document.source import documents
+
+_KEY = r"(?:[^.\[\]\\=]|\\.)+"
+_PATH = re.compile(rf"{_KEY}(?:\[[0-9]+\])*(?:\.{_KEY}(?:\[[0-9]+\])*)*")
+_STEP = re.compile(rf"\[([0-9]+)\]|({_KEY})")
+
+
+def apply(data: dict[str, Any], overrides: Sequence[str]) -> tuple[dict[Loc, str], list[Problem]]:
+    """Put each `PATH=VALUE` into the data; returns which paths were set by which option, and what was wrong.
+
+    PATH is as in the messages, `spec.rewards[0].weight`; `\\.` is a dot within a key. One index beyond a
+    list's end appends. VALUE is YAML; without one, the field's default applies again.
+    """
+    done: dict[Loc, str] = {}
+    problems: list[Problem] = []
+    for text in overrides:
+        source = f"--set {printable(text)}"
+        path, _, value = text.partition("=")
+        try:
+            loc = _parse_path(path, "=" in text)
+            _put(data, loc, _parse_value(value))
+            done[loc] = source
+        except ValueError as error:
+            problems.append(Problem(source, None, "", str(error)))
+    return done, problems
+
+
+def _parse_path(path: str, complete: bool) -> Loc:
+    path = path.strip()
+    if not complete or not _PATH.fullmatch(path):
+        raise ValueError("must be PATH=VALUE, such as spec.sampling.steps=10 or spec.rewards[0].weight=2")
+    return tuple(int(index) if index else re.sub(r"\\(.)", r"\1", key) for index, key in _STEP.findall(path))
+
+
+def _parse_value(text: str) -> Any:
+    try:
+        found = documents(text, "value")
+    except DocumentError as error:
+        reason = error.problems[0].message.removeprefix("is not YAML: ")
+        raise ValueError(f"{text!r} is not a YAML value: {reason}") from None
+    for problem in (problem for document in found for problem in document.problems):
+        raise ValueError(f"{text!r} is not a YAML value: {problem.message}")
+    if len(found) > 1:
+        raise ValueError(f"{text!r} is more than one YAML value")
+    return found[0].root.plain() if found else None
+
+
+def _put(data: Any, loc: Loc, value: Any) -> None:
+    """Set a value in place, making the mappings and lists on the way."""
+    for depth, key in enumerate(loc):
+        last = depth + 1 == len(loc)
+        empty: Any = None if last else [] if isinstance(loc[depth + 1], int) else {}
+        _check_step(data, loc, depth)
+        if isinstance(data, list) and key == len(data):
+            data.append(empty)
+        if last:
+            data[key] = value
+        elif isinstance(data, dict) and data.get(key) is None:
+            data[key] = empty
+        data = data[key]
+
+
+def _check_step(data: Any, loc: Loc, depth: int) -> None:
+    key, parent = loc[depth], path_text(loc[:depth])
+    if isinstance(key, str) and not isinstance(data, dict):
+        raise ValueError(f"{parent} is not a mapping: it has no {key!r}")
+    if isinstance(key, int) and not isinstance(data, list):
+        raise ValueError(f"{parent} is not a list: it has no [{key}]")
+    if isinstance(key, int) and key > len(data):
+        raise ValueError(f"{parent} has {len(data)} entries: [{len(data)}] appends one, [{key}] is too far")

@@ -1,0 +1,43 @@
+"""A job as YAML that every reader reads alike, ours and kubectl's."""
+
+import re
+from io import StringIO
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.nodes import ScalarNode
+from ruamel.yaml.representer import RoundTripRepresenter
+
+from tailorpo_trainer.spec import TailorPOJob
+
+_SAFE = re.compile(r"[A-Za-z/](?:[\w .,@()/+-]|:(?=\S))*", re.ASCII)
+_WORDS = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}
+"""What YAML 1.1, and so kubectl, reads as something else than text."""
+
+
+class _Representer(RoundTripRepresenter):
+    """Puts every text in quotes that some reader could take for something else."""
+
+    def represent_text(self, value: str) -> ScalarNode:
+        safe = _SAFE.fullmatch(value) and value == value.strip() and value.lower() not in _WORDS
+        node: ScalarNode = self.represent_scalar("tag:yaml.org,2002:str", value, style=None if safe else '"')
+        return node
+
+
+_Representer.add_representer(str, _Representer.represent_text)
+
+
+def dump(job: TailorPOJob) -> str:
+    """YAML of a resolved document: every default written out, nulls left out."""
+    yaml = YAML()
+    yaml.Representer = _Representer
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    yaml.width = 1 << 20  # a prompt is one line
+    out = StringIO()
+    yaml.dump(values(job), out)
+    return out.getvalue()
+
+
+def values(job: TailorPOJob) -> dict[str, Any]:
+    """The same as plain values, as JSON would hold them."""
+    return job.model_dump(mode="json", by_alias=True, exclude_none=True)

@@ -1,0 +1,97 @@
+"""Where prompts come from, and which of them an iteration trains on. No torch."""
+
+from collections.abc import Sequence
+from hashlib import blake2b
+from pathlib import Path
+
+from tailorpo_trainer.exits import ConfigurationError, DataError
+from tailorpo_trainer.spec import Prompts
+
+MAX_LENGTH = 1024
+"""Characters of one prompt, in a file as in the document."""
+
+ANIMALS: tuple[str, ...] = (
+    "cat", "dog", "horse", "monkey", "rabbit", "zebra", "spider", "bird", "sheep",
+    "deer", "cow", "goat", "lion", "tiger", "bear", "raccoon", "fox", "wolf",
+    "lizard", "beetle", "ant", "butterfly", "fish", "shark", "whale", "dolphin", "squirrel",
+    "mouse", "rat", "snake", "turtle", "frog", "chicken", "duck", "goose", "bee",
+    "pig", "turkey", "fly", "llama", "camel", "bat", "gorilla", "hedgehog", "kangaroo",
+)  # fmt: skip
+"""The prompt set of DDPO (Black et al. 2023), which later work compares on."""
+
+
+def load(prompts: Prompts, base: Path | None) -> tuple[str, ...]:
+    """All prompts of a source; a relative `file` starts from the folder `base`, or the current one.
+
+    Raises `DataError` for a file that holds no prompts, `ConfigurationError` for a source that is not here.
+    """
+    if prompts.builtin is not None:
+        return builtin(prompts.builtin)
+    if prompts.list_ is not None:
+        return tuple(prompts.list_)
+    if prompts.file is not None:
+        return _read(prompts.file, base)
+    raise ConfigurationError(
+        "spec.prompts.configMapKeyRef: there are ConfigMaps on a cluster only: use `file` or `list` here"
+    )
+
+
+def builtin(name: str) -> tuple[str, ...]:
+    """A prompt set that ships. Of the shipped model's animals every fourth is held out of `tiny-animals`."""
+    if name == "animals":
+        return tuple(map(_photo, ANIMALS))
+    from tailorpo_trainer.tiny_animals import ANIMALS as TINY
+
+    held_out = name == "tiny-animals-held-out"
+    return tuple(_photo(animal) for n, animal in enumerate(TINY) if (n % 4 == 3) == held_out)
+
+
+def draw(prompts: Sequence[str], seed: int, iteration: int, count: int) -> list[int]:
+    """Which prompts iteration `iteration` trains on: indices, a function of the arguments alone.
+
+    The prompts are dealt like a pack of cards that is shuffled anew whenever it is used up: at any time no
+    prompt was drawn more than once more often than another. Iteration i takes the cards from i * count on, so
+    neither a resume nor a batch size changes what is drawn.
+    """
+    deck = len(prompts)
+    packs: dict[int, list[int]] = {}
+    drawn = []
+    for card in range(iteration * count, (iteration + 1) * count):
+        pack, place = divmod(card, deck)
+        if pack not in packs:
+            packs[pack] = _shuffled(deck, f"{seed}/{pack}")
+        drawn.append(packs[pack][place])
+    return drawn
+
+
+def _shuffled(count: int, key: str) -> list[int]:
+    # Sorted by a hash: `random.shuffle` is not promised to stay the same from one Python to the next.
+    return sorted(range(count), key=lambda n: blake2b(f"tailorpo/prompts/{key}/{n}".encode()).digest())
+
+
+def _photo(animal: str) -> str:
+    return f"a photo of {'an' if animal[0] in 'aeiou' else 'a'} {animal}"
+
+
+def _read(file: str, base: Path | None) -> tuple[str, ...]:
+    """The lines of a file, without blank ones and those that begin with `#`."""
+    if file.startswith("s3://"):
+        raise ConfigurationError(
+            f"spec.prompts.file: {file}: prompts are not read from S3 yet: copy the file beside the document"
+        )
+    path = (base or Path()) / file
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        broken = error.object.count(b"\n", 0, error.start) + 1
+        raise DataError(f"prompts file {path}:{broken}: is not UTF-8 text: {error.reason}") from None
+    except OSError as error:
+        raise DataError(f"prompts file {path}: cannot be read: {error.strerror}") from None
+    lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), start=1)]
+    kept = [(number, line) for number, line in lines if line and not line.startswith("#")]
+    for number, line in kept:
+        if len(line) > MAX_LENGTH:
+            raise DataError(f"prompts file {path}:{number}: is too long: {len(line)} characters, at most {MAX_LENGTH}")
+    if not kept:
+        raise DataError(f"prompts file {path}: holds no prompt: write one a line")
+    return tuple(line for _, line in kept)
