@@ -159,7 +159,7 @@ def command(tmp_path: Path, values: dict[str, Any], folder: str, *options: str) 
 
 
 def start(arguments: list[str]) -> subprocess.Popen[str]:
-    return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "2"})
+    return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
 def until(process: subprocess.Popen[str], iteration: int) -> None:
@@ -182,7 +182,7 @@ def test_sigkill_at_three_places_loses_nothing(document: Make, tmp_path: Path) -
         process.send_signal(signal.SIGKILL)
         process.communicate()
         assert process.returncode == -signal.SIGKILL
-    last = subprocess.run(command(tmp_path, values, "killed"), capture_output=True, text=True, check=True, env=os.environ | {"OMP_NUM_THREADS": "2"})
+    last = subprocess.run(command(tmp_path, values, "killed"), capture_output=True, text=True, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert "going on after iteration" in last.stdout
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "killed"))
     whole, killed = (lines(tmp_path / folder, "iteration") for folder in ("whole", "killed"))

@@ -95,13 +95,10 @@ def latest(store: Store, experiment: str | None = None) -> Loaded | None:
     for _ in range(ROUNDS):
         try:
             return _latest(store, experiment)
-        except (
-            MissingError
-        ):  # deleted by an older attempt that is still alive: look again, there is a newer one now
+        except MissingError:
+            # Deleted by an older attempt that is still alive: look again, there is a newer one now.
             continue
-    raise UnavailableError(
-        f"{store.uri('')}: checkpoints vanish while they are read: is another process at work?"
-    )
+    raise UnavailableError(f"{store.uri('')}: checkpoints vanish while they are read: who else is at work?")
 
 
 def _latest(store: Store, experiment: str | None) -> Loaded | None:
