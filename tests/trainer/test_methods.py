@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tailorpo_trainer import methods, models, rewards
 from tailorpo_trainer.document import parse
 from tailorpo_trainer.noise import Noise, Purpose
 from tailorpo_trainer.policy import Policy
+from tailorpo_trainer.records import Pairs
 from tailorpo_trainer.rollout import branch, follow
 from tailorpo_trainer.sampler import choose_steps
 from tailorpo_trainer.scoring import Scorer
@@ -29,7 +31,9 @@ def resolved(document: Make) -> Callable[..., Spec]:
     return lambda **parts: parse(document(**parts)).spec
 
 
-def scene(run: Spec, policy: Policy, prompts: tuple[str, ...] = ("a cat", "a dog", "a bee"), iteration: int = 0) -> methods.Scene:
+def scene(
+    run: Spec, policy: Policy, prompts: tuple[str, ...] = ("a cat", "a dog", "a bee"), iteration: int = 0
+) -> methods.Scene:
     steps = run.sampling.trained_steps
     assert steps.count is not None
     assert steps.choose is not None
@@ -59,13 +63,18 @@ def nudged(policy: Policy, size: float = 0.05) -> Iterator[None]:
                 value.copy_(before[name])
 
 
-def test_a_fresh_policy_and_the_reference_are_the_untouched_base(resolved: Callable[..., Spec], tiny_pipeline: Path) -> None:
+def test_a_fresh_policy_and_the_reference_are_the_untouched_base(
+    resolved: Callable[..., Spec], tiny_pipeline: Path
+) -> None:
     from diffusers import UNet2DConditionModel
 
     run = resolved()
     policy = models.load_policy(run)
     base = UNet2DConditionModel.from_pretrained(tiny_pipeline, subfolder="unet")
-    x, text = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0)), policy.embed(["a cat", "a dog", "a bee"])
+    x, text = (
+        torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0)),
+        policy.embed(["a cat", "a dog", "a bee"]),
+    )
     with torch.no_grad():
         negative = policy.embed([""]).expand_as(text)
         t = policy.sampler.timesteps[1]
@@ -146,7 +155,7 @@ def test_the_trajectory_goes_on_from_the_chosen_candidate(resolved: Callable[...
     setting = scene(run, policy)
     drawn = methods.build(run.method).roll_out(setting)
     rows = torch.arange(3)
-    for now, after in zip(drawn[:-1], drawn[1:], strict=True):
+    for now, after in pairwise(drawn):
         chosen = now.winner if continue_from == "winner" else setting.noise.choice(now.step, 2)
         assert torch.equal(after.x, now.candidates[rows, chosen])
 
@@ -187,7 +196,9 @@ def test_spo_keeps_pairs_from_its_threshold_on(resolved: Callable[..., Spec]) ->
     policy = models.load_policy(everything)
     setting = scene(everything, policy)
     drawn = methods.build(everything.method).roll_out(setting)
-    gaps = methods.build(everything.method).rows(setting, drawn).gap
+    rows = methods.build(everything.method).rows(setting, drawn)
+    assert isinstance(rows, Pairs)
+    gaps = rows.gap
     middle = float(gaps.median())
     some = resolved(method={"name": "spo", "threshold": middle})
     rows = methods.build(some.method).rows(setting, drawn)
@@ -200,6 +211,7 @@ def test_d3po_s_sides_share_only_the_first_noise(resolved: Callable[..., Spec]) 
     policy, method = models.load_policy(run), methods.build(run.method)
     setting = scene(run, policy)
     rows = method.rows(setting, method.roll_out(setting))
+    assert isinstance(rows, Pairs)
     assert rows.x_loser is not None
     first = rows.step == 0
     assert torch.equal(rows.x[first], rows.x_loser[first])
@@ -212,6 +224,7 @@ def test_d3po_labels_every_step_by_the_final_picture(resolved: Callable[..., Spe
     setting = scene(run, policy)
     drawn = method.roll_out(setting)
     rows = method.rows(setting, drawn)
+    assert isinstance(rows, Pairs)
     first_wins = drawn.rewards[:, 0] > drawn.rewards[:, 1]
     assert len(drawn.first) == 2
     for first, second in zip(drawn.first, drawn.second, strict=True):
@@ -298,7 +311,9 @@ def test_what_is_drawn_does_not_depend_on_the_batch(resolved: Callable[..., Spec
     policy, method = models.load_policy(run), methods.build(run.method)
     setting = scene(run, policy)
     whole = method.rows(setting, method.roll_out(setting))
-    parts = method.rows(setting, merge([method.roll_out(setting.part(slice(0, 1))), method.roll_out(setting.part(slice(1, 3)))]))
+    parts = method.rows(
+        setting, merge([method.roll_out(setting.part(slice(0, 1))), method.roll_out(setting.part(slice(1, 3)))])
+    )
     for field in ("sample", "step", "weight"):
         assert torch.equal(getattr(whole, field), getattr(parts, field))
     torch.testing.assert_close(whole.x, parts.x, rtol=1e-4, atol=1e-4)
@@ -335,7 +350,9 @@ def test_accumulating_micro_batches_gives_the_same_gradient(resolved: Callable[.
 
 
 def test_balanced_steps_have_mean_weight_1_and_tame_the_last_step(resolved: Callable[..., Spec]) -> None:
-    run = resolved(method={"name": "tailorpo", "stepWeight": "balanced"}, sampling={"steps": 20, "trainedSteps": {"count": 20}})
+    run = resolved(
+        method={"name": "tailorpo", "stepWeight": "balanced"}, sampling={"steps": 20, "trainedSteps": {"count": 20}}
+    )
     policy, method = models.load_policy(run), methods.build(run.method)
     weights = Updater(policy, method, run)._step_weight(torch.arange(20))
     assert isinstance(weights, Tensor)
@@ -354,7 +371,7 @@ def test_whole_trajectories_are_what_diffusers_draws(resolved: Callable[..., Spe
     noise = Noise((0, Purpose.SAMPLING, 0), [0], policy.latent_shape)
     ours = policy.decode(follow(policy, policy.embed(["a cat"]), noise)[0])
 
-    class Recorded(DDIMScheduler):
+    class Recorded(DDIMScheduler):  # type: ignore[misc]
         calls = 0
 
         def step(self, *args: Any, **kwargs: Any) -> Any:

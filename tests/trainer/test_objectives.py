@@ -22,7 +22,11 @@ def log_prob(y: Tensor, mean: Tensor, sigma: Tensor, how: str) -> Tensor:
 def gaussians() -> tuple[Tensor, Tensor, Tensor]:
     """Means of policy and reference, and sigma, for 6 rows."""
     mean = normal(6, 4, 3, 3)
-    return mean + 0.05 * normal(6, 4, 3, 3, seed=1), mean, torch.linspace(0.02, 0.7, 6, dtype=torch.float64).view(-1, 1, 1, 1)
+    return (
+        mean + 0.05 * normal(6, 4, 3, 3, seed=1),
+        mean,
+        torch.linspace(0.02, 0.7, 6, dtype=torch.float64).view(-1, 1, 1, 1),
+    )
 
 
 @pytest.mark.parametrize("how", ["mean", "sum"])
@@ -54,7 +58,11 @@ def test_in_float32_the_closed_form_is_exact_where_four_log_probabilities_cancel
     ours = objectives.shared_logit(winner.float(), loser.float(), shift.float(), sigma.float(), 1.0, "sum")
     torch.testing.assert_close(ours.double(), truth, rtol=1e-4, atol=0)
     four = sum(
-        sign * (log_prob(y.float(), (mean + shift).float(), sigma.float(), "sum") - log_prob(y.float(), mean.float(), sigma.float(), "sum"))
+        sign
+        * (
+            log_prob(y.float(), (mean + shift).float(), sigma.float(), "sum")
+            - log_prob(y.float(), mean.float(), sigma.float(), "sum")
+        )
         for sign, y in ((1, winner), (-1, loser))
     )
     assert abs(float(four) / float(truth) - 1) > 1e-3
@@ -74,7 +82,7 @@ def test_the_gradient_never_moves_the_mean_against_the_preferred_direction() -> 
 
 
 def test_with_different_inputs_it_can() -> None:
-    """D3PO's two sides have Jacobians of their own; the cross term sometimes wins (method.md: 17 % of a toy's draws)."""
+    """D3PO's two sides have Jacobians of their own, and the cross term sometimes wins."""
     wrong = 0
     for seed in range(200):
         jacobians = [normal(12, 5, seed=seed), normal(12, 5, seed=seed + 500)]
@@ -100,7 +108,9 @@ def test_the_ratio_is_clamped_as_in_d3po() -> None:
     torch.testing.assert_close(objectives.clamp_log_ratio(delta, 0.1), expected)
 
 
-@pytest.mark.parametrize(("advantage", "ratio", "gradient"), [(1.0, 1.2, False), (1.0, 0.8, True), (-1.0, 1.2, True), (-1.0, 0.8, False)])
+@pytest.mark.parametrize(
+    ("advantage", "ratio", "gradient"), [(1.0, 1.2, False), (1.0, 0.8, True), (-1.0, 1.2, True), (-1.0, 0.8, False)]
+)
 def test_the_surrogate_stops_where_ppo_stops(advantage: float, ratio: float, gradient: bool) -> None:
     delta = torch.tensor([math.log(ratio)], requires_grad=True)
     objectives.clipped_surrogate(delta, torch.tensor([advantage]), 0.1).sum().backward()
@@ -110,7 +120,9 @@ def test_the_surrogate_stops_where_ppo_stops(advantage: float, ratio: float, gra
 
 def test_advantages_are_normalised_within_each_prompt() -> None:
     rewards, groups = torch.tensor([1.0, 3.0, 10.0, 30.0]), torch.tensor([7, 7, 2, 2])
-    torch.testing.assert_close(objectives.normalised_advantages(rewards, groups, 5), torch.tensor([-1.0, 1.0, -1.0, 1.0]))
+    torch.testing.assert_close(
+        objectives.normalised_advantages(rewards, groups, 5), torch.tensor([-1.0, 1.0, -1.0, 1.0])
+    )
 
 
 def test_advantages_of_single_samples_are_normalised_over_all() -> None:

@@ -11,7 +11,7 @@ BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.
 
 
 def scheduler(**config: object) -> DDIMScheduler:
-    made = DDIMScheduler(**(BETAS | {"clip_sample": False, "steps_offset": 1, "set_alpha_to_one": False} | config))  # type: ignore[arg-type]
+    made = DDIMScheduler(**(BETAS | {"clip_sample": False, "steps_offset": 1, "set_alpha_to_one": False} | config))
     made.alphas_cumprod = made.alphas_cumprod.double()
     made.final_alpha_cumprod = made.final_alpha_cumprod.double()
     return made
@@ -35,9 +35,7 @@ def test_mean_sigma_and_clean_agree_with_diffusers(
         expected = theirs.step(prediction, timestep, x, eta=eta, variance_noise=noise)
         next_x = ours.mean(step, x, prediction) + ours.noise_level(step, x) * noise
         torch.testing.assert_close(next_x, expected.prev_sample, rtol=1e-9, atol=1e-9)
-        torch.testing.assert_close(
-            ours.clean(step, x, prediction), expected.pred_original_sample, rtol=1e-9, atol=1e-9
-        )
+        torch.testing.assert_close(ours.clean(step, x, prediction), expected.pred_original_sample, rtol=1e-9, atol=1e-9)
 
 
 def test_a_step_for_each_row_is_the_same_as_row_by_row() -> None:
@@ -65,9 +63,7 @@ def test_more_steps_than_the_model_knows_are_refused() -> None:
         ddim(scheduler(), 1001, 1.0)
 
 
-@pytest.mark.parametrize(
-    ("choose", "expected"), [("early", [0, 1, 2]), ("late", [7, 8, 9]), ("spread", [1, 5, 8])]
-)
+@pytest.mark.parametrize(("choose", "expected"), [("early", [0, 1, 2]), ("late", [7, 8, 9]), ("spread", [1, 5, 8])])
 def test_chosen_steps(choose: str, expected: list[int]) -> None:
     assert choose_steps(ddim(scheduler(), 10, 1.0), 3, choose) == expected
 

@@ -35,12 +35,26 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 
 def lines(folder: Path, kind: str) -> list[dict[str, Any]]:
-    return [line for text in (folder / "metrics.jsonl").read_text().splitlines() if (line := json.loads(text))["kind"] == kind]
+    return [
+        line
+        for text in (folder / "metrics.jsonl").read_text().splitlines()
+        if (line := json.loads(text))["kind"] == kind
+    ]
 
 
 def test_a_run_leaves_what_it_promises(document: Make, tmp_path: Path) -> None:
     train.run(parse(document()), tmp_path, display="quiet")
-    names = {"job.yaml", "prompts.json", "environment.json", "metrics.jsonl", "progress.json", "samples", "adapter", "report.html", "run.json"}
+    names = {
+        "job.yaml",
+        "prompts.json",
+        "environment.json",
+        "metrics.jsonl",
+        "progress.json",
+        "samples",
+        "adapter",
+        "report.html",
+        "run.json",
+    }
     assert names <= {path.name for path in tmp_path.iterdir()}
     assert [line["iteration"] for line in lines(tmp_path, "iteration")] == [1, 2, 3]
     assert [line["iteration"] for line in lines(tmp_path, "evaluation")] == [0, 2, 3]
@@ -92,10 +106,14 @@ def test_a_longer_run_goes_on_from_a_shorter_one(document: Make, tmp_path: Path)
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
     whole, parts = (lines(tmp_path / folder, "iteration") for folder in ("whole", "parts"))
     assert [line["loss"] for line in whole] == [line["loss"] for line in parts]
-    assert [line["totals"]["denoiser_forwards"] for line in whole] == [line["totals"]["denoiser_forwards"] for line in parts]
+    assert [line["totals"]["denoiser_forwards"] for line in whole] == [
+        line["totals"]["denoiser_forwards"] for line in parts
+    ]
 
 
-def test_a_finished_run_says_so_and_changes_nothing(document: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_finished_run_says_so_and_changes_nothing(
+    document: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for _ in range(2):
         train.run(parse(document()), tmp_path, display="plain")
     assert "complete" in capsys.readouterr().err
@@ -159,7 +177,9 @@ def command(tmp_path: Path, values: dict[str, Any], folder: str, *options: str) 
 
 
 def start(arguments: list[str]) -> subprocess.Popen[str]:
-    return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    return subprocess.Popen(
+        arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
 
 
 def until(process: subprocess.Popen[str], iteration: int) -> None:
@@ -173,7 +193,11 @@ def until(process: subprocess.Popen[str], iteration: int) -> None:
 
 
 def test_sigkill_at_three_places_loses_nothing(document: Make, tmp_path: Path) -> None:
-    values = document(training={"iterations": 12, "promptsPerIteration": 2}, evaluation={"everyIterations": 0}, checkpoint={"everyIterations": 2, "keep": 2})
+    values = document(
+        training={"iterations": 12, "promptsPerIteration": 2},
+        evaluation={"everyIterations": 0},
+        checkpoint={"everyIterations": 2, "keep": 2},
+    )
     train.run(parse(values), tmp_path / "whole", display="quiet")
     for iteration, delay in ((1, 0.0), (4, 0.05), (7, 0.1)):
         process = start(command(tmp_path, values, "killed"))
@@ -182,7 +206,13 @@ def test_sigkill_at_three_places_loses_nothing(document: Make, tmp_path: Path) -
         process.send_signal(signal.SIGKILL)
         process.communicate()
         assert process.returncode == -signal.SIGKILL
-    last = subprocess.run(command(tmp_path, values, "killed"), capture_output=True, text=True, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    last = subprocess.run(
+        command(tmp_path, values, "killed"),
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
     assert "going on after iteration" in last.stdout
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "killed"))
     whole, killed = (lines(tmp_path / folder, "iteration") for folder in ("whole", "killed"))
@@ -223,12 +253,16 @@ class Failing:
         return scores * float("nan") if self.how == "nan" else scores[1:]
 
 
-@pytest.mark.parametrize(("how", "error", "code"), [("nan", NotFiniteError, 76), ("raise", RewardError, 70), ("count", RewardError, 70)])
+@pytest.mark.parametrize(
+    ("how", "error", "code"), [("nan", NotFiniteError, 76), ("raise", RewardError, 70), ("count", RewardError, 70)]
+)
 def test_a_failing_reward_ends_after_a_checkpoint_with_prompt_and_step(
     document: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, error: type[Exception], code: int
 ) -> None:
-    monkeypatch.setattr(registry, "find", lambda *_, **__: (lambda *_, **__: Failing(6, how)))
-    values = document(rewards=[{"name": "failing"}], evaluation={"everyIterations": 0}, checkpoint={"everyIterations": 100})
+    monkeypatch.setattr(registry, "find", lambda *_, **__: lambda *_, **__: Failing(6, how))
+    values = document(
+        rewards=[{"name": "failing"}], evaluation={"everyIterations": 0}, checkpoint={"everyIterations": 100}
+    )
     with pytest.raises(error) as caught:
         train.run(parse(values), tmp_path, display="quiet")
     assert caught.value.exit_code == code  # type: ignore[attr-defined]
@@ -241,15 +275,22 @@ def test_a_failing_reward_ends_after_a_checkpoint_with_prompt_and_step(
 
 def test_tailorpo_g_needs_a_differentiable_reward(document: Make, tmp_path: Path) -> None:
     values = document(method={"name": "tailorpo-g"}, rewards=[{"name": "jpeg-compressibility"}])
-    with pytest.raises(ConfigurationError, match=r"spec.method.name: tailorpo-g needs a differentiable reward; jpeg-compressibility is not"):
+    with pytest.raises(
+        ConfigurationError,
+        match=r"spec.method.name: tailorpo-g needs a differentiable reward; jpeg-compressibility is not",
+    ):
         train.run(parse(values), tmp_path, display="quiet")
 
 
-def test_a_loss_that_is_not_finite_changes_nothing(document: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loss_that_is_not_finite_changes_nothing(
+    document: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from tailorpo_trainer import objectives
 
     whole, calls = objectives.preference_loss, iter(range(100))
-    monkeypatch.setattr(objectives, "preference_loss", lambda logit: whole(logit) * (float("nan") if next(calls) >= 4 else 1))
+    monkeypatch.setattr(
+        objectives, "preference_loss", lambda logit: whole(logit) * (float("nan") if next(calls) >= 4 else 1)
+    )
     with pytest.raises(NotFiniteError, match=r"lower spec.optimizer.learningRate"):
         train.run(parse(document(checkpoint={"everyIterations": 100})), tmp_path, display="quiet")
     assert all(value.isfinite().all() for value in weights(tmp_path).values())

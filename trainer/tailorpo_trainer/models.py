@@ -108,7 +108,9 @@ def _load_initial(unet: Any, source: str) -> None:
         wanted = {key.removeprefix("unet."): value for key, value in state.items() if key.startswith("unet.")}
         result = set_peft_model_state_dict(unet, _peft_names(wanted))
     except (OSError, ValueError, RuntimeError) as error:
-        raise ConfigurationError(f"spec.lora.initial: {source!r} cannot be loaded as this model's LoRA: {error}") from None
+        raise ConfigurationError(
+            f"spec.lora.initial: {source!r} cannot be loaded as this model's LoRA: {error}"
+        ) from None
     if result is not None and result.unexpected_keys:
         raise ConfigurationError(
             f"spec.lora.initial: {source!r} has weights for modules outside spec.lora.targetModules, such as "
@@ -142,7 +144,9 @@ def load_pipeline(model: spec.Model) -> Any:
         )
     except Exception as error:  # the libraries raise a dozen kinds; each becomes one sentence
         raise _explain(model, source, error) from None
-    missing = [part for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler") if not hasattr(pipeline, part)]
+    missing = [
+        part for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler") if not hasattr(pipeline, part)
+    ]
     if missing or hasattr(pipeline, "text_encoder_2"):
         raise ConfigurationError(
             f"spec.model.name: {model.name!r} is a {type(pipeline).__name__}: Stable Diffusion 1.x and 2.x pipelines "

@@ -82,4 +82,6 @@ class Noise:
 
     def _stream(self, *where: int) -> np.random.Generator:
         seed, purpose, iteration = self.key
-        return np.random.Generator(np.random.Philox(np.random.SeedSequence(seed, spawn_key=(purpose, iteration, *where))))
+        return np.random.Generator(
+            np.random.Philox(np.random.SeedSequence(seed, spawn_key=(purpose, iteration, *where)))
+        )

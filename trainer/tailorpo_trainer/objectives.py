@@ -28,7 +28,7 @@ def shared_logit(winner: Tensor, loser: Tensor, shift: Tensor, sigma: Tensor, be
 
 
 def log_ratio(y: Tensor, reference_mean: Tensor, shift: Tensor, sigma: Tensor, how: str) -> Tensor:
-    """Delta(y | x) = log p_theta(y | x) - log p_ref(y | x) = (2 (y - mu_ref) . shift - |shift|^2) / (2 sigma^2), [n]."""
+    """Delta(y | x) = log p_theta(y | x) - log p_ref(y | x), [n]: (2 (y - mu_ref) . shift - |shift|^2) / (2 sigma^2)."""
     return reduce((2 * (y - reference_mean) - shift) * shift / (2 * sigma**2), how)
 
 

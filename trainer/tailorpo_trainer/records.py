@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -54,7 +54,7 @@ class Pairs:
         return len(self.sample)
 
 
-Rows = TypeVar("Rows", Transitions, Pairs)
+Rows = TypeVar("Rows", bound=Transitions | Pairs)
 
 
 def take(rows: Rows, index: Tensor | slice) -> Rows:
@@ -68,13 +68,15 @@ Drawn = TypeVar("Drawn")
 
 def merge(parts: Sequence[Drawn]) -> Drawn:
     """One rollout of the rollouts of some samples each: lists, dataclasses and tensors, joined along the samples."""
-    first: Any = parts[0]
-    if len(parts) == 1:
-        return parts[0]
+    return parts[0] if len(parts) == 1 else cast(Drawn, _join(parts))
+
+
+def _join(parts: Sequence[Any]) -> Any:
+    first = parts[0]
     if isinstance(first, Tensor):
-        return torch.cat(list(parts))  # type: ignore[arg-type]
+        return torch.cat(list(parts))
     if isinstance(first, list):
-        return [merge(items) for items in zip(*parts, strict=True)]  # type: ignore[return-value,arg-type]
-    if is_dataclass(first):
-        return replace(first, **{f.name: merge([getattr(part, f.name) for part in parts]) for f in fields(first)})  # type: ignore[return-value]
-    return parts[0]
+        return [_join(items) for items in zip(*parts, strict=True)]
+    if is_dataclass(first) and not isinstance(first, type):
+        return replace(first, **{f.name: _join([getattr(part, f.name) for part in parts]) for f in fields(first)})
+    return first

@@ -98,7 +98,7 @@ def ddim(scheduler: Any, steps: int, eta: float, spacing: str | None = None) -> 
             noise_x, noise_m = (1 - abar).rsqrt(), -(abar / (1 - abar)).sqrt()
         case other:
             raise ConfigurationError(
-                f"spec.model.name: the scheduler predicts {other!r}: 'epsilon', 'v_prediction' or 'sample' can be trained"
+                f"spec.model.name: its scheduler predicts {other!r}: epsilon, v_prediction or sample can be trained"
             )
     signal = abar_next.sqrt()
     return DDIM(

@@ -69,4 +69,3 @@ class Scorer:
     @property
     def names(self) -> list[str]:
         return [name for name in self._sums if name]
-

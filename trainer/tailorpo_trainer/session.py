@@ -11,6 +11,7 @@ import torch
 
 from tailorpo_trainer import checkpoint, document, evaluate, methods, models, prompts, report, rewards, spec
 from tailorpo_trainer.display import Display, Kind, open_display
+from tailorpo_trainer.exits import ConfigurationError
 from tailorpo_trainer.noise import Noise, Purpose
 from tailorpo_trainer.outputs import Output, write_json, write_text
 from tailorpo_trainer.policy import Policy
@@ -78,7 +79,8 @@ class Session:
         noise = Noise(key, range(len(chosen)), self.policy.latent_shape, self.policy.device)
         text = [self.prompts[index] for index in chosen]
         steps = sampling.trained_steps
-        assert steps.count is not None and steps.choose is not None
+        assert steps.count is not None
+        assert steps.choose is not None
         return methods.Scene(
             policy=self.policy,
             text=self.policy.embed(text),
@@ -98,7 +100,12 @@ class Session:
     def measure(self) -> evaluate.Measurement:
         training = self.run.training
         return evaluate.measure(
-            self.policy, self.reward, self.watched, self.held_out, self.run.evaluation.images, training.seed,
+            self.policy,
+            self.reward,
+            self.watched,
+            self.held_out,
+            self.run.evaluation.images,
+            training.seed,
             batch=training.sampling_batch_size or 64,
         )
 
@@ -134,10 +141,10 @@ class Session:
             return
         with self.record.phases("checkpoint"):
             groups, state = self.updater.state()
-            self.attempt.save(self.iteration, groups, state | {"totals": self.record.totals})
+            saved = self.attempt.save(self.iteration, groups, state | {"totals": self.record.totals})
             self.attempt.prune(self.run.checkpoint.keep)
         self.saved_at = self.iteration
-        self.record.saved(self.iteration, self.attempt.store.uri(checkpoint.Ref(self.attempt.number, self.iteration).prefix))
+        self.record.saved(self.iteration, self.attempt.store.uri(saved.ref.prefix))
 
 
 def open_session(
@@ -154,7 +161,9 @@ def open_session(
     device = models.pick_device()
     method = methods.build(run.method)
     reward = rewards.load(run.rewards, device)
-    watched = rewards.load(run.evaluation.rewards, device, "spec.evaluation.rewards") if run.evaluation.rewards else None
+    watched = (
+        rewards.load(run.evaluation.rewards, device, "spec.evaluation.rewards") if run.evaluation.rewards else None
+    )
     if method.needs_gradient:
         rewards.require_differentiable(reward, run.method.name)
     policy = models.load_policy(run, device)
@@ -168,16 +177,31 @@ def open_session(
         updater.load(start)
         done = start.step
     complete = done == run.training.iterations
-    attempt = None if complete else storage.begin(start, at_least=int(os.environ.get("TAILORPO_ATTEMPT", 1)))
+    attempt = None if complete else storage.begin(start, at_least=_least_attempt())
     display = open_display(display_kind, run.training.iterations, done)
     record = Record(output, display, job.metadata.name, run.training.iterations)
     record.attempt = start.attempt if start and complete else attempt.number if attempt else 1
     record.resume(done, start.state["totals"] if start else {})
     session = Session(
-        job, output, policy, method, updater, reward, watched, training_prompts, held_out, record, display, stop, attempt,
-        iteration=done, saved_at=done,
+        job,
+        output,
+        policy,
+        method,
+        updater,
+        reward,
+        watched,
+        training_prompts,
+        held_out,
+        record,
+        display,
+        stop,
+        attempt,
+        iteration=done,
+        saved_at=done,
     )
-    display.message(_hello(session) if not complete else f"{job.metadata.name}: complete after {done} iterations, nothing to do")
+    display.message(
+        _hello(session) if not complete else f"{job.metadata.name}: complete after {done} iterations, nothing to do"
+    )
     return session
 
 
@@ -188,6 +212,14 @@ def finish(session: Session) -> None:
     session.record.progress("Succeeded")
     session.display.message(f"adapter: {session.output.adapter}")
     session.display.message(f"report: {report.write(session.output.root)}")
+
+
+def _least_attempt() -> int:
+    """The operator's own count of attempts, if there is an operator."""
+    text = os.environ.get("TAILORPO_ATTEMPT", "1")
+    if not text.isdecimal() or int(text) < 1:
+        raise ConfigurationError(f"TAILORPO_ATTEMPT: {text!r} must be a whole number, at least 1")
+    return int(text)
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -225,7 +257,7 @@ def _hello(session: Session) -> str:
     rewards_text = " + ".join(f"{reward.weight:g} x {reward.name}" for reward in run.rewards)
     start = f", going on after iteration {session.iteration}" if session.iteration else ""
     return (
-        f"{session.job.metadata.name}: {run.method.name} on {run.model.name} for {rewards_text}; {weights:,} adapter weights, "
-        f"{run.training.iterations} iterations of {run.training.prompts_per_iteration * run.training.samples_per_prompt} "
-        f"images on {policy.device} in {str(policy.dtype).removeprefix('torch.')}{start}"
+        f"{session.job.metadata.name}: {run.method.name} on {run.model.name} for {rewards_text}; "
+        f"{weights:,} adapter weights, {run.training.iterations} iterations of "
+        f"{run.training.prompts_per_iteration * run.training.samples_per_prompt} samples on {policy.device} in {str(policy.dtype).removeprefix('torch.')}{start}"
     )

@@ -38,7 +38,7 @@ def load(folder: Path) -> Trained:
     """
     output = Output(folder)
     job = output.read_job()
-    newest = checkpoint.open_run(checkpoint.open_store(folder), job).latest()
+    newest = checkpoint.latest(checkpoint.open_store(folder))
     if newest is None:
         raise DataError(f"{folder} holds no checkpoint yet: run the job first, or wait for its first one")
     weights = newest.tensors("ema" if "ema" in newest.groups else "adapter")

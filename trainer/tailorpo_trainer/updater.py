@@ -52,9 +52,7 @@ class Updater:
         if settings.ema_decay is not None:
             self.average = {name: value.detach().clone() for name, value in policy.adapter().items()}
 
-    def iterate(
-        self, rows: Pairs | Transitions, text: Tensor, check: Callable[[], None] = lambda: None
-    ) -> UpdateFacts:
+    def iterate(self, rows: Pairs | Transitions, text: Tensor, check: Callable[[], None] = lambda: None) -> UpdateFacts:
         """All updates of one iteration; every update sees every step, in the same share.
 
         Args:
@@ -65,7 +63,9 @@ class Updater:
         """
         count = self.run.training.updates_per_iteration
         size = self.run.training.micro_batch_size or len(text)
-        order, collected, losses, norms = [], [], [], []
+        order: list[Tensor] = []
+        collected: list[dict[str, Tensor]] = []
+        losses, norms = [], []
         for part in range(count):
             chosen = torch.arange(part, len(rows), count, device=rows.step.device)
             order.append(chosen)
@@ -73,15 +73,15 @@ class Updater:
             norms.append(self._step(loss))
             losses.append(loss)
             collected.append(facts)
-        order = torch.cat(order)
+        rank = torch.cat(order)
         return UpdateFacts(
             loss=sum(losses) / count,
             gradient_norm=sum(norms) / count,
             learning_rate=self.learning_rate(self.updates - 1),
             facts={name: torch.cat([facts[name] for facts in collected]).cpu() for name in collected[0]},
-            step=rows.step[order].cpu(),
-            weight=rows.weight[order].cpu(),
-            gap=rows.gap[order].cpu() if isinstance(rows, Pairs) else None,
+            step=rows.step[rank].cpu(),
+            weight=rows.weight[rank].cpu(),
+            gap=rows.gap[rank].cpu() if isinstance(rows, Pairs) else None,
         )
 
     def _accumulate(
@@ -165,7 +165,9 @@ class Updater:
             case "linear":
                 return settings.learning_rate * (1 - done)
             case "cosine":
-                return float(settings.learning_rate * 0.5 * (1 + torch.cos(torch.tensor(torch.pi * done, dtype=torch.float64))))
+                return float(
+                    settings.learning_rate * 0.5 * (1 + torch.cos(torch.tensor(torch.pi * done, dtype=torch.float64)))
+                )
         return settings.learning_rate
 
     def _step_weight(self, step: Tensor) -> Tensor | float:
@@ -187,5 +189,5 @@ def check_beginning(facts: UpdateFacts, latent_size: int, exact: bool) -> None:
     allowed = max(1e-3, 1e-6 * latent_size) if exact else 0.05
     if worst > allowed:
         raise TailorPOError(
-            f"before the first update the policy must equal the reference, but a logit is {worst:.2g}: please report this"
+            f"before the first update policy and reference must be equal, but a logit is {worst:.2g}: please report this"
         )

@@ -1,5 +1,7 @@
 """The methods, behind one switch: `build(run.method)`."""
 
+from collections.abc import Callable
+
 from tailorpo_trainer import spec
 from tailorpo_trainer.methods.base import Loss, Method, Scene
 from tailorpo_trainer.methods.d3po import D3PO
@@ -8,7 +10,7 @@ from tailorpo_trainer.methods.spo import SPO
 from tailorpo_trainer.methods.tailorpo import TailorPO
 from tailorpo_trainer.methods.tailorpo_g import TailorPOG
 
-METHODS = {"tailorpo": TailorPO, "tailorpo-g": TailorPOG, "spo": SPO, "d3po": D3PO, "ddpo": DDPO}
+METHODS: dict[str, Callable[[spec.Method], Method]] = {"tailorpo": TailorPO, "tailorpo-g": TailorPOG, "spo": SPO, "d3po": D3PO, "ddpo": DDPO}
 
 
 def build(parameters: spec.Method) -> Method:

@@ -85,7 +85,11 @@ def best_against_worst(branches: Sequence[Branch], threshold: float = 0.0) -> Pa
             )
         )
     return Pairs(
-        *(torch.cat([getattr(pair, name) for pair in pairs]) for name in Pairs.__dataclass_fields__ if name != "x_loser")
+        *(
+            torch.cat([getattr(pair, name) for pair in pairs])
+            for name in Pairs.__dataclass_fields__
+            if name != "x_loser"
+        )
     )
 
 

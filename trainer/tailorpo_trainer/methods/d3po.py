@@ -40,7 +40,9 @@ class D3PO:
         (clean_a, a), (clean_b, b) = (
             follow(scene.policy, scene.text, scene.noise, scene.trained, candidate=k, x=start) for k in (0, 1)
         )
-        rewards = scene.score(torch.stack([clean_a, clean_b], dim=1).flatten(0, 1), scene.policy.sampler.steps - 1).view(-1, 2)
+        rewards = scene.score(
+            torch.stack([clean_a, clean_b], dim=1).flatten(0, 1), scene.policy.sampler.steps - 1
+        ).view(-1, 2)
         return Duel(a, b, rewards)
 
     def rows(self, scene: Scene, drawn: Duel) -> Pairs:

@@ -29,8 +29,13 @@ class SPO:
 
     def roll_out(self, scene: Scene) -> list[Branch]:
         return branch(
-            scene.policy, scene.text, scene.noise, scene.score, scene.trained,
-            candidates=self.candidates, continue_from=self.continue_from,
+            scene.policy,
+            scene.text,
+            scene.noise,
+            scene.score,
+            scene.trained,
+            candidates=self.candidates,
+            continue_from=self.continue_from,
         )
 
     def rows(self, scene: Scene, drawn: list[Branch]) -> Pairs:

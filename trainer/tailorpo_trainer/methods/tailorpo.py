@@ -29,8 +29,13 @@ class TailorPO:
 
     def roll_out(self, scene: Scene) -> list[Branch]:
         return branch(
-            scene.policy, scene.text, scene.noise, scene.score, scene.trained,
-            candidates=2, continue_from=self.continue_from,
+            scene.policy,
+            scene.text,
+            scene.noise,
+            scene.score,
+            scene.trained,
+            candidates=2,
+            continue_from=self.continue_from,
         )
 
     def rows(self, scene: Scene, drawn: list[Branch]) -> Pairs:

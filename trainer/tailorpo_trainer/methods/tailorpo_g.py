@@ -30,8 +30,14 @@ class TailorPOG(TailorPO):
             return winner + self.push(scene, step, winner, prediction)
 
         return branch(
-            scene.policy, scene.text, scene.noise, scene.score, scene.trained,
-            candidates=2, continue_from=self.continue_from, push=push,
+            scene.policy,
+            scene.text,
+            scene.noise,
+            scene.score,
+            scene.trained,
+            candidates=2,
+            continue_from=self.continue_from,
+            push=push,
         )
 
     def push(self, scene: Scene, step: int, winner: Tensor, prediction: Tensor) -> Tensor:
