@@ -1,0 +1,74 @@
+"""Runs against each other at equal budgets."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tailorpo_trainer.report import charts, differences, measures, wording
+from tailorpo_trainer.report.charts import Grid
+from tailorpo_trainer.report.measures import Difference, Value
+from tailorpo_trainer.report.reading import Evaluation, Run
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One run on the page. label: its name, with its folder where names repeat."""
+
+    run: Run
+    label: str
+    colour: str
+    shown: list[Evaluation]
+    grid: Grid
+
+    @property
+    def first(self) -> Evaluation | None:
+        return self.run.evaluations[0] if self.run.evaluations else None
+
+    @property
+    def last(self) -> Evaluation | None:
+        return self.run.evaluations[-1] if self.run.evaluations else None
+
+
+def against(
+    entry: Entry, mine: Evaluation | None, reference: Entry, theirs: Evaluation | None
+) -> tuple[Difference, int] | None:
+    """The difference to another run, and decimals to show it with.
+
+    Paired where both have the same pictures, from the means where not, nothing where the rewards differ.
+    """
+    if mine is None or theirs is None or not differences.same_reward(entry.run, reference.run):
+        return None
+    found = None
+    if differences.same_pictures(entry.run, reference.run):
+        found = measures.paired(theirs.scores, mine.scores)
+    found = found or measures.unpaired(theirs.reward, theirs.error, mine.reward, mine.error, mine.images)
+    return None if found is None else (found, wording.decimals_for((found.high - found.low) / 2, found.mean))
+
+
+def equal(entries: Sequence[Entry], axes: Sequence[str]) -> list[dict[str, Any]]:
+    """Of each x axis the largest budget that all runs have spent, and what each had reached within it."""
+    found = []
+    for axis in axes:
+        if any(not entry.grid for entry in entries):
+            continue
+        spent = [max((x for x in entry.grid[axis] if x is not None), default=0.0) for entry in entries]
+        budget = min(spent)
+        if budget <= 0:
+            continue
+        at = [_within(entry, axis, budget) for entry in entries]
+        cells = [
+            (e, None if number == 0 else against(entry, e, entries[0], at[0]))
+            for number, (entry, e) in enumerate(zip(entries, at, strict=True))
+        ]
+        text = {"seconds": wording.seconds, "flops": wording.flops}.get(axis, wording.count)(budget)
+        found.append({"axis": charts.AXES[axis], "budget": text, "cells": cells})
+    return found
+
+
+def _within(entry: Entry, axis: str, budget: float) -> Evaluation | None:
+    last: Value = None
+    found = None
+    for x, evaluation in zip(entry.grid[axis], entry.shown, strict=True):
+        if x is not None and x <= budget * (1 + 1e-9) and (last is None or x >= last):
+            last, found = x, evaluation
+    return found

@@ -1,0 +1,110 @@
+"""Where the time and the work went."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from tailorpo_trainer.report import wording
+from tailorpo_trainer.report.measures import Value
+from tailorpo_trainer.report.reading import Run, numbers
+
+PHASES = {
+    "rollout": "drawing trajectories and candidates",
+    "decode": "latents to pictures",
+    "score": "asking the rewards",
+    "update": "losses, gradients, optimiser",
+    "checkpoint": "saving",
+    "evaluation": "measuring on held-out noise",
+}
+WORK = {
+    "images": "training images",
+    "reward_queries": "reward queries",
+    "denoiser_forwards": "denoiser forwards",
+    "denoiser_forwards_with_gradient": "– of them with a gradient",
+    "decodes": "decoded pictures",
+}
+
+
+@dataclass(frozen=True)
+class Slice:
+    """One part of a whole. text: the amount as it reads."""
+
+    key: str
+    name: str
+    note: str
+    amount: float
+    share: float
+    text: str
+
+
+def time_by_phase(run: Run) -> list[Slice]:
+    """Seconds of all iterations and evaluations by phase; `other` is what no phase claims."""
+    spent: dict[str, float] = dict.fromkeys(PHASES, 0.0)
+    for line in run.iterations:
+        for key, value in numbers(line.get("phase_seconds")).items():
+            spent[key] = spent.get(key, 0.0) + (value or 0.0)
+    spent["other"] = max(0.0, (training_seconds(run) or 0.0) - sum(spent.values()))
+    spent["evaluation"] += evaluation_seconds(run)
+    if spent["other"] < 0.01 * sum(spent.values()):
+        del spent["other"]
+    return _slices(spent, PHASES | {"other": "what no phase claims"}, wording.seconds)
+
+
+def training_seconds(run: Run) -> Value:
+    """Over all attempts, without evaluations."""
+    return run.totals.get("seconds")
+
+
+def evaluation_seconds(run: Run) -> float:
+    return sum(evaluation.seconds or 0.0 for evaluation in run.evaluations)
+
+
+def work(run: Run) -> list[tuple[str, str, Value]]:
+    """Counts of training work: key, name, count."""
+    totals = run.totals
+    return [(key, name, totals[key]) for key, name in WORK.items() if totals.get(key) is not None]
+
+
+def flops_by_kind(run: Run) -> list[Slice]:
+    """FLOPs of training; nothing where the run does not know what its rows cost."""
+    kinds = _flops(run.totals, run.cost)
+    notes = {
+        "sampling and reference": "denoiser forwards without a gradient",
+        "policy": "denoiser forwards with one",
+        "backward": "through the denoiser",
+        "decode": "latents to pictures",
+        "scoring": "the rewards' own models",
+    }
+    return _slices(kinds, notes, wording.flops) if kinds else []
+
+
+def flops_of(totals: Mapping[str, Value], cost: Mapping[str, float]) -> Value:
+    """All FLOPs of some work; None if what a row costs is not known."""
+    if not cost:
+        return None
+    return sum(_flops(totals, cost).values())
+
+
+def _flops(totals: Mapping[str, Value], cost: Mapping[str, float]) -> dict[str, float]:
+    if not cost:
+        return {}
+    with_gradient = totals.get("denoiser_forwards_with_gradient") or 0.0
+    forward, backward = cost.get("denoiser_forward", 0.0), cost.get("denoiser_backward", 0.0)
+    return {
+        "sampling and reference": ((totals.get("denoiser_forwards") or 0.0) - with_gradient) * forward,
+        "policy": with_gradient * forward,
+        "backward": with_gradient * backward,
+        "decode": (totals.get("decodes") or 0.0) * cost.get("decode", 0.0),
+        "scoring": (totals.get("reward_queries") or 0.0) * cost.get("scoring", 0.0),
+    }
+
+
+def _slices(amounts: Mapping[str, float], notes: Mapping[str, str], text: object) -> list[Slice]:
+    assert callable(text)
+    total = sum(amounts.values())
+    if total <= 0:
+        return []
+    return [
+        Slice(key, key, notes.get(key, ""), amount, amount / total, text(amount))
+        for key, amount in amounts.items()
+        if amount > 0
+    ]

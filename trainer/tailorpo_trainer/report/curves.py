@@ -1,0 +1,159 @@
+"""Which curves a run has."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tailorpo_trainer.report import measures
+from tailorpo_trainer.report.charts import POINTS, Chart, Grid, thin
+from tailorpo_trainer.report.costs import flops_of
+from tailorpo_trainer.report.measures import Value
+from tailorpo_trainer.report.reading import Evaluation, Run, numbers, value
+from tailorpo_trainer.report.strokes import Series
+
+AXIS_KEYS = {
+    "images": "images",
+    "queries": "reward_queries",
+    "forwards": "denoiser_forwards",
+    "seconds": "seconds",
+}
+"""Axis in the page -> key of a line's `totals`."""
+
+FIGURES = (
+    "reward",
+    "gap",
+    "loss",
+    "implicit_accuracy",
+    "gradient_norm",
+    "logit",
+    "logit_abs",
+    "clamped",
+    "tied",
+)
+"""What is drawn of a line of kind `iteration`."""
+
+Z95 = 1.959964
+
+
+def training_grid(run: Run) -> tuple[Grid, dict[str, list[Value]]]:
+    """x and y values of the iterations, thinned together: y by name."""
+    lines = run.iterations
+    rows: dict[str, list[Value]] = {"x:iterations": [float(line["iteration"]) for line in lines]}
+    for axis, key in AXIS_KEYS.items():
+        rows[f"x:{axis}"] = [value((line.get("totals") or {}).get(key)) for line in lines]
+    if run.cost:
+        rows["x:flops"] = [flops_of(numbers(line.get("totals")), run.cost) for line in lines]
+    for key in FIGURES:
+        rows[key] = [value(line.get(key)) for line in lines]
+    thinned = thin(rows)
+    grid = {key[2:]: row for key, row in thinned.items() if key.startswith("x:") and any(x is not None for x in row)}
+    return grid, {key: row for key, row in thinned.items() if not key.startswith("x:")}
+
+
+def evaluation_grid(run: Run) -> tuple[Grid, list[Evaluation]]:
+    """x values of the evaluations, and those that are shown."""
+    shown = [run.evaluations[k] for k in measures.pick(len(run.evaluations), POINTS)]
+    grid: dict[str, list[Value]] = {"iterations": [float(evaluation.iteration) for evaluation in shown]}
+    for axis, key in AXIS_KEYS.items():
+        grid[axis] = [evaluation.totals.get(key, None if evaluation.iteration else 0.0) for evaluation in shown]
+    if run.cost:
+        grid["flops"] = [flops_of(evaluation.totals, run.cost) for evaluation in shown]
+    return {axis: row for axis, row in grid.items() if any(x is not None for x in row)}, shown
+
+
+def reward_series(shown: Sequence[Evaluation], grid: str = "evaluation", name: str = "", colour: str = "c0") -> Series:
+    """Evaluation reward with the 95 % interval of its mean."""
+    widths = [None if e.error is None or e.images < 2 else e.error * measures.t_quantile(e.images - 1) for e in shown]
+    y = [e.reward for e in shown]
+    return Series(name or "held-out reward", grid, y, colour, _plus(y, widths, -1), _plus(y, widths, 1))
+
+
+def change_series(shown: Sequence[Evaluation], grid: str = "evaluation", name: str = "", colour: str = "c0") -> Series:
+    """Difference to the first evaluation, paired by picture, with its 95 % interval."""
+    found = [measures.paired(shown[0].scores, e.scores) for e in shown]
+    mean, low, high = (
+        [None if difference is None else getattr(difference, key) for difference in found]
+        for key in ("mean", "low", "high")
+    )
+    return Series(name or "change", grid, mean, colour, low, high)
+
+
+def evaluation_charts(shown: Sequence[Evaluation], terms: Sequence[str]) -> list[Chart]:
+    """Held-out reward, its paired change, each part, each watched reward, diversity. terms: what is maximised."""
+    if not shown:
+        return []
+    charts = [Chart("reward", "Held-out reward", [reward_series(shown)], "mean and its 95 % interval", wide=True)]
+    series = change_series(shown)
+    if len(shown) > 1 and any(y is not None for y in series.y):
+        note = "paired by picture: same prompt, same noise; 95 % interval"
+        charts.append(Chart("change", "Change since the first evaluation", [series], note, level=0, wide=True))
+    names = list(dict.fromkeys(name for e in shown for name in e.rewards))
+    for number, name in enumerate(names):
+        if list(terms) == [name]:  # one reward alone is the curve above
+            continue
+        y = [e.rewards.get(name) for e in shown]
+        widths = [None if (error := e.errors.get(name)) is None else Z95 * error for e in shown]
+        watched = any(name in e.watched for e in shown)
+        series = Series(name, "evaluation", y, "c1" if watched else "c0", _plus(y, widths, -1), _plus(y, widths, 1))
+        note = "watched, not maximised" if watched else "a term of the reward"
+        charts.append(Chart(f"part{number}", name, [series], note, watched=watched))
+    diversity = Series("diversity", "evaluation", [e.diversity for e in shown], "c1")
+    note = "RMS difference of pictures of one prompt"
+    charts.append(Chart("diversity", "Diversity", [diversity], note, watched=True))
+    return charts
+
+
+def training_charts(y: Mapping[str, Sequence[Value]], method: str) -> list[Chart]:
+    """One small chart for each thing that an iteration measures; those without a value are not drawn."""
+    policy = method == "ddpo"
+    preference: dict[str, Any] = {} if policy else {"level": math.log(2), "level_name": "log 2: no preference"}
+    charts = [
+        _training_chart(y, "reward", "Training reward", "of the candidates that were drawn"),
+        _training_chart(y, "gap", "Reward gap", "winner minus loser"),
+        _training_chart(y, "loss", "Loss", "", **preference),
+        _training_chart(
+            y,
+            "implicit_accuracy",
+            "Implicit accuracy",
+            "pairs that the policy orders as the reward does",
+            bounds=(0.0, 1.0),
+            level=0.5,
+            level_name="chance",
+        ),
+        _training_chart(y, "gradient_norm", "Gradient norm", "before clipping"),
+        _logits(y, policy),
+    ]
+    if any(y["clamped"]):
+        charts.append(_training_chart(y, "clamped", "Clamped ratios", "share without a gradient", bounds=(0.0, 1.0)))
+    if any(y["tied"]):
+        note = "share that weighs nothing"
+        charts.append(_training_chart(y, "tied", "Pairs without a winner", note, bounds=(0.0, 1.0)))
+    return charts
+
+
+def window(points: int) -> int:
+    """How many points a bold training curve averages; 1 for short runs."""
+    return max(1, points // 20) | 1
+
+
+def _training_chart(y: Mapping[str, Sequence[Value]], key: str, title: str, note: str, **more: Any) -> Chart:
+    row = y[key]
+    width = window(len(row))
+    series = [Series(title.lower(), "training", row, "c0")]
+    if width > 1:
+        smooth = Series(f"mean of {width}", "training", measures.moving_mean(row, width), "c0")
+        series = [Series(title.lower(), "training", row, "c0", faint=True), smooth]
+    return Chart(f"training-{key}", title, series, note, **more)
+
+
+def _logits(y: Mapping[str, Sequence[Value]], policy: bool) -> Chart:
+    series = [
+        Series("mean", "training", y["logit"], "c0"),
+        Series("mean of |logit|", "training", y["logit_abs"], "c1"),
+    ]
+    title = "Log ratio" if policy else "Preference logit"
+    return Chart("training-logit", title, series, "", level=0, level_name="")
+
+
+def _plus(y: Sequence[Value], widths: Sequence[Value], sign: int) -> list[Value]:
+    return [None if m is None or w is None else m + sign * w for m, w in zip(y, widths, strict=True)]

@@ -1,0 +1,137 @@
+"""What the report computes: functions of plain numbers, without numpy, so that tests can hold it against numpy.
+
+A missing or non-finite value is None everywhere and takes part in nothing.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+Value = float | None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """After minus before, with its 95 % interval.
+
+    Attributes:
+        paired: by picture on the same noise and prompt; otherwise from two means and their standard errors.
+        better: pictures that went up, of `count`; None where there are no pairs.
+    """
+
+    mean: float
+    low: float
+    high: float
+    count: int
+    paired: bool
+    better: int | None = None
+
+    @property
+    def significant(self) -> bool:
+        return self.low > 0 or self.high < 0
+
+
+def paired(before: Sequence[Value], after: Sequence[Value]) -> Difference | None:
+    """The mean of the differences picture by picture; None if there are not two, or no pairs."""
+    if len(before) != len(after):
+        return None
+    gains = [b - a for a, b in zip(before, after, strict=True) if a is not None and b is not None]
+    if len(gains) < 2:
+        return None
+    middle, width = mean(gains), t_quantile(len(gains) - 1) * standard_error(gains)
+    return Difference(middle, middle - width, middle + width, len(gains), True, sum(gain > 0 for gain in gains))
+
+
+def unpaired(before: Value, before_error: Value, after: Value, after_error: Value, count: int) -> Difference | None:
+    """The difference of two means. Wider than the paired interval where pictures correlate."""
+    if before is None or after is None or before_error is None or after_error is None:
+        return None
+    width = 1.959964 * math.hypot(before_error, after_error)
+    return Difference(after - before, after - before - width, after - before + width, count, False)
+
+
+def mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+def standard_error(values: Sequence[float]) -> float:
+    """Of the mean, from the sample's standard deviation; at least two values."""
+    middle = mean(values)
+    return math.sqrt(math.fsum((value - middle) ** 2 for value in values) / (len(values) - 1) / len(values))
+
+
+@lru_cache(maxsize=256)
+def t_quantile(freedom: int) -> float:
+    """Student's t that 95 % of draws stay within (two-sided)."""
+    if freedom > 30:  # Cornish-Fisher; exact to six digits here
+        z = 1.959963984540054
+        return (
+            z
+            + (z**3 + z) / (4 * freedom)
+            + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+            + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * freedom**3)
+        )
+    low, high = 1.9, 13.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _within(middle, freedom) < 0.95 else (low, middle)
+    return (low + high) / 2
+
+
+def _within(t: float, freedom: int) -> float:
+    """P(|T| < t), the finite sum for whole degrees of freedom (Abramowitz and Stegun 26.7.3, 26.7.4)."""
+    angle = math.atan(t / math.sqrt(freedom))
+    cosine, odd = math.cos(angle), freedom % 2
+    term = cosine if odd else 1.0
+    total = 0.0 if freedom == 1 else term
+    for k in range(3 if odd else 2, freedom - 1, 2):
+        term *= cosine**2 * (k - 1) / k
+        total += term
+    total *= math.sin(angle)
+    return 2 / math.pi * (angle + total) if odd else total
+
+
+def histogram(*samples: Sequence[Value]) -> tuple[list[float], list[list[int]]]:
+    """Edges of bins that all samples share, and each sample's counts; no edges if there is nothing to count."""
+    clean = [[value for value in sample if value is not None] for sample in samples]
+    everything = [value for sample in clean for value in sample]
+    if not everything:
+        return [], []
+    low, high = min(everything), max(everything)
+    if high - low <= 1e-12 * max(1.0, abs(high)):
+        low, high = low - 0.5, high + 0.5
+    bins = min(30, max(6, round(1.5 * math.sqrt(max(len(sample) for sample in clean)))))
+    edges = [low + (high - low) * k / bins for k in range(bins + 1)]
+    counts = [[0] * bins for _ in clean]
+    for index, sample in enumerate(clean):
+        for value in sample:
+            counts[index][min(bins - 1, int((value - low) / (high - low) * bins))] += 1
+    return edges, counts
+
+
+def bins(length: int, at_most: int) -> list[range]:
+    """`length` neighbours in at most `at_most` groups of about the same size."""
+    groups = min(length, at_most)
+    return [range(k * length // groups, (k + 1) * length // groups) for k in range(groups)]
+
+
+def bin_mean(values: Sequence[Value], group: range) -> Value:
+    """Mean of what is there."""
+    there = [value for value in (values[index] for index in group) if value is not None]
+    return mean(there) if there else None
+
+
+def pick(length: int, at_most: int) -> list[int]:
+    """At most `at_most` of `length` indices, spread evenly, the first and the last among them."""
+    if length <= at_most:
+        return list(range(length))
+    if at_most == 1:
+        return [length - 1]
+    return sorted({round(k * (length - 1) / (at_most - 1)) for k in range(at_most)})
+
+
+def moving_mean(values: Sequence[Value], width: int) -> list[Value]:
+    """Centred mean over `width` (odd) neighbours, fewer at the ends."""
+    half = width // 2
+    return [bin_mean(values, range(max(0, k - half), min(len(values), k + half + 1))) for k in range(len(values))]

@@ -1,0 +1,143 @@
+"""The report of one run, as values for its template."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from tailorpo_trainer.report import (
+    charts,
+    costs,
+    curves,
+    gaps,
+    measures,
+    page,
+    pictures,
+    reproduce,
+    tables,
+    verdict,
+    wording,
+)
+from tailorpo_trainer.report.pictures import Gallery
+from tailorpo_trainer.report.reading import Evaluation, Run
+
+
+def context(run: Run) -> dict[str, Any]:
+    """Everything that `report.html.j2` shows."""
+    terms = [reward.name for reward in run.job.spec.rewards]
+    grids: dict[str, charts.Grid] = {}
+    shown: list[Evaluation] = []
+    if run.evaluations:
+        grids["evaluation"], shown = curves.evaluation_grid(run)
+    groups: list[tuple[str, list[charts.Chart]]] = [("Held out", curves.evaluation_charts(shown, terms))]
+    if run.iterations:
+        grids["training"], y = curves.training_grid(run)
+        groups.append(("Training", curves.training_charts(y, run.job.spec.method.name)))
+    grids = {name: grid for name, grid in grids.items() if grid}
+    drawn = [(title, [d for chart in some if (d := charts.draw(chart, grids))]) for title, some in groups]
+    gallery = pictures.gallery(run)
+    ends = charts.x_ends(grids) if grids else {}
+    plots = [d for _, some in drawn for d in some]
+    return {
+        "run": run,
+        "formula": verdict.formula(run.job.spec.rewards),
+        "state": state(run),
+        "verdict": verdict.verdict(run),
+        "changes": verdict.changes(run, terms),
+        "message": str(run.progress.get("message") or ""),
+        "totals": {key: run.totals.get(key) for key in costs.WORK},
+        "alarms": [_alarm(line) for line in run.alarms],
+        "training_seconds": costs.training_seconds(run),
+        "evaluation_seconds": costs.evaluation_seconds(run),
+        "gallery": gallery,
+        "groups": [(title, some) for title, some in drawn if some],
+        "axes": [(axis, charts.AXES[axis]) for axis in ends],
+        "smoothed": curves.window(min(charts.POINTS, len(run.iterations))),
+        "default_axis": next(iter(ends), ""),
+        "tables": tables.tables(run, terms),
+        "heat": gaps.heat(run),
+        "histogram": histogram(run),
+        "phases": costs.time_by_phase(run),
+        "work": costs.work(run),
+        "flops": costs.flops_by_kind(run),
+        "facts": reproduce.facts(run),
+        "yaml": reproduce.yaml(run.document),
+        "data": page.embed(
+            {
+                "grids": charts.grid_data(grids),
+                "ends": ends,
+                "charts": {d.chart.key: d.data for d in plots},
+                "frames": _frames(gallery),
+            }
+        ),
+    }
+
+
+def state(run: Run) -> str:
+    """How far the run came."""
+    of = run.job.spec.training.iterations
+    if run.done >= of:
+        text = f"complete, {wording.plural(of, 'iteration')}"
+    else:
+        phase = str(run.progress.get("phase") or "interrupted").lower()
+        phase = {"running": "unfinished"}.get(phase, phase)
+        text = f"{phase} after {wording.count(run.done)} of {wording.plural(of, 'iteration')}"
+    return text + (f", {run.attempt} attempts" if run.attempt > 1 else "")
+
+
+def _alarm(line: Mapping[str, Any]) -> dict[str, str]:
+    """An alarm's message says what is wrong, and behind the colon what to do."""
+    what, _, how = str(line.get("message") or "").partition(": ")
+    return {
+        "name": str(line.get("name") or "alarm"),
+        "iteration": str(line["iteration"]),
+        "what": _capital(what),
+        "how": _capital(how),
+    }
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def histogram(run: Run) -> dict[str, Any] | None:
+    """Scores of the first and the last evaluation in shared bins; heights in per cent of the fullest."""
+    if not run.evaluations:
+        return None
+    ends = run.evaluations[:1] + run.evaluations[1:][-1:]
+    edges, counts = measures.histogram(*(evaluation.scores for evaluation in ends))
+    if not edges:
+        return None
+    span, top = edges[-1] - edges[0], 1.08 * max(max(row) for row in counts)
+    names = ("before", "after")
+    return {
+        "samples": [
+            {
+                "name": name,
+                "iteration": evaluation.iteration,
+                "mean": evaluation.reward,
+                "at": None if evaluation.reward is None else 100 * (evaluation.reward - edges[0]) / span,
+                "bars": [
+                    (100 * k / len(row), 100 / len(row), 100 * n / top, edges[k], edges[k + 1], n)
+                    for k, n in enumerate(row)
+                ],
+            }
+            for name, evaluation, row in zip(names, ends, counts, strict=False)
+        ],
+        "x": [(100 * (tick - edges[0]) / span, text) for tick, text in charts.labels(edges[0], edges[-1], 6)],
+        "y": [(100 * tick / top, text) for tick, text in charts.labels(0, top, 4, whole=True)],
+        "total": len(ends[0].scores),
+    }
+
+
+def _frames(gallery: Gallery | None) -> dict[str, Any] | None:
+    """Pictures between the first and the last evaluation; those two are in the page already."""
+    if gallery is None or len(gallery.frames) < 2:
+        return None
+    inner = [
+        [picture.uri for picture in frame] if 0 < k < len(gallery.frames) - 1 else None
+        for k, frame in enumerate(gallery.frames)
+    ]
+    return {
+        "iterations": gallery.iterations,
+        "uris": inner,
+        "scores": [charts.short([picture.score for picture in frame]) for frame in gallery.frames],
+    }

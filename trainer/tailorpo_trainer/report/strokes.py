@@ -1,0 +1,71 @@
+"""Curves as SVG paths."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from tailorpo_trainer.report.measures import Value
+
+WIDTH, HEIGHT = 2000, 1000
+"""Of every SVG's view box; on the page it is as large as its plot."""
+
+
+@dataclass(frozen=True)
+class Series:
+    """One curve. colour: name of a CSS class; low and high: a band; faint: drawn thin, under the others."""
+
+    name: str
+    grid: str
+    y: Sequence[Value]
+    colour: str = "c0"
+    low: Sequence[Value] | None = None
+    high: Sequence[Value] | None = None
+    faint: bool = False
+
+
+@dataclass(frozen=True)
+class Stroke:
+    """One series on one x axis, as SVG paths."""
+
+    colour: str
+    line: str
+    band: str
+    dots: str
+    faint: bool
+
+
+def stroke(series: Series, x: Sequence[Value], end: float, bottom: float, top: float) -> Stroke:
+    """One series over x in [0, end] and y in [bottom, top]; what is missing leaves a hole.
+
+    Lonely points and those of short series are dots: lines of no length with round ends.
+    """
+
+    def at(k: int, y: float) -> str:
+        left = x[k]
+        assert left is not None
+        return f"{round(WIDTH * left / end)} {round(HEIGHT * (top - y) / (top - bottom))}"
+
+    def runs(rows: Sequence[Sequence[Value]]) -> Iterator[list[int]]:
+        """Stretches of neighbours without a missing value."""
+        run: list[int] = []
+        for k in range(len(series.y)):
+            if x[k] is None or any(row[k] is None for row in rows):
+                if run:
+                    yield run
+                run = []
+            else:
+                run.append(k)
+        if run:
+            yield run
+
+    lines, dots, bands = [], [], []
+    for run in runs([series.y]):
+        points = [at(k, series.y[k] or 0.0) for k in run]
+        lines.append("M" + "L".join(points) if len(points) > 1 else "")
+        if not series.faint and (len(series.y) <= 40 or len(points) == 1):
+            dots += [f"M{point}h0" for point in points]
+    low, high = series.low, series.high
+    if low is not None and high is not None:
+        for run in runs([low, high]):
+            there = [at(k, high[k] or 0.0) for k in run] + [at(k, low[k] or 0.0) for k in reversed(run)]
+            bands.append("M" + "L".join(there) + "Z")
+    return Stroke(series.colour, "".join(lines), "".join(bands), "".join(dots), series.faint)
