@@ -79,8 +79,6 @@ def test_a_folder_is_no_prompts_file(tmp_path: Path) -> None:
 
 
 def test_sources_that_one_machine_has_not() -> None:
-    with pytest.raises(ConfigurationError, match=r"s3://a/b: prompts are not read from S3 yet"):
-        prompts.load(file_prompts("s3://a/b"), None)
     with pytest.raises(ConfigurationError, match="on a cluster only: use `file` or `list` here"):
         prompts.load(Prompts(config_map_key_ref=ConfigMapKey(name="a")), None)
 

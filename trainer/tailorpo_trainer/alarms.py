@@ -1,14 +1,18 @@
 """What is going wrong, and what to do about it: pure functions of what a run has measured."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 Line = Mapping[str, Any]
-"""One line of `metrics.jsonl`."""
+"""One line of `metrics.jsonl`: a missing figure and one that was not finite are both None."""
+
+ITERATIONS = 3
+"""So many in a row must look alike before an alarm: one iteration is noise."""
 
 FALL = 0.2
-"""Share of its first value that diversity may lose before it counts as falling."""
+"""Share of its first value that diversity may lose, and share of the pictures' own spread that a watched reward may."""
 
 
 @dataclass(frozen=True)
@@ -21,48 +25,98 @@ class Alarm:
 
 def from_iterations(lines: Sequence[Line]) -> Iterator[Alarm]:
     """Alarms that the last iterations (oldest first) give reason for."""
-    recent = lines[-3:]
-    if len(recent) < 3:
+    recent = lines[-ITERATIONS:]
+    if len(recent) < ITERATIONS:
         return
-    if all(line.get("tied", 0) == 1 for line in recent):
+    pairs = all(line.get("tied") is not None for line in recent)
+    if all(line["tied"] == 1 if pairs else _constant(line) for line in recent):
+        what = "no pair had a winner" if pairs else "all pictures had the same reward"
         yield Alarm(
             "gap-at-zero",
-            "no pair of the last 3 iterations had a winner: the reward cannot tell the candidates apart; check the "
-            "reward, lower method.threshold, or raise sampling.eta",
+            f"{what} in the last {ITERATIONS} iterations, so nothing is learnt: check that the reward can tell "
+            "pictures of one prompt apart; raise spec.sampling.eta, or (spo) lower spec.method.threshold",
         )
-    if all(line.get("logit_abs", 0) > 5 for line in recent):
+    if pairs and all((line.get("logit_abs") or 0) > 5 for line in recent):
         yield Alarm(
             "logit-saturated",
-            "the preference logit is beyond +-5 on average, so that the loss has no gradient left: lower method.beta "
-            "or optimizer.learningRate",
+            f"the preference logit was beyond ±5 on average in the last {ITERATIONS} iterations, where the loss hardly "
+            "depends on it any more: lower spec.method.beta or spec.optimizer.learningRate",
         )
     if all((line.get("clamped") or 0) > 0.5 for line in recent):
         yield Alarm(
             "ratio-clamped",
-            "more than half of the likelihood ratios are clamped and give no gradient: lower optimizer.learningRate, or "
-            "raise the method's clamp",
+            f"more than half of the likelihood ratios were clamped in the last {ITERATIONS} iterations and gave no "
+            "gradient: lower spec.optimizer.learningRate, or raise "
+            f"spec.method.{'clampRatio' if pairs else 'clipRange'}",
         )
 
 
 def from_evaluations(lines: Sequence[Line]) -> Iterator[Alarm]:
-    """Alarms that the evaluations (first is the base model's) give reason for."""
-    if len(lines) < 2:
+    """Alarms that the evaluations (oldest first; usually the first is the base model's) give reason for."""
+    if not lines:
         return
-    first, last = lines[0], lines[-1]
-    error = max(first["reward_standard_error"], last["reward_standard_error"])
-    if last["reward"] - first["reward"] <= 2 * error:
+    last = lines[-1]
+    # Evaluation may be changed in the middle of a run: what was measured otherwise says nothing.
+    first = next(line for line in lines if all(line.get(key) == last.get(key) for key in ("images", "prompts")))
+    if first is last:
         return
-    fallen = [
-        f"{name} from {first['rewards'][name]:.4g} to {last['rewards'][name]:.4g}"
-        for name in last.get("watched", [])
-        if last["rewards"][name] - first["rewards"][name]
-        < -3 * max(first["rewards_standard_error"][name], last["rewards_standard_error"][name])
-    ]
-    if first.get("diversity") and last["diversity"] < (1 - FALL) * first["diversity"]:
-        fallen.append(f"diversity from {first['diversity']:.3g} to {last['diversity']:.3g}")
+    change, error = _change(first, last, "reward", "reward_standard_error", "scores")
+    if change is None or error is None or change <= 2 * error:
+        return
+    fallen = [*_fallen_rewards(first, last), *_fallen_diversity(first, last)]
     if fallen:
         yield Alarm(
             "over-optimisation",
-            f"the reward rises while something else falls ({', '.join(fallen)}): look at the pictures; stop earlier, take "
-            "an earlier checkpoint, raise method.beta, or add what falls to the rewards",
+            f"the reward rises while something else falls ({', '.join(fallen)}): look at the pictures; stop earlier, "
+            "take an earlier checkpoint, raise spec.method.beta, or add what falls to spec.rewards",
         )
+
+
+def _fallen_rewards(first: Line, last: Line) -> Iterator[str]:
+    for name in last.get("watched") or []:
+        one, other = (
+            {
+                "value": (line.get("rewards") or {}).get(name),
+                "error": (line.get("rewards_standard_error") or {}).get(name),
+                "scores": (line.get("watched_scores") or {}).get(name),
+            }
+            for line in (first, last)
+        )
+        change, error = _change(one, other, "value", "error", "scores")
+        if change is None or error is None or one["error"] is None:
+            continue
+        spread = one["error"] * math.sqrt(first["images"])
+        if change < -3 * error and change < -FALL * spread:
+            yield f"{name} from {one['value']:.4g} to {other['value']:.4g}"
+
+
+def _fallen_diversity(first: Line, last: Line) -> Iterator[str]:
+    before, after = first.get("diversity"), last.get("diversity")
+    if before is None or after is None:
+        return
+    one, other = first.get("diversity_standard_error"), last.get("diversity_standard_error")
+    if one is None or other is None:  # two pictures in all: their distance may be anything
+        return
+    if after < (1 - FALL) * before and after < before - 2 * math.hypot(one, other):
+        yield f"diversity from {before:.3g} to {after:.3g}"
+
+
+def _change(first: Line, last: Line, value: str, error: str, scores: str) -> tuple[float | None, float | None]:
+    """By how much something changed, and the standard error of that: picture by picture, where both are known."""
+    one, other = first.get(scores), last.get(scores)
+    if one and other and len(one) == len(other) > 1 and None not in (*one, *other):
+        changes = [after - before for before, after in zip(one, other, strict=True)]
+        mean = math.fsum(changes) / len(changes)
+        variance = math.fsum((change - mean) ** 2 for change in changes) / (len(changes) - 1)
+        return mean, math.sqrt(variance / len(changes))
+    numbers = [first.get(value), last.get(value), first.get(error), last.get(error)]
+    if None in numbers:
+        return None, None
+    before, after, *errors = (float(number) for number in numbers if number is not None)
+    return after - before, math.hypot(*errors)
+
+
+def _constant(line: Line) -> bool:
+    """Whether all rewards of an iteration were one number, but for rounding."""
+    mean, std = line.get("reward"), line.get("reward_std")
+    return mean is not None and std is not None and std <= 1e-6 * abs(mean)

@@ -71,7 +71,7 @@ class Json:
         pass
 
     def _print(self, line: Line) -> None:
-        print(json.dumps(line), file=self.out, flush=True)
+        print(json.dumps(line, allow_nan=False), file=self.out, flush=True)
 
 
 class Plain:
@@ -79,7 +79,7 @@ class Plain:
 
     def __init__(self, out: TextIO, iterations: int) -> None:
         self.out, self.iterations = out, iterations
-        self._last = 0.0
+        self._last = -PLAIN_SECONDS
 
     def message(self, text: str) -> None:
         print(text, file=self.out, flush=True)
@@ -88,7 +88,9 @@ class Plain:
         now = time.monotonic()
         if now - self._last >= PLAIN_SECONDS or line["iteration"] == self.iterations:
             self._last = now
-            self.message(f"iteration {line['iteration']}/{self.iterations}  {_figures(line)}")
+            eta = line.get("eta_seconds")
+            rest = [f"ETA {duration(eta)}"] if eta else []
+            self.message("  ".join([f"iteration {line['iteration']}/{self.iterations}", *figures(line), *rest]))
 
     def evaluation(self, line: Line) -> None:
         self.message(f"evaluation at iteration {line['iteration']}: {evaluation_text(line)}")
@@ -105,52 +107,95 @@ class Live:
 
     def __init__(self, iterations: int, done: int) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, Progress, TextColumn
+        from rich.table import Column
 
+        self.iterations = iterations
+        self.console = Console(stderr=True, highlight=False, emoji=False)
         self.progress = Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[figures]}"),
-            TimeElapsedColumn(),
-            TextColumn("ETA"),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
+            BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=6)),
+            TextColumn("{task.fields[figures]}", markup=False, table_column=Column(no_wrap=True)),
+            console=self.console,
             expand=True,
         )
-        self.task = self.progress.add_task("training", total=iterations, completed=done, figures="")
+        self._held_out: float | None = None
+        self._line: Line = {"iteration": done}
+        self.task = self.progress.add_task("", total=iterations, completed=done, figures=self._figures())
         self.progress.start()
 
     def message(self, text: str) -> None:
-        self.progress.console.print(text, highlight=False, markup=False)
+        from rich.text import Text
+
+        self.console.print(Text(text), soft_wrap=True)  # so that a path can be copied
 
     def iteration(self, line: Line) -> None:
-        self.progress.update(self.task, completed=line["iteration"], figures=_figures(line))
+        self._line = line
+        self.progress.update(self.task, completed=line["iteration"], figures=self._figures())
 
     def evaluation(self, line: Line) -> None:
-        from rich.text import Text
-
-        self.progress.console.print(Text.assemble((f"  iteration {line['iteration']:>5}  ", "bold"), evaluation_text(line)))
+        head = f"iteration {line['iteration']}" if line["iteration"] else "base model"
+        self._scroll(f"{head:>14}  ", evaluation_text(line))
+        self._held_out = line.get("reward")
+        self.progress.update(self.task, figures=self._figures())
 
     def alarm(self, line: Line) -> None:
-        from rich.text import Text
-
-        self.progress.console.print(Text.assemble((f"  {line['name']}: ", "bold yellow"), line["message"]))
+        self._scroll(f"{line['name']}: ", line["message"], "bold yellow")
 
     def close(self) -> None:
         self.progress.stop()
 
+    def _scroll(self, head: str, text: str, style: str = "bold") -> None:
+        from rich.text import Text
+
+        self.console.print(Text.assemble((head, style), text))
+
+    def _figures(self) -> str:
+        """What has room beside a bar of at least 10 columns; how far it is and when it ends come first."""
+        line, eta = self._line, self._line.get("eta_seconds")
+        ends = [f"{line['iteration']}/{self.iterations}", *([f"ETA {duration(eta)}"] if eta is not None else [])]
+        held_out = [f"held out {number(self._held_out)}"] if self._held_out is not None else []
+        shown = figures(line)
+        middle = [*shown[:1], *held_out, *shown[1:]]
+        while middle and len("  ".join([*ends, *middle])) > self.console.width - 12:
+            middle.pop()
+        return "  ".join([*ends[:1], *middle, *ends[1:]])
+
 
 def evaluation_text(line: Line) -> str:
     """An evaluation in one line: the reward with its 95 % interval, the other scores, diversity."""
-    parts = [f"reward {line['reward']:.4g} ± {1.96 * line['reward_standard_error']:.2g}"]
+    error = line.get("reward_standard_error")
+    interval = f" ± {1.96 * error:.2g}" if error is not None else ""
+    parts = [f"reward {number(line['reward'])}{interval}"]
     if len(line["rewards"]) > 1:
-        parts += [f"{name} {value:.4g}" for name, value in line["rewards"].items()]
+        parts += [f"{name} {number(value)}" for name, value in line["rewards"].items()]
     if line.get("diversity") is not None:
         parts.append(f"diversity {line['diversity']:.3f}")
     return "  ".join(parts)
 
 
-def _figures(line: Line) -> str:
-    gap = f"gap {line['gap']:.3g}  " if line.get("gap") is not None else ""
-    return f"reward {line['reward']:.4g}  {gap}loss {line['loss']:.3g}  {line['images_per_second']:.2g} images/s"
+def figures(line: Line) -> list[str]:
+    """What one iteration measured, the most telling first."""
+    shown = [
+        ("reward ", "reward", 4, ""),
+        ("gap ", "gap", 3, ""),
+        ("loss ", "loss", 3, ""),
+        ("", "images_per_second", 2, " images/s"),
+    ]
+    return [
+        f"{name}{number(line[key], digits)}{unit}" for name, key, digits, unit in shown if line.get(key) is not None
+    ]
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """Digits that count, without an exponent where a person would write none."""
+    if value is None:
+        return "not finite"
+    text = f"{value:.{digits}g}"
+    return f"{value:.0f}" if "e+" in text and abs(value) < 1e6 else text
+
+
+def duration(seconds: float) -> str:
+    """90 -> 1:30, 3723 -> 1:02:03."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

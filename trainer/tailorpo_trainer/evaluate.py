@@ -1,6 +1,7 @@
 """Measure a policy on prompts and noise that training never sees."""
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,15 +12,20 @@ from tailorpo_trainer.policy import Policy
 from tailorpo_trainer.rewards.combine import RewardSum
 from tailorpo_trainer.rollout import follow
 
+SMALL = 32
+"""Pixels of a side at which pictures are compared: shapes and colours, not noise."""
+
 
 @dataclass(frozen=True)
 class Measurement:
     """Scores of n pictures, in the order of their noise, so that two policies compare picture by picture.
 
     Attributes:
+        prompts: of each picture.
         reward: the weighted sum that is maximised [n]. parts: each raw score by name [n].
         diversity: mean RMS difference (pixels in [0, 1]) between pictures of one prompt; None if no prompt has two.
         pictures: the first few [m, 3, H, W], in [0, 1].
+        diversity_error: standard error of `diversity`; None where two pictures are all there is.
     """
 
     prompts: list[str]
@@ -27,21 +33,38 @@ class Measurement:
     parts: dict[str, Tensor]
     diversity: float | None
     pictures: Tensor
+    diversity_error: float | None = None
 
 
 @torch.no_grad()
-def draw(
-    policy: Policy, prompts: Sequence[str], count: int, seed: int, batch: int = 64, purpose: Purpose = Purpose.EVALUATION
-) -> tuple[list[str], Tensor]:
-    """`count` pictures [count, 3, H, W] on the CPU over the prompts in turn, and the prompt of each."""
-    wanted = [prompts[n % len(prompts)] for n in range(count)]
-    pictures = []
+def batches(
+    policy: Policy,
+    prompts: Sequence[str],
+    count: int,
+    seed: int,
+    batch: int = 64,
+    purpose: Purpose = Purpose.EVALUATION,
+) -> Iterator[tuple[list[str], Tensor]]:
+    """`count` pictures over the prompts in turn, some at a time: the prompt of each, and [n, 3, H, W] in [0, 1]."""
     for start in range(0, count, batch):
         samples = range(start, min(count, start + batch))
+        wanted = [prompts[n % len(prompts)] for n in samples]
         noise = Noise((seed, purpose, 0), samples, policy.latent_shape, policy.device)
-        clean, _ = follow(policy, policy.embed([wanted[n] for n in samples]), noise)
-        pictures.append(policy.decode(clean).cpu())
-    return wanted, torch.cat(pictures)
+        clean, _ = follow(policy, policy.embed(wanted), noise)
+        yield wanted, policy.decode(clean)
+
+
+def draw(
+    policy: Policy,
+    prompts: Sequence[str],
+    count: int,
+    seed: int,
+    batch: int = 64,
+    purpose: Purpose = Purpose.EVALUATION,
+) -> tuple[list[str], Tensor]:
+    """The same all at once: prompts, and pictures [count, 3, H, W] on the CPU."""
+    wanted, pictures = zip(*batches(policy, prompts, count, seed, batch, purpose), strict=True)
+    return [prompt for part in wanted for prompt in part], torch.cat([part.cpu() for part in pictures])
 
 
 @torch.no_grad()
@@ -55,31 +78,70 @@ def measure(
     batch: int = 64,
     keep: int = 32,
 ) -> Measurement:
-    """Draw `count` pictures and score them by the rewards that are maximised and those that are only watched."""
-    wanted, pictures = draw(policy, prompts, count, seed, batch)
-    scores = reward(pictures.to(policy.device), wanted)
-    parts = dict(scores.parts)
-    if watched is not None:
-        for name, part in watched(pictures.to(policy.device), wanted).parts.items():
-            parts.setdefault(name, part)
+    """Draw `count` pictures and score them by the rewards that are maximised and those that are only watched.
+
+    One batch at a time is in memory, and of all that was drawn the first `keep` pictures and small copies.
+    """
+    drawn: list[str] = []
+    totals, kept, small = [], [], []
+    parts: dict[str, list[Tensor]] = defaultdict(list)
+    for wanted, pictures in batches(policy, prompts, count, seed, batch):
+        scores = reward(pictures, wanted)
+        found = dict(scores.parts)
+        if watched is not None:
+            for name, part in watched(pictures, wanted).parts.items():
+                found.setdefault(name, part)
+        for name, part in found.items():
+            parts[name].append(part.cpu())
+        kept.append(pictures[: max(0, keep - len(drawn))].cpu())
+        small.append(_shrink(pictures).cpu())
+        totals.append(scores.total.cpu())
+        drawn += wanted
+    spread, error = _spread(torch.cat(small), drawn)
     return Measurement(
-        prompts=wanted,
-        reward=scores.total.cpu(),
-        parts={name: part.cpu() for name, part in parts.items()},
-        diversity=diversity(pictures, wanted),
-        pictures=pictures[:keep],
+        prompts=drawn,
+        reward=torch.cat(totals),
+        parts={name: torch.cat(part) for name, part in parts.items()},
+        diversity=spread,
+        pictures=torch.cat(kept),
+        diversity_error=error,
     )
 
 
 def diversity(pictures: Tensor, prompts: Sequence[str]) -> float | None:
     """Mean RMS difference between all pairs of pictures of one prompt, averaged over prompts with at least two.
 
-    Model-free: it falls when a policy collapses onto one picture, whatever that shows. Pictures are compared at 32 x 32.
+    Model-free: it falls when a policy collapses onto one picture, whatever that shows. Pictures are compared small.
     """
-    small = torch.nn.functional.adaptive_avg_pool2d(pictures, 32) if pictures.shape[-1] > 32 else pictures
-    spreads = []
-    for prompt in dict.fromkeys(prompts):
-        mine = small[[n for n, other in enumerate(prompts) if other == prompt]].flatten(1)
-        if len(mine) > 1:
-            spreads.append(float((torch.pdist(mine) / mine.shape[1] ** 0.5).mean()))
-    return sum(spreads) / len(spreads) if spreads else None
+    return _spread(_shrink(pictures), prompts)[0]
+
+
+def _shrink(pictures: Tensor) -> Tensor:
+    height, width = (min(SMALL, side) for side in pictures.shape[-2:])
+    return torch.nn.functional.adaptive_avg_pool2d(pictures, (height, width))
+
+
+def _spread(small: Tensor, prompts: Sequence[str]) -> tuple[float | None, float | None]:
+    """Diversity, and its standard error: between prompts, or for one prompt by leaving out each picture in turn."""
+    rows: dict[str, list[int]] = defaultdict(list)
+    for row, prompt in enumerate(prompts):
+        rows[prompt].append(row)
+    # Of each prompt's pictures, the sums of their distances to the others.
+    sums = [_distances(small[mine].flatten(1)) for mine in rows.values() if len(mine) > 1]
+    if not sums:
+        return None, None
+    means = torch.stack([each.sum() / (len(each) * (len(each) - 1)) for each in sums])
+    error = None
+    if len(means) > 1:
+        error = float(means.std()) / len(means) ** 0.5
+    elif (n := len(sums[0])) > 2:
+        without = (sums[0].sum() - 2 * sums[0]) / ((n - 1) * (n - 2))
+        error = float((without - without.mean()).square().sum() * (n - 1) / n) ** 0.5
+    return float(means.mean()), error
+
+
+def _distances(pictures: Tensor) -> Tensor:
+    """[n, pixels] -> [n], float64: the sum of each one's RMS differences from all others."""
+    exact = "donot_use_mm_for_euclid_dist"  # or pictures that are nearly equal would lose all digits
+    parts = [torch.cdist(part, pictures, compute_mode=exact).double().sum(1) for part in pictures.split(256)]
+    return torch.cat(parts) / pictures.shape[1] ** 0.5

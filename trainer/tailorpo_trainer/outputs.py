@@ -1,15 +1,17 @@
 """The folder a run leaves: every file's name and form in one place.
 
-    job.yaml  prompts.json  environment.json      what was run, and where
-    metrics.jsonl  progress.json                  what happened
-    samples/iteration-000000/000.png …            pictures of each evaluation, on the same noise
-    adapter/                                      the result, as diffusers loads it
-    report.html                                   all of it, to look at
-    run.json  attempt-0001/step-00000010/ …       checkpoints (`docs/checkpoints.md`)
+job.yaml  prompts.json  environment.json      what was run, and where
+metrics.jsonl  progress.json                  what happened
+samples/iteration-000000/000.png …            pictures of each evaluation, on the same noise
+adapter/                                      the result, as diffusers loads it
+report.html                                   all of it, to look at
+run.json  attempt-0001/step-00000010/ …       checkpoints (`docs/checkpoints.md`)
 """
 
 import json
+import math
 import os
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,42 +44,77 @@ class Output:
         return document.read(self.job)
 
     def read_prompts(self) -> tuple[list[str], list[str]]:
-        """Training and evaluation prompts as they were."""
+        """Training and evaluation prompts as they were, at least one of each."""
         try:
             values = json.loads(self.prompts.read_text(encoding="utf-8"))
-            return list(values["training"]), list(values["evaluation"])
+            found = [[str(prompt) for prompt in values[key]] for key in ("training", "evaluation")]
         except (OSError, ValueError, KeyError, TypeError):
-            raise DataError(f"{self.prompts} is missing or damaged: run the job again to write it") from None
+            found = []
+        if not found or not all(found):
+            raise DataError(f"{self.prompts} is missing or damaged: run the job again to write it")
+        return found[0], found[1]
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """All whole lines of `metrics.jsonl`; a line that a killed writer left half is ignored."""
+        """All whole lines of `metrics.jsonl`, each with `kind` and `iteration`; a killed writer's half is ignored."""
         if not self.metrics.exists():
             return []
         lines = []
-        for text in self.metrics.read_text(encoding="utf-8").splitlines():
+        for text in self.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                lines.append(json.loads(text))
+                line = json.loads(text)
             except ValueError:
                 continue
+            if isinstance(line, dict) and isinstance(line.get("kind"), str) and isinstance(line.get("iteration"), int):
+                lines.append(line)
         return lines
 
     def sample(self, iteration: int, number: int) -> Path:
         """Where picture `number` of an evaluation is."""
         return self.samples / f"iteration-{iteration:06d}" / f"{number:03d}.png"
 
+    def forget_samples(self, keep: Iterable[int]) -> None:
+        """Delete the pictures of all evaluations but those of some iterations."""
+        kept = {self.sample(iteration, 0).parent for iteration in keep}
+        for folder in self.samples.glob("iteration-*"):
+            if folder not in kept:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def finite(values: Any) -> Any:
+    """The same values with None for each number that is not finite: JSON knows no NaN."""
+    match values:
+        case float():
+            return values if math.isfinite(values) else None
+        case Mapping():
+            return {key: finite(value) for key, value in values.items()}
+        case list() | tuple():
+            return [finite(value) for value in values]
+    return values
+
 
 def write_json(path: Path, values: Mapping[str, Any] | Sequence[Any]) -> None:
     """Replace a JSON file in one step: a reader sees the old one or the new one, never half."""
-    write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps(finite(values), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a text file in one step."""
+    """Replace a text file in one step. Raises `ConfigurationError` where nothing may be written."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+        os.replace(temporary, path)
+    except PermissionError as error:
+        raise ConfigurationError(f"{path}: cannot be written: {error.strerror}") from None
+    finally:
+        temporary.unlink(missing_ok=True)  # also after a second Ctrl-C
+
+
+def append_metrics(path: Path, line: Mapping[str, Any]) -> None:
+    """Add a line to `metrics.jsonl`; it must be `finite`."""
+    with path.open("a", encoding="utf-8") as out:
+        out.write(json.dumps(line, allow_nan=False) + "\n")
 
 
 def rewrite_metrics(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
     """Replace `metrics.jsonl` by these lines."""
-    write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
+    write_text(path, "".join(json.dumps(finite(line), allow_nan=False) + "\n" for line in lines))

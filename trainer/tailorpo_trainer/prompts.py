@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from hashlib import blake2b
 from pathlib import Path
 
+from tailorpo_trainer import s3
 from tailorpo_trainer.exits import ConfigurationError, DataError
 from tailorpo_trainer.spec import Prompts
 
@@ -23,7 +24,8 @@ ANIMALS: tuple[str, ...] = (
 def load(prompts: Prompts, base: Path | None) -> tuple[str, ...]:
     """All prompts of a source; a relative `file` starts from the folder `base`, or the current one.
 
-    Raises `DataError` for a file that holds no prompts, `ConfigurationError` for a source that is not here.
+    Raises `DataError` for a file that holds no prompts, `ConfigurationError` for a source that is not here,
+    `UnavailableError` for a store that does not answer.
     """
     if prompts.builtin is not None:
         return builtin(prompts.builtin)
@@ -75,18 +77,16 @@ def _photo(animal: str) -> str:
 
 def _read(file: str, base: Path | None) -> tuple[str, ...]:
     """The lines of a file, without blank ones and those that begin with `#`."""
-    if file.startswith("s3://"):
-        raise ConfigurationError(
-            f"spec.prompts.file: {file}: prompts are not read from S3 yet: copy the file beside the document"
-        )
-    path = (base or Path()) / file
+    path: Path | str = file if file.startswith(s3.SCHEME) else (base or Path()) / file
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        data = path.read_bytes() if isinstance(path, Path) else s3.read(path, f"prompts file {path}")
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         broken = error.object.count(b"\n", 0, error.start) + 1
         raise DataError(f"prompts file {path}:{broken}: is not UTF-8 text: {error.reason}") from None
     except OSError as error:
         raise DataError(f"prompts file {path}: cannot be read: {error.strerror}") from None
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
     lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), start=1)]
     kept = [(number, line) for number, line in lines if line and not line.startswith("#")]
     for number, line in kept:

@@ -1,8 +1,8 @@
 """Everything a run says about itself: `metrics.jsonl`, `progress.json`, pictures, alarms, the display."""
 
-import json
+import math
 import time
-from collections import deque
+from collections import defaultdict, deque
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,7 +12,8 @@ from torch import Tensor
 from tailorpo_trainer import alarms
 from tailorpo_trainer.display import Display
 from tailorpo_trainer.evaluate import Measurement
-from tailorpo_trainer.outputs import Output, rewrite_metrics, write_json
+from tailorpo_trainer.exits import NotFiniteError, TailorPOError
+from tailorpo_trainer.outputs import Output, append_metrics, finite, rewrite_metrics, write_json
 from tailorpo_trainer.scoring import Scorer
 from tailorpo_trainer.timing import Phases
 from tailorpo_trainer.updater import UpdateFacts
@@ -22,35 +23,47 @@ class Record:
     """Writes a run's figures where people and programs look for them.
 
     Attributes:
+        step: iterations done.
         totals: work since the beginning, over all attempts: images, reward_queries, denoiser_forwards, … , seconds.
+        checkpoint: the newest one, from which a resume would go on: uri, step, time.
+        lines: of `metrics.jsonl`, without a number that is not finite.
     """
 
     def __init__(self, output: Output, display: Display, name: str, iterations: int) -> None:
         self.output, self.display, self.name, self.iterations = output, display, name, iterations
         self.phases = Phases()
+        self.step = 0
         self.totals: dict[str, float] = {}
         self.checkpoint: dict[str, Any] | None = None
         self.attempt = 1
         self.lines: list[dict[str, Any]] = []
+        self._kinds: dict[str, list[dict[str, Any]]] = defaultdict(list)
         self._recent: deque[float] = deque(maxlen=20)
         self._raised: set[str] = set()
         self._since = time.perf_counter()
 
-    def resume(self, iteration: int, totals: dict[str, float]) -> None:
-        """Forget what was written after the checkpoint that training goes on from."""
-        self.totals = dict(totals)
-        self.lines = [line for line in self.output.read_metrics() if line.get("iteration", 0) <= iteration and iteration]
-        self._raised = {line["name"] for line in self.lines if line["kind"] == "alarm"}
+    def resume(self, iteration: int, totals: dict[str, float], checkpoint: dict[str, Any] | None = None) -> None:
+        """Forget what was written after the checkpoint that training goes on from; at 0, everything."""
+        self.step, self.totals, self.checkpoint = iteration, dict(totals), checkpoint
+        self.lines = [line for line in self.output.read_metrics() if 0 < iteration >= line["iteration"]]
+        self._kinds.clear()
+        for line in self.lines:
+            self._kinds[line["kind"]].append(line)
+        self._raised = {line["name"] for line in self._kinds["alarm"]}
         rewrite_metrics(self.output.metrics, self.lines)
+        self.output.forget_samples(line["iteration"] for line in self._kinds["evaluation"])
+        self.progress("Running")
+        self._since = time.perf_counter()
 
     def evaluated(self, iteration: int) -> bool:
         """Whether this iteration's evaluation is written already."""
-        return any(line["kind"] == "evaluation" and line["iteration"] == iteration for line in self.lines)
+        return any(line["iteration"] == iteration for line in self._kinds["evaluation"])
 
     def iteration(self, iteration: int, scorer: Scorer, facts: UpdateFacts, work: dict[str, float]) -> None:
         """One iteration is done. work: what it added to `totals`."""
         now = time.perf_counter()
         seconds, self._since = now - self._since, now
+        self.step = iteration
         self._recent.append(seconds)
         for key, value in {**work, "seconds": seconds}.items():
             self.totals[key] = self.totals.get(key, 0) + value
@@ -67,7 +80,8 @@ class Record:
             "clamped": float(facts.facts["clamped"].mean()) if "clamped" in facts.facts else None,
             "gradient_norm": facts.gradient_norm,
             "learning_rate": facts.learning_rate,
-            "images_per_second": work["images"] / sum(self._recent) * len(self._recent),
+            "images_per_second": work["images"] * len(self._recent) / sum(self._recent),
+            "eta_seconds": self._eta(),
             "totals": {key: round(value, 4) for key, value in self.totals.items()},
             "phase_seconds": {key: round(value, 5) for key, value in self.phases.seconds.items()},
         }
@@ -80,10 +94,8 @@ class Record:
                 "implicit_accuracy": float((logit[live] > 0).float().mean()) if live.any() else None,
             }
         self.phases.seconds.clear()
-        self._write(line)
-        self.display.iteration(line)
-        recent = [entry for entry in self.lines[-20:] if entry["kind"] == "iteration"]
-        for alarm in alarms.from_iterations(recent):
+        self.display.iteration(self._write(line))
+        for alarm in alarms.from_iterations(self._kinds["iteration"][-alarms.ITERATIONS :]):
             self._alarm(iteration, alarm)
         self.progress("Running")
 
@@ -93,21 +105,22 @@ class Record:
             "kind": "evaluation",
             "iteration": iteration,
             "images": len(measured.reward),
-            "reward": float(measured.reward.mean()),
+            "reward": float(measured.reward.double().mean()),
             "reward_standard_error": _standard_error(measured.reward),
-            "rewards": {name: float(part.mean()) for name, part in measured.parts.items()},
+            "rewards": {name: float(part.double().mean()) for name, part in measured.parts.items()},
             "rewards_standard_error": {name: _standard_error(part) for name, part in measured.parts.items()},
             "watched": list(watched),
             "diversity": measured.diversity,
-            "scores": [round(value, 6) for value in measured.reward.tolist()],
+            "diversity_standard_error": measured.diversity_error,
+            "scores": _short(measured.reward),
+            "watched_scores": {name: _short(measured.parts[name]) for name in watched},
             "prompts": measured.prompts[: len(measured.pictures)],
             "seconds": round(seconds, 3),
             "totals": {key: round(value, 4) for key, value in self.totals.items()},
         }
         self._pictures(iteration, measured.pictures)
-        self._write(line)
-        self.display.evaluation(line)
-        for alarm in alarms.from_evaluations([entry for entry in self.lines if entry["kind"] == "evaluation"]):
+        self.display.evaluation(self._write(line))
+        for alarm in alarms.from_evaluations(self._kinds["evaluation"]):
             self._alarm(iteration, alarm)
         self._since = time.perf_counter()  # evaluation is not training time
         self.progress("Running")
@@ -117,25 +130,29 @@ class Record:
         self.checkpoint = {"uri": uri, "step": iteration, "time": _now()}
         self.progress("Running")
 
+    def failed(self, iteration: int, error: TailorPOError) -> None:
+        """The run ends in this iteration: an alarm, if a number that is not finite is the cause, and the last word."""
+        if isinstance(error, NotFiniteError):
+            self._alarm(iteration, alarms.Alarm("not-finite", str(error)))
+        self.progress("Failed", str(error))
+
     def progress(self, phase: str, message: str | None = None) -> None:
         """Replace `progress.json`."""
-        last: dict[str, Any] = next((line for line in reversed(self.lines) if line["kind"] == "iteration"), {})
-        measured = next((line for line in reversed(self.lines) if line["kind"] == "evaluation"), None)
-        step = max((line["iteration"] for line in self.lines), default=0)
-        pace = sum(self._recent) / len(self._recent) if self._recent else None
+        last: dict[str, Any] = next(reversed(self._kinds["iteration"]), {})
+        measured: dict[str, Any] = next(reversed(self._kinds["evaluation"]), {})
         write_json(
             self.output.progress,
             {
                 "name": self.name,
                 "phase": phase,
-                "step": step,
+                "step": self.step,
                 "of": self.iterations,
-                "percent": round(100 * step / self.iterations, 2),
-                "eta_seconds": round(pace * (self.iterations - step), 1) if pace is not None else None,
+                "percent": round(100 * self.step / self.iterations, 2),
+                "eta_seconds": self._eta() if phase == "Running" else None,
                 "rates": {"images_per_second": last.get("images_per_second")},
                 "metrics": {
                     "reward": last.get("reward"),
-                    "evaluation": measured["reward"] if measured else None,
+                    "evaluation": measured.get("reward"),
                     "gap": last.get("gap"),
                     "loss": last.get("loss"),
                 },
@@ -146,22 +163,39 @@ class Record:
             },
         )
 
+    def _eta(self) -> float | None:
+        """Seconds to the end at the pace of the last iterations, with the evaluations that are still to come."""
+        if not self._recent:
+            return None
+        seconds = sum(self._recent) / len(self._recent) * (self.iterations - self.step)
+        evaluations = self._kinds["evaluation"][-2:]
+        if len(evaluations) == 2:
+            one, other = (line["iteration"] for line in evaluations)
+            ahead = math.ceil((self.iterations - other) / max(1, other - one))
+            seconds += ahead * (evaluations[-1].get("seconds") or 0.0)
+        return round(seconds, 1)
+
     def _alarm(self, iteration: int, alarm: alarms.Alarm) -> None:
         if alarm.name not in self._raised:  # once a run: a log full of one alarm hides the next
             self._raised.add(alarm.name)
             line = {"kind": "alarm", "iteration": iteration, "name": alarm.name, "message": alarm.message}
-            self._write(line)
-            self.display.alarm(line)
+            self.display.alarm(self._write(line))
 
-    def _write(self, line: dict[str, Any]) -> None:
-        self.lines.append(line)
-        with self.output.metrics.open("a", encoding="utf-8") as out:
-            out.write(json.dumps(line) + "\n")
+    def _write(self, line: dict[str, Any]) -> dict[str, Any]:
+        """The line as it is written."""
+        whole: dict[str, Any] = finite(line)
+        self.lines.append(whole)
+        self._kinds[whole["kind"]].append(whole)
+        append_metrics(self.output.metrics, whole)
+        return whole
 
     def _pictures(self, iteration: int, pictures: Tensor) -> None:
         from PIL import Image
 
-        self.output.sample(iteration, 0).parent.mkdir(parents=True, exist_ok=True)
+        folder = self.output.sample(iteration, 0).parent
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in folder.glob("*.png"):
+            old.unlink()
         values = (pictures * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
         for number, picture in enumerate(values):
             Image.fromarray(picture).save(self.output.sample(iteration, number))
@@ -171,8 +205,14 @@ def _by_step(values: Tensor, step: Tensor) -> dict[str, float]:
     return {str(index): float(values[step == index].mean()) for index in step.unique().tolist()}
 
 
-def _standard_error(values: Tensor) -> float:
-    return float(values.std()) / len(values) ** 0.5
+def _standard_error(values: Tensor) -> float | None:
+    """Of the mean; None for one value, which says nothing about it."""
+    return float(values.double().std()) / len(values) ** 0.5 if len(values) > 1 else None
+
+
+def _short(values: Tensor) -> list[float]:
+    """With six digits that count."""
+    return [float(f"{value:.6g}") for value in values.tolist()]
 
 
 def _now() -> str:

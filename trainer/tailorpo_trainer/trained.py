@@ -1,7 +1,10 @@
 """What a run's folder can do afterwards: draw pictures and measure, the base model beside the trained one."""
 
 import json
+import math
+import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,12 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tailorpo_trainer import checkpoint, evaluate, models, rewards
+from tailorpo_trainer import checkpoint, evaluate, models, rewards, sheet
 from tailorpo_trainer.evaluate import Measurement
 from tailorpo_trainer.exits import DataError
 from tailorpo_trainer.noise import Purpose
-from tailorpo_trainer.outputs import Output
+from tailorpo_trainer.outputs import Output, finite
 from tailorpo_trainer.policy import Policy
+from tailorpo_trainer.report.measures import t_quantile
 from tailorpo_trainer.spec import Spec
 
 FRESH = 1_000_003
@@ -43,8 +47,11 @@ def load(folder: Path) -> Trained:
         raise DataError(f"{folder} holds no checkpoint yet: run the job first, or wait for its first one")
     weights = newest.tensors("ema" if "ema" in newest.groups else "adapter")
     policy = models.load_policy(job.spec)
+    adapter = policy.adapter()
+    if adapter.keys() != weights.keys():
+        raise DataError(f"{newest.uri} holds other weights than {output.job} describes: was one of them changed?")
     with torch.no_grad():
-        for name, value in policy.adapter().items():
+        for name, value in adapter.items():
             value.copy_(weights[name])
     return Trained(output, job.spec, policy, newest.step)
 
@@ -52,41 +59,44 @@ def load(folder: Path) -> Trained:
 def sample(
     folder: Path, prompts: Sequence[str], images: int, seed: int, to: Path, *, before: bool = True, size: int = 0
 ) -> Path:
-    """Draw `images` pictures over the prompts in turn, and write them and one sheet of all.
+    """Draw `images` pictures over the prompts in turn, and write them and one sheet of the first of them.
 
     Args:
         prompts: empty for those the run was evaluated on.
         before: also draw the base model's, on the same noise, beside each.
-        size: pixels of a picture's side on the sheet; 0 for as it is, or 128 if that is smaller.
+        size: pixels of a picture's longer side on the sheet; 0 for what is well seen.
     Returns:
         The sheet, `to/sheet.png`.
     """
     trained = load(folder)
     wanted = list(prompts) or trained.output.read_prompts()[1]
-    after, texts = _draw(trained, wanted, images, seed)
-    pictures = {"after": after}
-    if before:
-        with trained.policy.reference():
-            pictures = {"before": _draw(trained, wanted, images, seed)[0], "after": after}
     to.mkdir(parents=True, exist_ok=True)
-    rows = list(pictures.values())
-    for name, drawn in pictures.items():
-        for number, picture in enumerate(drawn):
-            _image(picture).save(to / f"{number:03d}-{name}.png")
+    names = ["before", "after"] if before else ["after"]
+    shown = {name: _draw(trained, wanted, images, seed, to, name) for name in names}
+    texts = [wanted[number % len(wanted)] for number in range(images)]
     path = to / "sheet.png"
-    _sheet(rows, texts, list(pictures), size).save(path)
+    sheet.lay_out(shown, texts[: sheet.MOST], size).save(path)
     return path
 
 
-def _draw(trained: Trained, prompts: Sequence[str], images: int, seed: int) -> tuple[Tensor, list[str]]:
-    batch = trained.run.training.sampling_batch_size or 64
-    texts, pictures = evaluate.draw(trained.policy, prompts, images, seed, batch, Purpose.SAMPLING)
-    return pictures, texts
+def _draw(trained: Trained, prompts: Sequence[str], images: int, seed: int, to: Path, name: str) -> list[Any]:
+    """Write the pictures of one model; those that the sheet has room for come back."""
+    policy, batch = trained.policy, trained.run.training.sampling_batch_size or 64
+    digits, number, shown = max(3, len(str(images - 1))), 0, []
+    with policy.reference() if name == "before" else nullcontext():
+        for _, pictures in evaluate.batches(policy, prompts, images, seed, batch, Purpose.SAMPLING):
+            for picture in pictures.cpu():
+                image = sheet.image(picture)
+                image.save(to / f"{number:0{digits}d}-{name}.png")
+                if number < sheet.MOST:
+                    shown.append(image)
+                number += 1
+    return shown
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Before and after on the same noise. Intervals are 95 %, from the standard error of n pictures."""
+    """Before and after on the same noise. Intervals are 95 %: Student's, from the standard error of n pictures."""
 
     iteration: int
     images: int
@@ -102,12 +112,12 @@ class Comparison:
         return [
             {
                 "score": name,
-                "before": float(before.mean()),
+                "before": float(before.double().mean()),
                 "before_interval": _interval(before),
-                "after": float(after.mean()),
+                "after": float(after.double().mean()),
                 "after_interval": _interval(after),
-                "difference": float((after - before).mean()),
-                "difference_interval": _interval(after - before),
+                "difference": float((after.double() - before.double()).mean()),
+                "difference_interval": _interval(after.double() - before.double()),
             }
             for name, (before, after) in scores.items()
         ]
@@ -119,6 +129,22 @@ class Comparison:
             "scores": self.rows(),
             "diversity": {"before": self.before.diversity, "after": self.after.diversity},
         }
+
+    def table(self) -> list[list[str]]:
+        """What a person reads: name, before, after, paired difference, each with its interval where it has one."""
+        rows = [
+            [
+                row["score"],
+                _with_interval(row["before"], row["before_interval"]),
+                _with_interval(row["after"], row["after_interval"]),
+                _with_interval(row["difference"], row["difference_interval"], "+"),
+            ]
+            for row in self.rows()
+        ]
+        before, after = self.before.diversity, self.after.diversity
+        if before is not None and after is not None:
+            rows.append(["diversity", f"{before:.3f}", f"{after:.3f}", f"{after - before:+.3f}"])
+        return rows
 
 
 def compare(folder: Path, images: int, prompts: Sequence[str] = (), seed: int | None = None) -> Comparison:
@@ -144,50 +170,44 @@ def evaluate_command(folder: Path, images: int, prompts: Sequence[str], seed: in
     """Print a comparison as a table, or as JSON."""
     found = compare(folder, images, prompts, seed)
     if as_json:
-        print(json.dumps(found.as_dict(), indent=2))
+        print(json.dumps(finite(found.as_dict()), indent=2, allow_nan=False))
         return
-    print(f"{found.images} pictures on held-out noise, base model against iteration {found.iteration}; ± is 95 %")
-    for row in found.rows():
-        print(
-            f"  {row['score']:24} {row['before']:9.4g} ± {row['before_interval']:<8.2g}"
-            f" -> {row['after']:9.4g} ± {row['after_interval']:<8.2g}"
-            f" paired difference {row['difference']:+.4g} ± {row['difference_interval']:.2g}"
-        )
-    if found.before.diversity is not None and found.after.diversity is not None:
-        print(f"  {'diversity':24} {found.before.diversity:9.4g}            -> {found.after.diversity:9.4g}")
+    title = f"{found.images} pictures on held-out noise: the base model, and after iteration {found.iteration}"
+    head, rows = ["", "before", "after", "difference"], found.table()
+    if sys.stdout.isatty():
+        _print_table(title, head, rows)
+    else:
+        print(title)
+        widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
+        for row in [head, *rows]:
+            numbers = (cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
+            print("   ".join([row[0].ljust(widths[0]), *numbers]))
+    print("± is the 95 % interval of the mean; differences are picture by picture, on the same noise")
+
+
+def _print_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    for number, name in enumerate(head):
+        table.add_column(name, justify="right" if number else "left")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))  # a reward's name is no markup
+    Console().print(table)
 
 
 def _interval(values: Tensor) -> float:
-    """Half the width of the 95 % interval of the mean."""
-    return 1.96 * float(values.std()) / len(values) ** 0.5
+    """Half the width of the 95 % interval of the mean; NaN for a single value."""
+    count = len(values)
+    return t_quantile(count - 1) * float(values.double().std()) / count**0.5 if count > 1 else math.nan
 
 
-def _image(picture: Tensor) -> Any:
-    from PIL import Image
-
-    return Image.fromarray((picture * 255).round().to(torch.uint8).permute(1, 2, 0).numpy())
-
-
-def _sheet(rows: Sequence[Tensor], texts: Sequence[str], names: Sequence[str], size: int) -> Any:
-    """All pictures in a grid, each group (before, after) side by side above its prompt."""
-    from PIL import Image, ImageDraw, ImageFont
-
-    side = size or max(128, rows[0].shape[-1])
-    font = ImageFont.load_default(max(11, side // 12))
-    gap, caption = side // 16, side // 4
-    wide = len(rows) * side + gap
-    columns = max(1, min(len(texts), 1600 // wide))
-    lines = -(-len(texts) // columns)
-    sheet = Image.new("RGB", (columns * wide + gap, lines * (side + caption) + gap), "white")
-    pen = ImageDraw.Draw(sheet)
-    for number, text in enumerate(texts):
-        left, top = gap + number % columns * wide, gap + number // columns * (side + caption)
-        for place, drawn in enumerate(rows):
-            picture = _image(drawn[number]).resize((side, side), Image.Resampling.NEAREST if drawn.shape[-1] < side else Image.Resampling.LANCZOS)
-            sheet.paste(picture, (left + place * side, top))
-        label = text if len(rows) == 1 else f"{text}: {', '.join(names)}"
-        limit = wide - gap
-        while label and pen.textlength(label, font=font) > limit:
-            label = label[:-2].rstrip(" …") + "…"
-        pen.text((left, top + side + 2), label, fill="black", font=font)
-    return sheet
+def _with_interval(value: float, half: float, sign: str = "") -> str:
+    """12.34 ± 0.56: two digits of the interval, and as many of the value."""
+    if not math.isfinite(half) or half == 0:
+        return f"{value:{sign}.4g}"
+    digits = min(9, max(0, 1 - math.floor(math.log10(half))))
+    return f"{value:{sign}.{digits}f} ± {half:.{digits}f}"

@@ -13,8 +13,16 @@ FOLDER = click.Path(file_okay=False, path_type=Path)
 
 @click.command(short_help="Draw pictures with a trained model.")
 @click.argument("output", type=FOLDER)
-@click.option("--prompt", "prompts", multiple=True, help="What to draw; may be repeated. Default: the run's own prompts.")
-@click.option("--images", type=click.IntRange(1, 65_536), default=16, show_default=True, help="How many, over the prompts in turn.")
+@click.option(
+    "--prompt", "prompts", multiple=True, help="What to draw; may be repeated. Default: the run's own prompts."
+)
+@click.option(
+    "--images",
+    type=click.IntRange(1, 65_536),
+    default=16,
+    show_default=True,
+    help="How many, over the prompts in turn.",
+)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the noise.")
 @click.option("--to", type=FOLDER, help="Folder for the pictures. Default: OUTPUT/drawn.")
 @click.option("--only-after", is_flag=True, help="Leave out the base model's pictures.")
@@ -27,7 +35,9 @@ def sample(output: Path, prompts: tuple[str, ...], images: int, seed: int, to: P
 
 @click.command(short_help="Measure a trained model on held-out noise.")
 @click.argument("output", type=FOLDER)
-@click.option("--images", type=click.IntRange(2, 1_000_000), default=256, show_default=True, help="Pictures of each model.")
+@click.option(
+    "--images", type=click.IntRange(2, 1_000_000), default=256, show_default=True, help="Pictures of each model."
+)
 @click.option("--prompt", "prompts", multiple=True, help="Prompts to measure on. Default: the run's held-out ones.")
 @click.option("--seed", type=click.IntRange(0), help="Seed of the noise. Default: one that training never used.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -49,7 +59,13 @@ def report(output: Path) -> None:
 
 @click.command(short_help="Put runs side by side.")
 @click.argument("runs", nargs=-1, required=True, type=FOLDER)
-@click.option("--to", type=click.Path(dir_okay=False, path_type=Path), default=Path("compare.html"), show_default=True, help="The page.")
+@click.option(
+    "--to",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path("compare.html"),
+    show_default=True,
+    help="The page.",
+)
 def compare(runs: tuple[Path, ...], to: Path) -> None:
     """One page of several runs at equal images, reward queries, denoiser work and seconds."""
     if len(runs) < 2:

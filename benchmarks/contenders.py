@@ -1,0 +1,200 @@
+"""Who is compared: one iteration of ours, and of `plain_loop` one by one and batched, on equal weights."""
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+from unittest import mock
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.plain_loop import plain_loop
+from tailorpo_trainer import document, methods, models, rewards
+from tailorpo_trainer.noise import Noise, Purpose
+from tailorpo_trainer.policy import Policy
+from tailorpo_trainer.rewards.combine import RewardSum
+from tailorpo_trainer.sampler import choose_steps
+from tailorpo_trainer.scoring import Scorer
+from tailorpo_trainer.spec import TailorPOJob
+from tailorpo_trainer.updater import Updater
+
+OURS, ONE_BY_ONE, BATCHED = "ours", "plain, one by one", "plain, batched"
+
+
+def job(model: str, samples: int = 8, steps: int = 20, trained: int = 5) -> TailorPOJob:
+    """The document of what is compared: TailorPO as method.md describes it."""
+    return document.parse(
+        {
+            "apiVersion": "tailorpo.dev/v1alpha1",
+            "kind": "TailorPOJob",
+            "metadata": {"name": "benchmark"},
+            "spec": {
+                "model": {"name": model},
+                "prompts": {"list": [f"a photo of a {animal}" for animal in ("cat", "dog", "lion", "bee")]},
+                "rewards": [{"name": "colourfulness"}],
+                "method": {"name": "tailorpo"},
+                "sampling": {
+                    "steps": steps,
+                    "trainedSteps": {"count": trained, "choose": "spread"},
+                    "guidanceScale": 5.0,
+                },
+                # Gradients are compared as they are: nothing is scaled down.
+                "optimizer": {"learningRate": 1e-4, "maxGradNorm": 1e6},
+                "training": {"iterations": 1, "promptsPerIteration": samples, "precision": "fp32"},
+                "evaluation": {"everyIterations": 0},
+            },
+        }
+    )
+
+
+@dataclass
+class Contender:
+    """One way to do an iteration: `run` leaves the gradient of each adapter weight by name."""
+
+    name: str
+    denoisers: tuple[Any, ...]
+    vae: Any
+    run: Callable[[], dict[str, Tensor]]
+    seconds: list[float] = field(default_factory=list)
+    cpu_seconds: list[float] = field(default_factory=list)
+    flops: dict[str, int] = field(default_factory=dict)
+    rows: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def denoiser_flops(self) -> int:
+        return self.flops["forward"] + self.flops["backward"]
+
+
+def contenders(work: TailorPOJob, seed: int = 0) -> list[Contender]:
+    """Ours and the two plain ones, each with its own networks of the same weights, ready to run."""
+    run = work.spec
+    device = torch.device("cpu")
+    policy = models.load_policy(run, device)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():  # a fresh adapter is the reference, and half of its gradient is 0
+        for weights in policy.parameters:
+            weights.add_(0.02 * torch.randn(weights.shape, generator=generator))
+    reward = rewards.load(run.rewards, device)
+    return [_ours(work, policy, reward), *(_plain(work, policy, reward, at_once) for at_once in (1, 0))]
+
+
+def _inputs(work: TailorPOJob, policy: Policy) -> tuple[list[str], Tensor, Noise, list[int]]:
+    run = work.spec
+    given, samples = run.prompts.list_, run.training.prompts_per_iteration
+    assert given is not None
+    assert run.sampling.trained_steps.count is not None
+    prompts = [given[n % len(given)] for n in range(samples)]
+    noise = Noise((run.training.seed, Purpose.TRAINING, 0), range(samples), policy.latent_shape, policy.device)
+    return (
+        prompts,
+        policy.embed(prompts),
+        noise,
+        choose_steps(policy.sampler, run.sampling.trained_steps.count, "spread"),
+    )
+
+
+def _ours(work: TailorPOJob, policy: Policy, reward: RewardSum) -> Contender:
+    method = methods.build(work.spec.method)
+    prompts, text, noise, trained = _inputs(work, policy)
+    start = {name: weights.detach().clone() for name, weights in policy.adapter().items()}
+    indices = torch.arange(len(prompts))
+
+    def run() -> dict[str, Tensor]:
+        gradients: dict[str, Tensor] = {}
+
+        def keep(*_: Any) -> None:
+            gradients.update({n: w.grad.clone() for n, w in policy.adapter().items() if w.grad is not None})
+
+        _reset(policy.adapter(), start)
+        updater = Updater(policy, method, work.spec)
+        updater.optimizer.register_step_pre_hook(keep)
+        scene = methods.Scene(policy, text, indices, noise, Scorer(policy, reward, prompts), trained)
+        updater.iterate(method.rows(scene, method.roll_out(scene)), text)
+        return gradients
+
+    return Contender(OURS, (policy.unet,), policy.vae, run)
+
+
+def _plain(work: TailorPOJob, ours: Policy, reward: RewardSum, at_once: int) -> Contender:
+    """at_once: trajectories in one call; 0 for all."""
+    run = work.spec
+    prompts, text, noise, trained = _inputs(work, ours)
+    negative = ours.embed([run.sampling.negative_prompt])
+    pipeline = models.load_pipeline(run.model)
+    unet = type(pipeline.unet).from_config(pipeline.unet.config)
+    unet.load_state_dict(pipeline.unet.state_dict())
+    unet.requires_grad_(False).eval()
+    pipeline.vae.requires_grad_(False).eval()
+    models.attach_adapter(unet, run)
+    adapter = {name: weights for name, weights in unet.named_parameters() if weights.requires_grad}
+    start = {name: weights.detach().clone() for name, weights in ours.adapter().items()}
+    sampling, settings = run.sampling, run.optimizer
+    loop = plain_loop(
+        pipeline,
+        unet,
+        guidance_scale=sampling.guidance_scale,
+        steps=sampling.steps,
+        eta=sampling.eta,
+        beta=0.1,
+    )
+    assert run.method.beta == loop.beta
+
+    def score(pictures: Tensor, of: Sequence[str]) -> Tensor:
+        return reward(pictures, of).total
+
+    def once() -> dict[str, Tensor]:
+        _reset(adapter, start)
+        optimizer = torch.optim.AdamW(adapter.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+        loop.iteration(prompts, text, negative, noise, trained, score, at_once or len(prompts))
+        gradients = {name: weights.grad.clone() for name, weights in adapter.items() if weights.grad is not None}
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return gradients
+
+    return Contender(ONE_BY_ONE if at_once else BATCHED, (unet, loop.reference), pipeline.vae, once)
+
+
+def _reset(adapter: dict[str, Tensor], start: dict[str, Tensor]) -> None:
+    with torch.no_grad():
+        for name, weights in adapter.items():
+            weights.copy_(start[name])
+
+
+def count(contender: Contender) -> dict[str, Tensor]:
+    """One iteration with FLOPs and rows counted where they come from; returns its gradients."""
+    flops_of = {"forward": 0, "backward": 0, "decode": 0}
+    rows = {"forward": 0, "forward with gradient": 0, "forward of the reference": 0, "decode": 0}
+
+    def within(part: str, function: Callable[..., Any], reference: bool = False) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            before = flops.get_total_flops()
+            result = function(*args, **kwargs)
+            flops_of[part] += flops.get_total_flops() - before
+            if part in rows:
+                rows[part] += len(args[0])
+            if part == "forward":
+                rows["forward with gradient"] += len(args[0]) * torch.is_grad_enabled()
+                rows["forward of the reference"] += len(args[0]) * (reference or _adapter_off(contender))
+            return result
+
+        return call
+
+    with ExitStack() as stack:
+        flops = stack.enter_context(FlopCounterMode(display=False))
+        stack.enter_context(mock.patch.object(Tensor, "backward", within("backward", Tensor.backward)))
+        stack.enter_context(mock.patch.object(contender.vae, "decode", within("decode", contender.vae.decode)))
+        for number, denoiser in enumerate(contender.denoisers):
+            forward = within("forward", denoiser.forward, reference=number > 0)
+            stack.enter_context(mock.patch.object(denoiser, "forward", forward))
+        gradients = contender.run()
+    contender.flops, contender.rows = flops_of, rows
+    return gradients
+
+
+def _adapter_off(contender: Contender) -> bool:
+    """Whether the denoiser that has the adapter runs without it at the moment."""
+    layers = (module for module in contender.denoisers[0].modules() if isinstance(module, BaseTunerLayer))
+    return bool(next(layers).disable_adapters)

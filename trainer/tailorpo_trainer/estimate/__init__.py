@@ -1,0 +1,160 @@
+"""What a run will cost, before it is paid for: `tailorpo estimate FILE`. Needs no weights.
+
+Counts come from running the methods themselves on a hollow policy (`counts`), FLOPs and memory from the
+real networks on torch's meta device (`meta`, `memory`).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+from tailorpo_trainer import prompts, rules, spec
+from tailorpo_trainer.estimate import architectures, counts, memory, meta, report
+from tailorpo_trainer.estimate.architectures import Architecture
+from tailorpo_trainer.estimate.counts import Counts, Key
+from tailorpo_trainer.estimate.memory import Batches, Memory
+from tailorpo_trainer.estimate.meta import Networks
+from tailorpo_trainer.exits import ConfigurationError
+from tailorpo_trainer.sampler import ddim
+from tailorpo_trainer.spec import TailorPOJob
+
+HEADER_BYTES = 100
+"""About what a safetensors file says of each tensor: its name, dtype, shape and place."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Work, memory and storage of a document's run.
+
+    Attributes:
+        counts: rows of everything that is computed. flops: of one row of each.
+        images: training images of an iteration. keep: checkpoints that are kept.
+        forward_equivalents: the denoiser's FLOPs for one training image, in FLOPs of its forward without
+            adapter.
+        memory: one for each precision that the document may run in. batches: rows in memory at once.
+    """
+
+    job: str
+    model: str
+    architecture: str
+    method: str
+    iterations: int
+    images: int
+    counts: Counts
+    flops: Mapping[Key, float]
+    forward_equivalents: float
+    batches: Batches
+    memory: tuple[Memory, ...]
+    checkpointing: bool
+    checkpoint_bytes: int
+    adapter_bytes: int
+    keep: int
+    notes: tuple[str, ...] = ()
+
+
+def run(job: TailorPOJob, as_json: bool = False, base: Path | None = None) -> None:
+    """Print the estimate. base: folder that relative paths in the document start from."""
+    found = estimate(job, base)
+    if as_json:
+        print(report.as_json(found))
+    else:
+        report.show(found)
+
+
+def estimate(job: TailorPOJob, base: Path | None = None) -> Estimate:
+    """Count and measure. Raises `ConfigurationError`, `DataError` or `UnavailableError` with one sentence."""
+    run = rules.resolve(job.spec)
+    architecture = architectures.find(run.model)
+    counted, notes = work(run, architecture, base)
+    measured: list[Memory] = []
+    networks = None
+    for precision in reversed(memory.precisions(run)):
+        networks = memory.networks(architecture, run, precision)
+        measured.insert(0, memory.memory(networks, run, counted, precision))
+    assert networks is not None
+    flops, plain = _flops(networks, run, counted)
+    samples = run.training.prompts_per_iteration * run.training.samples_per_prompt
+    denoiser = sum(flops[key] * rows for key, rows in counted.iteration.items() if key[0].startswith("forward"))
+    adapter = meta.size(networks.adapter)
+    return Estimate(
+        job=job.metadata.name,
+        model=run.model.name,
+        architecture=architecture.name,
+        method=run.method.name,
+        iterations=run.training.iterations,
+        images=samples,
+        counts=counted,
+        flops=flops,
+        forward_equivalents=denoiser / samples / plain,
+        batches=memory.batches(run, counted),
+        memory=tuple(measured),
+        checkpointing=run.training.gradient_checkpointing,
+        checkpoint_bytes=_checkpoint_bytes(networks, run),
+        adapter_bytes=adapter,
+        keep=run.checkpoint.keep,
+        notes=notes,
+    )
+
+
+def work(run: spec.Spec, architecture: Architecture, base: Path | None = None) -> tuple[Counts, tuple[str, ...]]:
+    """The counts alone, and what they leave out; run: with its defaults resolved."""
+    sampling, notes = run.sampling, ["Rewards' own networks are counted neither in FLOPs nor in memory."]
+    tables = SimpleNamespace(config=architecture.scheduler)
+    counted = counts.count(run, ddim(tables, sampling.steps, sampling.eta, sampling.timestep_spacing))
+    try:
+        counted.run["text", "prompts"] = _encoded(run, base)
+    except ConfigurationError:  # a ConfigMap's: they are on the cluster
+        notes.append("Prompts that only the cluster has are not counted as encoded.")
+    return counted, tuple(notes)
+
+
+def _flops(networks: Networks, run: spec.Spec, counted: Counts) -> tuple[dict[Key, float], float]:
+    """FLOPs of one row of each thing that a run computes, and of a denoiser forward without the adapter."""
+    rows = memory.batches(run, counted)
+    training = networks.denoise(rows.update, "adapter").each(rows.update)
+    reference = networks.denoise(1, adapted=False)
+    push = networks.denoise(rows.guidance, "latent").each(rows.guidance) if rows.guidance else training
+    decode = networks.decode(1, gradient=("decode backward", "guidance") in counted.run)
+    encode = networks.encode(1) if ("text", "prompts") in counted.run else None
+
+    def one(what: str, purpose: str) -> float:
+        denoise = {"reference": reference, "guidance": push}.get(purpose, training)
+        match what:
+            case "forward":
+                return denoise.forward
+            case "forward backward":
+                return denoise.backward
+            case "decode":
+                return decode.forward
+            case "decode backward":
+                return decode.backward
+            case "text" if encode is not None:
+                return encode.forward
+        return 0.0
+
+    return {key: one(*key) for key in counted.run}, reference.forward
+
+
+def _encoded(run: spec.Spec, base: Path | None) -> int:
+    """Distinct prompts that the text encoder sees; each is encoded once in a run."""
+    training = run.training
+    texts = prompts.load(run.prompts, base)
+    held_out = prompts.load(run.evaluation.prompts, base) if run.evaluation.prompts else texts
+    drawn = training.iterations * training.prompts_per_iteration
+    # The prompts are dealt like cards: a pack's worth of draws has seen them all.
+    some = range(len(texts)) if drawn >= len(texts) else prompts.draw(texts, training.seed, 0, drawn)
+    seen = {texts[index] for index in some} | {run.sampling.negative_prompt}
+    if counts.evaluations(run):
+        seen |= set(held_out[: run.evaluation.images])
+    return len(seen)
+
+
+def _checkpoint_bytes(networks: Networks, run: spec.Spec) -> int:
+    """Adapter, AdamW's two moments and step counts, and the average where one is kept."""
+    adapter, tensors = meta.size(networks.adapter), len(networks.adapter)
+    copies = 1 + memory.MOMENTS + (run.optimizer.ema_decay is not None)
+    return copies * (adapter + tensors * HEADER_BYTES) + tensors * (4 + HEADER_BYTES)
+
+
+__all__ = ["Architecture", "Estimate", "estimate", "run"]

@@ -1,0 +1,108 @@
+"""The memory that a run needs at its peak, from the same meta networks as its FLOPs."""
+
+from dataclasses import dataclass
+
+import torch
+
+from tailorpo_trainer import spec
+from tailorpo_trainer.estimate.architectures import Architecture
+from tailorpo_trainer.estimate.counts import Counts
+from tailorpo_trainer.estimate.meta import Networks, size
+from tailorpo_trainer.policy import PRECISIONS
+
+MOMENTS = 2
+"""Of AdamW, each as large as the adapter."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes in one precision. Rewards' networks, the libraries and fragmentation come on top.
+
+    Attributes:
+        weights: of denoiser, decoder and text encoder. state: adapter, its gradient, AdamW's moments, the
+            average.
+        update, update_checkpointed: forward and backward of one micro batch, without and with gradient
+            checkpointing.
+        sampling: the largest forward without a gradient. decoding: one batch of pictures.
+        guidance: the push up the reward's gradient (`tailorpo-g`), 0 if there is none.
+        peak: weights and state, and the largest of the others as the document sets them.
+    """
+
+    precision: str
+    weights: int
+    state: int
+    update: int
+    update_checkpointed: int
+    sampling: int
+    decoding: int
+    guidance: int
+    peak: int
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Rows that are in memory at once: denoiser rows (guidance counts two), latents in the decoder."""
+
+    update: int
+    sampling: int
+    decoding: int
+    guidance: int
+    guidance_decoding: int
+
+
+def precisions(run: spec.Spec) -> list[str]:
+    """`auto` is fp32 on CPUs and bf16 on accelerators: both."""
+    return ["fp32", "bf16"] if run.training.precision == "auto" else [run.training.precision]
+
+
+def batches(run: spec.Spec, counts: Counts) -> Batches:
+    """The largest calls of a run."""
+    training, largest = run.training, counts.largest
+    samples = training.prompts_per_iteration * training.samples_per_prompt
+    drawn = min(training.sampling_batch_size or samples, samples)
+    evaluated = min(training.sampling_batch_size or 64, run.evaluation.images) if counts.evaluations else 0
+    each_update = -(-samples * counts.trained_rows // training.updates_per_iteration)
+    plain = largest.get(("forward", "rollout"), 1)
+    decoded = max(largest.get(("decode", "scoring"), 0) * drawn, evaluated)
+    return Batches(
+        update=int(min(training.micro_batch_size or samples, each_update) * largest["forward", "training"]),
+        sampling=int(max(drawn * max(plain, largest.get(("forward", "scoring"), 0)), evaluated * plain)),
+        decoding=int(1 if training.vae_slicing else min(training.decode_batch_size, decoded)),
+        guidance=int(drawn * largest.get(("forward", "guidance"), 0)),
+        guidance_decoding=int(drawn * largest.get(("decode", "guidance"), 0)),
+    )
+
+
+def networks(architecture: Architecture, run: spec.Spec, precision: str) -> Networks:
+    """The networks as `models.load_policy` casts them."""
+    dtype = PRECISIONS[precision]
+    upcast = bool(architecture.vae.get("force_upcast", True))
+    return Networks(architecture, run, dtype, torch.float32 if upcast else dtype)
+
+
+def memory(parts: Networks, run: spec.Spec, counts: Counts, precision: str) -> Memory:
+    """Measure the largest calls; the networks may be used further."""
+    rows = batches(run, counts)
+    checkpointing = run.training.gradient_checkpointing
+    update = {}
+    for on in (not checkpointing, checkpointing):
+        parts.recompute(on)
+        update[on] = parts.denoise(rows.update, "adapter").peak
+    guidance = parts.denoise(rows.guidance, "latent").peak if rows.guidance else 0
+    if rows.guidance_decoding:
+        guidance += parts.decode(rows.guidance_decoding, gradient=True).peak
+    sampling, decoding = parts.denoise(rows.sampling).peak, parts.decode(rows.decoding).peak
+    adapter = size(parts.adapter)
+    weights = size(parts.unet) - adapter + size(parts.vae) + size(parts.text_encoder)
+    state = adapter * (2 + MOMENTS + (run.optimizer.ema_decay is not None))
+    return Memory(
+        precision=precision,
+        weights=weights,
+        state=state,
+        update=update[False],
+        update_checkpointed=update[True],
+        sampling=sampling,
+        decoding=decoding,
+        guidance=guidance,
+        peak=weights + state + max(update[checkpointing], sampling, decoding, guidance),
+    )

@@ -1,0 +1,232 @@
+"""What one call of a network costs, FLOPs and memory: measured on the meta device, where nothing is computed.
+
+The networks are the real ones, built from their configuration without weights, and run the real forward and
+backward passes on tensors that have a shape and no data. FLOPs are counted by torch's own `FlopCounterMode`
+(2 for each multiply-add of matrix products, convolutions and attention; nothing else counts). Memory is the
+largest sum of the storages that are alive at once, by following every tensor that an operation makes until
+it is freed.
+"""
+
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from tailorpo_trainer import models, spec
+from tailorpo_trainer.estimate.architectures import Architecture
+
+META = torch.device("meta")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One call: FLOPs forward and backward, and the bytes it needs at once beside weights and inputs."""
+
+    forward: float
+    backward: float
+    peak: int
+
+    def each(self, rows: int) -> "Cost":
+        """The FLOPs of one of so many rows; FLOPs are linear in rows, so that this is exact."""
+        return Cost(self.forward / rows, self.backward / rows, self.peak)
+
+
+class Networks:
+    """A pipeline's networks on the meta device, the denoiser with the document's adapter.
+
+    Args:
+        dtype: of the denoiser's arithmetic (autocast, as on accelerators), or float32.
+        vae_dtype: of the decoder's weights and arithmetic.
+    """
+
+    def __init__(
+        self, architecture: Architecture, run: spec.TrainingSpec, dtype: torch.dtype, vae_dtype: torch.dtype
+    ) -> None:
+        from diffusers import AutoencoderKL, UNet2DConditionModel
+        from transformers import CLIPTextConfig, CLIPTextModel
+
+        models.quiet()
+        self.dtype, self.vae_dtype, self.tokens = dtype, vae_dtype, architecture.tokens
+        self._measured: dict[Any, Cost] = {}
+        with META:
+            self.unet: Any = UNet2DConditionModel.from_config(dict(architecture.unet))
+            self.vae: Any = AutoencoderKL.from_config(dict(architecture.vae))
+            self.text_encoder: Any = CLIPTextModel(CLIPTextConfig(**architecture.text_encoder))
+            for network in (self.unet, self.vae, self.text_encoder):
+                network.requires_grad_(False).eval()
+            fresh = run.model_copy(update={"lora": run.lora.model_copy(update={"initial": None})})
+            models.attach_adapter(self.unet, fresh)
+        self.unet.to(dtype)
+        for parameter in self.adapter:
+            parameter.data = parameter.data.float()
+        self.vae.to(vae_dtype)
+        self.recompute(run.training.gradient_checkpointing)
+        sampling = run.sampling
+        side = self.unet.config.sample_size
+        height, width = (
+            pixels // architecture.scale if pixels else side for pixels in (sampling.height, sampling.width)
+        )
+        self.latent = (int(self.unet.config.in_channels), int(height), int(width))
+
+    def recompute(self, on: bool) -> None:
+        """Switch gradient checkpointing, as `models.load_policy` does."""
+        if on:
+            self.unet.enable_gradient_checkpointing()
+        else:
+            self.unet.disable_gradient_checkpointing()
+        self.unet.train(on)
+
+    @property
+    def adapter(self) -> list[nn.Parameter]:
+        return [parameter for parameter in self.unet.parameters() if parameter.requires_grad]
+
+    def denoise(self, rows: int, gradient: str = "none", adapted: bool = True) -> Cost:
+        """One call on so many rows.
+
+        gradient: `adapter` as in training, `latent` as a push up the reward's gradient needs, or `none`.
+        """
+        key = (rows, gradient, adapted, self.unet.training)
+        if key not in self._measured:
+            self._measured[key] = self._denoise(rows, gradient, adapted)
+        return self._measured[key]
+
+    def _denoise(self, rows: int, gradient: str, adapted: bool) -> Cost:
+        x = torch.empty(rows, *self.latent, device=META, requires_grad=gradient == "latent")
+        timesteps = torch.empty(rows, dtype=torch.int64, device=META)
+        text = torch.empty(rows, self.tokens, self.text_encoder.config.hidden_size, device=META)
+
+        def forward() -> Tensor:
+            # A view, because FlopCounterMode cannot take a leaf as a module's input; the policy passes none either.
+            output: Tensor = self.unet(x.view_as(x), timesteps, encoder_hidden_states=text, return_dict=False)[
+                0
+            ].float()
+            return output
+
+        if not adapted:
+            self.unet.disable_adapters()
+        try:
+            inputs: dict[str, list[Any]] = {"adapter": [*self.adapter], "latent": [x], "none": []}
+            return _measure(forward, inputs[gradient], self.dtype)
+        finally:
+            self.unet.enable_adapters()
+
+    def decode(self, rows: int, gradient: bool = False) -> Cost:
+        """Decoding so many latents at once."""
+        latents = torch.empty(rows, *self.latent, dtype=self.vae_dtype, device=META, requires_grad=gradient)
+
+        def forward() -> Tensor:
+            pictures: Tensor = self.vae.decode(latents.view_as(latents), return_dict=False)[0].float()
+            return (pictures / 2 + 0.5).clamp(0, 1)
+
+        return _measure(forward, [latents] if gradient else [], torch.float32)
+
+    def encode(self, prompts: int) -> Cost:
+        """Encoding so many prompts."""
+        tokens = torch.empty(prompts, self.tokens, dtype=torch.int64, device=META)
+        return _measure(lambda: self.text_encoder(tokens)[0], [], torch.float32)
+
+
+def size(network: nn.Module | list[nn.Parameter]) -> int:
+    """Bytes of the weights."""
+    parameters = network.parameters() if isinstance(network, nn.Module) else network
+    return sum(parameter.numel() * parameter.element_size() for parameter in parameters)
+
+
+def _measure(forward: Callable[[], Tensor], inputs: list[Any], dtype: torch.dtype) -> Cost:
+    """Run forward, and backward to `inputs` unless there are none."""
+    flops = FlopCounterMode(display=False)
+    with torch.set_grad_enabled(bool(inputs)), _kernels(dtype), _Alive() as alive, flops:
+        output = forward()
+        ahead = flops.get_total_flops()
+        if inputs:
+            torch.autograd.grad(output, inputs, torch.empty_like(output), allow_unused=True)
+    return Cost(ahead, flops.get_total_flops() - ahead, alive.peak)
+
+
+LOWER = ("linear", "conv2d", "scaled_dot_product_attention")
+UPPER = ("group_norm", "layer_norm", "softmax")
+
+
+@contextmanager
+def _kernels(dtype: torch.dtype) -> Iterator[None]:
+    """Inside, operations are those that CPUs and accelerators choose: fused attention, and autocast's dtypes.
+
+    The meta device would take unfused attention, which keeps matrices of tokens by tokens that no device
+    keeps, and has no autocast. The dtypes are CUDA's autocast lists as far as these networks meet them. (No
+    TorchFunctionMode: it is switched off within a backward pass, which recomputes the forward one under
+    gradient checkpointing.)
+    """
+
+    def made(function: Callable[..., Any], to: torch.dtype) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if dtype != torch.float32:
+                args = tuple(_cast(value, to) for value in args)
+                kwargs = {name: _cast(value, to) for name, value in kwargs.items()}
+            return function(*args, **kwargs)
+
+        return call
+
+    own = {name: getattr(F, name) for name in (*LOWER, *UPPER)}
+    chosen = own | {"scaled_dot_product_attention": _fused_attention}
+    try:
+        for name, function in chosen.items():
+            setattr(F, name, made(function, dtype if name in LOWER else torch.float32))
+        yield
+    finally:
+        for name, function in own.items():
+            setattr(F, name, function)
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def _fused_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    **_: Any,
+) -> Tensor:
+    output: Tensor = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, dropout_p)[0]
+    return output  # a mask changes neither FLOPs, as they are counted, nor memory worth the name
+
+
+class _Alive(TorchDispatchMode):
+    """Bytes of all storages made inside that are still alive, and the most there were at once."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = self.peak = 0
+        self._known: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for value in tree_leaves((args, kwargs)):
+            if isinstance(value, Tensor):
+                self._known.add(value.untyped_storage())  # weights and inputs were there before
+        result = func(*args, **(kwargs or {}))
+        for value in tree_leaves(result):
+            if isinstance(value, Tensor):
+                self._follow(value.untyped_storage())
+        return result
+
+    def _follow(self, storage: Any) -> None:
+        if storage in self._known:
+            return
+        self._known.add(storage)
+        taken = storage.nbytes()
+        self.now += taken
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._free, taken).atexit = False
+
+    def _free(self, taken: int) -> None:
+        self.now -= taken

@@ -1,0 +1,75 @@
+"""The policy that a document describes."""
+
+import os
+
+import torch
+
+from tailorpo_trainer import spec
+from tailorpo_trainer.models.adapter import attach_adapter
+from tailorpo_trainer.models.pipeline import load_pipeline
+from tailorpo_trainer.policy import PRECISIONS, Policy
+from tailorpo_trainer.sampler import ddim
+
+
+def pick_device() -> torch.device:
+    """The accelerator torch sees (this process' own under torchrun), else the CPU."""
+    if not torch.accelerator.is_available():
+        return torch.device("cpu")
+    kind = torch.accelerator.current_accelerator()
+    assert kind is not None
+    return torch.device(kind.type, int(os.environ.get("LOCAL_RANK", 0)))
+
+
+def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """bf16 on accelerators that have it; fp32 on CPUs, where bf16 without special instructions is 10 times slower."""
+    if precision != "auto":
+        return PRECISIONS[precision]
+    if device.type == "cpu":
+        return torch.float32
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        return torch.float16
+    return torch.bfloat16
+
+
+def load_policy(run: spec.TrainingSpec, device: torch.device | None = None) -> Policy:
+    """The policy that a document describes, its adapter fresh (or `lora.initial`), everything else frozen.
+
+    Raises `ConfigurationError`, `DataError` or `UnavailableError` with one sentence if the model cannot be had.
+    """
+    device = device or pick_device()
+    dtype = pick_dtype(run.training.precision, device)
+    pipeline = load_pipeline(run.model)
+    unet, vae, text_encoder = pipeline.unet, pipeline.vae, pipeline.text_encoder
+    for part in (unet, vae, text_encoder):
+        part.requires_grad_(False).eval()
+    sampling = run.sampling
+    factor = getattr(pipeline, "vae_scale_factor", 8)
+    own = unet.config.sample_size
+    sides = (own, own) if isinstance(own, int) else own
+    wanted = (sampling.height, sampling.width)
+    size = [pixels // factor if pixels else side for pixels, side in zip(wanted, sides, strict=True)]
+    attach_adapter(unet, run)
+    unet.to(device, dtype if device.type != "cpu" else torch.float32)
+    vae.to(device, torch.float32 if vae.config.get("force_upcast", True) or device.type == "cpu" else dtype)
+    text_encoder.to(device)
+    for parameter in unet.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()  # small updates vanish in bf16 weights
+    if run.training.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+        unet.train()  # diffusers recomputes in training mode only; there is no dropout in these models
+    if run.training.vae_slicing and hasattr(vae, "enable_slicing"):
+        vae.enable_slicing()
+    return Policy(
+        unet=unet,
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=pipeline.tokenizer,
+        sampler=ddim(pipeline.scheduler, sampling.steps, sampling.eta, sampling.timestep_spacing),
+        guidance_scale=sampling.guidance_scale,
+        device=device,
+        dtype=dtype,
+        negative_prompt=sampling.negative_prompt,
+        decode_batch_size=run.training.decode_batch_size,
+        latent_shape=(unet.config.in_channels, *size),
+    )

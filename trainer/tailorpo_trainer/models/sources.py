@@ -1,0 +1,155 @@
+"""Where a pipeline's files are, and whether they are those of a model that can be trained. No torch."""
+
+import json
+import re
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import Any
+
+from tailorpo_trainer import s3, spec
+from tailorpo_trainer.exits import ConfigurationError, DataError
+
+SHIPPED = "tiny-animals"
+INDEX = "model_index.json"
+PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+WEIGHTED = ("unet", "vae", "text_encoder")
+SMALL = {
+    "unet": [["config.json"]],
+    "vae": [["config.json"]],
+    "text_encoder": [["config.json"]],
+    "tokenizer": [["vocab.json", "merges.txt"], ["tokenizer.json"]],
+    "scheduler": [["scheduler_config.json"]],
+}
+"""The small files of each part, in each of the ways in which it may have them."""
+
+
+def locate(model: spec.Model) -> Path | str:
+    """A folder on this machine, or a hub id as it is. Of an S3 prefix: a copy of its small files, without weights."""
+    name = model.name
+    if name == SHIPPED:
+        from tailorpo_trainer import tiny_animals
+
+        return _folder(model, tiny_animals.PIPELINE)
+    if name.startswith(s3.SCHEME):
+        return _folder(model, copy(model, weights=False))
+    folder = here(name)
+    if folder is not None and folder.is_dir():
+        return _folder(model, folder)
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise ConfigurationError(
+            f"spec.model.name: {name!r} is no folder here; give {SHIPPED!r}, a folder with a {INDEX}, an s3:// prefix "
+            "of one, or a hub id such as 'stable-diffusion-v1-5/stable-diffusion-v1-5'"
+        )
+    return name
+
+
+def here(name: str) -> Path | None:
+    """The file or folder of this name on this machine, if there is one."""
+    try:
+        path = Path(name).expanduser()
+        return path if path.exists() else None
+    except (OSError, RuntimeError):  # a name too long for a file, a home of nobody
+        return None
+
+
+def _folder(model: spec.Model, folder: Path) -> Path:
+    if model.revision is not None:
+        raise ConfigurationError(
+            f"spec.model.revision: {model.revision!r}: only models on the hub have revisions, and {model.name!r} is "
+            "none: remove it"
+        )
+    if not (folder / INDEX).is_file():
+        raise ConfigurationError(f"spec.model.name: {model.name!r} is no diffusers pipeline: the folder has no {INDEX}")
+    return folder
+
+
+def copy(model: spec.Model, weights: bool) -> Path:
+    """A copy of an S3 prefix in the user's cache: what loading needs, of the wanted variant, and no more."""
+    remote = s3.Remote(model.name, f"spec.model.name: {model.name!r}")
+    if INDEX not in remote.objects:
+        raise ConfigurationError(f"spec.model.name: {model.name!r} is no diffusers pipeline: it has no {INDEX} there")
+    wanted = [INDEX]
+    for name in sorted(remote.objects):
+        folder, _, file = name.partition("/")
+        if folder in PARTS and "/" not in file and file.endswith((".json", ".txt")):
+            wanted.append(name)
+    if weights:
+        wanted += check_files(remote.objects.keys(), model)
+    return remote.copy(wanted)
+
+
+def check_files(names: Collection[str], model: spec.Model) -> list[str]:
+    """The weights to load, of the files that a pipeline has; `ConfigurationError` if they lack something."""
+    weights = choose_weights(names, model)
+    # Without its files, transformers would make up a tokenizer that knows no words.
+    for part, choices in SMALL.items():
+        if not any(all(f"{part}/{file}" in names for file in files) for files in choices):
+            raise ConfigurationError(
+                f"spec.model.name: {model.name!r} has no {part}/{choices[0][0]}: give a whole diffusers pipeline"
+            )
+    return weights
+
+
+def files_of(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.glob("*/*")}
+
+
+def choose_weights(names: Iterable[str], model: spec.Model) -> list[str]:
+    """The weight files that diffusers would load: the variant's where a part has them, else those of no variant.
+
+    Raises `ConfigurationError` if a part has none, or no part the variant.
+    """
+    weights: dict[str, dict[str, list[str]]] = {part: {} for part in WEIGHTED}
+    pickled = set()
+    for name in sorted(names):
+        part, _, file = name.partition("/")
+        if part in weights and (match := WEIGHTS.fullmatch(file)):
+            weights[part].setdefault(match["variant"] or "", []).append(name)
+        elif part in weights and file.endswith((".bin", ".pt", ".ckpt")):
+            pickled.add(part)
+    wanted = model.variant or ""
+    there = sorted({variant for found in weights.values() for variant in found if variant})
+    if wanted and wanted not in there:
+        raise ConfigurationError(
+            f"spec.model.variant: {wanted!r} is not in {model.name!r}: "
+            + (f"it has {', '.join(there)}" if there else "it has no variants: remove it")
+        )
+    chosen = []
+    for part, found in weights.items():
+        files = found.get(wanted) or found.get("")
+        if not files:
+            raise ConfigurationError(
+                f"spec.model.name: {model.name!r} has no weights of its {part} in safetensors"
+                + (f" but those of variant {' and '.join(sorted(found))}: set spec.model.variant" if found else "")
+                + (
+                    ", only pickles, which are not loaded: save it again by save_pretrained"
+                    if part in pickled and not found
+                    else ""
+                )
+            )
+        chosen += files
+    return chosen
+
+
+WEIGHTS = re.compile(r"(diffusion_pytorch_model|model)(\.(?P<variant>[^.]+?))?(-\d{5}-of-\d{5})?\.safetensors")
+
+
+def check_index(file: Path, model: spec.Model) -> None:
+    """Raise for a pipeline of another family, before gigabytes are read."""
+    name = f"spec.model.name: {model.name!r}"
+    try:
+        index: Any = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{name} cannot be read: {INDEX}: {error}") from None
+    if not isinstance(index, dict) or not isinstance(index.get("_class_name"), str):
+        raise DataError(f"{name} cannot be read: {INDEX} names no pipeline class")
+    parts = {part for part, value in index.items() if isinstance(value, list) and value[:1] != [None]}
+    if not parts.issuperset(PARTS) or parts & {"text_encoder_2", "transformer", "prior", "vocoder"}:
+        raise wrong_family(model, index["_class_name"])
+
+
+def wrong_family(model: spec.Model, kind: str, why: str = "") -> ConfigurationError:
+    return ConfigurationError(
+        f"spec.model.name: {model.name!r} is a {kind}{why}: Stable Diffusion 1.x and 2.x text-to-image pipelines can "
+        "be trained"
+    )

@@ -1,0 +1,131 @@
+"""A client of S3 and its kin, and one sentence for each way in which it can fail. No torch."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+from tailorpo_trainer.exits import ConfigurationError, TailorPOError, UnavailableError
+
+SCHEME = "s3://"
+
+
+def split(uri: str, subject: str) -> tuple[str, str]:
+    bucket, _, key = uri.removeprefix(SCHEME).partition("/")
+    if not bucket:
+        raise ConfigurationError(f"{subject}: names no bucket: give s3://bucket/prefix")
+    return bucket, key.rstrip("/")
+
+
+def connect(subject: str) -> Any:
+    """A boto3 client by the standard chain: AWS_ENDPOINT_URL(_S3), AWS_PROFILE, keys, roles, AWS_MAX_ATTEMPTS."""
+    try:
+        from boto3.session import Session
+        from botocore.config import Config
+    except ImportError:
+        raise ConfigurationError(f"{subject}: reading from S3 needs boto3: pip install 'tailorpo[trainer]'") from None
+
+    config = Config(retries={"mode": "standard"}, connect_timeout=10, read_timeout=60)
+    with explained(subject):
+        session = Session()
+        client = session.client("s3", config=config)
+        style = (client.meta.config.s3 or {}).get("addressing_style")
+        if style is None and not _endpoint(client).endswith((".amazonaws.com", ".amazonaws.com.cn")):
+            # bucket.host needs a wildcard name and certificate, which own servers rarely have.
+            client = session.client("s3", config=config.merge(Config(s3={"addressing_style": "path"})))
+    return client
+
+
+@contextmanager
+def explained(subject: str, client: Any = None) -> Iterator[None]:
+    """Turn what boto3 raises inside into one sentence that begins with `subject`."""
+    from boto3.exceptions import Boto3Error
+    from botocore.exceptions import BotoCoreError, ClientError
+    from botocore.parsers import ResponseParserError
+
+    try:
+        yield
+    except ClientError as error:
+        raise _refused(subject, client, error) from None
+    except (BotoCoreError, Boto3Error, ResponseParserError, ValueError) as error:
+        raise _failed(subject, client, error) from None
+
+
+DENIED = {
+    "InvalidAccessKeyId": "the access key is not known to {endpoint}: check AWS_ACCESS_KEY_ID",
+    "SignatureDoesNotMatch": "the secret key does not fit the access key: check AWS_SECRET_ACCESS_KEY",
+    "ExpiredToken": "the session token has expired: renew AWS_SESSION_TOKEN",
+    "InvalidToken": "the session token is refused: check AWS_SESSION_TOKEN",
+    "RequestTimeTooSkewed": "this machine's clock and that of {endpoint} differ too much: set the clock",
+}
+DENIED["ExpiredTokenException"] = DENIED["TokenRefreshRequired"] = DENIED["ExpiredToken"]
+TRANSIENT = {
+    "SlowDown",
+    "Throttling",
+    "ThrottlingException",
+    "RequestLimitExceeded",
+    "TooManyRequests",
+    "RequestTimeout",
+}
+
+
+def _refused(subject: str, client: Any, error: Any) -> TailorPOError:
+    """For an answer that is an error."""
+    answer = error.response
+    code, text = str(answer.get("Error", {}).get("Code", "")), str(answer.get("Error", {}).get("Message", ""))
+    status = int(answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    endpoint = _endpoint(client)
+    if code in DENIED:
+        return ConfigurationError(f"{subject}: {DENIED[code].format(endpoint=endpoint)}")
+    if code == "NoSuchBucket":
+        return ConfigurationError(f"{subject}: there is no such bucket at {endpoint}")
+    if code in TRANSIENT or status >= 500:
+        return UnavailableError(
+            f"{subject}: {endpoint} failed with {status} {'' if code == str(status) else code + ' '}after all retries"
+        )
+    if status == 412:
+        return UnavailableError(f"{subject}: was replaced while it was read: start again")
+    if status == 404:
+        return ConfigurationError(f"{subject}: there is no such object at {endpoint}")
+    if status == 403:
+        return ConfigurationError(
+            f"{subject}: these credentials may not read it at {endpoint}: allow s3:ListBucket and s3:GetObject"
+        )
+    if status in (301, 307) or code == "AuthorizationHeaderMalformed":
+        return ConfigurationError(f"{subject}: the bucket is in another region: set AWS_REGION to its own")
+    return ConfigurationError(f"{subject}: {endpoint} answered {status} {code}: {text[:200]}")
+
+
+def _failed(subject: str, client: Any, error: Exception) -> TailorPOError:
+    """For no answer, or no question."""
+    from boto3.exceptions import RetriesExceededError
+    from botocore import exceptions as boto
+    from botocore.parsers import ResponseParserError
+
+    endpoint, text = _endpoint(client), " ".join(str(error).split())[:200]
+    if isinstance(error, boto.NoCredentialsError | boto.PartialCredentialsError | boto.CredentialRetrievalError):
+        return ConfigurationError(
+            f"{subject}: no S3 credentials were found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile or "
+            "a role"
+        )
+    if "Invalid bucket name" in text:
+        return ConfigurationError(f"{subject}: its bucket's name is none that S3 allows")
+    if isinstance(error, boto.SSLError):
+        return UnavailableError(f"{subject}: {endpoint} has no certificate that is trusted here: set AWS_CA_BUNDLE")
+    if isinstance(error, boto.EndpointConnectionError | boto.ConnectTimeoutError | boto.ProxyConnectionError):
+        return UnavailableError(f"{subject}: {endpoint} cannot be reached: check the network, or AWS_ENDPOINT_URL")
+    if isinstance(error, boto.HTTPClientError | boto.ConnectionError | boto.IncompleteReadError | RetriesExceededError):
+        return UnavailableError(f"{subject}: {endpoint} broke off, after all retries ({type(error).__name__})")
+    if isinstance(error, ResponseParserError):
+        return UnavailableError(f"{subject}: {endpoint} does not answer as S3 does: check AWS_ENDPOINT_URL")
+    if text.startswith("Invalid endpoint"):
+        return ConfigurationError(f"{subject}: AWS_ENDPOINT_URL is no URL such as http://127.0.0.1:8333")
+    return ConfigurationError(f"{subject}: {text}")
+
+
+def _endpoint(client: Any) -> str:
+    """Host and port that a client asks: never the whole URL, which may hold a password."""
+    parts = urlsplit(str(client.meta.endpoint_url)) if client is not None else None
+    if parts is None or parts.hostname is None:
+        return "the store"
+    return parts.hostname + (f":{parts.port}" if parts.port else "")

@@ -1,0 +1,181 @@
+"""Rebuild `tiny-animals` from one font: `python -m tailorpo_trainer.tiny_animals.make`.
+
+Stages, in order: pictures, autoencoder, scorer, judge, denoiser, export, measure. Each keeps checkpoints in
+the work folder; a killed run goes on from there. All seeds are fixed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from PIL import Image
+from transformers import ResNetForImageClassification
+from transformers.utils import logging
+
+from . import ANIMALS, ROOT, autoencoder, denoiser, judge, scorer
+from .pictures import FONT, FontMissingError, PictureSet, contact_sheet, load_or_draw
+
+TRAINING, HELD_OUT = 72_000, 2_400
+GUIDANCES = (3.0, 5.0, 1.5)
+GUIDANCE = 3.0  # what the grids and the per-animal table use
+SAMPLES = 10  # for each animal, guidance and kind of prompt
+STAGES = ("pictures", "autoencoder", "scorer", "judge", "denoiser", "export", "measure")
+
+
+class Maker:
+    """One rebuild: `work` holds checkpoints, `output` receives the model."""
+
+    def __init__(self, font: Path, work: Path, output: Path) -> None:
+        self.font, self.work, self.output = font, work, output
+        work.mkdir(parents=True, exist_ok=True)
+
+    def pictures(self) -> PictureSet:
+        """Training pictures."""
+        return load_or_draw(self.work / "train.npy", TRAINING, seed=0, font=self.font)
+
+    def held_out(self) -> PictureSet:
+        """Pictures that no stage trains on."""
+        return load_or_draw(self.work / "held-out.npy", HELD_OUT, seed=1, font=self.font)
+
+    def autoencoder(self) -> None:
+        model = autoencoder.train(self.work, self.pictures())
+        self.report("autoencoder", autoencoder.measure(model, self.held_out()))
+
+    def scorer(self) -> None:
+        self.report("scorer", scorer.measure(scorer.train(self.work, self.pictures()), self.held_out()))
+
+    def judge(self) -> None:
+        self.report("judge", judge.measure(judge.train(self.work, self.pictures()), self.held_out()))
+
+    def denoiser(self) -> None:
+        """Needs the autoencoder's encoder (closed form) and the scorer's text tower."""
+        latents = self.work / "latents.npy"
+        pictures = self.pictures()
+        if not latents.is_file():
+            components = autoencoder.principal_components(pictures.pixels[: autoencoder.COMPONENTS_FROM])
+            np.save(latents, autoencoder.encode_closed_form(pictures.pixels, *components))
+        tokenizer = scorer.build_tokenizer()
+        tower = scorer.text_tower(self.restored("scorer", scorer.build(tokenizer)))
+        states = scorer.caption_states(tower, tokenizer)
+        denoiser.train(self.work, pictures, np.load(latents, mmap_mode="r"), states)
+
+    def restored(self, name: str, module: torch.nn.Module, key: str = "model") -> torch.nn.Module:
+        """`module` with the weights of the stage's checkpoint."""
+        module.load_state_dict(torch.load(self.work / f"{name}.pt", weights_only=True)[key])
+        return module.eval()
+
+    def export(self) -> None:
+        """Write the three folders beside the old ones, then swap: a reader finds one or the other."""
+        fresh, old = self.output / ".fresh", self.output / ".old"
+        for folder in (fresh, old):
+            shutil.rmtree(folder, ignore_errors=True)
+        tokenizer = scorer.build_tokenizer()
+        clip = self.restored("scorer", scorer.build(tokenizer))
+        eye = self.restored("judge", judge.build())
+        net = self.restored("denoiser", denoiser.build(), key="average")
+        vae = self.restored("autoencoder", autoencoder.build())
+        denoiser.save_pipeline(
+            denoiser.pipeline(net, vae, scorer.text_tower(clip), tokenizer), fresh / "pipeline"
+        )
+        for part in (clip, tokenizer, scorer.image_processor()):
+            part.save_pretrained(fresh / "scorer")
+        for part in (eye, judge.image_processor()):
+            part.save_pretrained(fresh / "judge")
+        for path in fresh.rglob("*.safetensors"):
+            path.chmod(0o644)  # some are written for their owner alone
+        old.mkdir()
+        for folder in sorted(fresh.iterdir()):
+            if (self.output / folder.name).exists():
+                (self.output / folder.name).rename(old / folder.name)
+            folder.rename(self.output / folder.name)
+        shutil.rmtree(old)
+        fresh.rmdir()
+
+    def measure(self) -> None:
+        """Let the judge name what the exported pipeline draws; draw the grids."""
+        made = DiffusionPipeline.from_pretrained(self.output / "pipeline")
+        eye = ResNetForImageClassification.from_pretrained(self.output / "judge").eval()
+        truth = np.repeat(np.arange(len(ANIMALS)), SAMPLES)
+        for guidance in GUIDANCES:
+            for grounds in (False, True):
+                prompts = [p for animal in ANIMALS for p in denoiser.prompts_for(animal, SAMPLES, grounds)]
+                right = judge.name(eye, denoiser.sample(made, prompts, guidance, seed=int(grounds))) == truth
+                kind = "ground named" if grounds else "no ground"
+                self.report(f"samples, guidance {guidance:g}, {kind}", {"named_right": float(right.mean())})
+                if guidance == GUIDANCE:
+                    each = right.reshape(-1, SAMPLES).sum(1).tolist()
+                    self.report(f"of {SAMPLES}, {kind}", dict(zip(ANIMALS, each, strict=True)))
+        self.grids(made)
+
+    def grids(self, made: DiffusionPipeline) -> None:
+        """`grid.png`: every animal. `grid-diversity.png`: a few prompts, many seeds."""
+        columns, half = 5, len(ANIMALS) // 2
+        drawn = denoiser.sample(
+            made, [f"a {animal}" for animal in ANIMALS for _ in range(columns)], GUIDANCE, seed=2
+        )
+        left, right = (
+            contact_sheet(drawn[part.start * columns : part.stop * columns], columns, list(ANIMALS[part]))
+            for part in (slice(0, half), slice(half, 2 * half))
+        )
+        grid = Image.new("RGB", (left.width + 8 + right.width, left.height), "white")
+        grid.paste(left, (0, 0))
+        grid.paste(right, (left.width + 8, 0))
+        save_picture(grid, self.output / "grid.png")
+        few = ["a cat", "a butterfly", "a frog", "a fish on a blue background", "a fox on a white background"]
+        drawn = denoiser.sample(made, [prompt for prompt in few for _ in range(12)], GUIDANCE, seed=3)
+        save_picture(contact_sheet(drawn, 12, few), self.output / "grid-diversity.png")
+
+    def report(self, name: str, numbers: dict[str, float]) -> None:
+        """Print, and keep in the work folder for the model card."""
+        print(f"{name}: " + ", ".join(f"{k} {v:.4g}" for k, v in numbers.items()), flush=True)
+        path = self.work / "measured.json"
+        kept = json.loads(path.read_text()) if path.is_file() else {}
+        path.write_text(json.dumps(kept | {name: numbers}, indent=1))
+
+
+def save_picture(picture: Image.Image, path: Path, limit: int = 200_000) -> None:
+    """PNG of at most `limit` bytes: with a palette where full colour would be larger."""
+    picture.save(path, optimize=True)
+    if path.stat().st_size > limit:
+        picture.quantize(192, method=Image.Quantize.MEDIANCUT).save(path, optimize=True)
+
+
+def main() -> None:
+    """Run the named stage, or all."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--font", type=Path, default=FONT, help="Noto Color Emoji (default: %(default)s)")
+    parser.add_argument(
+        "--output", type=Path, default=ROOT, help="where the model goes (default: this package)"
+    )
+    parser.add_argument(
+        "--work", type=Path, default=Path("build/tiny-animals"), help="checkpoints (default: %(default)s)"
+    )
+    parser.add_argument("--stage", choices=STAGES, help="only this stage (default: all, in order)")
+    parser.add_argument(
+        "--threads", type=int, default=torch.get_num_threads(), help="CPU threads (default: %(default)s)"
+    )
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    logging.set_verbosity_error()
+    maker = Maker(arguments.font, arguments.work, arguments.output)
+    for stage in (arguments.stage,) if arguments.stage else STAGES:
+        began = time.monotonic()
+        try:
+            getattr(maker, stage)()
+        except FontMissingError as error:
+            sys.exit(str(error))
+        print(f"stage {stage}: {time.monotonic() - began:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,179 @@
+"""How well a picture fits a caption: a small `transformers.CLIPModel`, whose text tower the pipeline shares.
+
+The captions are few, so each picture is compared with all of them: once among those that name a ground, once
+among those that name none. The text tower is frozen early, and the image tower goes on against fixed caption
+embeddings; that lets the denoiser start on final text embeddings.
+"""
+
+from __future__ import annotations
+
+import string
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextModel, CLIPTokenizer
+
+from . import ANIMALS, GROUNDS
+from .loop import Loop, descend, learning_rate, to_tensor, weaken
+from .pictures import PREFIXES, SIZE, PictureSet, all_captions
+
+LENGTH = 16  # tokens
+TEXT_WIDTH, TEXT_LAYERS = 64, 2
+IMAGE_WIDTH, IMAGE_LAYERS, PATCH = 96, 4, 8
+EMBEDDING = 64
+STEPS, TEXT_STEPS, BATCH, RATE = 3_400, 500, 48, 1e-3
+
+
+def learn_merges(words: Counter[str]) -> list[tuple[str, str]]:
+    """Byte-pair merges until every word is one token; ties alphabetically, for stable numbers."""
+    split = {word: [*word[:-1], f"{word[-1]}</w>"] for word in words}
+    merges: list[tuple[str, str]] = []
+    while True:
+        pairs: Counter[tuple[str, str]] = Counter()
+        for word, parts in split.items():
+            for pair in pairwise(parts):
+                pairs[pair] += words[word]
+        if not pairs:
+            return merges
+        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
+        merges.append(best)
+        for parts in split.values():
+            for i in range(len(parts) - 1, 0, -1):
+                if tuple(parts[i - 1 : i + 1]) == best:
+                    parts[i - 1 : i + 1] = ["".join(best)]
+
+
+def build_tokenizer() -> CLIPTokenizer:
+    """Byte-pair encoding of the captions' words; other words fall apart, and nothing in ASCII is unknown."""
+    merges = learn_merges(Counter(word for text in all_captions() for word in text.split()))
+    alphabet = string.ascii_lowercase + string.digits + string.punctuation
+    tokens = [*alphabet, *(f"{letter}</w>" for letter in alphabet), *map("".join, merges)]
+    tokens += ["<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=LENGTH)
+
+
+def build(tokenizer: CLIPTokenizer) -> CLIPModel:
+    """The untrained scorer."""
+    config = CLIPConfig(
+        text_config={
+            "vocab_size": len(tokenizer),
+            "hidden_size": TEXT_WIDTH,
+            "intermediate_size": 2 * TEXT_WIDTH,
+            "num_hidden_layers": TEXT_LAYERS,
+            "num_attention_heads": 4,
+            "max_position_embeddings": LENGTH,
+            "projection_dim": EMBEDDING,
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+        },
+        vision_config={
+            "hidden_size": IMAGE_WIDTH,
+            "intermediate_size": 5 * IMAGE_WIDTH // 2,
+            "num_hidden_layers": IMAGE_LAYERS,
+            "num_attention_heads": 4,
+            "image_size": SIZE,
+            "patch_size": PATCH,
+            "projection_dim": EMBEDDING,
+        },
+        projection_dim=EMBEDDING,
+    )
+    return CLIPModel(config)
+
+
+def image_processor() -> CLIPImageProcessor:
+    """To 64x64, values to -1..1."""
+    half = [0.5, 0.5, 0.5]
+    sides = {"height": SIZE, "width": SIZE}
+    return CLIPImageProcessor(size={"shortest_edge": SIZE}, crop_size=sides, image_mean=half, image_std=half)
+
+
+def token_ids(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
+    """(N, 16), padded as Stable Diffusion's pipeline pads."""
+    out = tokenizer(captions, padding="max_length", max_length=LENGTH, truncation=True, return_tensors="pt")
+    return out.input_ids
+
+
+def embed_captions(model: CLIPModel, ids: Tensor) -> Tensor:
+    """Normalised caption embeddings, (N, 64)."""
+    return F.normalize(model.text_projection(model.text_model(input_ids=ids).pooler_output), dim=-1)
+
+
+def embed_images(model: CLIPModel, images: Tensor) -> Tensor:
+    """Normalised image embeddings, (N, 64), of images (N, 3, 64, 64) in -1..1."""
+    return F.normalize(model.visual_projection(model.vision_model(pixel_values=images).pooler_output), dim=-1)
+
+
+def matching_loss(scores: Tensor, animals: Tensor, grounds: Tensor) -> Tensor:
+    """Cross-entropies of (N, animals, grounds + 1) among captions with a ground, and among those without."""
+    named = F.cross_entropy(scores[:, :, :-1].flatten(1), animals * len(GROUNDS) + grounds)
+    return named + F.cross_entropy(scores[:, :, -1], animals)
+
+
+def train(work: Path, pictures: PictureSet, until: int = STEPS) -> CLIPModel:
+    """The trained scorer, from the last checkpoint in `work` if there is one."""
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer()
+    model = build(tokenizer)
+    shape = (len(PREFIXES), len(ANIMALS) * (len(GROUNDS) + 1), LENGTH)
+    ids = token_ids(tokenizer, all_captions()[:-1]).reshape(shape)
+    parameters = list(model.parameters())
+    optimizer = torch.optim.AdamW(parameters, lr=RATE, betas=(0.9, 0.98), weight_decay=0.01)
+    loop = Loop("scorer", work, STEPS, {"model": model, "optimizer": optimizer}, seed=20)
+    frozen: Tensor | None = None
+    animals, grounds = torch.from_numpy(pictures.animals), torch.from_numpy(pictures.grounds)
+    for step, generator in loop:
+        chosen = torch.randint(len(animals), (BATCH,), generator=generator).sort().values
+        images = weaken(to_tensor(pictures.pixels[chosen.numpy()]), generator)
+        prefix = int(torch.randint(len(PREFIXES), (), generator=generator))
+        if step >= TEXT_STEPS and frozen is None:
+            with torch.no_grad():
+                frozen = embed_captions(model, ids.flatten(0, 1)).reshape(*shape[:2], EMBEDDING)
+            for parameter in [*model.text_model.parameters(), *model.text_projection.parameters()]:
+                parameter.grad = None
+                parameter.requires_grad_(False)
+        texts = embed_captions(model, ids[prefix]) if frozen is None else frozen[prefix]
+        scores = model.logit_scale.exp().clamp(max=50) * embed_images(model, images) @ texts.T
+        scores = scores.reshape(BATCH, len(ANIMALS), len(GROUNDS) + 1)
+        loss = matching_loss(scores, animals[chosen], grounds[chosen])
+        loop.losses.append(descend(loss, optimizer, parameters, learning_rate(step, STEPS, RATE)))
+    return model.eval()
+
+
+def text_tower(model: CLIPModel) -> CLIPTextModel:
+    """The scorer's text half as the pipeline's text encoder."""
+    tower = CLIPTextModel(model.config.text_config)
+    tower.load_state_dict(
+        {k.removeprefix("text_model."): v for k, v in model.text_model.state_dict().items()}
+    )
+    return tower.eval()
+
+
+@torch.no_grad()
+def caption_states(tower: CLIPTextModel, tokenizer: CLIPTokenizer) -> Tensor:
+    """Last hidden states of `all_captions()`, (N, 16, 64): what the denoiser attends to."""
+    ids = token_ids(tokenizer, all_captions())
+    return torch.cat([tower(input_ids=part).last_hidden_state for part in ids.split(128)])
+
+
+@torch.no_grad()
+def measure(model: CLIPModel, held_out: PictureSet) -> dict[str, float]:
+    """Shares of unseen pictures: animal fits best, is among the five best; ground fits best."""
+    tokenizer = build_tokenizer()
+    texts = embed_captions(model, token_ids(tokenizer, all_captions()[:-1]))
+    texts = texts.reshape(len(PREFIXES), len(ANIMALS), len(GROUNDS) + 1, EMBEDDING)[1]
+    images = torch.cat([embed_images(model, to_tensor(part)) for part in np.array_split(held_out.pixels, 20)])
+    animals, grounds = torch.from_numpy(held_out.animals), torch.from_numpy(held_out.grounds)
+    best = (images @ texts[:, -1].T).topk(5).indices == animals[:, None]
+    named = torch.einsum("nd,ngd->ng", images, texts[animals][:, :-1]).argmax(1)
+    return {
+        "top1": best[:, 0].float().mean().item(),
+        "top5": best.any(1).float().mean().item(),
+        "ground": (named == grounds).float().mean().item(),
+    }
