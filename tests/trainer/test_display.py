@@ -84,7 +84,7 @@ def test_plain_lines_are_for_people_and_logs(capsys: pytest.CaptureFixture[str])
 
 def test_plain_lines_come_now_and_then_and_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]  # also soon after the machine was started
-    monkeypatch.setattr(display.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr("tailorpo_trainer.display.time.monotonic", lambda: clock[0])
     out = io.StringIO()
     shown = display.Plain(out, 10)
     for number in range(1, 11):

@@ -20,6 +20,8 @@ from tailorpo_trainer.exits import ConfigurationError, DataError, ResourceError,
 from tailorpo_trainer.models import hub as explaining
 from tailorpo_trainer.models import sources
 
+pytestmark = pytest.mark.timeout(300)  # on a busy machine the hub's questions take a minute
+
 # --- folders ----------------------------------------------------------------------------------------------------------
 
 
@@ -482,10 +484,9 @@ def test_diffusers_reads_our_adapter_as_we_do(tiny_pipeline: Path, adapter: tupl
     policy, folder = adapter
     pipeline = models.load_pipeline(spec.Model(name=str(tiny_pipeline)))
     pipeline.load_lora_weights(str(folder))
+    ours = predictions(policy)
     policy.unet = pipeline.unet
-    expected = predictions(policy)
-    policy.unet = models.load_pipeline(spec.Model(name=str(tiny_pipeline))).unet
-    assert (expected - predictions(policy)).abs().max() > 0.01
+    assert torch.equal(predictions(policy), ours)
 
 
 def test_fewer_modules_leave_the_others_fresh(document: Any, tmp_path: Path) -> None:

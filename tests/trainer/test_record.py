@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tailorpo_trainer import outputs, record
+from tailorpo_trainer import outputs
 from tailorpo_trainer.evaluate import Measurement
 from tailorpo_trainer.exits import ConfigurationError, NotFiniteError, RewardError
 from tailorpo_trainer.outputs import Output
@@ -35,7 +35,7 @@ class Shown:
 def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """Time stands still unless `now` is moved."""
     clock = SimpleNamespace(now=1000.0)
-    monkeypatch.setattr(record.time, "perf_counter", lambda: clock.now)
+    monkeypatch.setattr("tailorpo_trainer.record.time.perf_counter", lambda: clock.now)
     return clock
 
 
@@ -241,7 +241,7 @@ def test_a_reader_sees_the_old_file_or_the_new_one(tmp_path: Path, monkeypatch: 
     def interrupted(*_: Any) -> Iterator[None]:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(outputs.os, "replace", interrupted)
+    monkeypatch.setattr("tailorpo_trainer.outputs.os.replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
         outputs.write_json(path, {"n": 2})
     assert strict(path.read_text())["n"] == 1

@@ -30,7 +30,11 @@ class Linear:
 def model() -> Any:
     weight = torch.nn.Parameter(torch.tensor([1.0, -2.0, 3.0]))
     return SimpleNamespace(
-        weight=weight, parameters=[weight], adapter=lambda: {"weight": weight}, device=torch.device("cpu")
+        weight=weight,
+        parameters=[weight],
+        adapter=lambda: {"weight": weight},
+        device=torch.device("cpu"),
+        interrupt=None,
     )
 
 
@@ -178,4 +182,4 @@ def test_what_is_not_finite_never_reaches_the_weights(bad: float) -> None:
         each.iterate(rows(spoilt), torch.zeros(4, 1, 1))
     assert torch.equal(each.policy.adapter()["weight"], before)
     assert each.updates == updates
-    assert each.policy.weight.grad is None
+    assert each.policy.parameters[0].grad is None

@@ -181,7 +181,8 @@ def open_session(
     display = open_display(display_kind, run.training.iterations, done)
     record = Record(output, display, job.metadata.name, run.training.iterations)
     record.attempt = start.attempt if start and complete else attempt.number if attempt else 1
-    record.resume(done, start.state["totals"] if start else {})
+    newest = {"uri": start.uri, "step": start.step, "time": start.manifest.time} if start else None
+    record.resume(done, start.state["totals"] if start else {}, newest)
     session = Session(
         job,
         output,

@@ -33,7 +33,7 @@ def run(
             raise error from None
         except TailorPOError as error:
             session.checkpoint()
-            session.record.progress("Failed", str(error))
+            session.record.failed(session.iteration + 1, error)
             raise type(error)(f"{error} (in iteration {session.iteration + 1})") from None
         finally:
             session.display.close()

@@ -66,13 +66,19 @@ class Updater:
         order: list[Tensor] = []
         collected: list[dict[str, Tensor]] = []
         losses, norms = [], []
-        for part in range(count):
-            chosen = torch.arange(part, len(rows), count, device=rows.step.device)
-            order.append(chosen)
-            loss, facts = self._accumulate(take(rows, chosen), text, size, check if part == 0 else None)
-            norms.append(self._step(loss))
-            losses.append(loss)
-            collected.append(facts)
+        asked = self.policy.interrupt
+        try:
+            for part in range(count):
+                if part:  # half made: giving up now would lose all since the last checkpoint
+                    self.policy.interrupt = None
+                chosen = torch.arange(part, len(rows), count, device=rows.step.device)
+                order.append(chosen)
+                loss, facts = self._accumulate(take(rows, chosen), text, size, check if part == 0 else None)
+                norms.append(self._step(loss))
+                losses.append(loss)
+                collected.append(facts)
+        finally:
+            self.policy.interrupt = asked
         rank = torch.cat(order)
         return UpdateFacts(
             loss=sum(losses) / count,

@@ -141,11 +141,14 @@ class Maker:
         path.write_text(json.dumps(kept | {name: numbers}, indent=1))
 
 
-def save_picture(picture: Image.Image, path: Path, limit: int = 200_000) -> None:
-    """PNG of at most `limit` bytes: with a palette where full colour would be larger."""
+def save_picture(picture: Image.Image, path: Path, limit: int = 290_000) -> None:
+    """PNG of at most `limit` bytes: with a palette, as large as fits, where full colour does not."""
     picture.save(path, optimize=True)
-    if path.stat().st_size > limit:
-        picture.quantize(192, method=Image.Quantize.MEDIANCUT).save(path, optimize=True)
+    for colours in (256, 192, 128, 96, 64):
+        if path.stat().st_size <= limit:
+            return
+        palette = picture.quantize(colours, method=Image.Quantize.MEDIANCUT, kmeans=2)
+        picture.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG).save(path, optimize=True)
 
 
 def main() -> None:
