@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from tailorpo_trainer import methods, models, rewards
 from tailorpo_trainer.document import parse
 from tailorpo_trainer.noise import Noise, Purpose
 from tailorpo_trainer.policy import Policy
+from tailorpo_trainer.portions import portions
 from tailorpo_trainer.records import Pairs
 from tailorpo_trainer.rollout import branch, follow
 from tailorpo_trainer.sampler import choose_steps
@@ -172,6 +174,42 @@ def test_the_prediction_made_to_score_is_the_next_step_s(resolved: Callable[...,
         torch.testing.assert_close(drawn.candidates[:, 0], expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["tailorpo", "tailorpo-g", "spo"])
+def test_keeping_the_rollout_s_graph_changes_work_and_nothing_else(resolved: Callable[..., Spec], name: str) -> None:
+    """The update's forward at x is the rollout's: the same gradient, 2 rows of each trained step less."""
+    run = resolved(
+        method={"name": name} | ({"threshold": 0.0} if name == "spo" else {}),
+        sampling={"steps": 12, "trainedSteps": {"count": 3, "choose": "spread"}, "guidanceScale": 3.0},
+    )
+    gradients, forwards = [], []
+    for keep in (False, True):
+        policy, method = models.load_policy(run), methods.build(run.method)
+        with nudged(policy):
+            setting = replace(scene(run, policy), keep_graph=keep)
+            rows = method.rows(setting, method.roll_out(setting))
+            found = method.loss(policy, rows, setting.text[rows.sample])
+            found.losses.sum().backward()
+        gradients.append({name: value.grad for name, value in policy.adapter().items()})
+        forwards.append(policy.work.forwards)
+    assert forwards[0] - forwards[1] == 2 * 3 * 3
+    for part, gradient in gradients[0].items():
+        assert gradient is not None
+        assert float(gradient.abs().max()) > 0
+        torch.testing.assert_close(gradients[1][part], gradient, rtol=1e-3, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("trained", "updates", "rows", "expected"),
+    [([1, 5, 9], 1, 9, True), ([1, 5, 9], 1, 8, False), ([1, 5, 9], 2, 9, False), ([4, 5, 9], 1, 9, False)],
+)
+def test_the_graph_is_kept_where_that_is_exact_and_fits(
+    resolved: Callable[..., Spec], trained: list[int], updates: int, rows: int, expected: bool
+) -> None:
+    training = {"iterations": 1, "promptsPerIteration": 3, "updatesPerIteration": updates, "microBatchSize": rows}
+    run = resolved(training=training)
+    assert methods.can_keep_graph(run.training, portions(run.training, 256), trained) is expected
+
+
 def test_ties_weigh_nothing_and_are_not_dropped(resolved: Callable[..., Spec]) -> None:
     run = resolved()
     policy, method = models.load_policy(run), methods.build(run.method)
@@ -292,14 +330,17 @@ def test_a_rollout_ends_after_the_last_trained_step(resolved: Callable[..., Spec
     assert policy.work.forwards == 2 * 3 * (1 + 2 + 2)
 
 
-def test_work_of_one_trajectory_stays_within_the_best_known(resolved: Callable[..., Spec]) -> None:
+@pytest.mark.parametrize(("keep", "forwards"), [(False, 70), (True, 60)])
+def test_work_of_one_trajectory_stays_within_the_best_known(
+    resolved: Callable[..., Spec], keep: bool, forwards: int
+) -> None:
     """T = 20, 5 trained steps, guidance: at most 70 plain forwards, of which 10 carry a gradient."""
     run = resolved(sampling={"steps": 20, "trainedSteps": {"count": 5}, "guidanceScale": 5.0})
     policy, method = models.load_policy(run), methods.build(run.method)
-    setting = scene(run, policy, ("a cat",))
+    setting = replace(scene(run, policy, ("a cat",)), keep_graph=keep)
     rows = method.rows(setting, method.roll_out(setting))
     Updater(policy, method, run).iterate(rows, setting.text)
-    assert policy.work.forwards <= 70
+    assert policy.work.forwards <= forwards
     assert policy.work.forwards_with_gradient == 10
 
 

@@ -121,8 +121,13 @@ def test_the_surrogate_stops_where_ppo_stops(advantage: float, ratio: float, gra
 def test_advantages_are_normalised_within_each_prompt() -> None:
     rewards, groups = torch.tensor([1.0, 3.0, 10.0, 30.0]), torch.tensor([7, 7, 2, 2])
     torch.testing.assert_close(
-        objectives.normalised_advantages(rewards, groups, 5), torch.tensor([-1.0, 1.0, -1.0, 1.0])
+        objectives.normalised_advantages(rewards, groups, 5), torch.tensor([-1.0, 1.0, -1.0, 1.0]), rtol=0, atol=1e-3
     )
+
+
+def test_a_constant_reward_gives_no_advantage() -> None:
+    rewards = torch.full((7,), 0.1)
+    assert float(objectives.normalised_advantages(rewards, torch.zeros(7, dtype=torch.int64), 5).abs().max()) < 0.1
 
 
 def test_advantages_of_single_samples_are_normalised_over_all() -> None:

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from torch import Tensor
 from tailorpo_trainer import checkpoint, models, train
 from tailorpo_trainer.document import parse
 from tailorpo_trainer.exits import ConfigurationError, ExitCode, NotFiniteError, RewardError
-from tailorpo_trainer.rewards import registry
+from tailorpo_trainer.rewards import combine
 
 Make = Callable[..., dict[str, Any]]
 METHODS = ["tailorpo", "tailorpo-g", "spo", "d3po", "ddpo"]
@@ -259,7 +260,8 @@ class Failing:
 def test_a_failing_reward_ends_after_a_checkpoint_with_prompt_and_step(
     document: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, error: type[Exception], code: int
 ) -> None:
-    monkeypatch.setattr(registry, "find", lambda *_, **__: lambda *_, **__: Failing(6, how))
+    plugin = SimpleNamespace(name="failing", value="test", load=lambda: lambda *_: Failing(6, how))
+    monkeypatch.setattr(combine, "find", lambda name: plugin)
     values = document(
         rewards=[{"name": "failing"}], evaluation={"everyIterations": 0}, checkpoint={"everyIterations": 100}
     )
@@ -289,7 +291,7 @@ def test_a_loss_that_is_not_finite_changes_nothing(
 
     whole, calls = objectives.preference_loss, iter(range(100))
     monkeypatch.setattr(
-        objectives, "preference_loss", lambda logit: whole(logit) * (float("nan") if next(calls) >= 4 else 1)
+        objectives, "preference_loss", lambda logit: whole(logit) * (float("nan") if next(calls) >= 2 else 1)
     )
     with pytest.raises(NotFiniteError, match=r"lower spec.optimizer.learningRate"):
         train.run(parse(document(checkpoint={"everyIterations": 100})), tmp_path, display="quiet")

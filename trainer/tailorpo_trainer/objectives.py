@@ -64,4 +64,5 @@ def normalised_advantages(rewards: Tensor, groups: Tensor, clip: float) -> Tenso
     centred = rewards - (total / count)[inverse]
     squares.index_add_(0, inverse, centred**2)
     std = (squares / count).sqrt()[inverse]
-    return (centred / (std + 1e-8)).clamp(-clip, clip)
+    floor = 1e-6 * rewards.abs().max()  # below it a spread is rounding, and would be blown up to advantages
+    return (centred / (std + floor + 1e-8)).clamp(-clip, clip)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tailorpo_trainer.portions import Portions
 from tailorpo_trainer.sampler import DDIM
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -38,6 +39,7 @@ class Policy:
         sampler: the DDIM tables.
         guidance_scale: classifier-free guidance, in sampling and in training alike; 1 is off.
         interrupt: called before each call that makes no gradient, between which nothing is half-done; may raise.
+        portions: rows in memory at once.
         dtype: of the denoiser's arithmetic (autocast); latents and log-probabilities stay float32.
     """
 
@@ -50,7 +52,7 @@ class Policy:
     device: torch.device
     dtype: torch.dtype = torch.float32
     negative_prompt: str = ""
-    decode_batch_size: int = 64
+    portions: Portions = field(default_factory=Portions)
     latent_shape: tuple[int, ...] = (4, 64, 64)
     work: Work = field(default_factory=Work)
     interrupt: Callable[[], None] | None = None
@@ -104,7 +106,7 @@ class Policy:
         scaled = latents / self.vae.config.scaling_factor + (getattr(self.vae.config, "shift_factor", None) or 0.0)
         parts = [
             self.vae.decode(part.to(self.vae.dtype), return_dict=False)[0].float()
-            for part in scaled.split(self.decode_batch_size)
+            for part in scaled.split(self.portions.decoding)
         ]
         return (torch.cat(parts) / 2 + 0.5).clamp(0, 1)
 

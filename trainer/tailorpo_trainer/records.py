@@ -39,6 +39,7 @@ class Pairs:
         winner, loser: next latents. x_loser: the latent that the loser comes from; None when it is x itself, as in
             the step-wise methods.
         gap: reward of the winner minus that of the loser, in the reward sum's unit.
+        prediction: the policy's at x with its graph, if the rollout kept it; None: the loss predicts again.
     """
 
     sample: Tensor
@@ -49,6 +50,7 @@ class Pairs:
     gap: Tensor
     weight: Tensor
     x_loser: Tensor | None = None
+    prediction: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.sample)

@@ -30,6 +30,7 @@ class Branch:
         candidates: next latents [n, k, c, h, w]. rewards: of the picture each leads to [n, k].
         winner, loser: candidate of the highest and lowest reward, int64 [n].
         target: the winner's latent, pushed or not [n, c, h, w].
+        prediction: the policy's at x with its graph, if that was kept [n, c, h, w].
     """
 
     step: int
@@ -39,6 +40,7 @@ class Branch:
     winner: Tensor
     loser: Tensor
     target: Tensor
+    prediction: Tensor | None = None
 
 
 Push = Callable[[int, Tensor, Tensor], Tensor]
@@ -55,6 +57,7 @@ def branch(
     candidates: int,
     continue_from: str,
     push: Push | None = None,
+    keep_graph: bool = False,
 ) -> list[Branch]:
     """Trajectories with `candidates` next latents at each trained step, ranked by the reward of their x0hat.
 
@@ -62,15 +65,22 @@ def branch(
         text: embeddings of each sample's prompt [n, tokens, width].
         continue_from: `winner`, `random`, or `guided-winner` (the pushed one).
         push: moves the winners after ranking (TailorPO-G); None leaves them.
+        keep_graph: make the trained steps' own predictions with a gradient, so that the first update need not make
+            them again; no two trained steps may follow each other.
     """
+
+    def predict(x: Tensor, step: int) -> Tensor:
+        with torch.set_grad_enabled(keep_graph and step in trained):
+            return policy.predict(x, step, text)
+
     sampler, rows = policy.sampler, torch.arange(len(text), device=text.device)
     x, branches = noise.initial(), []
-    prediction = policy.predict(x, 0, text)
+    prediction = predict(x, 0)
     for step in range(max(trained) + 1):
-        mean, sigma = sampler.mean(step, x, prediction), sampler.noise_level(step, x)
+        mean, sigma = sampler.mean(step, x, prediction.detach()), sampler.noise_level(step, x)
         if step not in trained:
             x = mean + sigma * noise.step(step)
-            prediction = policy.predict(x, step + 1, text)
+            prediction = predict(x, step + 1)
             continue
         drawn = torch.stack([mean + sigma * noise.step(step, k) for k in range(candidates)], dim=1)
         flat = drawn.flatten(0, 1)
@@ -83,12 +93,13 @@ def branch(
         winner, loser = rewards.argmax(1), rewards.argmin(1)
         ahead, won = predictions.view_as(drawn), drawn[rows, winner]
         target = won if push is None else push(step, won, ahead[rows, winner])
-        branches.append(Branch(step, x, drawn, rewards, winner, loser, target))
+        kept = prediction if keep_graph else None
+        branches.append(Branch(step, x, drawn, rewards, winner, loser, target, kept))
         if step == max(trained):
             break
         if continue_from == "guided-winner":
             x = target
-            prediction = policy.predict(x, step + 1, text)
+            prediction = predict(x, step + 1)
         else:
             chosen = winner if continue_from == "winner" else noise.choice(step, candidates)
             x, prediction = drawn[rows, chosen], ahead[rows, chosen]

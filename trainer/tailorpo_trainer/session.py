@@ -81,19 +81,21 @@ class Session:
         steps = sampling.trained_steps
         assert steps.count is not None
         assert steps.choose is not None
+        trained = choose_steps(self.policy.sampler, steps.count, steps.choose, noise.uniform())
         return methods.Scene(
             policy=self.policy,
             text=self.policy.embed(text),
             prompts=torch.tensor(chosen, device=self.policy.device),
             noise=noise,
             score=Scorer(self.policy, self.reward, text, self.record.phases),
-            trained=choose_steps(self.policy.sampler, steps.count, steps.choose, noise.uniform()),
+            trained=trained,
             progress=self.iteration / self.iterations,
+            keep_graph=methods.can_keep_graph(training, self.policy.portions, trained),
         )
 
     def roll_out(self, scene: methods.Scene) -> Any:
         """The method's rollout, in batches where the document asks for them; what is drawn does not depend on them."""
-        size = self.run.training.sampling_batch_size or len(scene.text)
+        size = self.policy.portions.sampling
         parts = [slice(start, start + size) for start in range(0, len(scene.text), size)]
         return merge([self.method.roll_out(scene.part(part)) for part in parts])
 
@@ -106,7 +108,7 @@ class Session:
             self.held_out,
             self.run.evaluation.images,
             training.seed,
-            batch=training.sampling_batch_size or 64,
+            batch=self.policy.portions.sampling,
         )
 
     def work(self, since: dict[str, float] | None = None) -> dict[str, float]:
@@ -260,5 +262,6 @@ def _hello(session: Session) -> str:
     return (
         f"{session.job.metadata.name}: {run.method.name} on {run.model.name} for {rewards_text}; "
         f"{weights:,} adapter weights, {run.training.iterations} iterations of "
-        f"{run.training.prompts_per_iteration * run.training.samples_per_prompt} samples on {policy.device} in {str(policy.dtype).removeprefix('torch.')}{start}"
+        f"{run.training.prompts_per_iteration * run.training.samples_per_prompt} samples on {policy.device} "
+        f"in {str(policy.dtype).removeprefix('torch.')}{start}"
     )

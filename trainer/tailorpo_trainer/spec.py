@@ -266,12 +266,18 @@ class Training(Part):
         None,
         ge=1,
         le=65_536,
-        description="Rows in one forward and backward pass; gradients accumulate. Default: as many as one step's.",
+        description="Rows in one forward and backward pass; gradients accumulate. Default: a megapixel's worth (4 of "
+        "512 x 512).",
     )
     sampling_batch_size: int | None = Field(
-        None, ge=1, le=65_536, description="Trajectories sampled at once. Default: all of an iteration's."
+        None, ge=1, le=65_536, description="Trajectories sampled at once. Default: four megapixels' worth, at most 64."
     )
-    decode_batch_size: int = Field(64, ge=1, le=4096, description="Latents decoded to pictures at once.")
+    decode_batch_size: int | None = Field(
+        None,
+        ge=1,
+        le=4096,
+        description="Latents decoded to pictures at once. Default: a megapixel's worth, at most 64.",
+    )
     seed: int = Field(0, ge=0, le=2**53 - 1, description="Seed of prompts, noise and the adapter's initial weights.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="Arithmetic of the denoiser: `auto` is bf16 on accelerators that have it, fp32 on CPUs."

@@ -81,7 +81,7 @@ def sample(
 
 def _draw(trained: Trained, prompts: Sequence[str], images: int, seed: int, to: Path, name: str) -> list[Any]:
     """Write the pictures of one model; those that the sheet has room for come back."""
-    policy, batch = trained.policy, trained.run.training.sampling_batch_size or 64
+    policy, batch = trained.policy, trained.policy.portions.sampling
     digits, number, shown = max(3, len(str(images - 1))), 0, []
     with policy.reference() if name == "before" else nullcontext():
         for _, pictures in evaluate.batches(policy, prompts, images, seed, batch, Purpose.SAMPLING):
@@ -156,7 +156,7 @@ def compare(folder: Path, images: int, prompts: Sequence[str] = (), seed: int | 
     watched = rewards.load(extra, policy.device, "spec.evaluation.rewards") if extra else None
     wanted = list(prompts) or trained.output.read_prompts()[1]
     drawn_from = run.training.seed + FRESH if seed is None else seed
-    batch = run.training.sampling_batch_size or 64
+    batch = policy.portions.sampling
 
     def measure() -> Measurement:
         return evaluate.measure(policy, reward, watched, wanted, images, drawn_from, batch, keep=0)

@@ -62,7 +62,7 @@ class Updater:
             NotFiniteError: before it would spoil the weights.
         """
         count = self.run.training.updates_per_iteration
-        size = self.run.training.micro_batch_size or len(text)
+        size = self.policy.portions.training
         order: list[Tensor] = []
         collected: list[dict[str, Tensor]] = []
         losses, norms = [], []
@@ -195,5 +195,5 @@ def check_beginning(facts: UpdateFacts, latent_size: int, exact: bool) -> None:
     allowed = max(1e-3, 1e-6 * latent_size) if exact else 0.05
     if worst > allowed:
         raise TailorPOError(
-            f"before the first update policy and reference must be equal, but a logit is {worst:.2g}: please report this"
+            f"before the first update policy and reference must be equal, but a logit is {worst:.2g}: please report it"
         )

@@ -112,7 +112,7 @@ def test_the_storage_of_an_older_tailorpo_stays_the_same_experiment(tmp_path: Pa
     open_run(open_store(tmp_path), job())
     path = tmp_path / "run.json"
     stored = json.loads(path.read_text())
-    del stored["defines"]["training"]["vaeSlicing"]
+    del stored["defines"]["training"]["samplesPerPrompt"]
     path.write_text(json.dumps(stored | {"experiment": "0" * 64}))
     assert open_run(open_store(tmp_path), job()).record.experiment == "0" * 64
     with pytest.raises(ConfigurationError, match=r"spec.training.vaeSlicing: false there, true here"):

@@ -16,6 +16,7 @@ from tailorpo_trainer.estimate.counts import Counts, Key
 from tailorpo_trainer.estimate.memory import Batches, Memory
 from tailorpo_trainer.estimate.meta import Networks
 from tailorpo_trainer.exits import ConfigurationError
+from tailorpo_trainer.portions import portions
 from tailorpo_trainer.sampler import ddim
 from tailorpo_trainer.spec import TailorPOJob
 
@@ -87,7 +88,7 @@ def estimate(job: TailorPOJob, base: Path | None = None) -> Estimate:
         counts=counted,
         flops=flops,
         forward_equivalents=denoiser / samples / plain,
-        batches=memory.batches(run, counted),
+        batches=memory.batches(run, counted, networks.pixels),
         memory=tuple(measured),
         checkpointing=run.training.gradient_checkpointing,
         checkpoint_bytes=_checkpoint_bytes(networks, run),
@@ -101,7 +102,8 @@ def work(run: spec.Spec, architecture: Architecture, base: Path | None = None) -
     """The counts alone, and what they leave out; run: with its defaults resolved."""
     sampling, notes = run.sampling, ["Rewards' own networks are counted neither in FLOPs nor in memory."]
     tables = SimpleNamespace(config=architecture.scheduler)
-    counted = counts.count(run, ddim(tables, sampling.steps, sampling.eta, sampling.timestep_spacing))
+    table = ddim(tables, sampling.steps, sampling.eta, sampling.timestep_spacing)
+    counted = counts.count(run, table, portions(run.training, architecture.pixels(run.sampling)))
     try:
         counted.run["text", "prompts"] = _encoded(run, base)
     except ConfigurationError:  # a ConfigMap's: they are on the cluster
@@ -111,7 +113,7 @@ def work(run: spec.Spec, architecture: Architecture, base: Path | None = None) -
 
 def _flops(networks: Networks, run: spec.Spec, counted: Counts) -> tuple[dict[Key, float], float]:
     """FLOPs of one row of each thing that a run computes, and of a denoiser forward without the adapter."""
-    rows = memory.batches(run, counted)
+    rows = memory.batches(run, counted, networks.pixels)
     training = networks.denoise(rows.update, "adapter").each(rows.update)
     reference = networks.denoise(1, adapted=False)
     push = networks.denoise(rows.guidance, "latent").each(rows.guidance) if rows.guidance else training

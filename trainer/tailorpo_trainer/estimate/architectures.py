@@ -82,6 +82,21 @@ class Architecture:
         """Pixels along one side of a latent element."""
         return int(2 ** (len(self.vae["block_out_channels"]) - 1))
 
+    def latent_sides(self, sampling: spec.Sampling) -> tuple[int, int]:
+        """Height and width of a latent that is sampled."""
+        own = self.unet["sample_size"]
+        sides = (own, own) if isinstance(own, int) else own
+        asked = (sampling.height, sampling.width)
+        height, width = (
+            pixels // self.scale if pixels else int(side) for pixels, side in zip(asked, sides, strict=True)
+        )
+        return height, width
+
+    def pixels(self, sampling: spec.Sampling) -> int:
+        """Height times width of a picture."""
+        height, width = self.latent_sides(sampling)
+        return height * width * self.scale**2
+
 
 def _stable_diffusion_2(name: str, side: int, prediction: str) -> Architecture:
     scheduler = {**SCHEDULER, "prediction_type": prediction}

@@ -17,6 +17,7 @@ from torch import Tensor
 from tailorpo_trainer import evaluate, methods, spec
 from tailorpo_trainer.noise import Noise, Purpose
 from tailorpo_trainer.policy import Policy
+from tailorpo_trainer.portions import Portions
 from tailorpo_trainer.rewards.combine import RewardSum, Term
 from tailorpo_trainer.sampler import DDIM, choose_steps
 from tailorpo_trainer.scoring import Scorer
@@ -52,7 +53,7 @@ class Counts:
     largest: Work
 
 
-def count(run: spec.Spec, sampler: DDIM) -> Counts:
+def count(run: spec.Spec, sampler: DDIM, at_once: Portions) -> Counts:
     """The counts of a document (method defaults resolved) whose model samples by these tables."""
     training = run.training
     samples = training.prompts_per_iteration * training.samples_per_prompt
@@ -60,7 +61,7 @@ def count(run: spec.Spec, sampler: DDIM) -> Counts:
     total, largest, trained_rows = Work(), Work(), 0
     for trained, times in _trained(run, sampler).items():
         if trained not in known:
-            known[trained] = _iteration(run, sampler, trained, largest)
+            known[trained] = _iteration(run, sampler, trained, largest, at_once)
         total = add(total, scale(known[trained], times * samples))
         trained_rows = max(trained_rows, len(trained))
     number = evaluations(run)
@@ -105,7 +106,7 @@ def _trained(run: spec.Spec, sampler: DDIM) -> dict[tuple[int, ...], float]:
     return {trained: times * training.iterations / exact for trained, times in found.items()}
 
 
-def _iteration(run: spec.Spec, sampler: DDIM, trained: Sequence[int], largest: Work) -> Work:
+def _iteration(run: spec.Spec, sampler: DDIM, trained: Sequence[int], largest: Work, at_once: Portions) -> Work:
     """One iteration of one sample; `largest` takes in the rows of the largest calls."""
     hollow = Hollow(run, sampler)
     scene = methods.Scene(
@@ -115,6 +116,7 @@ def _iteration(run: spec.Spec, sampler: DDIM, trained: Sequence[int], largest: W
         noise=Noise((0, Purpose.TRAINING, 0), range(1), hollow.policy.latent_shape),
         score=Scorer(hollow.policy, hollow.reward, ["a"]),
         trained=trained,
+        keep_graph=methods.can_keep_graph(run.training, at_once, trained),
     )
     method = methods.build(run.method)
     drawn = method.roll_out(scene)
@@ -125,7 +127,7 @@ def _iteration(run: spec.Spec, sampler: DDIM, trained: Sequence[int], largest: W
     hollow.work["reward", "training"] += hollow.reward.queries
     for key, value in hollow.largest.items():
         per_call = (
-            value / len(rows) if key[1] in ("training", "reference") else value
+            value / len(rows) if key[1] in ("training", "reference") and not scene.keep_graph else value
         )  # an update takes rows in batches
         largest[key] = max(largest.get(key, 0), per_call)
     return dict(hollow.work)
@@ -169,7 +171,7 @@ class Hollow(torch.nn.Module):
         )
 
     def forward(self, x: Tensor, timesteps: Tensor, **_: Any) -> tuple[Tensor]:
-        self.note("forward", len(x), self._purpose(len(x)))
+        self.note("forward", len(x), self._purpose(x))
         return (x * 0 + self.weight,)
 
     def disable_adapters(self) -> None:
@@ -184,14 +186,14 @@ class Hollow(torch.nn.Module):
         if torch.is_grad_enabled():
             self.work[f"{what} backward", purpose] += rows
 
-    def _purpose(self, rows: int) -> str:
+    def _purpose(self, x: Tensor) -> str:
         if not self.adapted:
             return "reference"
         if self.phase != "rollout":
             return self.phase
         if torch.is_grad_enabled():
-            return "guidance"
-        return "scoring" if rows > self.rows else "rollout"
+            return "guidance" if x.requires_grad else "training"
+        return "scoring" if len(x) > self.rows else "rollout"
 
 
 class _HollowDecoder:

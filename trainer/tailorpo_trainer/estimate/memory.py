@@ -9,6 +9,7 @@ from tailorpo_trainer.estimate.architectures import Architecture
 from tailorpo_trainer.estimate.counts import Counts
 from tailorpo_trainer.estimate.meta import Networks, size
 from tailorpo_trainer.policy import PRECISIONS
+from tailorpo_trainer.portions import portions
 
 MOMENTS = 2
 """Of AdamW, each as large as the adapter."""
@@ -55,21 +56,21 @@ def precisions(run: spec.Spec) -> list[str]:
     return ["fp32", "bf16"] if run.training.precision == "auto" else [run.training.precision]
 
 
-def batches(run: spec.Spec, counts: Counts) -> Batches:
-    """The largest calls of a run."""
-    training, largest = run.training, counts.largest
+def batches(run: spec.Spec, counts: Counts, pixels: int) -> Batches:
+    """The largest calls of a run. pixels: of one picture."""
+    training, largest, at_once = run.training, counts.largest, portions(run.training, pixels)
     samples = training.prompts_per_iteration * training.samples_per_prompt
-    drawn = min(training.sampling_batch_size or samples, samples)
-    evaluated = min(training.sampling_batch_size or 64, run.evaluation.images) if counts.evaluations else 0
+    drawn = min(at_once.sampling, samples)
+    evaluated = min(at_once.sampling, run.evaluation.images) if counts.evaluations else 0
     each_update = -(-samples * counts.trained_rows // training.updates_per_iteration)
     plain = largest.get(("forward", "rollout"), 1)
     decoded = max(largest.get(("decode", "scoring"), 0) * drawn, evaluated)
     return Batches(
-        update=int(min(training.micro_batch_size or samples, each_update) * largest["forward", "training"]),
+        update=int(min(at_once.training, each_update) * largest["forward", "training"]),
         sampling=int(max(drawn * max(plain, largest.get(("forward", "scoring"), 0)), evaluated * plain)),
-        decoding=int(1 if training.vae_slicing else min(training.decode_batch_size, decoded)),
-        guidance=int(drawn * largest.get(("forward", "guidance"), 0)),
-        guidance_decoding=int(drawn * largest.get(("decode", "guidance"), 0)),
+        decoding=int(1 if training.vae_slicing else min(at_once.decoding, decoded)),
+        guidance=int(min(at_once.training, drawn) * largest.get(("forward", "guidance"), 0)),
+        guidance_decoding=int(min(at_once.training, drawn) * largest.get(("decode", "guidance"), 0)),
     )
 
 
@@ -82,7 +83,7 @@ def networks(architecture: Architecture, run: spec.Spec, precision: str) -> Netw
 
 def memory(parts: Networks, run: spec.Spec, counts: Counts, precision: str) -> Memory:
     """Measure the largest calls; the networks may be used further."""
-    rows = batches(run, counts)
+    rows = batches(run, counts, parts.pixels)
     checkpointing = run.training.gradient_checkpointing
     update = {}
     for on in (not checkpointing, checkpointing):

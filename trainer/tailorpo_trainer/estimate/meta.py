@@ -69,12 +69,8 @@ class Networks:
             parameter.data = parameter.data.float()
         self.vae.to(vae_dtype)
         self.recompute(run.training.gradient_checkpointing)
-        sampling = run.sampling
-        side = self.unet.config.sample_size
-        height, width = (
-            pixels // architecture.scale if pixels else side for pixels in (sampling.height, sampling.width)
-        )
-        self.latent = (int(self.unet.config.in_channels), int(height), int(width))
+        self.latent = (int(self.unet.config.in_channels), *architecture.latent_sides(run.sampling))
+        self.pixels = architecture.pixels(run.sampling)
 
     def recompute(self, on: bool) -> None:
         """Switch gradient checkpointing, as `models.load_policy` does."""

@@ -3,14 +3,20 @@
 from collections.abc import Callable
 
 from tailorpo_trainer import spec
-from tailorpo_trainer.methods.base import Loss, Method, Scene
+from tailorpo_trainer.methods.base import Loss, Method, Scene, can_keep_graph
 from tailorpo_trainer.methods.d3po import D3PO
 from tailorpo_trainer.methods.ddpo import DDPO
 from tailorpo_trainer.methods.spo import SPO
 from tailorpo_trainer.methods.tailorpo import TailorPO
 from tailorpo_trainer.methods.tailorpo_g import TailorPOG
 
-METHODS: dict[str, Callable[[spec.Method], Method]] = {"tailorpo": TailorPO, "tailorpo-g": TailorPOG, "spo": SPO, "d3po": D3PO, "ddpo": DDPO}
+METHODS: dict[str, Callable[[spec.Method], Method]] = {
+    "tailorpo": TailorPO,
+    "tailorpo-g": TailorPOG,
+    "spo": SPO,
+    "d3po": D3PO,
+    "ddpo": DDPO,
+}
 
 
 def build(parameters: spec.Method) -> Method:
@@ -18,4 +24,4 @@ def build(parameters: spec.Method) -> Method:
     return METHODS[parameters.name](parameters)
 
 
-__all__ = ["METHODS", "Loss", "Method", "Scene", "build"]
+__all__ = ["METHODS", "Loss", "Method", "Scene", "build", "can_keep_graph"]

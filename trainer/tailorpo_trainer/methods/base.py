@@ -2,13 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from tailorpo_trainer import spec
 from tailorpo_trainer.noise import Noise
 from tailorpo_trainer.policy import Policy
+from tailorpo_trainer.portions import Portions
 from tailorpo_trainer.records import Pairs, Transitions
 from tailorpo_trainer.rollout import Branch
 from tailorpo_trainer.scoring import Scorer
@@ -23,6 +26,7 @@ class Scene:
         prompts: index of each sample's prompt, int64 [n].
         trained: indices of the denoising steps to train, ascending.
         progress: share of the iterations that are done, in [0, 1).
+        keep_graph: see `rollout.branch`.
     """
 
     policy: Policy
@@ -32,6 +36,7 @@ class Scene:
     score: Scorer
     trained: Sequence[int]
     progress: float = 0.0
+    keep_graph: bool = False
 
     def part(self, rows: slice) -> "Scene":
         """The scene of some of the samples."""
@@ -82,22 +87,35 @@ def best_against_worst(branches: Sequence[Branch], threshold: float = 0.0) -> Pa
                 loser=branch.candidates[rows, branch.loser],
                 gap=gap,
                 weight=((gap > 0) & (gap >= threshold)).float(),
+                prediction=branch.prediction,
             )
         )
-    return Pairs(
-        *(
-            torch.cat([getattr(pair, name) for pair in pairs])
-            for name in Pairs.__dataclass_fields__
-            if name != "x_loser"
-        )
-    )
+    joined = {
+        name: torch.cat([getattr(pair, name) for pair in pairs])
+        for name in Pairs.__dataclass_fields__
+        if getattr(pairs[0], name) is not None
+    }
+    return Pairs(**joined)
 
 
-def predictions(policy: Policy, x: Tensor, step: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-    """The policy's predictions, with a gradient, and the reference's, without; both [n, c, h, w]."""
+def predictions(
+    policy: Policy, x: Tensor, step: Tensor, text: Tensor, kept: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The policy's predictions, with a gradient, and the reference's, without; both [n, c, h, w].
+
+    kept: the policy's, if the rollout kept them with their graph.
+    """
     with policy.reference():
         reference = policy.predict(x, step, text)
-    return policy.predict(x, step, text), reference
+    return policy.predict(x, step, text) if kept is None else kept, reference
+
+
+def can_keep_graph(training: spec.Training, at_once: Portions, trained: Sequence[int]) -> bool:
+    """Whether the rollout's predictions can serve the update: exact while nothing was updated in between, no dearer
+    in memory if all rows fit one pass anyway, and possible where each trained step has a prediction of its own."""
+    rows = training.prompts_per_iteration * training.samples_per_prompt * len(trained)
+    apart = all(after - before > 1 for before, after in pairwise(trained))
+    return training.updates_per_iteration == 1 and rows <= at_once.training and apart
 
 
 def mean_shift(policy: Policy, x: Tensor, step: Tensor, prediction: Tensor, reference: Tensor) -> Tensor:

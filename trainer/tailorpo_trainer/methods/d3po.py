@@ -62,7 +62,8 @@ class D3PO:
             )
             for a, b in zip(drawn.first, drawn.second, strict=True)
         ]
-        return Pairs(*(torch.cat([getattr(part, name) for part in parts]) for name in Pairs.__dataclass_fields__))
+        names = [name for name in Pairs.__dataclass_fields__ if name != "prediction"]
+        return Pairs(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
 
     def loss(self, policy: Policy, rows: Pairs, text: Tensor) -> Loss:
         assert rows.x_loser is not None

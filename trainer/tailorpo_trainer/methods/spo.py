@@ -36,13 +36,14 @@ class SPO:
             scene.trained,
             candidates=self.candidates,
             continue_from=self.continue_from,
+            keep_graph=scene.keep_graph,
         )
 
     def rows(self, scene: Scene, drawn: list[Branch]) -> Pairs:
         return best_against_worst(drawn, self.threshold)
 
     def loss(self, policy: Policy, rows: Pairs, text: Tensor) -> Loss:
-        ours, reference = predictions(policy, rows.x, rows.step, text)
+        ours, reference = predictions(policy, rows.x, rows.step, text, rows.prediction)
         mean = policy.sampler.mean(rows.step, rows.x, reference)
         shift = mean_shift(policy, rows.x, rows.step, ours, reference)
         sigma = policy.sampler.noise_level(rows.step, rows.x)

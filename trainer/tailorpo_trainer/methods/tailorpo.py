@@ -36,13 +36,14 @@ class TailorPO:
             scene.trained,
             candidates=2,
             continue_from=self.continue_from,
+            keep_graph=scene.keep_graph,
         )
 
     def rows(self, scene: Scene, drawn: list[Branch]) -> Pairs:
         return best_against_worst(drawn)
 
     def loss(self, policy: Policy, rows: Pairs, text: Tensor) -> Loss:
-        ours, reference = predictions(policy, rows.x, rows.step, text)
+        ours, reference = predictions(policy, rows.x, rows.step, text, rows.prediction)
         shift = mean_shift(policy, rows.x, rows.step, ours, reference)
         sigma = policy.sampler.noise_level(rows.step, rows.x)
         logit = objectives.shared_logit(rows.winner, rows.loser, shift, sigma, self.beta, self.reduction)

@@ -37,11 +37,17 @@ class TailorPOG(TailorPO):
             scene.trained,
             candidates=2,
             continue_from=self.continue_from,
+            keep_graph=scene.keep_graph,
             push=push,
         )
 
     def push(self, scene: Scene, step: int, winner: Tensor, prediction: Tensor) -> Tensor:
         """The displacement of each winner [n, c, h, w]; prediction: the policy's at the winner, at the next step."""
+        size = scene.policy.portions.training  # a gradient through denoiser and decoder is what needs most memory
+        parts = [slice(start, start + size) for start in range(0, len(winner), size)]
+        return torch.cat([self._push(scene.part(part), step, winner[part], prediction[part]) for part in parts])
+
+    def _push(self, scene: Scene, step: int, winner: Tensor, prediction: Tensor) -> Tensor:
         policy, guidance = scene.policy, self.guidance
         with torch.enable_grad():
             y = winner.detach().requires_grad_()

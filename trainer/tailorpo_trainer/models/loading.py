@@ -8,6 +8,7 @@ from tailorpo_trainer import spec
 from tailorpo_trainer.models.adapter import attach_adapter
 from tailorpo_trainer.models.pipeline import load_pipeline
 from tailorpo_trainer.policy import PRECISIONS, Policy
+from tailorpo_trainer.portions import portions
 from tailorpo_trainer.sampler import ddim
 
 
@@ -70,6 +71,6 @@ def load_policy(run: spec.TrainingSpec, device: torch.device | None = None) -> P
         device=device,
         dtype=dtype,
         negative_prompt=sampling.negative_prompt,
-        decode_batch_size=run.training.decode_batch_size,
+        portions=portions(run.training, size[0] * size[1] * factor**2),
         latent_shape=(unet.config.in_channels, *size),
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,9 +63,7 @@ def principal_components(pixels: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
     Half-whitened (divided by the fourth root of the variance): strong components still stand out of the noise
     first, as in natural images, and the weak ones, which carry outlines, are not lost in it.
     """
-    patches = (
-        F.pixel_unshuffle(to_tensor(pixels), PATCH).permute(0, 2, 3, 1).reshape(-1, 3 * PATCH**2).double()
-    )
+    patches = F.pixel_unshuffle(to_tensor(pixels), PATCH).permute(0, 2, 3, 1).reshape(-1, 3 * PATCH**2).double()
     mean = patches.mean(0)
     centred = patches - mean
     variance, vectors = torch.linalg.eigh(centred.T @ centred / len(centred))
@@ -152,7 +151,7 @@ def encode(model: AutoencoderTiny, pixels: NDArray[np.uint8], batch: int = 256) 
 
 
 @torch.no_grad()
-def decode(model: AutoencoderTiny, latents: NDArray, batch: int = 64) -> NDArray[np.uint8]:
+def decode(model: AutoencoderTiny, latents: NDArray[Any], batch: int = 64) -> NDArray[np.uint8]:
     """Pictures (N, 64, 64, 3) of the denoiser's latents."""
     parts = [
         to_pixels(model.decoder(torch.from_numpy(latents[i : i + batch]).float() / SCALING))

@@ -86,9 +86,7 @@ class Average:
         self.module.load_state_dict(state)
 
 
-def draw_captions(
-    pictures: PictureSet, chosen: Tensor, generator: torch.Generator, empty: int
-) -> NDArray[np.int64]:
+def draw_captions(pictures: PictureSet, chosen: Tensor, generator: torch.Generator, empty: int) -> NDArray[np.int64]:
     """A caption index for each chosen picture: random wording, ground often named, sometimes empty."""
     size = len(chosen)
     dropped, named = torch.rand(2, size, generator=generator).numpy()
@@ -97,9 +95,7 @@ def draw_captions(
     return np.where(dropped < CAPTION_DROP, empty, caption_index(pictures.animals[chosen], ground, prefix))
 
 
-def train(
-    work: Path, pictures: PictureSet, latents: NDArray[np.float16], states: Tensor
-) -> UNet2DConditionModel:
+def train(work: Path, pictures: PictureSet, latents: NDArray[np.float16], states: Tensor) -> UNet2DConditionModel:
     """The averaged denoiser, from the last checkpoint in `work` if there is one.
 
     `latents` (N, 16, 8, 8) belong to `pictures`; `states` (M, 16, 64) to `all_captions()`.

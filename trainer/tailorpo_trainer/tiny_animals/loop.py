@@ -103,9 +103,7 @@ def weaken(images: Tensor, generator: torch.Generator) -> Tensor:
     """
     side = images.shape[-1]
     small = int(torch.randint(side // 2, side, (), generator=generator))
-    blurred = nn.functional.interpolate(
-        images, size=small, mode="bilinear", antialias=True, align_corners=False
-    )
+    blurred = nn.functional.interpolate(images, size=small, mode="bilinear", antialias=True, align_corners=False)
     blurred = nn.functional.interpolate(blurred, size=side, mode="bilinear", align_corners=False)
     which = torch.rand(len(images), 1, 1, 1, generator=generator)
     images = torch.where(which < 0.5, images, blurred)

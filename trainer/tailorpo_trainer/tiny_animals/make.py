@@ -12,6 +12,7 @@ import shutil
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -82,13 +83,12 @@ class Maker:
         eye = self.restored("judge", judge.build())
         net = self.restored("denoiser", denoiser.build(), key="average")
         vae = self.restored("autoencoder", autoencoder.build())
-        denoiser.save_pipeline(
-            denoiser.pipeline(net, vae, scorer.text_tower(clip), tokenizer), fresh / "pipeline"
-        )
-        for part in (clip, tokenizer, scorer.image_processor()):
-            part.save_pretrained(fresh / "scorer")
-        for part in (eye, judge.image_processor()):
-            part.save_pretrained(fresh / "judge")
+        denoiser.save_pipeline(denoiser.pipeline(net, vae, scorer.text_tower(clip), tokenizer), fresh / "pipeline")
+        shipped: Any
+        for shipped in (clip, tokenizer, scorer.image_processor()):
+            shipped.save_pretrained(fresh / "scorer")
+        for shipped in (eye, judge.image_processor()):
+            shipped.save_pretrained(fresh / "judge")
         for path in fresh.rglob("*.safetensors"):
             path.chmod(0o644)  # some are written for their owner alone
         old.mkdir()
@@ -118,9 +118,7 @@ class Maker:
     def grids(self, made: DiffusionPipeline) -> None:
         """`grid.png`: every animal. `grid-diversity.png`: a few prompts, many seeds."""
         columns, half = 5, len(ANIMALS) // 2
-        drawn = denoiser.sample(
-            made, [f"a {animal}" for animal in ANIMALS for _ in range(columns)], GUIDANCE, seed=2
-        )
+        drawn = denoiser.sample(made, [f"a {animal}" for animal in ANIMALS for _ in range(columns)], GUIDANCE, seed=2)
         left, right = (
             contact_sheet(drawn[part.start * columns : part.stop * columns], columns, list(ANIMALS[part]))
             for part in (slice(0, half), slice(half, 2 * half))
@@ -153,13 +151,9 @@ def save_picture(picture: Image.Image, path: Path, limit: int = 290_000) -> None
 
 def main() -> None:
     """Run the named stage, or all."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--font", type=Path, default=FONT, help="Noto Color Emoji (default: %(default)s)")
-    parser.add_argument(
-        "--output", type=Path, default=ROOT, help="where the model goes (default: this package)"
-    )
+    parser.add_argument("--output", type=Path, default=ROOT, help="where the model goes (default: this package)")
     parser.add_argument(
         "--work", type=Path, default=Path("build/tiny-animals"), help="checkpoints (default: %(default)s)"
     )

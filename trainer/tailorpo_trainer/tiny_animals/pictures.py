@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,14 +67,11 @@ def caption(animal: int, ground: int = NO_GROUND, prefix: int = 0) -> str:
 def all_captions() -> list[str]:
     """Every caption, at `caption_index`, and the empty one last."""
     return [
-        caption(a, g, p)
-        for p in range(len(PREFIXES))
-        for a in range(len(ANIMALS))
-        for g in range(len(GROUNDS) + 1)
+        caption(a, g, p) for p in range(len(PREFIXES)) for a in range(len(ANIMALS)) for g in range(len(GROUNDS) + 1)
     ] + [""]
 
 
-def caption_index(animal: NDArray, ground: NDArray, prefix: NDArray) -> NDArray:
+def caption_index(animal: NDArray[Any], ground: NDArray[Any], prefix: NDArray[Any]) -> NDArray[Any]:
     """Where `all_captions` holds the caption of these indices."""
     return (prefix * len(ANIMALS) + animal) * (len(GROUNDS) + 1) + ground
 
@@ -106,9 +104,9 @@ def colour_matrix(hue: float, saturation: float, value: float) -> NDArray[np.flo
 
 def draw_ground(name: str, vividness: float, side: int, rng: np.random.Generator) -> NDArray[np.float32]:
     """A soft linear gradient around the named colour, (side, side, 3) in 0..1."""
-    hue, saturation, value = GROUND_HSV[name]
-    hue += rng.uniform(-6, 6)
-    saturation *= np.clip(0.45 + 0.65 * vividness + rng.normal(0, 0.06), 0.4, 1.12)
+    centre, saturation, value = GROUND_HSV[name]
+    hue = centre + rng.uniform(-6, 6)
+    saturation *= float(np.clip(0.45 + 0.65 * vividness + rng.normal(0, 0.06), 0.4, 1.12))
     value *= rng.uniform(0.90, 1.03)
     angle, depth = rng.uniform(0, 2 * math.pi), rng.uniform(0.03, 0.14)
     axis = np.linspace(-1, 1, side, dtype=np.float32)
@@ -137,9 +135,7 @@ def draw(animal: int, ground: int, rng: np.random.Generator, font: Path = FONT) 
     matrix = []
     for (a, b), middle in zip(rows, (sprite.width / 2, sprite.height / 2), strict=True):
         matrix += [a, b, middle - a * centre[0] - b * centre[1]]
-    drawn = sprite.convert("RGBa").transform(
-        (side, side), Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC
-    )
+    drawn = sprite.convert("RGBa").transform((side, side), Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC)
     layer = np.asarray(drawn, dtype=np.float32) / 255
     alpha = layer[..., 3:]
     saturation = np.clip(0.35 + 1.05 * vividness + rng.normal(0, 0.08), 0.3, 1.45)

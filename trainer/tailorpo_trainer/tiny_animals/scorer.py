@@ -149,9 +149,7 @@ def train(work: Path, pictures: PictureSet, until: int = STEPS) -> CLIPModel:
 def text_tower(model: CLIPModel) -> CLIPTextModel:
     """The scorer's text half as the pipeline's text encoder."""
     tower = CLIPTextModel(model.config.text_config)
-    tower.load_state_dict(
-        {k.removeprefix("text_model."): v for k, v in model.text_model.state_dict().items()}
-    )
+    tower.load_state_dict({k.removeprefix("text_model."): v for k, v in model.text_model.state_dict().items()})
     return tower.eval()
 
 
