@@ -73,3 +73,11 @@ def test_a_rebuild_without_its_font_names_the_debian_package(tmp_path: Path) -> 
     assert made.returncode != 0
     assert "fonts-noto-color-emoji" in made.stderr
     assert "Traceback" not in made.stderr
+
+
+def test_its_cost_is_counted() -> None:
+    from tailorpo_trainer import estimate
+
+    costs = estimate.row_costs(document.read(DEMO).spec)
+    assert 0.8 < costs["denoiser_backward"] / costs["denoiser_forward"] < 1.5
+    assert costs["decode"] > 1e8

@@ -1,6 +1,7 @@
 """The folder a run leaves: every file's name and form in one place.
 
 job.yaml  prompts.json  environment.json      what was run, and where
+cost.json                                     FLOPs of one row of each kind of work
 metrics.jsonl  progress.json                  what happened
 samples/iteration-000000/000.png …            pictures of each evaluation, on the same noise
 adapter/                                      the result, as diffusers loads it
@@ -27,6 +28,7 @@ class Output:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.job, self.prompts, self.environment = root / "job.yaml", root / "prompts.json", root / "environment.json"
+        self.cost = root / "cost.json"
         self.metrics, self.progress = root / "metrics.jsonl", root / "progress.json"
         self.samples, self.adapter, self.report = root / "samples", root / "adapter", root / "report.html"
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from tailorpo_trainer import checkpoint, document, evaluate, methods, models, prompts, report, rewards, spec
+from tailorpo_trainer import checkpoint, document, estimate, evaluate, methods, models, prompts, report, rewards, spec
 from tailorpo_trainer.display import Display, Kind, open_display
 from tailorpo_trainer.exits import ConfigurationError
 from tailorpo_trainer.noise import Noise, Purpose
@@ -212,8 +212,14 @@ def finish(session: Session) -> None:
     """Write the result: the adapter as diffusers loads it, and the report."""
     with session.updater.averaged():
         models.save_adapter(session.policy, session.output.adapter)
+    write_json(session.output.cost, estimate.row_costs(session.run))
     session.record.progress("Succeeded")
     session.display.message(f"adapter: {session.output.adapter}")
+    write_report(session)
+
+
+def write_report(session: Session) -> None:
+    """The page of what there is so far, also of a run that was stopped or failed."""
     session.display.message(f"report: {report.write(session.output.root)}")
 
 

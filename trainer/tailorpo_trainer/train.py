@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tailorpo_trainer.display import Kind
 from tailorpo_trainer.exits import TailorPOError
-from tailorpo_trainer.session import Session, finish, open_session
+from tailorpo_trainer.session import Session, finish, open_session, write_report
 from tailorpo_trainer.spec import TailorPOJob
 from tailorpo_trainer.stopping import Stop, StopRequested
 from tailorpo_trainer.updater import check_beginning
@@ -30,10 +30,12 @@ def run(
             session.checkpoint()
             error = stop.error(f"after iteration {session.iteration} of {session.iterations}")
             session.record.progress("Stopped", str(error))
+            write_report(session)
             raise error from None
         except TailorPOError as error:
             session.checkpoint()
             session.record.failed(session.iteration + 1, error)
+            write_report(session)
             raise type(error)(f"{error} (in iteration {session.iteration + 1})") from None
         finally:
             session.display.close()

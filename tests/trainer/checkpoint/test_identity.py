@@ -115,8 +115,8 @@ def test_the_storage_of_an_older_tailorpo_stays_the_same_experiment(tmp_path: Pa
     del stored["defines"]["training"]["samplesPerPrompt"]
     path.write_text(json.dumps(stored | {"experiment": "0" * 64}))
     assert open_run(open_store(tmp_path), job()).record.experiment == "0" * 64
-    with pytest.raises(ConfigurationError, match=r"spec.training.vaeSlicing: false there, true here"):
-        open_run(open_store(tmp_path), job("spec.training.vaeSlicing=true"))
+    with pytest.raises(ConfigurationError, match=r"spec.training.seed: 0 there, 1 here"):
+        open_run(open_store(tmp_path), job("spec.training.seed=1"))
 
 
 def test_a_storage_that_lost_its_record_is_not_taken_over(tmp_path: Path, job: Job) -> None:

@@ -98,6 +98,17 @@ def estimate(job: TailorPOJob, base: Path | None = None) -> Estimate:
     )
 
 
+def row_costs(run: spec.Spec) -> dict[str, float]:
+    """FLOPs of one row of each kind of work that a run counts in its `totals`; the rewards' own are not known."""
+    networks = memory.networks(architectures.find(run.model), run, memory.precisions(run)[0])
+    denoiser = networks.denoise(1, "adapter")
+    return {
+        "denoiser_forward": denoiser.forward,
+        "denoiser_backward": denoiser.backward,
+        "decode": networks.decode(1).forward,
+    }
+
+
 def work(run: spec.Spec, architecture: Architecture, base: Path | None = None) -> tuple[Counts, tuple[str, ...]]:
     """The counts alone, and what they leave out; run: with its defaults resolved."""
     sampling, notes = run.sampling, ["Rewards' own networks are counted neither in FLOPs nor in memory."]
@@ -159,4 +170,4 @@ def _checkpoint_bytes(networks: Networks, run: spec.Spec) -> int:
     return copies * (adapter + tensors * HEADER_BYTES) + tensors * (4 + HEADER_BYTES)
 
 
-__all__ = ["Architecture", "Estimate", "estimate", "run"]
+__all__ = ["Architecture", "Estimate", "estimate", "row_costs", "run"]

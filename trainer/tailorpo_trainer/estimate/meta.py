@@ -50,7 +50,7 @@ class Networks:
     def __init__(
         self, architecture: Architecture, run: spec.TrainingSpec, dtype: torch.dtype, vae_dtype: torch.dtype
     ) -> None:
-        from diffusers import AutoencoderKL, UNet2DConditionModel
+        from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
         from transformers import CLIPTextConfig, CLIPTextModel
 
         models.quiet()
@@ -58,7 +58,8 @@ class Networks:
         self._measured: dict[Any, Cost] = {}
         with META:
             self.unet: Any = UNet2DConditionModel.from_config(dict(architecture.unet))
-            self.vae: Any = AutoencoderKL.from_config(dict(architecture.vae))
+            tiny = architecture.vae.get("_class_name") == "AutoencoderTiny"
+            self.vae: Any = (AutoencoderTiny if tiny else AutoencoderKL).from_config(dict(architecture.vae))
             self.text_encoder: Any = CLIPTextModel(CLIPTextConfig(**architecture.text_encoder))
             for network in (self.unet, self.vae, self.text_encoder):
                 network.requires_grad_(False).eval()
