@@ -228,7 +228,6 @@ def test_an_ordinary_run_raises_none(document: Make, tmp_path: Path) -> None:
     assert written(tmp_path) == []
 
 
-@pytest.mark.skip(reason="needs train.run to call Record.failed")
 def test_a_reward_that_is_not_finite_is_an_alarm_before_the_end(document: Make, tmp_path: Path, plugins: Any) -> None:
     plugins({"broken": lambda images: images.mean((1, 2, 3)) * float("nan")})
     values = document(rewards=[{"name": "broken"}], evaluation={"everyIterations": 0})

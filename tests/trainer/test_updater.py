@@ -12,6 +12,7 @@ from torch import Tensor
 from tailorpo_trainer.document import parse
 from tailorpo_trainer.exits import NotFiniteError
 from tailorpo_trainer.methods import Loss
+from tailorpo_trainer.portions import Portions
 from tailorpo_trainer.records import Pairs
 from tailorpo_trainer.spec import Spec
 from tailorpo_trainer.stopping import StopRequested
@@ -27,7 +28,7 @@ class Linear:
         return Loss(logit, {"logit": logit.detach()})
 
 
-def model() -> Any:
+def model(at_once: int = 256) -> Any:
     weight = torch.nn.Parameter(torch.tensor([1.0, -2.0, 3.0]))
     return SimpleNamespace(
         weight=weight,
@@ -35,6 +36,7 @@ def model() -> Any:
         adapter=lambda: {"weight": weight},
         device=torch.device("cpu"),
         interrupt=None,
+        portions=Portions(training=at_once),
     )
 
 
@@ -56,7 +58,7 @@ def resolved(optimizer: dict[str, Any] | None = None, **training: Any) -> Spec:
 
 
 def updater(run: Spec) -> Updater:
-    return Updater(model(), cast(Any, Linear()), run)
+    return Updater(model(run.training.micro_batch_size or 256), cast(Any, Linear()), run)
 
 
 def rows(x: Tensor, weight: Tensor | None = None) -> Pairs:

@@ -13,7 +13,7 @@ from tailorpo_trainer.noise import Noise
 from tailorpo_trainer.policy import Policy
 from tailorpo_trainer.portions import Portions
 from tailorpo_trainer.records import Pairs, Transitions
-from tailorpo_trainer.rollout import Branch
+from tailorpo_trainer.rollout import Branch, Push, branch
 from tailorpo_trainer.scoring import Scorer
 
 
@@ -72,22 +72,37 @@ class Method(Protocol):
         """Differentiable losses of some rows; text [n, tokens, width] of each row."""
 
 
+def branch_out(scene: Scene, candidates: int, continue_from: str, push: Push | None = None) -> list[Branch]:
+    """The step-wise methods' rollout of a scene: `rollout.branch`."""
+    return branch(
+        scene.policy,
+        scene.text,
+        scene.noise,
+        scene.score,
+        scene.trained,
+        candidates,
+        continue_from,
+        push,
+        scene.keep_graph,
+    )
+
+
 def best_against_worst(branches: Sequence[Branch], threshold: float = 0.0) -> Pairs:
     """The pair of each branch; one whose gap is 0 or below the threshold weighs 0."""
     pairs = []
-    for branch in branches:
-        rows = torch.arange(len(branch.x), device=branch.x.device)
-        gap = branch.rewards[rows, branch.winner] - branch.rewards[rows, branch.loser]
+    for drawn in branches:
+        rows = torch.arange(len(drawn.x), device=drawn.x.device)
+        gap = drawn.rewards[rows, drawn.winner] - drawn.rewards[rows, drawn.loser]
         pairs.append(
             Pairs(
                 sample=rows,
-                step=torch.full_like(rows, branch.step),
-                x=branch.x,
-                winner=branch.target,
-                loser=branch.candidates[rows, branch.loser],
+                step=torch.full_like(rows, drawn.step),
+                x=drawn.x,
+                winner=drawn.target,
+                loser=drawn.candidates[rows, drawn.loser],
                 gap=gap,
                 weight=((gap > 0) & (gap >= threshold)).float(),
-                prediction=branch.prediction,
+                prediction=drawn.prediction,
             )
         )
     joined = {

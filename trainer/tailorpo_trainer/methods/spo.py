@@ -8,10 +8,10 @@ own distribution.
 from torch import Tensor
 
 from tailorpo_trainer import objectives, spec
-from tailorpo_trainer.methods.base import Loss, Scene, best_against_worst, mean_shift, predictions
+from tailorpo_trainer.methods.base import Loss, Scene, best_against_worst, branch_out, mean_shift, predictions
 from tailorpo_trainer.policy import Policy
 from tailorpo_trainer.records import Pairs
-from tailorpo_trainer.rollout import Branch, branch
+from tailorpo_trainer.rollout import Branch
 
 
 class SPO:
@@ -28,16 +28,7 @@ class SPO:
         self.continue_from = parameters.continue_from or "random"
 
     def roll_out(self, scene: Scene) -> list[Branch]:
-        return branch(
-            scene.policy,
-            scene.text,
-            scene.noise,
-            scene.score,
-            scene.trained,
-            candidates=self.candidates,
-            continue_from=self.continue_from,
-            keep_graph=scene.keep_graph,
-        )
+        return branch_out(scene, self.candidates, self.continue_from)
 
     def rows(self, scene: Scene, drawn: list[Branch]) -> Pairs:
         return best_against_worst(drawn, self.threshold)

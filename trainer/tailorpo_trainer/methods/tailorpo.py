@@ -11,10 +11,10 @@ Not in the abstract, so switches: the trajectory goes on from the winner; which 
 from torch import Tensor
 
 from tailorpo_trainer import objectives, spec
-from tailorpo_trainer.methods.base import Loss, Scene, best_against_worst, mean_shift, predictions
+from tailorpo_trainer.methods.base import Loss, Scene, best_against_worst, branch_out, mean_shift, predictions
 from tailorpo_trainer.policy import Policy
 from tailorpo_trainer.records import Pairs
-from tailorpo_trainer.rollout import Branch, branch
+from tailorpo_trainer.rollout import Branch
 
 
 class TailorPO:
@@ -28,16 +28,7 @@ class TailorPO:
         self.continue_from = parameters.continue_from or "winner"
 
     def roll_out(self, scene: Scene) -> list[Branch]:
-        return branch(
-            scene.policy,
-            scene.text,
-            scene.noise,
-            scene.score,
-            scene.trained,
-            candidates=2,
-            continue_from=self.continue_from,
-            keep_graph=scene.keep_graph,
-        )
+        return branch_out(scene, 2, self.continue_from)
 
     def rows(self, scene: Scene, drawn: list[Branch]) -> Pairs:
         return best_against_worst(drawn)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from tailorpo_trainer import spec
-from tailorpo_trainer.methods.base import Scene
+from tailorpo_trainer.methods.base import Scene, branch_out
 from tailorpo_trainer.methods.tailorpo import TailorPO
-from tailorpo_trainer.rollout import Branch, branch
+from tailorpo_trainer.rollout import Branch
 
 
 class TailorPOG(TailorPO):
@@ -29,17 +29,7 @@ class TailorPOG(TailorPO):
         def push(step: int, winner: Tensor, prediction: Tensor) -> Tensor:
             return winner + self.push(scene, step, winner, prediction)
 
-        return branch(
-            scene.policy,
-            scene.text,
-            scene.noise,
-            scene.score,
-            scene.trained,
-            candidates=2,
-            continue_from=self.continue_from,
-            keep_graph=scene.keep_graph,
-            push=push,
-        )
+        return branch_out(scene, 2, self.continue_from, push)
 
     def push(self, scene: Scene, step: int, winner: Tensor, prediction: Tensor) -> Tensor:
         """The displacement of each winner [n, c, h, w]; prediction: the policy's at the winner, at the next step."""
