@@ -160,6 +160,7 @@ def open_session(
     output.create()
     storage = checkpoint.open_run(checkpoint.open_store(root), job)
     start = None if fresh else storage.latest()
+    models.quiet()
     device = models.pick_device()
     method = methods.build(run.method)
     reward = rewards.load(run.rewards, device)
