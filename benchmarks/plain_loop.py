@@ -1,7 +1,7 @@
 """TailorPO as the papers' code would write it: plain, correct, and the yardstick of `benchmarks.rollout`.
 
 Written for the benchmark in the manner of the official DDPO, D3PO and SPO training scripts, from the
-formulas of `method.md`; no code of theirs. What makes it plain:
+formulas of `docs/methods.md`; no code of theirs. What makes it plain:
 
 - the whole trajectory of T steps is rolled out, whatever is trained;
 - each candidate is judged alone: its own denoiser call for x0hat, its own decoding;

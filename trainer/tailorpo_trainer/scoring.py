@@ -13,11 +13,7 @@ from tailorpo_trainer.timing import Phases
 
 
 class Scorer:
-    """Rewards of an iteration's samples; called with latents of which each sample has equally many, in a row.
-
-    Attributes:
-        parts: of each reward by name, all raw scores of this iteration so far, as means weighted by count.
-    """
+    """Rewards of an iteration's samples, and their means so far; called with latents, equally many of each sample."""
 
     def __init__(self, policy: Policy, reward: RewardSum, prompts: Sequence[str], phases: Phases | None = None) -> None:
         self.policy, self.reward, self.prompts = policy, reward, list(prompts)

@@ -153,7 +153,7 @@ def open_session(
     job: TailorPOJob, root: Path, base: Path | None, fresh: bool, display_kind: Kind, stop: Stop
 ) -> Session:
     """Load everything, cheapest first, so that what is wrong shows before minutes have passed."""
-    run = job.spec
+    run, least_attempt = job.spec, _least_attempt()
     training_prompts = list(prompts.load(run.prompts, base))
     held_out = list(prompts.load(run.evaluation.prompts, base)) if run.evaluation.prompts else training_prompts
     output = Output(root)
@@ -180,7 +180,7 @@ def open_session(
         updater.load(start)
         done = start.step
     complete = done == run.training.iterations
-    attempt = None if complete else storage.begin(start, at_least=_least_attempt())
+    attempt = None if complete else storage.begin(start, at_least=least_attempt)
     display = open_display(display_kind, run.training.iterations, done)
     record = Record(output, display, job.metadata.name, run.training.iterations)
     record.attempt = start.attempt if start and complete else attempt.number if attempt else 1

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +15,8 @@ from tailorpo_trainer.portions import Portions
 from tailorpo_trainer.records import Pairs, Transitions
 from tailorpo_trainer.rollout import Branch, Push, branch
 from tailorpo_trainer.scoring import Scorer
+
+Parameter = TypeVar("Parameter")
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,12 @@ class Loss:
 
     losses: Tensor
     facts: dict[str, Tensor]
+
+
+def given(value: Parameter | None) -> Parameter:
+    """A parameter that `rules.resolve` has written out: the defaults stand there and nowhere else."""
+    assert value is not None, "methods are built from a resolved document"
+    return value
 
 
 class Method(Protocol):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tailorpo_trainer import objectives, spec
-from tailorpo_trainer.methods.base import Loss, Scene, mean_shift, predictions
+from tailorpo_trainer.methods.base import Loss, Scene, given, mean_shift, predictions
 from tailorpo_trainer.policy import Policy
 from tailorpo_trainer.records import Pairs
 from tailorpo_trainer.rollout import Transition, follow
@@ -31,9 +31,9 @@ class D3PO:
     needs_gradient = False
 
     def __init__(self, parameters: spec.Method) -> None:
-        self.beta = parameters.beta or 0.1
+        self.beta = given(parameters.beta)
         self.reduction = parameters.log_probability
-        self.clamp = parameters.clamp_ratio or 0.1
+        self.clamp = given(parameters.clamp_ratio)
 
     def roll_out(self, scene: Scene) -> Duel:
         start = scene.noise.initial()

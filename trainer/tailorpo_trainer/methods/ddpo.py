@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tailorpo_trainer import objectives, spec
-from tailorpo_trainer.methods.base import Loss, Scene, mean_shift
+from tailorpo_trainer.methods.base import Loss, Scene, given, mean_shift
 from tailorpo_trainer.policy import Policy
 from tailorpo_trainer.records import Transitions
 from tailorpo_trainer.rollout import Transition, follow
@@ -32,8 +32,8 @@ class DDPO:
 
     def __init__(self, parameters: spec.Method) -> None:
         self.reduction = parameters.log_probability
-        self.clip_range = parameters.clip_range or 1e-4
-        self.advantage_clip = parameters.advantage_clip or 5.0
+        self.clip_range = given(parameters.clip_range)
+        self.advantage_clip = given(parameters.advantage_clip)
 
     def roll_out(self, scene: Scene) -> Trajectories:
         clean, transitions = follow(scene.policy, scene.text, scene.noise, scene.trained)

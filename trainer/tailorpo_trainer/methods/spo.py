@@ -8,7 +8,7 @@ own distribution.
 from torch import Tensor
 
 from tailorpo_trainer import objectives, spec
-from tailorpo_trainer.methods.base import Loss, Scene, best_against_worst, branch_out, mean_shift, predictions
+from tailorpo_trainer.methods.base import Loss, Scene, best_against_worst, branch_out, given, mean_shift, predictions
 from tailorpo_trainer.policy import Policy
 from tailorpo_trainer.records import Pairs
 from tailorpo_trainer.rollout import Branch
@@ -20,12 +20,12 @@ class SPO:
     needs_gradient = False
 
     def __init__(self, parameters: spec.Method) -> None:
-        self.beta = parameters.beta or 10.0
+        self.beta = given(parameters.beta)
         self.reduction = parameters.log_probability
-        self.candidates = parameters.candidates or 4
-        self.threshold = 0.3 if parameters.threshold is None else parameters.threshold
-        self.clamp = parameters.clamp_ratio or 0.1
-        self.continue_from = parameters.continue_from or "random"
+        self.candidates = given(parameters.candidates)
+        self.threshold = given(parameters.threshold)
+        self.clamp = given(parameters.clamp_ratio)
+        self.continue_from = given(parameters.continue_from)
 
     def roll_out(self, scene: Scene) -> list[Branch]:
         return branch_out(scene, self.candidates, self.continue_from)

@@ -11,7 +11,7 @@ Not in the abstract, so switches: the trajectory goes on from the winner; which 
 from torch import Tensor
 
 from tailorpo_trainer import objectives, spec
-from tailorpo_trainer.methods.base import Loss, Scene, best_against_worst, branch_out, mean_shift, predictions
+from tailorpo_trainer.methods.base import Loss, Scene, best_against_worst, branch_out, given, mean_shift, predictions
 from tailorpo_trainer.policy import Policy
 from tailorpo_trainer.records import Pairs
 from tailorpo_trainer.rollout import Branch
@@ -23,9 +23,9 @@ class TailorPO:
     needs_gradient = False
 
     def __init__(self, parameters: spec.Method) -> None:
-        self.beta = parameters.beta or 0.1
+        self.beta = given(parameters.beta)
         self.reduction = parameters.log_probability
-        self.continue_from = parameters.continue_from or "winner"
+        self.continue_from = given(parameters.continue_from)
 
     def roll_out(self, scene: Scene) -> list[Branch]:
         return branch_out(scene, 2, self.continue_from)

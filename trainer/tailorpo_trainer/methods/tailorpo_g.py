@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tailorpo_trainer import spec
-from tailorpo_trainer.methods.base import Scene, branch_out
+from tailorpo_trainer.methods.base import Scene, branch_out, given
 from tailorpo_trainer.methods.tailorpo import TailorPO
 from tailorpo_trainer.rollout import Branch
 
@@ -22,8 +22,7 @@ class TailorPOG(TailorPO):
 
     def __init__(self, parameters: spec.Method) -> None:
         super().__init__(parameters)
-        self.continue_from = parameters.continue_from or "guided-winner"
-        self.guidance = parameters.reward_guidance or spec.RewardGuidance()
+        self.guidance = given(parameters.reward_guidance)
 
     def roll_out(self, scene: Scene) -> list[Branch]:
         def push(step: int, winner: Tensor, prediction: Tensor) -> Tensor:
