@@ -316,7 +316,7 @@ def test_the_push_is_the_gradient_of_the_squared_distance_to_the_target(resolved
     (drawn,) = methods.build(run.method).roll_out(setting)
     y = drawn.candidates[torch.arange(3), drawn.winner].clone().requires_grad_()
     clean = policy.sampler.clean(1, y, policy.predict(y, 1, setting.text))
-    ((200.0 - setting.score.differentiable(clean)) ** 2).sum().backward()
+    ((200.0 - setting.score.differentiable(clean, 0)) ** 2).sum().backward()
     assert y.grad is not None
     torch.testing.assert_close(drawn.target - y.detach(), -1e-6 * y.grad, rtol=1e-2, atol=1e-6)
 

@@ -14,6 +14,9 @@ ITERATIONS = 3
 FALL = 0.2
 """Share of its first value that diversity may lose, and share of the pictures' own spread that a watched reward may."""
 
+AGREEMENT, PAIRS = 0.7, 60
+"""The scoring decoder must order so many of the pairs as the model's own does; judged from this many, or more."""
+
 
 @dataclass(frozen=True)
 class Alarm:
@@ -48,6 +51,24 @@ def from_iterations(lines: Sequence[Line]) -> Iterator[Alarm]:
             f"more than half of the likelihood ratios were clamped in the last {ITERATIONS} iterations and gave no "
             "gradient: lower spec.optimizer.learningRate, or raise "
             f"spec.method.{'clampRatio' if pairs else 'clipRange'}",
+        )
+
+
+def from_checks(lines: Sequence[Line]) -> Iterator[Alarm]:
+    """Alarms that the last checks of the scoring decoder (iterations, oldest first) give reason for."""
+    checked = [line for line in lines if line.get("rank_agreement") is not None]
+    pairs, agreed = 0, 0.0
+    for line in reversed(checked):  # no more of them than it takes, for the policy moves away from the older ones
+        pairs += line["rank_agreement_pairs"]
+        agreed += line["rank_agreement"] * line["rank_agreement_pairs"]
+        if pairs >= PAIRS:
+            break
+    if pairs >= PAIRS and agreed < AGREEMENT * pairs:
+        yield Alarm(
+            "rank-agreement-low",
+            f"the scoring decoder ordered only {agreed / pairs:.0%} of {pairs} pairs as the model's own decoder does, "
+            "so that much of what is learnt is its error: remove spec.model.scoringDecoder, or give a decoder that is "
+            "closer to the model's",
         )
 
 

@@ -93,10 +93,15 @@ class Record:
                 "tied": float((~live).float().mean()),
                 "implicit_accuracy": float((logit[live] > 0).float().mean()) if live.any() else None,
             }
+        if scorer.agreement.compared:
+            line |= {"rank_agreement": scorer.agreement.share, "rank_agreement_pairs": scorer.agreement.compared}
         self.phases.seconds.clear()
         self.display.iteration(self._write(line))
         for alarm in alarms.from_iterations(self._kinds["iteration"][-alarms.ITERATIONS :]):
             self._alarm(iteration, alarm)
+        if "rank_agreement" in line:
+            for alarm in alarms.from_checks(self._kinds["iteration"]):
+                self._alarm(iteration, alarm)
         self.progress("Running")
 
     def evaluation(self, iteration: int, measured: Measurement, watched: tuple[str, ...], seconds: float) -> None:

@@ -46,14 +46,17 @@ def load(folder: Path) -> Trained:
     if newest is None:
         raise DataError(f"{folder} holds no checkpoint yet: run the job first, or wait for its first one")
     weights = newest.tensors("ema" if "ema" in newest.groups else "adapter")
-    policy = models.load_policy(job.spec)
+    run = job.spec
+    # Only training ranks: what is drawn here is decoded by the model's own decoder.
+    model = run.model.model_copy(update={"scoring_decoder": None})
+    policy = models.load_policy(run.model_copy(update={"model": model}))
     adapter = policy.adapter()
     if adapter.keys() != weights.keys():
         raise DataError(f"{newest.uri} holds other weights than {output.job} describes: was one of them changed?")
     with torch.no_grad():
         for name, value in adapter.items():
             value.copy_(weights[name])
-    return Trained(output, job.spec, policy, newest.step)
+    return Trained(output, run, policy, newest.step)
 
 
 def sample(
