@@ -49,7 +49,7 @@ def begin(folder: Path, iterations: int = 10, done: int = 0, totals: dict[str, f
 
 def scorer(*scores: float) -> Scorer:
     total = torch.tensor(scores)
-    policy = SimpleNamespace(decode=lambda latents: latents)
+    policy = SimpleNamespace(decode_to_rank=lambda latents: latents, sampler=SimpleNamespace(steps=4))
     reward = lambda *_: SimpleNamespace(total=total, parts={"main": total})  # noqa: E731
     made = Scorer(cast(Any, policy), cast(Any, reward), ["a"] * len(scores))
     made(torch.zeros(len(scores), 1), 0)

@@ -1,7 +1,7 @@
 """Measure a policy on prompts and noise that training never sees."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -77,8 +77,11 @@ def measure(
     seed: int,
     batch: int = 64,
     keep: int = 32,
+    look: Callable[[Tensor, Sequence[str]], None] | None = None,
 ) -> Measurement:
     """Draw `count` pictures and score them by the rewards that are maximised and those that are only watched.
+
+    look: is shown every batch [n, 3, H, W] with its prompts.
 
     One batch at a time is in memory, and of all that was drawn the first `keep` pictures and small copies.
     """
@@ -86,6 +89,8 @@ def measure(
     totals, kept, small = [], [], []
     parts: dict[str, list[Tensor]] = defaultdict(list)
     for wanted, pictures in batches(policy, prompts, count, seed, batch):
+        if look is not None:
+            look(pictures, wanted)
         scores = reward(pictures, wanted)
         found = dict(scores.parts)
         if watched is not None:

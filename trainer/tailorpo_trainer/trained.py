@@ -18,7 +18,8 @@ from tailorpo_trainer.exits import DataError
 from tailorpo_trainer.noise import Purpose
 from tailorpo_trainer.outputs import Output, finite
 from tailorpo_trainer.policy import Policy
-from tailorpo_trainer.report.measures import t_quantile
+from tailorpo_trainer.recognition import Judge, Recognition
+from tailorpo_trainer.report.measures import t_quantile, wilson
 from tailorpo_trainer.spec import Spec
 
 FRESH = 1_000_003
@@ -99,12 +100,17 @@ def _draw(trained: Trained, prompts: Sequence[str], images: int, seed: int, to: 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Before and after on the same noise. Intervals are 95 %: Student's, from the standard error of n pictures."""
+    """Before and after on the same noise. Intervals are 95 %: Student's, from the standard error of n pictures.
+
+    recognised: what the shipped model's judge made of the pictures before and after; None for another model, or
+    where no prompt names an animal that it knows.
+    """
 
     iteration: int
     images: int
     before: Measurement
     after: Measurement
+    recognised: tuple[Recognition, Recognition] | None = None
 
     def rows(self) -> list[dict[str, Any]]:
         """One row a score: means, half widths of their intervals, and of the paired difference."""
@@ -126,12 +132,21 @@ class Comparison:
         ]
 
     def as_dict(self) -> dict[str, Any]:
-        return {
+        found = {
             "iteration": self.iteration,
             "images": self.images,
             "scores": self.rows(),
             "diversity": {"before": self.before.diversity, "after": self.after.diversity},
         }
+        if self.recognised is not None:
+            before, after = self.recognised
+            found["recognised"] = {
+                "before": _share(before),
+                "after": _share(after),
+                "images": after.images,
+                "images_left_out": after.left_out,
+            }
+        return found
 
     def table(self) -> list[list[str]]:
         """What a person reads: name, before, after, paired difference, each with its interval where it has one."""
@@ -147,7 +162,23 @@ class Comparison:
         before, after = self.before.diversity, self.after.diversity
         if before is not None and after is not None:
             rows.append(["diversity", f"{before:.3f}", f"{after:.3f}", f"{after - before:+.3f}"])
+        if self.recognised is not None:
+            shares = [_share(found) for found in self.recognised]
+            cells = [f"{100 * s['share']:.1f} % ({100 * s['low']:.1f} to {100 * s['high']:.1f})" for s in shares]
+            rows.append(["named right", *cells, f"{100 * (shares[1]['share'] - shares[0]['share']):+.1f} points"])
         return rows
+
+    def notes(self) -> list[str]:
+        """How to read the table."""
+        notes = ["± is the 95 % interval of the mean; differences are picture by picture, on the same noise"]
+        if self.recognised is not None:
+            after = self.recognised[1]
+            left_out = f"; {after.left_out} of other prompts left out" if after.left_out else ""
+            notes.append(
+                f"named right: by the shipped model's judge, which is never a reward, of {after.images} pictures whose "
+                f"prompt names one of its animals{left_out}; in brackets the 95 % interval"
+            )
+        return notes
 
 
 def compare(folder: Path, images: int, prompts: Sequence[str] = (), seed: int | None = None) -> Comparison:
@@ -161,12 +192,19 @@ def compare(folder: Path, images: int, prompts: Sequence[str] = (), seed: int | 
     drawn_from = run.training.seed + FRESH if seed is None else seed
     batch = policy.portions.sampling
 
-    def measure() -> Measurement:
-        return evaluate.measure(policy, reward, watched, wanted, images, drawn_from, batch, keep=0)
+    shipped = run.model.name == models.SHIPPED
+
+    def measure() -> tuple[Measurement, Recognition | None]:
+        judge = Judge(policy.device) if shipped else None
+        look = judge.look if judge else None
+        found = evaluate.measure(policy, reward, watched, wanted, images, drawn_from, batch, keep=0, look=look)
+        return found, judge.verdict() if judge else None
 
     with policy.reference():
-        before = measure()
-    return Comparison(trained.iteration, images, before, measure())
+        before, seen_before = measure()
+    after, seen_after = measure()
+    recognised = (seen_before, seen_after) if seen_before and seen_after and seen_after.images else None
+    return Comparison(trained.iteration, images, before, after, recognised)
 
 
 def evaluate_command(folder: Path, images: int, prompts: Sequence[str], seed: int | None, as_json: bool) -> None:
@@ -185,7 +223,8 @@ def evaluate_command(folder: Path, images: int, prompts: Sequence[str], seed: in
         for row in [head, *rows]:
             numbers = (cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
             print("   ".join([row[0].ljust(widths[0]), *numbers]))
-    print("± is the 95 % interval of the mean; differences are picture by picture, on the same noise")
+    for note in found.notes():
+        print(note)
 
 
 def _print_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -206,6 +245,11 @@ def _interval(values: Tensor) -> float:
     """Half the width of the 95 % interval of the mean; NaN for a single value."""
     count = len(values)
     return t_quantile(count - 1) * float(values.double().std()) / count**0.5 if count > 1 else math.nan
+
+
+def _share(found: Recognition) -> dict[str, float]:
+    low, high = wilson(found.right, found.images)
+    return {"share": found.right / found.images, "low": low, "high": high}
 
 
 def _with_interval(value: float, half: float, sign: str = "") -> str:

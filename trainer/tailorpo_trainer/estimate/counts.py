@@ -145,9 +145,9 @@ def _iteration(
     loss.losses.sum().backward()
     hollow.work["reward", "training"] += hollow.reward.queries
     for key, value in hollow.largest.items():
-        per_call = (
-            value / len(rows) if key[1] in ("training", "reference") and not scene.keep_graph else value
-        )  # an update takes rows in batches
+        # An update takes rows in batches, also where the rollout has made some of them.
+        of_update = key[0] == "forward" and key[1] in ("training", "reference")
+        per_call = (hollow.rows if scene.keep_graph else value / len(rows)) if of_update else value
         largest[key] = max(largest.get(key, 0), per_call)
     return dict(hollow.work)
 
