@@ -84,7 +84,8 @@ def from_evaluations(lines: Sequence[Line]) -> Iterator[Alarm]:
     change, error = _change(first, last, "reward", "reward_standard_error", "scores")
     if change is None or error is None or change <= 2 * error:
         return
-    fallen = [*_fallen_rewards(first, last), *_fallen_diversity(first, last)]
+    diversities = (_fallen_diversity(first, last, key) for key in ("diversity", "feature_diversity"))
+    fallen = [*_fallen_rewards(first, last), *(text for texts in diversities for text in texts)]
     if fallen:
         yield Alarm(
             "over-optimisation",
@@ -111,15 +112,15 @@ def _fallen_rewards(first: Line, last: Line) -> Iterator[str]:
             yield f"{name} from {one['value']:.4g} to {other['value']:.4g}"
 
 
-def _fallen_diversity(first: Line, last: Line) -> Iterator[str]:
-    before, after = first.get("diversity"), last.get("diversity")
+def _fallen_diversity(first: Line, last: Line, key: str) -> Iterator[str]:
+    before, after = first.get(key), last.get(key)
     if before is None or after is None:
         return
-    one, other = first.get("diversity_standard_error"), last.get("diversity_standard_error")
+    one, other = first.get(f"{key}_standard_error"), last.get(f"{key}_standard_error")
     if one is None or other is None:  # two pictures in all: their distance may be anything
         return
     if after < (1 - FALL) * before and after < before - 2 * math.hypot(one, other):
-        yield f"diversity from {before:.3g} to {after:.3g}"
+        yield f"{key.replace('_', ' ')} from {before:.3g} to {after:.3g}"
 
 
 def _change(first: Line, last: Line, value: str, error: str, scores: str) -> tuple[float | None, float | None]:

@@ -117,6 +117,8 @@ class Record:
             "watched": list(watched),
             "diversity": measured.diversity,
             "diversity_standard_error": measured.diversity_error,
+            "feature_diversity": measured.feature_diversity,
+            "feature_diversity_standard_error": measured.feature_diversity_error,
             "scores": _short(measured.reward),
             "watched_scores": {name: _short(measured.parts[name]) for name in watched},
             "prompts": measured.prompts[: len(measured.pictures)],

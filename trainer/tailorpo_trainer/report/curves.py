@@ -101,6 +101,9 @@ def evaluation_charts(shown: Sequence[Evaluation], terms: Sequence[str]) -> list
     diversity = Series("diversity", "evaluation", [e.diversity for e in shown], "c1")
     note = "RMS difference of pictures of one prompt"
     charts.append(Chart("diversity", "Diversity", [diversity], note, watched=True))
+    seen = Series("feature diversity", "evaluation", [e.feature_diversity for e in shown], "c1")
+    note = "cosine distance of CLIP embeddings of pictures of one prompt"
+    charts.append(Chart("feature-diversity", "Feature diversity", [seen], note, watched=True))
     return charts
 
 
