@@ -14,7 +14,7 @@ from tailorpo_trainer.rewards.combine import RewardSum
 from tailorpo_trainer.timing import Phases
 
 CHECKED, CHECK_EVERY = 80, 10
-"""Pictures that one check of the scoring decoder decodes again, and iterations between checks without evaluations."""
+"""Pictures, about, that a check of the scoring decoder decodes again; iterations between checks without evaluations."""
 
 
 def check_interval(run: spec.TrainingSpec) -> int:
