@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline
 from diffusers.utils import logging
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import PIPELINE, SCORING_DECODER
-from .autoencoder import CHANNELS, SCALING, picture_loss
+from .autoencoder import CHANNELS, SCALING, initialise, picture_loss
 from .loop import descend, learning_rate
 from .pictures import all_captions
 
@@ -42,17 +42,7 @@ def build() -> AutoencoderTiny:
         latent_channels=CHANNELS,
         scaling_factor=SCALING,
     )
-    for layer in model.decoder.modules():
-        if isinstance(layer, nn.Conv2d):
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
-    with torch.no_grad():
-        for layer in model.decoder.layers:
-            if hasattr(layer, "fuse"):  # an AutoencoderTinyBlock
-                layer.conv[-1].weight.mul_(0.1)
-        model.decoder.layers[-1].weight.mul_(0.1)
-        model.decoder.layers[-1].bias.fill_(0.5)
+    initialise(model.decoder)
     return model
 
 
