@@ -34,8 +34,8 @@ def open_display(kind: Kind, iterations: int, done: int) -> Display:
     return Plain(sys.stderr, iterations)
 
 
-class Quiet:
-    """Alarms only."""
+class Silent:
+    """Nothing: for the processes of a run that do not speak for it."""
 
     def message(self, text: str) -> None:
         pass
@@ -43,14 +43,17 @@ class Quiet:
     def iteration(self, line: Line) -> None:
         pass
 
-    def evaluation(self, line: Line) -> None:
-        pass
-
-    def alarm(self, line: Line) -> None:
-        print(f"alarm: {line['name']}: {line['message']}", file=sys.stderr, flush=True)
+    evaluation = alarm = iteration
 
     def close(self) -> None:
         pass
+
+
+class Quiet(Silent):
+    """Alarms only."""
+
+    def alarm(self, line: Line) -> None:
+        print(f"alarm: {line['name']}: {line['message']}", file=sys.stderr, flush=True)
 
 
 class Json:

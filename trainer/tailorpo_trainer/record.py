@@ -26,10 +26,12 @@ class Record:
         step: iterations done.
         totals: work since the beginning, over all attempts: images, reward_queries, denoiser_forwards, … , seconds.
         checkpoint: the newest one, from which a resume would go on: uri, step, time.
+        speaks: whether it writes; of several processes one speaks for the run.
         lines: of `metrics.jsonl`, without a number that is not finite.
     """
 
-    def __init__(self, output: Output, display: Display, name: str, iterations: int) -> None:
+    def __init__(self, output: Output, display: Display, name: str, iterations: int, speaks: bool = True) -> None:
+        self.speaks = speaks
         self.output, self.display, self.name, self.iterations = output, display, name, iterations
         self.phases = Phases()
         self.step = 0
@@ -45,13 +47,15 @@ class Record:
     def resume(self, iteration: int, totals: dict[str, float], checkpoint: dict[str, Any] | None = None) -> None:
         """Forget what was written after the checkpoint that training goes on from; at 0, everything."""
         self.step, self.totals, self.checkpoint = iteration, dict(totals), checkpoint
-        self.lines = [line for line in self.output.read_metrics() if 0 < iteration >= line["iteration"]]
+        written = self.output.read_metrics() if self.speaks else []
+        self.lines = [line for line in written if 0 < iteration >= line["iteration"]]
         self._kinds.clear()
         for line in self.lines:
             self._kinds[line["kind"]].append(line)
         self._raised = {line["name"] for line in self._kinds["alarm"]}
-        rewrite_metrics(self.output.metrics, self.lines)
-        self.output.forget_samples(line["iteration"] for line in self._kinds["evaluation"])
+        if self.speaks:
+            rewrite_metrics(self.output.metrics, self.lines)
+            self.output.forget_samples(line["iteration"] for line in self._kinds["evaluation"])
         self.progress("Running")
         self._since = time.perf_counter()
 
@@ -145,6 +149,8 @@ class Record:
 
     def progress(self, phase: str, message: str | None = None) -> None:
         """Replace `progress.json`."""
+        if not self.speaks:
+            return
         last: dict[str, Any] = next(reversed(self._kinds["iteration"]), {})
         measured: dict[str, Any] = next(reversed(self._kinds["evaluation"]), {})
         write_json(
@@ -193,10 +199,13 @@ class Record:
         whole: dict[str, Any] = finite(line)
         self.lines.append(whole)
         self._kinds[whole["kind"]].append(whole)
-        append_metrics(self.output.metrics, whole)
+        if self.speaks:
+            append_metrics(self.output.metrics, whole)
         return whole
 
     def _pictures(self, iteration: int, pictures: Tensor) -> None:
+        if not self.speaks:
+            return
         from PIL import Image
 
         folder = self.output.sample(iteration, 0).parent

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from tailorpo_trainer import spec
 from tailorpo_trainer.agreement import Agreement, rank_agreement
+from tailorpo_trainer.distributed import World
 from tailorpo_trainer.exits import TailorPOError
 from tailorpo_trainer.policy import Policy
 from tailorpo_trainer.rewards.combine import RewardSum
@@ -98,6 +99,17 @@ class Scorer:
     def agreement(self) -> Agreement:
         """Of the scoring decoder with the model's own, on this iteration's checked candidates."""
         return sum(self._checks, start=Agreement())
+
+    def pool(self, world: World) -> None:
+        """Make the statistics those of all processes' samples."""
+        for sums in self._sums.values():
+            pooled = torch.tensor(sums, dtype=torch.float64)
+            world.sum([pooled])
+            sums[:] = pooled.tolist()
+        if self.recheck:
+            counts = torch.tensor([self.agreement.agreed, self.agreement.compared], dtype=torch.float64)
+            world.sum([counts])
+            self._checks[:] = [Agreement(*map(int, counts.tolist()))]
 
     def mean(self, name: str = "") -> float:
         """Mean score of this iteration of one reward, or of the weighted sum (name `""`)."""

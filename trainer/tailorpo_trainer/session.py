@@ -1,5 +1,6 @@
 """One process' run: everything the loop needs, made from the document, and its state."""
 
+import json
 import os
 import platform
 from dataclasses import dataclass
@@ -9,8 +10,21 @@ from typing import Any
 
 import torch
 
-from tailorpo_trainer import checkpoint, document, estimate, evaluate, methods, models, prompts, report, rewards, spec
-from tailorpo_trainer.display import Display, Kind, open_display
+from tailorpo_trainer import (
+    checkpoint,
+    document,
+    estimate,
+    evaluate,
+    methods,
+    models,
+    prompts,
+    report,
+    rewards,
+    rules,
+    spec,
+)
+from tailorpo_trainer.display import Display, Kind, Silent, open_display
+from tailorpo_trainer.distributed import World
 from tailorpo_trainer.exits import ConfigurationError
 from tailorpo_trainer.noise import Noise, Purpose
 from tailorpo_trainer.outputs import Output, write_json, write_text
@@ -21,7 +35,6 @@ from tailorpo_trainer.rewards.combine import RewardSum
 from tailorpo_trainer.sampler import choose_steps
 from tailorpo_trainer.scoring import Scorer, rechecked
 from tailorpo_trainer.spec import TailorPOJob
-from tailorpo_trainer.stopping import Stop
 from tailorpo_trainer.updater import Updater
 
 PACKAGES = ("tailorpo", "torch", "diffusers", "transformers", "peft", "accelerate", "numpy", "safetensors")
@@ -32,8 +45,10 @@ class Session:
     """The parts of a run, and how far it is.
 
     Attributes:
+        world: this process among its peers; only the first writes.
         iteration: iterations done; the state between two is what a checkpoint holds.
-        attempt: where checkpoints go; None when the run was complete already.
+        attempt: where checkpoints go; None when the run was complete already, and in all processes but the first.
+        evaluated_at: the iteration whose evaluation was made last.
     """
 
     job: TailorPOJob
@@ -47,10 +62,11 @@ class Session:
     held_out: list[str]
     record: Record
     display: Display
-    stop: Stop
+    world: World
     attempt: checkpoint.Attempt | None
     iteration: int = 0
     saved_at: int = 0
+    evaluated_at: int | None = None
 
     @property
     def run(self) -> spec.Spec:
@@ -71,12 +87,14 @@ class Session:
         return tuple(name for name in names if name not in self.reward.names)
 
     def scene(self) -> methods.Scene:
-        """What this iteration rolls out: a function of the seed and the iteration alone."""
+        """This process' share of what this iteration rolls out: a function of the seed and the iteration alone."""
         training, sampling = self.run.training, self.run.sampling
         drawn = prompts.draw(self.prompts, training.seed, self.iteration, training.prompts_per_iteration)
-        chosen = [index for index in drawn for _ in range(training.samples_per_prompt)]
+        samples = [index for index in drawn for _ in range(training.samples_per_prompt)]
+        mine = self.world.share(len(samples))
+        chosen = [samples[number] for number in mine]
         key = (training.seed, Purpose.TRAINING, self.iteration)
-        noise = Noise(key, range(len(chosen)), self.policy.latent_shape, self.policy.device)
+        noise = Noise(key, mine, self.policy.latent_shape, self.policy.device)
         text = [self.prompts[index] for index in chosen]
         steps = sampling.trained_steps
         assert steps.count is not None
@@ -92,7 +110,8 @@ class Session:
             ),
             trained=trained,
             progress=self.iteration / self.iterations,
-            keep_graph=methods.can_keep_graph(training, self.policy.portions, trained),
+            keep_graph=methods.can_keep_graph(training, self.policy.portions, trained, len(mine)),
+            gather=self.world.gather,
         )
 
     def roll_out(self, scene: methods.Scene) -> Any:
@@ -111,13 +130,15 @@ class Session:
             self.run.evaluation.images,
             training.seed,
             batch=self.policy.portions.sampling,
+            world=self.world,
         )
 
     def work(self, since: dict[str, float] | None = None) -> dict[str, float]:
-        """Work done so far, or since an earlier reading."""
+        """Work of this process so far, or since an earlier reading."""
         training = self.run.training
+        samples = training.prompts_per_iteration * training.samples_per_prompt
         now: dict[str, float] = {
-            "images": self.iteration * training.prompts_per_iteration * training.samples_per_prompt,
+            "images": self.iteration * len(self.world.share(samples)),
             "reward_queries": self.reward.queries,
             **self.policy.work.as_dict(),
         }
@@ -125,7 +146,7 @@ class Session:
 
     def evaluation_due(self) -> bool:
         every = self.run.evaluation.every_iterations
-        if every == 0 or self.record.evaluated(self.iteration):
+        if every == 0 or self.evaluated_at == self.iteration:
             return False
         return self.iteration % every == 0 or self.iteration == self.iterations
 
@@ -141,27 +162,40 @@ class Session:
     def checkpoint(self) -> None:
         """Commit the state between two iterations, unless that is done or an iteration's updates are half made."""
         whole = self.updater.updates == self.iteration * self.run.training.updates_per_iteration
-        if self.saved_at == self.iteration or not whole or self.attempt is None:
+        if self.saved_at == self.iteration or not whole:
+            return
+        self.world.same(self.policy.adapter())
+        self.saved_at = self.iteration
+        if self.attempt is None:
             return
         with self.record.phases("checkpoint"):
             groups, state = self.updater.state()
             saved = self.attempt.save(self.iteration, groups, state | {"totals": self.record.totals})
             self.attempt.prune(self.run.checkpoint.keep)
-        self.saved_at = self.iteration
         self.record.saved(self.iteration, self.attempt.store.uri(saved.ref.prefix))
 
 
 def open_session(
-    job: TailorPOJob, root: Path, base: Path | None, fresh: bool, display_kind: Kind, stop: Stop
+    job: TailorPOJob, root: Path, base: Path | None, fresh: bool, display_kind: Kind, world: World
 ) -> Session:
     """Load everything, cheapest first, so that what is wrong shows before minutes have passed."""
     run, least_attempt = job.spec, _least_attempt()
+    if problem := rules.shares_problem(run, world.size):
+        raise ConfigurationError(f"spec.training.promptsPerIteration: {problem}")
+    if run.evaluation.every_iterations and run.evaluation.images < world.size:
+        raise ConfigurationError(
+            f"spec.evaluation.images: {run.evaluation.images} pictures cannot be shared by {world.size} processes: "
+            f"at least {world.size}"
+        )
     training_prompts = list(prompts.load(run.prompts, base))
     held_out = list(prompts.load(run.evaluation.prompts, base)) if run.evaluation.prompts else training_prompts
     output = Output(root)
-    output.create()
-    storage = checkpoint.open_run(checkpoint.open_store(root), job)
-    start = None if fresh else storage.latest()
+    storage, start = None, None
+    if world.first:
+        output.create()
+        storage = checkpoint.open_run(checkpoint.open_store(root), job)
+        start = None if fresh else storage.latest()
+    start = _shared(start, world)
     models.quiet()
     device = models.pick_device()
     method = methods.build(run.method)
@@ -172,22 +206,24 @@ def open_session(
     if method.needs_gradient:
         rewards.require_differentiable(reward, run.method.name)
     policy = models.load_policy(run, device)
-    policy.interrupt = stop.check
-    updater = Updater(policy, method, run)
-    write_text(output.job, document.dump(job))
-    write_json(output.prompts, {"training": training_prompts, "evaluation": held_out})
-    write_json(output.environment, environment(device))
+    policy.interrupt = world.check
+    updater = Updater(policy, method, run, world)
+    if world.first:
+        write_text(output.job, document.dump(job))
+        write_json(output.prompts, {"training": training_prompts, "evaluation": held_out})
+        write_json(output.environment, environment(device, world.size))
     done = 0
     if start is not None:
         updater.load(start)
         done = start.step
     complete = done == run.training.iterations
-    attempt = None if complete else storage.begin(start, at_least=least_attempt)
-    display = open_display(display_kind, run.training.iterations, done)
-    record = Record(output, display, job.metadata.name, run.training.iterations)
+    attempt = None if complete or storage is None else storage.begin(start, at_least=least_attempt)
+    display = open_display(display_kind, run.training.iterations, done) if world.first else Silent()
+    record = Record(output, display, job.metadata.name, run.training.iterations, speaks=world.first)
     record.attempt = start.attempt if start and complete else attempt.number if attempt else 1
     newest = {"uri": start.uri, "step": start.step, "time": start.manifest.time} if start else None
     record.resume(done, start.state["totals"] if start else {}, newest)
+    evaluated = world.broadcast(b"1" if record.evaluated(done) else b"0") == b"1"
     session = Session(
         job,
         output,
@@ -200,10 +236,11 @@ def open_session(
         held_out,
         record,
         display,
-        stop,
+        world,
         attempt,
         iteration=done,
         saved_at=done,
+        evaluated_at=done if evaluated else None,
     )
     display.message(
         _hello(session) if not complete else f"{job.metadata.name}: complete after {done} iterations, nothing to do"
@@ -211,8 +248,28 @@ def open_session(
     return session
 
 
+def _shared(start: checkpoint.Loaded | None, world: World) -> checkpoint.Loaded | None:
+    """The checkpoint that the first process read and verified, in all of them."""
+    if world.size == 1:
+        return start
+    head, objects = {}, {}
+    if start is not None:
+        sizes = {name: len(data) for name, data in start.objects.items()}
+        head = {"manifest": start.manifest.encode().decode(), "uri": start.uri, "state": start.state, "sizes": sizes}
+    head = json.loads(world.broadcast(json.dumps(head).encode()))
+    if not head:
+        return None
+    for name in head["sizes"]:
+        objects[name] = world.broadcast(start.objects[name] if start is not None else b"")
+    return checkpoint.Loaded(
+        checkpoint.Manifest.decode(head["manifest"].encode(), head["uri"]), head["uri"], head["state"], objects
+    )
+
+
 def finish(session: Session) -> None:
     """Write the result: the adapter as diffusers loads it, and the report."""
+    if not session.world.first:
+        return
     with session.updater.averaged():
         models.save_adapter(session.policy, session.output.adapter)
     write_json(session.output.cost, estimate.row_costs(session.run))
@@ -223,6 +280,8 @@ def finish(session: Session) -> None:
 
 def write_report(session: Session) -> None:
     """The page of what there is so far, also of a run that was stopped or failed."""
+    if not session.world.first:
+        return
     session.display.message(f"report: {report.write(session.output.root)}")
 
 
@@ -234,7 +293,7 @@ def _least_attempt() -> int:
     return int(text)
 
 
-def environment(device: torch.device) -> dict[str, Any]:
+def environment(device: torch.device, processes: int = 1) -> dict[str, Any]:
     """What a result depends on besides the document."""
     versions = {}
     for name in PACKAGES:
@@ -249,6 +308,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "processor": _processor(),
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "processes": processes,
         "device": str(device),
         "accelerator": accelerator,
         "packages": versions,
@@ -267,10 +327,11 @@ def _hello(session: Session) -> str:
     run, policy = session.run, session.policy
     weights = sum(parameter.numel() for parameter in policy.parameters)
     rewards_text = " + ".join(f"{reward.weight:g} x {reward.name}" for reward in run.rewards)
+    processes = f"{session.world.size} processes, " if session.world.size > 1 else ""
     start = f", going on after iteration {session.iteration}" if session.iteration else ""
     return (
         f"{session.job.metadata.name}: {run.method.name} on {run.model.name} for {rewards_text}; "
         f"{weights:,} adapter weights, {run.training.iterations} iterations of "
-        f"{run.training.prompts_per_iteration * run.training.samples_per_prompt} samples on {policy.device} "
+        f"{run.training.prompts_per_iteration * run.training.samples_per_prompt} samples on {processes}{policy.device} "
         f"in {str(policy.dtype).removeprefix('torch.')}{start}"
     )

@@ -3,12 +3,14 @@
 import time
 from pathlib import Path
 
+from tailorpo_trainer import distributed
 from tailorpo_trainer.display import Kind
 from tailorpo_trainer.exits import TailorPOError
 from tailorpo_trainer.session import Session, finish, open_session, write_report
 from tailorpo_trainer.spec import TailorPOJob
 from tailorpo_trainer.stopping import Stop, StopRequested
 from tailorpo_trainer.updater import check_beginning
+from tailorpo_trainer.watchdog import watching
 
 
 def run(
@@ -21,21 +23,31 @@ def run(
     Raises:
         TailorPOError: with the exit code that tells why; a checkpoint is written first where one can be.
     """
-    with Stop().listening() as stop:
-        session = open_session(job, output, base, fresh, display, stop)
+    policy = job.spec.run_policy
+    with (
+        Stop().listening() as stop,
+        distributed.join(stop, policy.rendezvous_timeout_seconds, policy.stall_timeout_seconds) as world,
+        watching(policy.stall_timeout_seconds) as world.beat,
+    ):
+        with world.together(), world.held():  # a wish to stop waits until there is something that could be saved
+            session = open_session(job, output, base, fresh, display, world)
         try:
-            train(session)
+            with world.together():
+                train(session)
             finish(session)
+            world.barrier()
         except StopRequested:
             session.checkpoint()
             error = stop.error(f"after iteration {session.iteration} of {session.iterations}")
             session.record.progress("Stopped", str(error))
             write_report(session)
+            world.barrier()
             raise error from None
         except TailorPOError as error:
             session.checkpoint()
             session.record.failed(session.iteration + 1, error)
             write_report(session)
+            world.barrier()
             raise type(error)(f"{error} (in iteration {session.iteration + 1})") from None
         finally:
             session.display.close()
@@ -53,14 +65,16 @@ def train(session: Session) -> None:
         phases, work = session.record.phases, session.work()
         with phases("rollout"):
             scene = session.scene()
-            drawn = session.roll_out(scene)
-            rows = session.method.rows(scene, drawn)
+            rows = session.method.rows(scene, session.roll_out(scene))
         with phases("update"):
-            facts = session.updater.iterate(rows, scene.text, session.stop.check)
+            facts = session.updater.iterate(rows, scene.text)
         if session.is_beginning():
             check_beginning(facts, scene.noise.size, exact=session.exact)
         session.iteration += 1
-        session.record.iteration(session.iteration, scene.score, facts, session.work(since=work))
+        with session.world.held():
+            scene.score.pool(session.world)
+            done = session.world.total(session.work(since=work))
+        session.record.iteration(session.iteration, scene.score, facts, done)
 
 
 def evaluate(session: Session) -> None:
@@ -68,4 +82,5 @@ def evaluate(session: Session) -> None:
     since = time.perf_counter()
     with session.updater.averaged():
         measured = session.measure()
+    session.evaluated_at = session.iteration
     session.record.evaluation(session.iteration, measured, session.watched_names, time.perf_counter() - since)

@@ -128,6 +128,7 @@ def _iteration(
 ) -> Work:
     """One iteration of one sample; `largest` takes in the rows of the largest calls. recheck: as `Scorer` has it."""
     hollow = Hollow(run, sampler)
+    samples = run.training.prompts_per_iteration * run.training.samples_per_prompt
     scene = methods.Scene(
         policy=hollow.policy,
         text=hollow.policy.embed(["a"]),
@@ -135,7 +136,7 @@ def _iteration(
         noise=Noise((0, Purpose.TRAINING, 0), range(1), hollow.policy.latent_shape),
         score=Scorer(hollow.policy, hollow.reward, ["a"], recheck=recheck),
         trained=trained,
-        keep_graph=methods.can_keep_graph(run.training, at_once, trained),
+        keep_graph=methods.can_keep_graph(run.training, at_once, trained, samples),
     )
     method = methods.build(run.method)
     drawn = method.roll_out(scene)
