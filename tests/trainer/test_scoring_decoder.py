@@ -4,7 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -12,6 +12,7 @@ import torch
 from tailorpo_trainer import alarms, estimate, models, prompts, report, rewards, spec, train, trained
 from tailorpo_trainer import document as documents
 from tailorpo_trainer.agreement import Agreement, rank_agreement
+from tailorpo_trainer.distributed import World
 from tailorpo_trainer.estimate import architectures
 from tailorpo_trainer.exits import ConfigurationError, DataError, TailorPOError
 from tailorpo_trainer.noise import Noise, Purpose
@@ -63,7 +64,7 @@ def trained_session(run: Spec, folder: Path) -> Session:
         {"apiVersion": spec.API_VERSION, "kind": spec.KIND, "metadata": {"name": "test"}, "spec": run}
     )
     with Stop().listening() as stop:
-        session = open_session(job, folder, None, False, "quiet", stop)
+        session = open_session(job, folder, None, False, "quiet", World(stop))
         train.train(session)
         session.display.close()
     return session
@@ -270,6 +271,25 @@ def test_a_random_decoder_raises_the_alarm(document: Make, decoder: Path, tmp_pa
     page = report.write(tmp_path).read_text()
     assert "Rank agreement" in page
     assert "decoded by the scoring decoder" in page
+
+
+def test_the_checks_of_all_processes_are_one(document: Make, decoder: Path) -> None:
+    run = run_of(document, decoder)
+    policy = models.load_policy(run)
+    score = Scorer(policy, rewards.load(run.rewards, "cpu"), PROMPTS, recheck=2)
+    score(torch.randn(6, *policy.latent_shape, generator=torch.Generator().manual_seed(0)), 0)
+    mine = score.agreement
+    assert mine.compared == 2
+
+    class Twins:
+        """A peer that found the same."""
+
+        def sum(self, tensors: list[torch.Tensor]) -> None:
+            for tensor in tensors:
+                tensor.mul_(2)
+
+    score.pool(cast(Any, Twins()))
+    assert score.agreement == mine + mine
 
 
 @pytest.mark.parametrize(
