@@ -111,6 +111,16 @@ def write_text(path: Path, text: str) -> None:
         temporary.unlink(missing_ok=True)  # also after a second Ctrl-C
 
 
+def overwrite(path: Path, data: bytes) -> None:
+    """Write over a file in place: for one that must stay the same file, or a disk that has no room for a second one."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
+    try:
+        os.write(descriptor, data)
+        os.ftruncate(descriptor, len(data))
+    finally:
+        os.close(descriptor)
+
+
 def append_metrics(path: Path, line: Mapping[str, Any]) -> None:
     """Add a line to `metrics.jsonl`; it must be `finite`."""
     with path.open("a", encoding="utf-8") as out:

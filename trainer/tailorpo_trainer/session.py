@@ -2,6 +2,8 @@
 
 import os
 import platform
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,8 +15,10 @@ from tailorpo_trainer import checkpoint, document, estimate, evaluate, methods, 
 from tailorpo_trainer.display import Display, Kind, open_display
 from tailorpo_trainer.exits import ConfigurationError
 from tailorpo_trainer.noise import Noise, Purpose
+from tailorpo_trainer.observing import Observer
 from tailorpo_trainer.outputs import Output, write_json, write_text
 from tailorpo_trainer.policy import Policy
+from tailorpo_trainer.progress import Checkpoint, Progress
 from tailorpo_trainer.record import Record
 from tailorpo_trainer.records import merge
 from tailorpo_trainer.rewards.combine import RewardSum
@@ -141,16 +145,24 @@ class Session:
         whole = self.updater.updates == self.iteration * self.run.training.updates_per_iteration
         if self.saved_at == self.iteration or not whole or self.attempt is None:
             return
+        since = time.perf_counter()
         with self.record.phases("checkpoint"):
             groups, state = self.updater.state()
             saved = self.attempt.save(self.iteration, groups, state | {"totals": self.record.totals})
             self.attempt.prune(self.run.checkpoint.keep)
         self.saved_at = self.iteration
-        self.record.saved(self.iteration, self.attempt.store.uri(saved.ref.prefix))
+        uri = self.attempt.store.uri(saved.ref.prefix)
+        self.record.saved(self.iteration, uri, time.perf_counter() - since, saved.size)
 
 
 def open_session(
-    job: TailorPOJob, root: Path, base: Path | None, fresh: bool, display_kind: Kind, stop: Stop
+    job: TailorPOJob,
+    root: Path,
+    base: Path | None,
+    fresh: bool,
+    display_kind: Kind,
+    stop: Stop,
+    observers: Sequence[Observer] = (),
 ) -> Session:
     """Load everything, cheapest first, so that what is wrong shows before minutes have passed."""
     run, least_attempt = job.spec, _least_attempt()
@@ -159,6 +171,7 @@ def open_session(
     output = Output(root)
     output.create()
     storage = checkpoint.open_run(checkpoint.open_store(root), job)
+    record = Record(output, beginning(job))
     start = None if fresh else storage.latest()
     models.quiet()
     device = models.pick_device()
@@ -182,10 +195,10 @@ def open_session(
     complete = done == run.training.iterations
     attempt = None if complete else storage.begin(start, at_least=least_attempt)
     display = open_display(display_kind, run.training.iterations, done)
-    record = Record(output, display, job.metadata.name, run.training.iterations)
-    record.attempt = start.attempt if start and complete else attempt.number if attempt else 1
-    newest = {"uri": start.uri, "step": start.step, "time": start.manifest.time} if start else None
-    record.resume(done, start.state["totals"] if start else {}, newest)
+    record.observers = (display, *observers)
+    number = start.attempt if start and complete else attempt.number if attempt else 1
+    newest = Checkpoint(uri=start.uri, step=start.step, time=start.manifest.time) if start else None
+    record.resume(number, done, start.state["totals"] if start else {}, newest)
     session = Session(
         job,
         output,
@@ -214,7 +227,7 @@ def finish(session: Session) -> None:
     with session.updater.averaged():
         models.save_adapter(session.policy, session.output.adapter)
     write_json(session.output.cost, estimate.row_costs(session.run))
-    session.record.progress("Succeeded")
+    session.record.succeeded(session.output.adapter)
     session.display.message(f"adapter: {session.output.adapter}")
     write_report(session)
 
@@ -222,6 +235,11 @@ def finish(session: Session) -> None:
 def write_report(session: Session) -> None:
     """The page of what there is so far, also of a run that was stopped or failed."""
     session.display.message(f"report: {report.write(session.output.root)}")
+
+
+def beginning(job: TailorPOJob) -> Progress:
+    """What is known of a run before anything is loaded."""
+    return Progress(name=job.metadata.name, namespace=job.metadata.namespace, of=job.spec.training.iterations)
 
 
 def _least_attempt() -> int:

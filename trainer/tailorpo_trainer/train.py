@@ -3,42 +3,61 @@
 import time
 from pathlib import Path
 
+from tailorpo_trainer import termination
 from tailorpo_trainer.display import Kind
 from tailorpo_trainer.exits import TailorPOError
-from tailorpo_trainer.session import Session, finish, open_session, write_report
+from tailorpo_trainer.session import Session, beginning, finish, open_session, write_report
 from tailorpo_trainer.spec import TailorPOJob
 from tailorpo_trainer.stopping import Stop, StopRequested
 from tailorpo_trainer.updater import check_beginning
+from tailorpo_trainer.watching import Watch, watching
 
 
 def run(
-    job: TailorPOJob, output: Path, *, base: Path | None = None, fresh: bool = False, display: Kind = "auto"
+    job: TailorPOJob,
+    output: Path,
+    *,
+    base: Path | None = None,
+    fresh: bool = False,
+    display: Kind = "auto",
+    watch: Watch | None = None,
 ) -> None:
     """Train what the document says into `output`, going on from its newest checkpoint unless `fresh`.
 
     Args:
         base: folder that relative paths in the document start from; default the current one.
+        watch: how others look on; default nobody.
     Raises:
         TailorPOError: with the exit code that tells why; a checkpoint is written first where one can be.
     """
-    with Stop().listening() as stop:
-        session = open_session(job, output, base, fresh, display, stop)
+    termination.begin(beginning(job))
+    with Stop().listening() as stop, watching(output, watch or Watch()) as observers:
         try:
-            train(session)
-            finish(session)
-        except StopRequested:
-            session.checkpoint()
-            error = stop.error(f"after iteration {session.iteration} of {session.iterations}")
-            session.record.progress("Stopped", str(error))
-            write_report(session)
-            raise error from None
-        except TailorPOError as error:
-            session.checkpoint()
-            session.record.failed(session.iteration + 1, error)
-            write_report(session)
-            raise type(error)(f"{error} (in iteration {session.iteration + 1})") from None
-        finally:
-            session.display.close()
+            to_the_end(open_session(job, output, base, fresh, display, stop, observers))
+        except BaseException as error:
+            termination.last_word(error)
+            raise
+
+
+def to_the_end(session: Session) -> None:
+    """Train and write the result, or end with an error that says after which iteration."""
+    try:
+        train(session)
+        finish(session)
+    except StopRequested:
+        session.checkpoint()
+        error = session.stop.error(f"after iteration {session.iteration} of {session.iterations}")
+        session.record.failed(error)
+        write_report(session)
+        raise error from None
+    except TailorPOError as cause:
+        session.checkpoint()
+        failure = type(cause)(f"{cause} (in iteration {session.iteration + 1})")
+        session.record.failed(failure)
+        write_report(session)
+        raise failure from None
+    finally:
+        session.display.close()
 
 
 def train(session: Session) -> None:

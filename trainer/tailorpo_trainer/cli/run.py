@@ -32,6 +32,31 @@ if TYPE_CHECKING:
 @click.option("--quiet", is_flag=True, help="Show alarms and errors only.")
 @click.option("--json", "as_json", is_flag=True, help="Show progress as JSON lines.")
 @click.option("--no-progress", is_flag=True, help="Show progress as plain lines, on a terminal too.")
+@click.option(
+    "--metrics-port",
+    type=click.IntRange(0, 65535),
+    envvar="TAILORPO_METRICS_PORT",
+    show_envvar=True,
+    help="Serve /metrics, /progress and /healthz there; 0 takes any free port. Default: not at all.",
+)
+@click.option(
+    "--metrics-host",
+    default="127.0.0.1",
+    show_default=True,
+    envvar="TAILORPO_METRICS_HOST",
+    show_envvar=True,
+    help="Address to serve on; 0.0.0.0 lets other machines ask.",
+)
+@click.option(
+    "--metrics-stall-seconds",
+    type=click.FloatRange(0, min_open=True),
+    default=1800,
+    show_default=True,
+    envvar="TAILORPO_METRICS_STALL_SECONDS",
+    show_envvar=True,
+    help="Without news for so long, /healthz says 503.",
+)
+@click.option("--tensorboard", is_flag=True, help="Write TensorBoard's event files to OUTPUT/tensorboard.")
 def run(
     file: Path,
     output: Path | None,
@@ -40,6 +65,10 @@ def run(
     quiet: bool,
     as_json: bool,
     no_progress: bool,
+    metrics_port: int | None,
+    metrics_host: str,
+    metrics_stall_seconds: float,
+    tensorboard: bool,
 ) -> None:
     """Train what a document says on this machine, or go on where it stopped.
 
@@ -50,8 +79,11 @@ def run(
     display: Literal["auto", "plain", "json", "quiet"] = (
         "quiet" if quiet else "json" if as_json else "plain" if no_progress else "auto"
     )
-    from tailorpo_trainer import document
+    from tailorpo_trainer import document, termination, watching
+    from tailorpo_trainer.progress import Progress
 
+    termination.begin(Progress())
+    watch = watching.Watch(metrics_port, metrics_host, metrics_stall_seconds, tensorboard)
     job = document.read(file, overrides)
     ignored = cluster_fields(job)
     if ignored and not quiet:
@@ -59,7 +91,8 @@ def run(
     _need_trainer()
     from tailorpo_trainer import train
 
-    train.run(job, output or Path("runs") / job.metadata.name, base=file.parent, fresh=fresh, display=display)
+    output = output or Path("runs") / job.metadata.name
+    train.run(job, output, base=file.parent, fresh=fresh, display=display, watch=watch)
 
 
 def cluster_fields(job: TailorPOJob) -> list[str]:
