@@ -133,6 +133,8 @@ class Progress(Part):
         code = exits.status(error) if code is None else code
         known = exits.understood(error) or error
         text = str(known) or type(error).__name__
+        if isinstance(error, KeyboardInterrupt):
+            text = "interrupted: stopped at once, without a checkpoint"
         rank = os.environ.get("RANK", "")
         return self.having(
             phase="Stopped" if code in (ExitCode.STOPPED, ExitCode.INTERRUPTED) else "Failed",
