@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tailorpo_trainer import outputs
+from tailorpo_trainer import outputs, termination
 from tailorpo_trainer.evaluate import Measurement
 from tailorpo_trainer.exits import ConfigurationError, NotFiniteError, RewardError
 from tailorpo_trainer.observing import Beginning, Line, Observer
@@ -248,6 +248,15 @@ def test_checkpoints_are_lines_and_the_newest_is_known(tmp_path: Path) -> None:
     state = progress(made)
     assert (state["checkpoint"]["uri"], state["checkpoint"]["step"]) == ("s3://bucket/run/step-1", 1)
     assert "resumedFrom" not in state
+
+
+def test_a_checkpoint_that_completes_after_the_end_leaves_the_last_word(tmp_path: Path) -> None:
+    made = begin(tmp_path)
+    made.iteration(1, scorer(1.0), facts(), WORK)
+    termination.last_word(ValueError("a bug"))
+    made.saved(1, "s3://bucket/run/step-1", 0.25, 1000)
+    state = progress(made)
+    assert (state["phase"], state["error"]["text"], state["checkpoint"]["step"]) == ("Failed", "a bug", 1)
 
 
 def test_a_resume_says_from_where_and_tells_the_observers(tmp_path: Path) -> None:

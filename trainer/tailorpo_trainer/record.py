@@ -26,7 +26,6 @@ class Record:
     """Writes a run's figures where people and programs look for them, and tells the observers.
 
     Attributes:
-        progress: how far it is, as `progress.json` says.
         totals: work since the beginning, over all attempts: images, reward_queries, denoiser_forwards, … , seconds.
         lines: of `metrics.jsonl`, without a number that is not finite.
         observers: told of each of them.
@@ -34,7 +33,7 @@ class Record:
 
     def __init__(self, output: Output, progress: Progress) -> None:
         assert progress.of is not None
-        self.output, self.progress, self.iterations = output, progress, progress.of
+        self.output, self.iterations = output, progress.of
         self.observers: Sequence[Observer] = ()
         self.phases = Phases()
         self.totals: dict[str, float] = {}
@@ -69,8 +68,8 @@ class Record:
 
     def iteration(self, iteration: int, scorer: Scorer, facts: UpdateFacts, work: dict[str, float]) -> None:
         """One iteration is done. work: what it added to `totals`."""
-        now = time.perf_counter()
-        seconds, self._since = now - self._since, now
+        before, self._since = self._since, time.perf_counter()
+        seconds = self._since - before
         self._recent.append(seconds)
         for key, value in {**work, "seconds": seconds}.items():
             self.totals[key] = self.totals.get(key, 0) + value
@@ -149,17 +148,18 @@ class Record:
     def failed(self, error: TailorPOError) -> None:
         """The run ends so: the last word, and an alarm if a number that is not finite is the cause."""
         if isinstance(error, NotFiniteError):
-            self._alarm(self.progress.step + 1, alarms.Alarm("not-finite", str(error)))
-        self.progress = termination.last_word(error)
+            self._alarm(termination.known().step + 1, alarms.Alarm("not-finite", str(error)))
+        termination.last_word(error)
 
     def _know(self, **changes: Any) -> None:
         """Replace `progress.json`, the termination message and what is served."""
         with self._lock:
-            step = changes.get("step", self.progress.step)
-            running = changes.get("phase", self.progress.phase) == "Running"
+            before = termination.known()  # with its last word, if a checkpoint completes after that
+            step = changes.get("step", before.step)
+            running = changes.get("phase", before.phase) == "Running"
             last: dict[str, Any] = next(reversed(self._kinds["iteration"]), {})
             measured: dict[str, Any] = next(reversed(self._kinds["evaluation"]), {})
-            self.progress = self.progress.having(
+            progress = before.having(
                 percent=round(100 * step / self.iterations, 2),
                 eta_seconds=self._eta(step) if running else None,
                 rates=Rates(images_per_second=last.get("images_per_second")),
@@ -171,7 +171,7 @@ class Record:
                 ),
                 **changes,
             )
-            termination.know(self.progress)
+            termination.know(progress)
 
     def _eta(self, step: int) -> float | None:
         """Seconds to the end at the pace of the last iterations, with the evaluations that are still to come."""

@@ -149,10 +149,11 @@ class Session:
         with self.record.phases("checkpoint"):
             groups, state = self.updater.state()
             saved = self.attempt.save(self.iteration, groups, state | {"totals": self.record.totals})
+            seconds = time.perf_counter() - since
             self.attempt.prune(self.run.checkpoint.keep)
         self.saved_at = self.iteration
         uri = self.attempt.store.uri(saved.ref.prefix)
-        self.record.saved(self.iteration, uri, time.perf_counter() - since, saved.size)
+        self.record.saved(self.iteration, uri, seconds, saved.size)
 
 
 def open_session(

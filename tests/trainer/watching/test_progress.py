@@ -123,3 +123,24 @@ def test_the_page_names_every_key() -> None:
 
 def _keys(part: type[Part]) -> set[Any]:
     return {field.alias for field in part.model_fields.values()}
+
+
+def test_in_a_pod_the_message_goes_where_its_kubelet_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(termination.VARIABLE, raising=False)
+    monkeypatch.setattr(termination, "DEFAULT", tmp_path / "termination-log")
+    termination.write(FULL)
+    assert not list(tmp_path.iterdir())  # no pod: nothing is made
+    termination.DEFAULT.touch()
+    termination.write(FULL)
+    assert termination.read(termination.DEFAULT) is not None
+    monkeypatch.setenv(termination.VARIABLE, str(tmp_path / "other"))
+    termination.write(Progress())
+    assert termination.read(tmp_path / "other") is not None
+
+
+def test_of_several_processes_it_is_told_which(monkeypatch: pytest.MonkeyPatch) -> None:
+    for rank, expected in (("3", 3), ("", None), ("x", None)):
+        monkeypatch.setenv("RANK", rank)
+        error = Progress().ended(ConfigurationError("x")).error
+        assert error is not None
+        assert error.rank == expected
