@@ -16,7 +16,7 @@ LIGHT = [
     "tailorpo_trainer.prompts",
     "tailorpo_trainer.spec",
     "tailorpo_trainer.termination",
-    "tailorpo_trainer.watching",
+    "tailorpo_trainer.onlookers",
 ]
 
 

@@ -16,7 +16,7 @@ import pytest
 import tailorpo_trainer
 from tailorpo_trainer import cli, exits
 from tailorpo_trainer.cli import ending
-from tailorpo_trainer.watching import Watch
+from tailorpo_trainer.onlookers import Watch
 
 JOB = """\
 apiVersion: tailorpo.dev/v1alpha1
@@ -197,9 +197,10 @@ def test_who_looks_on_may_be_said_by_option_or_environment(
 def test_run_says_what_only_a_cluster_reads(
     job: Path, trained: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    job.write_text(JOB + "  workers: 2\n  processesPerWorker: 1\n  runPolicy: {}\n  checkpoint: {secretName: s3}\n")
+    policy = "  runPolicy: {stallTimeoutSeconds: 9, backoffLimit: 1}\n"
+    job.write_text(JOB + "  workers: 2\n  processesPerWorker: 1\n" + policy + "  checkpoint: {secretName: s3}\n")
     cli.main(["run", "job.yaml"])
-    fields = "spec.workers, spec.runPolicy, spec.checkpoint.secretName"
+    fields = "spec.workers, spec.runPolicy.backoffLimit, spec.checkpoint.secretName"
     assert capsys.readouterr().err == f"job.yaml: only a cluster reads {fields}: left out here\n"
     cli.main(["run", "job.yaml", "--quiet"])
     job.write_text(JOB)

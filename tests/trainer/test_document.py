@@ -356,8 +356,8 @@ def test_a_problem_within_an_alias_is_where_it_was_written(problems: Problems) -
 
 
 def test_merge_keys_fill_in_what_is_not_given(tmp_path: Path) -> None:
-    text = GOOD + "  runPolicy: {<<: [&a {x: 1, y: 1}, {y: 2, z: 2}], z: 3, '<<': text}\n"
-    assert parse(text, tmp_path).spec.run_policy == {"x": 1, "y": 1, "z": 3, "<<": "text"}
+    text = GOOD + "  scheduling: {<<: [&a {x: 1, y: 1}, {y: 2, z: 2}], z: 3, '<<': text}\n"
+    assert parse(text, tmp_path).spec.scheduling == {"x": 1, "y": 1, "z": 3, "<<": "text"}
 
 
 def test_a_problem_that_a_merge_brings_in_is_where_it_was_written(problems: Problems) -> None:
@@ -653,6 +653,8 @@ HTTP = "[{name: http, endpoints: ['http://a']}]"
 COMPANIONS = {
     "spec.sampling.trainedSteps.count": "spec.sampling.steps=1000",
     "spec.training.updatesPerIteration": "spec.training.promptsPerIteration=65536",
+    "spec.workers": "spec.training.promptsPerIteration=1024",
+    "spec.processesPerWorker": "spec.training.promptsPerIteration=64",
     "spec.method.rewardGuidance.strength": "spec.method.rewardGuidance.target=1",
     **{
         f"spec.{place}[0].{field}": f"spec.{place}={reward}"

@@ -207,7 +207,7 @@ def test_the_graph_is_kept_where_that_is_exact_and_fits(
 ) -> None:
     training = {"iterations": 1, "promptsPerIteration": 3, "updatesPerIteration": updates, "microBatchSize": rows}
     run = resolved(training=training)
-    assert methods.can_keep_graph(run.training, portions(run.training, 256), trained) is expected
+    assert methods.can_keep_graph(run.training, portions(run.training, 256), trained, 3) is expected
 
 
 def test_ties_weigh_nothing_and_are_not_dropped(resolved: Callable[..., Spec]) -> None:

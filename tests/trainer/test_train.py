@@ -161,7 +161,7 @@ def stop_after(job: Any, folder: Path, iterations: int) -> None:
     def stopping(self: session.Session) -> None:
         whole(self)
         if self.iteration == iterations < self.iterations:
-            self.stop.requested = "SIGTERM"
+            self.world.stop.requested = "SIGTERM"
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(session.Session, "checkpoint", stopping)

@@ -158,16 +158,17 @@ def test_each_of_several_updates_takes_its_share_and_none_twice() -> None:
 
 
 def test_who_stops_before_the_first_step_has_changed_nothing() -> None:
-    calls = iter(range(10))
-
-    def check() -> None:
-        if next(calls) == 2:
-            raise StopRequested
-
     each = updater(resolved({"emaDecay": 0.5}, microBatchSize=1))
     before = [value.clone() for group in each.state()[0].values() for value in group.values()]
+    calls = iter(range(10))
+
+    def beat() -> None:
+        if next(calls) == 2:
+            each.world.stop.requested = "SIGTERM"
+
+    each.world.beat = beat
     with pytest.raises(StopRequested):
-        each.iterate(rows(noise(4)), torch.zeros(4, 1, 1), check)
+        each.iterate(rows(noise(4)), torch.zeros(4, 1, 1))
     after = [value for group in each.state()[0].values() for value in group.values()]
     assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
     assert each.updates == 0

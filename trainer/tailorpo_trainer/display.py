@@ -14,7 +14,7 @@ PLAIN_SECONDS = 5.0
 
 
 class Display(Observer):
-    """Shows lines, and says what is no line."""
+    """Shows lines, and says what is no line; this one nothing, as in a process that does not speak for its run."""
 
     def message(self, text: str) -> None: ...
 

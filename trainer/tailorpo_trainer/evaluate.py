@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tailorpo_trainer.distributed import World
 from tailorpo_trainer.noise import Noise, Purpose
 from tailorpo_trainer.policy import Policy
 from tailorpo_trainer.rewards.combine import RewardSum
@@ -40,14 +41,18 @@ class Measurement:
 def batches(
     policy: Policy,
     prompts: Sequence[str],
-    count: int,
+    count: int | range,
     seed: int,
     batch: int = 64,
     purpose: Purpose = Purpose.EVALUATION,
 ) -> Iterator[tuple[list[str], Tensor]]:
-    """`count` pictures over the prompts in turn, some at a time: the prompt of each, and [n, 3, H, W] in [0, 1]."""
-    for start in range(0, count, batch):
-        samples = range(start, min(count, start + batch))
+    """Pictures over the prompts in turn, some at a time: the prompt of each, and [n, 3, H, W] in [0, 1].
+
+    count: how many, or the numbers of those that are wanted.
+    """
+    numbers = range(count) if isinstance(count, int) else count
+    for start in range(0, len(numbers), batch):
+        samples = numbers[start : start + batch]
         wanted = [prompts[n % len(prompts)] for n in samples]
         noise = Noise((seed, purpose, 0), samples, policy.latent_shape, policy.device)
         clean, _ = follow(policy, policy.embed(wanted), noise)
@@ -77,15 +82,18 @@ def measure(
     seed: int,
     batch: int = 64,
     keep: int = 32,
+    world: World | None = None,
 ) -> Measurement:
     """Draw `count` pictures and score them by the rewards that are maximised and those that are only watched.
 
-    One batch at a time is in memory, and of all that was drawn the first `keep` pictures and small copies.
+    One batch at a time is in memory, and of all that was drawn the first `keep` pictures and small copies. Each process
+    of `world` draws its share; what comes back is of all of them.
     """
-    drawn: list[str] = []
+    mine = world.share(count) if world is not None else range(count)
+    number = mine.start
     totals, kept, small = [], [], []
     parts: dict[str, list[Tensor]] = defaultdict(list)
-    for wanted, pictures in batches(policy, prompts, count, seed, batch):
+    for wanted, pictures in batches(policy, prompts, mine, seed, batch):
         scores = reward(pictures, wanted)
         found = dict(scores.parts)
         if watched is not None:
@@ -93,17 +101,22 @@ def measure(
                 found.setdefault(name, part)
         for name, part in found.items():
             parts[name].append(part.cpu())
-        kept.append(pictures[: max(0, keep - len(drawn))].cpu())
+        kept.append(pictures[: max(0, keep - number)].cpu())
         small.append(_shrink(pictures).cpu())
         totals.append(scores.total.cpu())
-        drawn += wanted
-    spread, error = _spread(torch.cat(small), drawn)
+        number += len(wanted)
+
+    def everywhere(rows: list[Tensor]) -> Tensor:
+        return torch.cat(rows) if world is None else world.gather(torch.cat(rows))
+
+    drawn = [prompts[n % len(prompts)] for n in range(count)]
+    spread, error = _spread(everywhere(small), drawn)
     return Measurement(
         prompts=drawn,
-        reward=torch.cat(totals),
-        parts={name: torch.cat(part) for name, part in parts.items()},
+        reward=everywhere(totals),
+        parts={name: everywhere(part) for name, part in parts.items()},
         diversity=spread,
-        pictures=torch.cat(kept),
+        pictures=everywhere(kept),
         diversity_error=error,
     )
 

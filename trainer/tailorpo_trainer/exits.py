@@ -60,6 +60,12 @@ class ResourceError(TailorPOError):
     exit_code = ExitCode.OUT_OF_RESOURCES
 
 
+class StalledError(TailorPOError):
+    """Another process of this run was lost, failed or hangs; the cause is told by that process."""
+
+    exit_code = ExitCode.STALLED
+
+
 class StoppedError(TailorPOError):
     """Stopped on request, after a checkpoint."""
 

@@ -136,14 +136,14 @@ class Progress(Part):
         if isinstance(error, KeyboardInterrupt):
             text = "interrupted: stopped at once, without a checkpoint"
         rank = os.environ.get("RANK", "")
-        return self.having(
-            phase="Stopped" if code in (ExitCode.STOPPED, ExitCode.INTERRUPTED) else "Failed",
-            eta_seconds=None,
-            error=Error(
-                class_=type(known).__name__, text=text, exit_code=code, rank=int(rank) if rank.isdecimal() else None
-            ),
-            message=text.splitlines()[0],
-        )
+        number = int(rank) if rank.isdecimal() else None
+        return self.ended_by(Error(class_=type(known).__name__, text=text, exit_code=code, rank=number))
+
+    def ended_by(self, error: Error) -> Self:
+        """The last word of a run that ended so."""
+        asked = error.exit_code in (ExitCode.STOPPED, ExitCode.INTERRUPTED)
+        message = next(iter(error.text.splitlines()), "")
+        return self.having(phase="Stopped" if asked else "Failed", eta_seconds=None, error=error, message=message)
 
     def tree(self) -> dict[str, Any]:
         """As JSON values, without what is not known."""

@@ -27,13 +27,14 @@ class Record:
 
     Attributes:
         totals: work since the beginning, over all attempts: images, reward_queries, denoiser_forwards, … , seconds.
+        speaks: whether it writes; of several processes one speaks for the run.
         lines: of `metrics.jsonl`, without a number that is not finite.
         observers: told of each of them.
     """
 
-    def __init__(self, output: Output, progress: Progress) -> None:
+    def __init__(self, output: Output, progress: Progress, speaks: bool = True) -> None:
         assert progress.of is not None
-        self.output, self.iterations = output, progress.of
+        self.output, self.iterations, self.speaks = output, progress.of, speaks
         self.observers: Sequence[Observer] = ()
         self.phases = Phases()
         self.totals: dict[str, float] = {}
@@ -43,20 +44,22 @@ class Record:
         self._raised: set[str] = set()
         self._since = time.perf_counter()
         self._lock = threading.RLock()  # checkpoints may complete on another thread
-        termination.begin(progress, output.progress)
+        termination.begin(progress, output.progress if speaks else None)
 
     def resume(
         self, attempt: int, iteration: int, totals: Mapping[str, float], checkpoint: Checkpoint | None = None
     ) -> None:
         """Forget what was written after the checkpoint that training goes on from; at 0, everything."""
         self.totals = dict(totals)
-        self.lines = [line for line in self.output.read_metrics() if 0 < iteration >= line["iteration"]]
+        written = self.output.read_metrics() if self.speaks else []
+        self.lines = [line for line in written if 0 < iteration >= line["iteration"]]
         self._kinds.clear()
         for line in self.lines:
             self._kinds[line["kind"]].append(line)
         self._raised = {line["name"] for line in self._kinds["alarm"]}
-        rewrite_metrics(self.output.metrics, self.lines)
-        self.output.forget_samples(line["iteration"] for line in self._kinds["evaluation"])
+        if self.speaks:
+            rewrite_metrics(self.output.metrics, self.lines)
+            self.output.forget_samples(line["iteration"] for line in self._kinds["evaluation"])
         for observer in self.observers:
             observer.begin(Beginning(attempt, iteration, self.totals, self.lines))
         self._know(phase="Running", attempt=attempt, step=iteration, resumed_from=checkpoint, checkpoint=checkpoint)
@@ -195,11 +198,14 @@ class Record:
         with self._lock:
             self.lines.append(whole)
             self._kinds[whole["kind"]].append(whole)
-            append_metrics(self.output.metrics, whole)
+            if self.speaks:
+                append_metrics(self.output.metrics, whole)
             for observer in self.observers:
                 observer.observe(whole)
 
     def _pictures(self, iteration: int, pictures: Tensor) -> None:
+        if not self.speaks:
+            return
         from PIL import Image
 
         folder = self.output.sample(iteration, 0).parent

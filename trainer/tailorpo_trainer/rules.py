@@ -17,6 +17,7 @@ from tailorpo_trainer.spec import (
     Sampling,
     Spec,
     TrainedSteps,
+    TrainingSpec,
 )
 
 STEP_WISE = ("tailorpo", "tailorpo-g", "spo")
@@ -165,6 +166,28 @@ def enough_updates(spec: Spec) -> Iterator[Finding]:
         )
 
 
+def equal_shares(spec: Spec) -> Iterator[Finding]:
+    """Each process takes as many samples as any other."""
+    message = shares_problem(spec, spec.workers * spec.processes_per_worker)
+    if message:
+        yield Finding(
+            ("spec", "training", "promptsPerIteration"),
+            (("spec", "training", "samplesPerPrompt"), ("spec", "workers"), ("spec", "processesPerWorker")),
+            message,
+        )
+
+
+def shares_problem(spec: TrainingSpec, processes: int) -> str | None:
+    """Why an iteration's samples cannot be shared equally among so many processes, if they cannot."""
+    samples = spec.training.prompts_per_iteration * spec.training.samples_per_prompt
+    if samples % processes == 0:
+        return None
+    return (
+        f"{samples} samples an iteration (promptsPerIteration x samplesPerPrompt) cannot be shared equally by "
+        f"{processes} processes: use a multiple of {processes}"
+    )
+
+
 RULES: tuple[Callable[[Spec], Iterator[Finding]], ...] = (
     method_parameters,
     guided_winner,
@@ -174,6 +197,7 @@ RULES: tuple[Callable[[Spec], Iterator[Finding]], ...] = (
     reward_parameters,
     maximise_something,
     enough_updates,
+    equal_shares,
 )
 
 

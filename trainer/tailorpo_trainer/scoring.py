@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from tailorpo_trainer.distributed import World
 from tailorpo_trainer.exits import TailorPOError
 from tailorpo_trainer.policy import Policy
 from tailorpo_trainer.rewards.combine import RewardSum
@@ -51,6 +52,13 @@ class Scorer:
     def differentiable(self, latents: Tensor) -> Tensor:
         """The same, with a gradient to the latents, and without counting in the statistics."""
         return self.reward(self.policy.decode(latents), self.prompts).total
+
+    def pool(self, world: World) -> None:
+        """Make the statistics those of all processes' samples."""
+        for sums in self._sums.values():
+            pooled = torch.tensor(sums, dtype=torch.float64)
+            world.sum([pooled])
+            sums[:] = pooled.tolist()
 
     def mean(self, name: str = "") -> float:
         """Mean score of this iteration of one reward, or of the weighted sum (name `""`)."""

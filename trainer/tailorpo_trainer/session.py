@@ -1,5 +1,6 @@
 """One process' run: everything the loop needs, made from the document, and its state."""
 
+import json
 import os
 import platform
 import time
@@ -11,8 +12,21 @@ from typing import Any
 
 import torch
 
-from tailorpo_trainer import checkpoint, document, estimate, evaluate, methods, models, prompts, report, rewards, spec
+from tailorpo_trainer import (
+    checkpoint,
+    document,
+    estimate,
+    evaluate,
+    methods,
+    models,
+    prompts,
+    report,
+    rewards,
+    rules,
+    spec,
+)
 from tailorpo_trainer.display import Display, Kind, open_display
+from tailorpo_trainer.distributed import World
 from tailorpo_trainer.exits import ConfigurationError
 from tailorpo_trainer.noise import Noise, Purpose
 from tailorpo_trainer.observing import Observer
@@ -25,7 +39,6 @@ from tailorpo_trainer.rewards.combine import RewardSum
 from tailorpo_trainer.sampler import choose_steps
 from tailorpo_trainer.scoring import Scorer
 from tailorpo_trainer.spec import TailorPOJob
-from tailorpo_trainer.stopping import Stop
 from tailorpo_trainer.updater import Updater
 
 PACKAGES = ("tailorpo", "torch", "diffusers", "transformers", "peft", "accelerate", "numpy", "safetensors")
@@ -36,8 +49,10 @@ class Session:
     """The parts of a run, and how far it is.
 
     Attributes:
+        world: this process among its peers; only the first writes.
         iteration: iterations done; the state between two is what a checkpoint holds.
-        attempt: where checkpoints go; None when the run was complete already.
+        attempt: where checkpoints go; None when the run was complete already, and in all processes but the first.
+        evaluated_at: the iteration whose evaluation was made last.
     """
 
     job: TailorPOJob
@@ -51,10 +66,11 @@ class Session:
     held_out: list[str]
     record: Record
     display: Display
-    stop: Stop
+    world: World
     attempt: checkpoint.Attempt | None
     iteration: int = 0
     saved_at: int = 0
+    evaluated_at: int | None = None
 
     @property
     def run(self) -> spec.Spec:
@@ -75,12 +91,14 @@ class Session:
         return tuple(name for name in names if name not in self.reward.names)
 
     def scene(self) -> methods.Scene:
-        """What this iteration rolls out: a function of the seed and the iteration alone."""
+        """This process' share of what this iteration rolls out: a function of the seed and the iteration alone."""
         training, sampling = self.run.training, self.run.sampling
         drawn = prompts.draw(self.prompts, training.seed, self.iteration, training.prompts_per_iteration)
-        chosen = [index for index in drawn for _ in range(training.samples_per_prompt)]
+        samples = [index for index in drawn for _ in range(training.samples_per_prompt)]
+        mine = self.world.share(len(samples))
+        chosen = [samples[number] for number in mine]
         key = (training.seed, Purpose.TRAINING, self.iteration)
-        noise = Noise(key, range(len(chosen)), self.policy.latent_shape, self.policy.device)
+        noise = Noise(key, mine, self.policy.latent_shape, self.policy.device)
         text = [self.prompts[index] for index in chosen]
         steps = sampling.trained_steps
         assert steps.count is not None
@@ -94,7 +112,8 @@ class Session:
             score=Scorer(self.policy, self.reward, text, self.record.phases),
             trained=trained,
             progress=self.iteration / self.iterations,
-            keep_graph=methods.can_keep_graph(training, self.policy.portions, trained),
+            keep_graph=methods.can_keep_graph(training, self.policy.portions, trained, len(mine)),
+            gather=self.world.gather,
         )
 
     def roll_out(self, scene: methods.Scene) -> Any:
@@ -113,13 +132,15 @@ class Session:
             self.run.evaluation.images,
             training.seed,
             batch=self.policy.portions.sampling,
+            world=self.world,
         )
 
     def work(self, since: dict[str, float] | None = None) -> dict[str, float]:
-        """Work done so far, or since an earlier reading."""
+        """Work of this process so far, or since an earlier reading."""
         training = self.run.training
+        samples = training.prompts_per_iteration * training.samples_per_prompt
         now: dict[str, float] = {
-            "images": self.iteration * training.prompts_per_iteration * training.samples_per_prompt,
+            "images": self.iteration * len(self.world.share(samples)),
             "reward_queries": self.reward.queries,
             **self.policy.work.as_dict(),
         }
@@ -127,7 +148,7 @@ class Session:
 
     def evaluation_due(self) -> bool:
         every = self.run.evaluation.every_iterations
-        if every == 0 or self.record.evaluated(self.iteration):
+        if every == 0 or self.evaluated_at == self.iteration:
             return False
         return self.iteration % every == 0 or self.iteration == self.iterations
 
@@ -143,7 +164,11 @@ class Session:
     def checkpoint(self) -> None:
         """Commit the state between two iterations, unless that is done or an iteration's updates are half made."""
         whole = self.updater.updates == self.iteration * self.run.training.updates_per_iteration
-        if self.saved_at == self.iteration or not whole or self.attempt is None:
+        if self.saved_at == self.iteration or not whole:
+            return
+        self.world.same(self.policy.adapter())
+        self.saved_at = self.iteration
+        if self.attempt is None:
             return
         since = time.perf_counter()
         with self.record.phases("checkpoint"):
@@ -151,7 +176,6 @@ class Session:
             saved = self.attempt.save(self.iteration, groups, state | {"totals": self.record.totals})
             seconds = time.perf_counter() - since
             self.attempt.prune(self.run.checkpoint.keep)
-        self.saved_at = self.iteration
         uri = self.attempt.store.uri(saved.ref.prefix)
         self.record.saved(self.iteration, uri, seconds, saved.size)
 
@@ -162,18 +186,28 @@ def open_session(
     base: Path | None,
     fresh: bool,
     display_kind: Kind,
-    stop: Stop,
+    world: World,
     observers: Sequence[Observer] = (),
 ) -> Session:
     """Load everything, cheapest first, so that what is wrong shows before minutes have passed."""
     run, least_attempt = job.spec, _least_attempt()
+    if problem := rules.shares_problem(run, world.size):
+        raise ConfigurationError(f"spec.training.promptsPerIteration: {problem}")
+    if run.evaluation.every_iterations and run.evaluation.images < world.size:
+        raise ConfigurationError(
+            f"spec.evaluation.images: {run.evaluation.images} pictures cannot be shared by {world.size} processes: "
+            f"at least {world.size}"
+        )
     training_prompts = list(prompts.load(run.prompts, base))
     held_out = list(prompts.load(run.evaluation.prompts, base)) if run.evaluation.prompts else training_prompts
     output = Output(root)
-    output.create()
-    storage = checkpoint.open_run(checkpoint.open_store(root), job)
-    record = Record(output, beginning(job))
-    start = None if fresh else storage.latest()
+    storage, start = None, None
+    if world.first:
+        output.create()
+        storage = checkpoint.open_run(checkpoint.open_store(root), job)
+        start = None if fresh else storage.latest()
+    record = Record(output, beginning(job), speaks=world.first)
+    start = _shared(start, world)
     models.quiet()
     device = models.pick_device()
     method = methods.build(run.method)
@@ -184,22 +218,24 @@ def open_session(
     if method.needs_gradient:
         rewards.require_differentiable(reward, run.method.name)
     policy = models.load_policy(run, device)
-    policy.interrupt = stop.check
-    updater = Updater(policy, method, run)
-    write_text(output.job, document.dump(job))
-    write_json(output.prompts, {"training": training_prompts, "evaluation": held_out})
-    write_json(output.environment, environment(device))
+    policy.interrupt = world.check
+    updater = Updater(policy, method, run, world)
+    if world.first:
+        write_text(output.job, document.dump(job))
+        write_json(output.prompts, {"training": training_prompts, "evaluation": held_out})
+        write_json(output.environment, environment(device, world.size))
     done = 0
     if start is not None:
         updater.load(start)
         done = start.step
     complete = done == run.training.iterations
-    attempt = None if complete else storage.begin(start, at_least=least_attempt)
-    display = open_display(display_kind, run.training.iterations, done)
+    attempt = None if complete or storage is None else storage.begin(start, at_least=least_attempt)
+    display = open_display(display_kind, run.training.iterations, done) if world.first else Display()
     record.observers = (display, *observers)
-    number = start.attempt if start and complete else attempt.number if attempt else 1
+    number = start.attempt if start and complete else attempt.number if attempt else least_attempt
     newest = Checkpoint(uri=start.uri, step=start.step, time=start.manifest.time) if start else None
     record.resume(number, done, start.state["totals"] if start else {}, newest)
+    evaluated = world.broadcast(b"1" if record.evaluated(done) else b"0") == b"1"
     session = Session(
         job,
         output,
@@ -212,10 +248,11 @@ def open_session(
         held_out,
         record,
         display,
-        stop,
+        world,
         attempt,
         iteration=done,
         saved_at=done,
+        evaluated_at=done if evaluated else None,
     )
     display.message(
         _hello(session) if not complete else f"{job.metadata.name}: complete after {done} iterations, nothing to do"
@@ -223,8 +260,28 @@ def open_session(
     return session
 
 
+def _shared(start: checkpoint.Loaded | None, world: World) -> checkpoint.Loaded | None:
+    """The checkpoint that the first process read and verified, in all of them."""
+    if world.size == 1:
+        return start
+    head, objects = {}, {}
+    if start is not None:
+        sizes = {name: len(data) for name, data in start.objects.items()}
+        head = {"manifest": start.manifest.encode().decode(), "uri": start.uri, "state": start.state, "sizes": sizes}
+    head = json.loads(world.broadcast(json.dumps(head).encode()))
+    if not head:
+        return None
+    for name in head["sizes"]:
+        objects[name] = world.broadcast(start.objects[name] if start is not None else b"")
+    return checkpoint.Loaded(
+        checkpoint.Manifest.decode(head["manifest"].encode(), head["uri"]), head["uri"], head["state"], objects
+    )
+
+
 def finish(session: Session) -> None:
     """Write the result: the adapter as diffusers loads it, and the report."""
+    if not session.world.first:
+        return
     with session.updater.averaged():
         models.save_adapter(session.policy, session.output.adapter)
     write_json(session.output.cost, estimate.row_costs(session.run))
@@ -235,6 +292,8 @@ def finish(session: Session) -> None:
 
 def write_report(session: Session) -> None:
     """The page of what there is so far, also of a run that was stopped or failed."""
+    if not session.world.first:
+        return
     session.display.message(f"report: {report.write(session.output.root)}")
 
 
@@ -251,7 +310,7 @@ def _least_attempt() -> int:
     return int(text)
 
 
-def environment(device: torch.device) -> dict[str, Any]:
+def environment(device: torch.device, processes: int = 1) -> dict[str, Any]:
     """What a result depends on besides the document."""
     versions = {}
     for name in PACKAGES:
@@ -266,6 +325,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "processor": _processor(),
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "processes": processes,
         "device": str(device),
         "accelerator": accelerator,
         "packages": versions,
@@ -284,10 +344,11 @@ def _hello(session: Session) -> str:
     run, policy = session.run, session.policy
     weights = sum(parameter.numel() for parameter in policy.parameters)
     rewards_text = " + ".join(f"{reward.weight:g} x {reward.name}" for reward in run.rewards)
+    processes = f"{session.world.size} processes, " if session.world.size > 1 else ""
     start = f", going on after iteration {session.iteration}" if session.iteration else ""
     return (
         f"{session.job.metadata.name}: {run.method.name} on {run.model.name} for {rewards_text}; "
         f"{weights:,} adapter weights, {run.training.iterations} iterations of "
-        f"{run.training.prompts_per_iteration * run.training.samples_per_prompt} samples on {policy.device} "
+        f"{run.training.prompts_per_iteration * run.training.samples_per_prompt} samples on {processes}{policy.device} "
         f"in {str(policy.dtype).removeprefix('torch.')}{start}"
     )

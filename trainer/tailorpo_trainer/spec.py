@@ -314,6 +314,38 @@ class Checkpoint(Part):
     )
 
 
+class RunPolicy(Part):
+    """Deadlines, retries, suspension and clean-up. The trainer reads the two timeouts and the grace period."""
+
+    suspend: bool = Field(False, description="Stop after a checkpoint and hold no pods until this is false again.")
+    active_deadline_seconds: int | None = Field(
+        None,
+        ge=1,
+        le=2**31 - 1,
+        description="Seconds from the first pod on, over all attempts, until a run fails.",
+    )
+    start_deadline_seconds: int | None = Field(
+        None, ge=1, le=2**31 - 1, description="Seconds an attempt may wait for all its pods to run before it fails."
+    )
+    rendezvous_timeout_seconds: int = Field(
+        600, ge=1, le=86_400, description="Seconds that processes wait for each other when an attempt begins."
+    )
+    stall_timeout_seconds: int = Field(
+        1800,
+        ge=1,
+        le=7 * 86_400,
+        description="Seconds without any progress (a denoiser call, an update) after which a process ends with exit "
+        "code 74.",
+    )
+    termination_grace_period_seconds: int = Field(
+        120, ge=1, le=86_400, description="Seconds for a checkpoint between a request to stop and the kill."
+    )
+    backoff_limit: int = Field(3, ge=0, le=1000, description="Retries after failures that count, with growing delay.")
+    ttl_seconds_after_finished: int | None = Field(
+        None, ge=0, le=2**31 - 1, description="Seconds after its end when the job is deleted. Default: never."
+    )
+
+
 class TrainingSpec(Part):
     """All that defines what is trained, on what, by which method, and how it is watched and kept."""
 
@@ -335,7 +367,7 @@ class Spec(TrainingSpec):
     workers: int = Field(1, ge=1, le=1024, description="Pods of one gang.")
     processes_per_worker: int = Field(1, ge=1, le=64, description="Processes in one pod, one an accelerator.")
     template: dict[str, Any] | None = Field(None, description="Image, resources, environment and placement of a pod.")
-    run_policy: dict[str, Any] | None = Field(None, description="Deadlines, retries, suspension, clean-up.")
+    run_policy: RunPolicy = Field(RunPolicy(), description="Deadlines, retries, suspension, clean-up.")
     scheduling: dict[str, Any] | None = Field(None, description="Queue, priority and gang of the pods.")
 
 

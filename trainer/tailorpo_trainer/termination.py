@@ -65,20 +65,21 @@ def last_word(error: BaseException, status: int | None = None) -> Progress:
     return last
 
 
-def target() -> Path | None:
-    """`$TAILORPO_TERMINATION_LOG` (empty: nowhere), else the file that every container of a pod has."""
+def targets() -> list[Path]:
+    """The files that `$TAILORPO_TERMINATION_LOG` names (empty: none), else the one that any container of a pod has."""
     named = os.environ.get(VARIABLE)
     if named is not None:
-        return Path(named) if named else None
-    return DEFAULT if os.access(DEFAULT, os.W_OK) else None
+        return [Path(part) for part in named.split(os.pathsep) if part]
+    # Of several processes that torchrun itself started in one pod, one may write.
+    alone = os.environ.get("LOCAL_RANK", "0") == "0"
+    return [DEFAULT] if alone and os.access(DEFAULT, os.W_OK) else []
 
 
 def write(progress: Progress, path: Path | None = None) -> None:
-    """Replace what is at `path` (default: `target()`), in place: a kubelet reads the file it mounted. Never fails."""
-    path = path or target()
-    if path is not None:
+    """Replace what is at `path` (default: `targets()`), in place: a kubelet reads the file it mounted. Never fails."""
+    for target in [path] if path else targets():
         with suppress(OSError):  # the exit status still tells
-            overwrite(path, encode(progress))
+            overwrite(target, encode(progress))
 
 
 def read(path: Path) -> Progress | None:

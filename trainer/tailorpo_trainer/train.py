@@ -1,16 +1,19 @@
 """The training loop. Reads as the algorithm: roll out, score, pair, update, evaluate, checkpoint."""
 
+import os
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
-from tailorpo_trainer import termination
+from tailorpo_trainer import distributed, termination
 from tailorpo_trainer.display import Kind
-from tailorpo_trainer.exits import TailorPOError
+from tailorpo_trainer.exits import ExitCode, StalledError, TailorPOError
+from tailorpo_trainer.onlookers import Watch, onlookers
 from tailorpo_trainer.session import Session, beginning, finish, open_session, write_report
 from tailorpo_trainer.spec import TailorPOJob
 from tailorpo_trainer.stopping import Stop, StopRequested
 from tailorpo_trainer.updater import check_beginning
-from tailorpo_trainer.watching import Watch, watching
+from tailorpo_trainer.watchdog import watching
 
 
 def run(
@@ -31,9 +34,18 @@ def run(
         TailorPOError: with the exit code that tells why; a checkpoint is written first where one can be.
     """
     termination.begin(beginning(job))
-    with Stop().listening() as stop, watching(output, watch or Watch()) as observers:
+    policy = job.spec.run_policy
+    with (
+        Stop().listening() as stop,
+        distributed.join(stop, policy.rendezvous_timeout_seconds, policy.stall_timeout_seconds) as world,
+        watching(policy.stall_timeout_seconds, leave) as world.beat,
+        ExitStack() as stack,
+    ):
         try:
-            to_the_end(open_session(job, output, base, fresh, display, stop, observers))
+            with world.together(), world.held():  # a wish to stop waits until there is something that could be saved
+                observers = stack.enter_context(onlookers(output, watch)) if watch and world.first else []
+                session = open_session(job, output, base, fresh, display, world, observers)
+            to_the_end(session)
         except BaseException as error:
             termination.last_word(error)
             raise
@@ -41,23 +53,35 @@ def run(
 
 def to_the_end(session: Session) -> None:
     """Train and write the result, or end with an error that says after which iteration."""
+    world = session.world
     try:
-        train(session)
+        with world.together():
+            train(session)
         finish(session)
+        world.barrier()
     except StopRequested:
         session.checkpoint()
-        error = session.stop.error(f"after iteration {session.iteration} of {session.iterations}")
+        error = world.stop.error(f"after iteration {session.iteration} of {session.iterations}")
         session.record.failed(error)
         write_report(session)
+        world.barrier()
         raise error from None
     except TailorPOError as cause:
         session.checkpoint()
         failure = type(cause)(f"{cause} (in iteration {session.iteration + 1})")
         session.record.failed(failure)
         write_report(session)
+        world.barrier()
         raise failure from None
     finally:
         session.display.close()
+
+
+def leave(code: int) -> None:
+    """End at once, from the watchdog's thread: with a last word, but not to a disk that may be what hangs."""
+    why = "no progress for too long" if code == ExitCode.STALLED else "the launcher of this process is gone"
+    termination.write(termination.known().ended(StalledError(f"{why}: see its log"), code))
+    os._exit(code)
 
 
 def train(session: Session) -> None:
@@ -72,14 +96,16 @@ def train(session: Session) -> None:
         phases, work = session.record.phases, session.work()
         with phases("rollout"):
             scene = session.scene()
-            drawn = session.roll_out(scene)
-            rows = session.method.rows(scene, drawn)
+            rows = session.method.rows(scene, session.roll_out(scene))
         with phases("update"):
-            facts = session.updater.iterate(rows, scene.text, session.stop.check)
+            facts = session.updater.iterate(rows, scene.text)
         if session.is_beginning():
             check_beginning(facts, scene.noise.size, exact=session.exact)
         session.iteration += 1
-        session.record.iteration(session.iteration, scene.score, facts, session.work(since=work))
+        with session.world.held():
+            scene.score.pool(session.world)
+            done = session.world.total(session.work(since=work))
+        session.record.iteration(session.iteration, scene.score, facts, done)
 
 
 def evaluate(session: Session) -> None:
@@ -87,4 +113,5 @@ def evaluate(session: Session) -> None:
     since = time.perf_counter()
     with session.updater.averaged():
         measured = session.measure()
+    session.evaluated_at = session.iteration
     session.record.evaluation(session.iteration, measured, session.watched_names, time.perf_counter() - since)

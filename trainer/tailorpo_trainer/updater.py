@@ -1,8 +1,8 @@
 """One optimiser step: AdamW on the adapter, accumulated over micro batches, clipped, averaged."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,10 +11,12 @@ from torch import Tensor
 from tailorpo_trainer import spec
 from tailorpo_trainer.checkpoint import Loaded
 from tailorpo_trainer.checkpoint.tensors import flatten, unflatten
+from tailorpo_trainer.distributed import World
 from tailorpo_trainer.exits import NotFiniteError, TailorPOError
 from tailorpo_trainer.methods import Method
 from tailorpo_trainer.policy import Policy
 from tailorpo_trainer.records import Pairs, Transitions, take
+from tailorpo_trainer.stopping import Stop
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,9 @@ class Updater:
         updates: optimiser steps made so far; with the document, it gives the learning rate.
     """
 
-    def __init__(self, policy: Policy, method: Method, run: spec.TrainingSpec) -> None:
+    def __init__(self, policy: Policy, method: Method, run: spec.TrainingSpec, world: World | None = None) -> None:
         self.policy, self.method, self.run = policy, method, run
+        self.world = world or World(Stop())
         settings = run.optimizer
         self.optimizer = torch.optim.AdamW(
             policy.parameters,
@@ -52,60 +55,79 @@ class Updater:
         if settings.ema_decay is not None:
             self.average = {name: value.detach().clone() for name, value in policy.adapter().items()}
 
-    def iterate(self, rows: Pairs | Transitions, text: Tensor, check: Callable[[], None] = lambda: None) -> UpdateFacts:
+    def iterate(self, rows: Pairs | Transitions, text: Tensor) -> UpdateFacts:
         """All updates of one iteration; every update sees every step, in the same share.
 
+        An update is made of the same rows of all processes' samples, however many processes there are.
+
         Args:
+            rows: of this process' samples, step-major, equally many in each process.
             text: embeddings of each sample [samples, tokens, width].
-            check: called while nothing has been changed yet; may raise to give the iteration up.
         Raises:
             NotFiniteError: before it would spoil the weights.
+            StopRequested, StalledError: while nothing has been changed yet.
         """
         count = self.run.training.updates_per_iteration
-        size = self.policy.portions.training
+        everywhere = len(rows) * self.world.size
+        number = self._number(rows)
+        weight = rows.weight * self._step_weight(rows.step)
+        rows = replace(rows, weight=weight)
         order: list[Tensor] = []
         collected: list[dict[str, Tensor]] = []
         losses, norms = [], []
-        asked = self.policy.interrupt
-        try:
-            for part in range(count):
-                if part:  # half made: giving up now would lose all since the last checkpoint
-                    self.policy.interrupt = None
-                chosen = torch.arange(part, len(rows), count, device=rows.step.device)
-                order.append(chosen)
-                loss, facts = self._accumulate(take(rows, chosen), text, size, check if part == 0 else None)
+        for part in range(count):
+            with self.world.held(part > 0):  # half made: giving up then would lose all since the last checkpoint
+                chosen = (number % count == part).nonzero().flatten()
+                loss, facts = self._accumulate(take(rows, chosen), text, len(range(part, everywhere, count)))
                 norms.append(self._step(loss))
                 losses.append(loss)
-                collected.append(facts)
-        finally:
-            self.policy.interrupt = asked
-        rank = torch.cat(order)
+                if len(chosen):
+                    order.append(chosen)
+                    collected.append(facts)
+        with self.world.held():
+            return self._facts(rows, torch.cat(order), collected, losses, norms)
+
+    def _number(self, rows: Any) -> Tensor:
+        """Each row's number among those of all processes, if one process held all samples."""
+        sample: Tensor = rows.sample
+        samples = int(sample.max()) + 1
+        steps = torch.arange(len(rows), device=sample.device) // samples
+        return (steps * self.world.size + self.world.rank) * samples + sample
+
+    def _facts(
+        self, rows: Any, order: Tensor, collected: list[dict[str, Tensor]], losses: list[float], norms: list[float]
+    ) -> UpdateFacts:
+        found = {name: torch.cat([facts[name] for facts in collected]).double() for name in collected[0]}
+        columns = found | {"step": rows.step[order].double(), "weight": rows.weight[order].double()}
+        if isinstance(rows, Pairs):
+            columns["gap"] = rows.gap[order].double()
+        gathered = self.world.gather(torch.stack(list(columns.values()), dim=1).cpu())
+        columns = dict(zip(columns, gathered.unbind(1), strict=True))
         return UpdateFacts(
-            loss=sum(losses) / count,
-            gradient_norm=sum(norms) / count,
+            loss=sum(losses) / len(losses),
+            gradient_norm=sum(norms) / len(norms),
             learning_rate=self.learning_rate(self.updates - 1),
-            facts={name: torch.cat([facts[name] for facts in collected]).cpu() for name in collected[0]},
-            step=rows.step[rank].cpu(),
-            weight=rows.weight[rank].cpu(),
-            gap=rows.gap[rank].cpu() if isinstance(rows, Pairs) else None,
+            facts={name: columns[name].float() for name in found},
+            step=columns["step"].long(),
+            weight=columns["weight"].float(),
+            gap=columns["gap"].float() if "gap" in columns else None,
         )
 
-    def _accumulate(
-        self, rows: Any, text: Tensor, size: int, check: Callable[[], None] | None
-    ) -> tuple[float, dict[str, Tensor]]:
-        total, facts = 0.0, []
-        weight = rows.weight * self._step_weight(rows.step)
+    def _accumulate(self, rows: Any, text: Tensor, everywhere: int) -> tuple[float, dict[str, Tensor]]:
+        """Leave the gradient of the mean loss of `everywhere` rows, of which these are this process'; and that loss."""
+        total, facts = torch.zeros(1, dtype=torch.float64), []
+        size = self.policy.portions.training
         for start in range(0, len(rows), size):
-            if check is not None:
-                check()
-            part = slice(start, start + size)
-            batch = take(rows, part)
+            self.world.check()
+            batch = take(rows, slice(start, start + size))
             found = self.method.loss(self.policy, batch, text[batch.sample])
-            loss = (found.losses * weight[part]).sum() / len(rows)
+            loss = (found.losses * batch.weight).sum() / everywhere
             loss.backward()
             total += float(loss.detach())
             facts.append(found.facts)
-        return total, {name: torch.cat([fact[name] for fact in facts]) for name in facts[0]}
+        self.world.sum([_gradient(parameter) for parameter in self.policy.parameters])
+        self.world.sum([total])
+        return float(total), {name: torch.cat([fact[name] for fact in facts]) for name in (facts[0] if facts else ())}
 
     def _step(self, loss: float) -> float:
         norm = float(torch.nn.utils.clip_grad_norm_(self.policy.parameters, self.run.optimizer.max_grad_norm))
@@ -177,12 +199,19 @@ class Updater:
         return settings.learning_rate
 
     def _step_weight(self, step: Tensor) -> Tensor | float:
-        """sigma / |mean_m| of each row's step, so that no step dominates the gradient; mean 1 over the rows."""
+        """sigma / |mean_m| of each row's step, so that no step dominates the gradient; mean 1 over all rows."""
         if self.run.method.step_weight == "uniform":
             return 1.0
         sampler = self.policy.sampler
         weights = (sampler.sigma / sampler.mean_m.abs())[step.cpu()].to(step.device).float()
         return weights / weights.mean()
+
+
+def _gradient(parameter: torch.nn.Parameter) -> Tensor:
+    """A parameter's gradient, 0 where no row of this process had a part in it."""
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
+    return parameter.grad
 
 
 def check_beginning(facts: UpdateFacts, latent_size: int, exact: bool) -> None:

@@ -133,9 +133,12 @@ def test_in_a_pod_the_message_goes_where_its_kubelet_reads(tmp_path: Path, monke
     termination.DEFAULT.touch()
     termination.write(FULL)
     assert termination.read(termination.DEFAULT) is not None
-    monkeypatch.setenv(termination.VARIABLE, str(tmp_path / "other"))
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert termination.targets() == []  # of several processes in one pod, one writes
+    named = [tmp_path / "one", tmp_path / "two"]
+    monkeypatch.setenv(termination.VARIABLE, ":".join(map(str, named)))
     termination.write(Progress())
-    assert termination.read(tmp_path / "other") is not None
+    assert all(termination.read(path) is not None for path in named)
 
 
 def test_of_several_processes_it_is_told_which(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -9,9 +11,39 @@ import click
 
 from tailorpo_trainer.cli.ending import message
 from tailorpo_trainer.exits import ConfigurationError
+from tailorpo_trainer.launch import Gang
 
 if TYPE_CHECKING:
+    from tailorpo_trainer.onlookers import Watch
     from tailorpo_trainer.spec import TailorPOJob
+
+
+def _again(
+    file: Path, output: Path | None, overrides: tuple[str, ...], fresh: bool, display: str, watch: Watch
+) -> list[str]:
+    """The arguments for each of the processes."""
+    shown = {"quiet": ["--quiet"], "json": ["--json"], "plain": ["--no-progress"]}.get(display, [])
+    place = ["--output", str(output)] if output else []
+    seen = [f"--metrics-host={watch.host}", f"--metrics-stall-seconds={watch.stall_seconds}"]
+    seen += [f"--metrics-port={watch.port}"] if watch.port is not None else []
+    seen += ["--tensorboard"] if watch.tensorboard else []
+    settings = [f"--set={text}" for text in overrides]
+    return [str(file), *place, *settings, *(["--fresh"] if fresh else []), *shown, *seen]
+
+
+def _launch(job: TailorPOJob, gang: Gang, arguments: list[str]) -> int:
+    from tailorpo_trainer import launch, rules
+
+    if problem := rules.shares_problem(job.spec, gang.size):
+        raise ConfigurationError(f"spec.training.promptsPerIteration: {problem}")
+    rank, code, _ = launch.launch(arguments, gang, job.spec.run_policy)
+    if code:
+        message(f"rank {rank} of {gang.size} ended first, with exit code {code}")
+    return code
+
+
+HERE = ("rendezvous_timeout_seconds", "stall_timeout_seconds", "termination_grace_period_seconds")
+"""What a run on one machine reads of `runPolicy`."""
 
 
 @click.command(short_help="Train what a document says.")
@@ -57,6 +89,17 @@ if TYPE_CHECKING:
     help="Without news for so long, /healthz says 503.",
 )
 @click.option("--tensorboard", is_flag=True, help="Write TensorBoard's event files to OUTPUT/tensorboard.")
+@click.option(
+    "--processes", type=click.IntRange(1, 64), default=1, show_default=True, help="Processes here, one an accelerator."
+)
+@click.option(
+    "--nodes", type=click.IntRange(1, 1024), default=1, show_default=True, help="Machines, each running this."
+)
+@click.option("--node-rank", type=click.IntRange(0, 1023), default=0, show_default=True, help="This machine's number.")
+@click.option("--master-addr", metavar="HOST", default="127.0.0.1", show_default=True, help="Address of machine 0.")
+@click.option(
+    "--master-port", type=click.IntRange(1, 65_535), default=29400, show_default=True, help="A free port there."
+)
 def run(
     file: Path,
     output: Path | None,
@@ -69,26 +112,36 @@ def run(
     metrics_host: str,
     metrics_stall_seconds: float,
     tensorboard: bool,
+    processes: int,
+    nodes: int,
+    node_rank: int,
+    master_addr: str,
+    master_port: int,
 ) -> None:
     """Train what a document says on this machine, or go on where it stopped.
 
-    Ctrl-C stops after a checkpoint; the same command then goes on from there.
+    Ctrl-C stops after a checkpoint; the same command then goes on from there, also with another number of processes.
     """
+    if node_rank >= nodes:
+        raise click.UsageError(f"--node-rank {node_rank} needs --nodes {node_rank + 1} at least")
     if quiet + as_json + no_progress > 1:
         raise click.UsageError("--quiet, --json and --no-progress exclude each other")
     display: Literal["auto", "plain", "json", "quiet"] = (
         "quiet" if quiet else "json" if as_json else "plain" if no_progress else "auto"
     )
-    from tailorpo_trainer import document, termination, watching
+    from tailorpo_trainer import document, onlookers, termination
     from tailorpo_trainer.progress import Progress
 
     termination.begin(Progress())
-    watch = watching.Watch(metrics_port, metrics_host, metrics_stall_seconds, tensorboard)
+    watch = onlookers.Watch(metrics_port, metrics_host, metrics_stall_seconds, tensorboard)
     job = document.read(file, overrides)
     ignored = cluster_fields(job)
     if ignored and not quiet:
         message(f"{click.format_filename(file)}: only a cluster reads {', '.join(ignored)}: left out here")
     _need_trainer()
+    if processes * nodes > 1 and "RANK" not in os.environ:
+        gang = Gang(processes, nodes, node_rank, master_addr, master_port)
+        raise click.exceptions.Exit(_launch(job, gang, _again(file, output, overrides, fresh, display, watch)))
     from tailorpo_trainer import train
 
     output = output or Path("runs") / job.metadata.name
@@ -97,14 +150,20 @@ def run(
 
 def cluster_fields(job: TailorPOJob) -> list[str]:
     """The fields that say where a run runs, as far as they ask for something else than one process here."""
-    from tailorpo_trainer.spec import CLUSTER_FIELDS, Spec
+    from tailorpo_trainer.spec import CLUSTER_FIELDS, RunPolicy, Spec
 
-    given = [
-        f"spec.{Spec.model_fields[name].alias or name}"
-        for name in CLUSTER_FIELDS
-        if name in job.spec.model_fields_set and getattr(job.spec, name) != Spec.model_fields[name].default
-    ]
-    return given + (["spec.checkpoint.secretName"] if job.spec.checkpoint.secret_name else [])
+    def given(part: RunPolicy | Spec, names: Iterable[str], path: str) -> list[str]:
+        fields = type(part).model_fields
+        return [
+            f"{path}.{fields[name].alias or name}"
+            for name in names
+            if name in part.model_fields_set and getattr(part, name) != fields[name].default
+        ]
+
+    policy = [name for name in RunPolicy.model_fields if name not in HERE]
+    where = [name for name in CLUSTER_FIELDS if name != "run_policy"]
+    found = given(job.spec, where, "spec") + given(job.spec.run_policy, policy, "spec.runPolicy")
+    return found + (["spec.checkpoint.secretName"] if job.spec.checkpoint.secret_name else [])
 
 
 def _need_trainer() -> None:

@@ -109,6 +109,7 @@ def _trained(run: spec.Spec, sampler: DDIM) -> dict[tuple[int, ...], float]:
 def _iteration(run: spec.Spec, sampler: DDIM, trained: Sequence[int], largest: Work, at_once: Portions) -> Work:
     """One iteration of one sample; `largest` takes in the rows of the largest calls."""
     hollow = Hollow(run, sampler)
+    samples = run.training.prompts_per_iteration * run.training.samples_per_prompt
     scene = methods.Scene(
         policy=hollow.policy,
         text=hollow.policy.embed(["a"]),
@@ -116,7 +117,7 @@ def _iteration(run: spec.Spec, sampler: DDIM, trained: Sequence[int], largest: W
         noise=Noise((0, Purpose.TRAINING, 0), range(1), hollow.policy.latent_shape),
         score=Scorer(hollow.policy, hollow.reward, ["a"]),
         trained=trained,
-        keep_graph=methods.can_keep_graph(run.training, at_once, trained),
+        keep_graph=methods.can_keep_graph(run.training, at_once, trained, samples),
     )
     method = methods.build(run.method)
     drawn = method.roll_out(scene)

@@ -1,6 +1,6 @@
 """What every method is: a rollout, a way to make rows of it, and a loss on rows."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Protocol, TypeVar
@@ -29,6 +29,7 @@ class Scene:
         trained: indices of the denoising steps to train, ascending.
         progress: share of the iterations that are done, in [0, 1).
         keep_graph: see `rollout.branch`.
+        gather: rows of this process' samples [n, ...] -> those of all processes' samples, in the samples' order.
     """
 
     policy: Policy
@@ -39,6 +40,7 @@ class Scene:
     trained: Sequence[int]
     progress: float = 0.0
     keep_graph: bool = False
+    gather: Callable[[Tensor], Tensor] = lambda rows: rows
 
     def part(self, rows: slice) -> "Scene":
         """The scene of some of the samples."""
@@ -133,12 +135,11 @@ def predictions(
     return policy.predict(x, step, text) if kept is None else kept, reference
 
 
-def can_keep_graph(training: spec.Training, at_once: Portions, trained: Sequence[int]) -> bool:
+def can_keep_graph(training: spec.Training, at_once: Portions, trained: Sequence[int], samples: int) -> bool:
     """Whether the rollout's predictions can serve the update: exact while nothing was updated in between, no dearer
     in memory if all rows fit one pass anyway, and possible where each trained step has a prediction of its own."""
-    rows = training.prompts_per_iteration * training.samples_per_prompt * len(trained)
     apart = all(after - before > 1 for before, after in pairwise(trained))
-    return training.updates_per_iteration == 1 and rows <= at_once.training and apart
+    return training.updates_per_iteration == 1 and samples * len(trained) <= at_once.training and apart
 
 
 def mean_shift(policy: Policy, x: Tensor, step: Tensor, prediction: Tensor, reference: Tensor) -> Tensor:

@@ -40,7 +40,9 @@ class DDPO:
         return Trajectories(transitions, scene.score(clean, scene.policy.sampler.steps - 1))
 
     def rows(self, scene: Scene, drawn: Trajectories) -> Transitions:
-        advantage = objectives.normalised_advantages(drawn.rewards, scene.prompts, self.advantage_clip)
+        rewards, prompts = scene.gather(drawn.rewards), scene.gather(scene.prompts)
+        mine = list(scene.noise.samples)
+        advantage = objectives.normalised_advantages(rewards, prompts, self.advantage_clip)[mine]
         samples = torch.arange(len(advantage), device=advantage.device)
         steps = drawn.transitions
         return Transitions(

@@ -24,7 +24,7 @@ class Watch:
 
 
 @contextmanager
-def watching(output: Path, watch: Watch) -> Iterator[list[Observer]]:
+def onlookers(output: Path, watch: Watch) -> Iterator[list[Observer]]:
     """The observers, closed at the end. Raises `ConfigurationError` where one cannot be."""
     with ExitStack() as stack:
         observers: list[Observer] = []

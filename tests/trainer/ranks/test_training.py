@@ -1,0 +1,257 @@
+"""Whole runs in several processes: the same experiment, the same end, whatever happens on the way."""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+from torch import Tensor
+
+from tailorpo_trainer import checkpoint, methods, models, rewards, rollout, train
+from tailorpo_trainer.distributed import World, join
+from tailorpo_trainer.document import parse
+from tailorpo_trainer.exits import ExitCode
+from tailorpo_trainer.noise import Noise, Purpose
+from tailorpo_trainer.records import Pairs, Transitions
+from tailorpo_trainer.sampler import choose_steps
+from tailorpo_trainer.scoring import Scorer
+from tailorpo_trainer.spec import TailorPOJob
+from tailorpo_trainer.stopping import Stop
+from tailorpo_trainer.updater import Updater
+
+Make = Callable[..., dict[str, Any]]
+Start = Callable[..., Any]
+Together = Callable[..., list[Any]]
+
+FOUR = {"iterations": 3, "promptsPerIteration": 4}
+
+
+def newest(folder: Path) -> tuple[int, dict[str, Tensor]]:
+    found = checkpoint.latest(checkpoint.open_store(folder))
+    assert found is not None
+    return found.step, found.tensors("adapter")
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def lines(folder: Path, kind: str = "iteration") -> list[dict[str, Any]]:
+    read = [json.loads(text) for text in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in read if line["kind"] == kind]
+
+
+def training(job: TailorPOJob, folder: Path) -> Callable[[int], None]:
+    return lambda rank: train.run(job, folder, display="quiet")
+
+
+@pytest.mark.parametrize("name", ["tailorpo", "ddpo"])
+def test_one_two_and_four_processes_draw_the_same(
+    document: Make, together: Together, tmp_path: Path, name: str
+) -> None:
+    """Pictures, rewards and what they cost. Rounding sets later iterations apart, so only the first is compared."""
+    job = parse(document(method={"name": name}, training=FOUR))
+    for size in (1, 2, 4):
+        together(size, training(job, tmp_path / str(size)))
+    alone, alone_measured = lines(tmp_path / "1"), lines(tmp_path / "1", "evaluation")
+    for size in (2, 4):
+        found, measured = lines(tmp_path / str(size)), lines(tmp_path / str(size), "evaluation")
+        for key in {"loss", "reward", "reward_std", "gap", "gradient_norm"} & alone[0].keys():
+            assert found[0][key] == pytest.approx(alone[0][key], rel=1e-3, abs=1e-6), key
+        assert measured[0]["scores"] == pytest.approx(alone_measured[0]["scores"], rel=1e-4)
+        assert measured[0]["diversity"] == pytest.approx(alone_measured[0]["diversity"], rel=1e-4)
+        for work in ("images", "reward_queries", "denoiser_forwards", "decodes"):
+            assert found[-1]["totals"][work] == alone[-1]["totals"][work], work
+        assert (tmp_path / str(size) / "adapter").is_dir()
+
+
+def recorded(job: TailorPOJob) -> tuple[Pairs | Transitions, Tensor]:
+    """One iteration's rows of all samples, and the samples' text."""
+    policy, method = models.load_policy(job.spec), methods.build(job.spec.method)
+    prompts = ["a cat", "a dog", "a bee", "a cat"]
+    reward = rewards.load(job.spec.rewards, policy.device)
+    steps = job.spec.sampling.trained_steps
+    assert steps.count is not None
+    scene = methods.Scene(
+        policy=policy,
+        text=policy.embed(prompts),
+        prompts=torch.tensor([0, 1, 2, 0]),
+        noise=Noise((0, Purpose.TRAINING, 0), range(4), policy.latent_shape),
+        score=Scorer(policy, reward, prompts),
+        trained=choose_steps(policy.sampler, steps.count, "spread"),
+    )
+    return method.rows(scene, method.roll_out(scene)), scene.text
+
+
+def share(rows: Any, text: Tensor, world: World) -> tuple[Any, Tensor]:
+    """The rows of this process' samples, numbered from 0, and their text."""
+    mine = world.share(len(text))
+    chosen = [n for n, sample in enumerate(rows.sample.tolist()) if sample in mine]
+    names = [name for name in type(rows).__dataclass_fields__ if getattr(rows, name) is not None]
+    own = {name: getattr(rows, name)[chosen] for name in names}
+    return type(rows)(**own | {"sample": own["sample"] - mine.start}), text[mine.start : mine.stop]
+
+
+@pytest.mark.parametrize("updates", [1, 3])
+@pytest.mark.parametrize("name", ["tailorpo", "d3po", "ddpo"])
+def test_the_same_pairs_give_the_same_gradient_in_any_number_of_processes(
+    document: Make, together: Together, tmp_path: Path, name: str, updates: int
+) -> None:
+    # Row by row, or the shape of a batch would decide how the denoiser rounds.
+    options = FOUR | {"updatesPerIteration": updates, "microBatchSize": 1}
+    job = parse(document(method={"name": name, "stepWeight": "balanced"}, training=options))
+    rows, text = recorded(job)
+
+    def gradients(rank: int) -> None:
+        with join(Stop(), 30, 30) as world:
+            policy = models.load_policy(job.spec)
+            with torch.no_grad():  # a fresh adapter is the reference, and half of its gradient is 0
+                for number, value in enumerate(policy.parameters):
+                    value.add_(0.05 * torch.randn(value.shape, generator=torch.Generator().manual_seed(number)))
+            updater = Updater(policy, methods.build(job.spec.method), job.spec, world)
+            found: list[Tensor] = []
+
+            def keep(*_: Any) -> None:
+                found.append(torch.cat([value.grad.flatten() for value in policy.parameters if value.grad is not None]))
+
+            updater.optimizer.register_step_pre_hook(keep)
+            updater.optimizer.param_groups[0]["lr"] = 0.0
+            facts = updater.iterate(*share(rows, text, world))
+            world.same(policy.adapter())
+            torch.save(
+                [*found, torch.tensor(facts.loss), facts.facts["logit"].sort().values],
+                tmp_path / f"{world.size}-{rank}",
+            )
+
+    for size in (1, 2, 4):
+        together(size, gradients)
+    alone = torch.load(tmp_path / "1-0")
+    assert len(alone) == updates + 2
+    for size in (2, 4):
+        for rank in range(size):
+            *found, logits = torch.load(tmp_path / f"{size}-{rank}")
+            torch.testing.assert_close(logits, alone[-1], rtol=0, atol=1e-6)  # differences of nearly equal numbers
+            for one, other in zip(alone[:-1], found, strict=True):
+                assert float((one - other).norm()) <= 1e-5 * float(one.norm())
+
+
+def test_stopped_at_any_process_and_gone_on_with_is_as_if_never_stopped(
+    document: Make, start: Start, together: Together, tmp_path: Path
+) -> None:
+    job = parse(document(training=FOUR, checkpoint={"everyIterations": 100}))
+    together(2, training(job, tmp_path / "whole"))
+
+    def stopped(rank: int) -> None:
+        def roll_out(*arguments: Any, **options: Any) -> Any:
+            if rank == 1 and next(calls) == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return whole(*arguments, **options)
+
+        whole, calls = rollout.branch, iter(range(100))
+        with patch("tailorpo_trainer.methods.base.branch", roll_out):
+            train.run(job, tmp_path / "parts", display="quiet")
+
+    ended = start(2, stopped).wait()
+    assert [each.code for each in ended] == [ExitCode.STOPPED] * 2, ended[0].said
+    assert "stopped by SIGTERM at rank 1 after iteration 1 of 3" in ended[0].said
+    assert newest(tmp_path / "parts")[0] == 1
+    together(2, training(job, tmp_path / "parts"))
+    assert same(newest(tmp_path / "whole")[1], newest(tmp_path / "parts")[1])
+
+
+def test_a_run_may_go_on_with_another_number_of_processes(document: Make, together: Together, tmp_path: Path) -> None:
+    for iterations, size in ((1, 2), (2, 1), (3, 4)):
+        job = parse(document(training=FOUR | {"iterations": iterations}))
+        together(size, training(job, tmp_path))
+        assert newest(tmp_path)[0] == iterations
+    assert [line["iteration"] for line in lines(tmp_path)] == [1, 2, 3]
+
+
+def test_samples_that_cannot_be_shared_equally_are_refused(document: Make, start: Start, tmp_path: Path) -> None:
+    ended = start(3, training(parse(document(training=FOUR)), tmp_path)).wait()
+    assert [each.code for each in ended] == [ExitCode.CONFIGURATION] * 3
+    assert "4 samples an iteration" in ended[0].said
+    assert "use a multiple of 3" in ended[0].said
+
+
+class Odd:
+    """A reward that does something odd in one process, at one of its calls."""
+
+    name, unit, differentiable = "odd", "", False
+
+    def __init__(self, rank: int, call: int, what: Callable[[], Any]) -> None:
+        self.calls, self.what = iter(range(1000)), what
+        self.when = call if int(os.environ["RANK"]) == rank else None
+
+    def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
+        scores = images.mean(dim=(1, 2, 3))
+        return scores * self.what() if next(self.calls) == self.when else scores
+
+
+def odd_run(document: Make, folder: Path, what: Callable[[], Any], **parts: Any) -> Callable[[int], None]:
+    """A run whose reward does something odd in the second iteration, in the second process."""
+    values = document(
+        rewards=[{"name": "odd"}],
+        training=FOUR,
+        evaluation={"everyIterations": 0},
+        checkpoint={"everyIterations": 100},
+        **parts,
+    )
+
+    def work(_: int) -> None:
+        plugin = SimpleNamespace(name="odd", value="test", load=lambda: lambda *_: Odd(1, 2, what))
+        with patch("tailorpo_trainer.rewards.combine.find", lambda name: plugin):
+            train.run(parse(values), folder, display="quiet")
+
+    return work
+
+
+def test_a_failure_in_one_process_ends_all_after_a_checkpoint(document: Make, start: Start, tmp_path: Path) -> None:
+    first, second = start(2, odd_run(document, tmp_path, lambda: float("nan"))).wait()
+    assert (first.code, second.code) == (ExitCode.STALLED, ExitCode.NOT_FINITE)
+    assert "rank 1 ended the run: " in first.said
+    assert newest(tmp_path)[0] == 1
+    assert json.loads((tmp_path / "progress.json").read_text())["phase"] == "Failed"
+
+
+def test_a_process_that_is_killed_ends_all_and_the_first_saves_what_there_is(
+    document: Make, start: Start, tmp_path: Path
+) -> None:
+    work = odd_run(document, tmp_path, lambda: os.kill(os.getpid(), signal.SIGKILL))
+    first, second = start(2, work).wait()
+    assert (first.code, second.code) == (ExitCode.STALLED, -signal.SIGKILL)
+    assert newest(tmp_path)[0] == 1
+
+
+def test_a_process_that_hangs_is_ended_and_says_where(document: Make, start: Start, tmp_path: Path) -> None:
+    work = odd_run(document, tmp_path, lambda: time.sleep(1000), runPolicy={"stallTimeoutSeconds": 2})
+    first, second = start(2, work).wait()
+    assert (first.code, second.code) == (ExitCode.STALLED, ExitCode.STALLED)
+    assert "rank 1 made no progress for 2 s (spec.runPolicy.stallTimeoutSeconds)" in second.said
+    assert "in __call__" in second.said  # where it hangs
+
+
+def test_the_first_process_alone_serves_and_counts_for_all(
+    document: Make, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tailorpo_trainer.metrics import Metrics
+    from tailorpo_trainer.onlookers import Watch
+
+    def keep(self: Metrics) -> None:
+        labels = {"namespace": "", "job": "test"}
+        samples = self.registry.get_sample_value("tailorpo_samples_total", labels)
+        (tmp_path / "samples").write_text(str(samples))
+
+    monkeypatch.setattr(Metrics, "close", keep)
+    job = parse(document(training=FOUR, evaluation={"everyIterations": 0}))
+    ended = start(2, lambda rank: train.run(job, tmp_path / "run", display="quiet", watch=Watch(port=0))).wait()
+    assert [each.code for each in ended] == [0, 0], ended
+    assert ["metrics: http://" in each.said for each in ended] == [True, False]
+    assert float((tmp_path / "samples").read_text()) == 12

@@ -1,0 +1,161 @@
+"""What processes agree on, and what happens when one of them does not come."""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from tailorpo_trainer.distributed import World, join
+from tailorpo_trainer.exits import ConfigurationError, ExitCode, StalledError, TailorPOError
+from tailorpo_trainer.stopping import Stop, StopRequested
+
+Together = Callable[..., list[Any]]
+Start = Callable[..., Any]
+
+
+def in_world(work: Callable[[World], Any]) -> Callable[[int], Any]:
+    def run(rank: int) -> Any:
+        with Stop().listening() as stop, join(stop, 30, 30) as world:
+            assert world.rank == rank
+            return work(world)
+
+    return run
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+@pytest.mark.parametrize("count", [1, 7, 8])
+def test_shares_are_whole_in_order_and_as_equal_as_can_be(size: int, count: int) -> None:
+    shares = [World(Stop(), rank, size).share(count) for rank in range(size)]
+    assert [number for share in shares for number in share] == list(range(count))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_alone_everything_is_what_it_was() -> None:
+    world, value = World(Stop()), torch.tensor([1.0, 2.0])
+    world.sum([value])
+    assert value.tolist() == [1, 2]
+    assert world.gather(value) is value or torch.equal(world.gather(value), value)
+    assert world.broadcast(b"x") == b"x"
+    assert world.total({"a": 1.5}) == {"a": 1.5}
+    world.same({"a": value})
+    world.barrier()
+
+
+def test_sums_rows_bytes_and_totals_are_the_same_everywhere(together: Together) -> None:
+    def work(world: World) -> Any:
+        vector, matrix = torch.full((3,), float(world.rank)), torch.full((2, 2), 10.0 * world.rank)
+        world.sum([vector, matrix])
+        rows = world.gather(torch.full((world.rank, 2), world.rank))  # the first has none
+        sent = world.broadcast(b"first" if world.first else b"another")
+        empty = world.broadcast(b"")
+        world.same({"a": vector})
+        return [vector.tolist(), matrix.tolist(), rows.tolist(), sent.decode(), len(empty), world.total({"n": 1})["n"]]
+
+    expected = [[3.0] * 3, [[30.0] * 2] * 2, [[1, 1], [2, 2], [2, 2]], "first", 0, 3]
+    assert together(3, in_world(work)) == [expected] * 3
+
+
+def test_weights_that_went_apart_are_noticed_by_all(start: Start) -> None:
+    def work(world: World) -> None:
+        world.same({"weights": torch.full((2,), 1.0 + 1e-7 * world.rank)})
+
+    ended = start(2, in_world(work)).wait()
+    assert [each.code for each in ended] == [ExitCode.INTERNAL] * 2
+    assert all("no longer the same" in each.said for each in ended)
+
+
+@pytest.mark.parametrize("stopped", [0, 1])
+def test_a_stop_of_one_stops_all_wherever_they_are(together: Together, stopped: int) -> None:
+    """One is between two denoiser calls, the other waits for it in a collective."""
+
+    def work(world: World) -> Any:
+        try:
+            with world.together():
+                if world.rank == stopped:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                    world.check()
+                world.gather(torch.zeros(1))
+        except StopRequested:
+            world.barrier()
+            return [world.stop.requested, world.parted, world.broken]
+        return None
+
+    words = ["SIGTERM" if rank == stopped else f"SIGTERM at rank {stopped}" for rank in range(2)]
+    assert together(2, in_world(work)) == [[word, True, False] for word in words]
+
+
+def test_a_stop_is_heard_between_two_denoiser_calls(together: Together) -> None:
+    def work(world: World) -> Any:
+        try:
+            with world.together():
+                if world.first:
+                    world.stop.requested = "SIGTERM"
+                deadline = time.monotonic() + 30
+                while time.monotonic() < deadline:
+                    world.check()
+        except StopRequested:
+            return "stopped"
+        return None
+
+    assert together(2, in_world(work)) == ["stopped"] * 2
+
+
+def test_a_stop_waits_while_something_is_half_made(together: Together) -> None:
+    def work(world: World) -> Any:
+        world.stop.requested = "SIGTERM" if world.first else None
+        with world.held():
+            world.check()
+            rows = world.gather(torch.ones(1))
+        try:
+            with world.together():
+                world.gather(torch.ones(1))
+        except StopRequested:
+            return rows.tolist()
+        return None
+
+    assert together(2, in_world(work)) == [[1, 1]] * 2
+
+
+def test_a_failure_of_one_is_told_to_all_with_its_rank(start: Start) -> None:
+    def work(world: World) -> None:
+        with world.together():
+            if not world.first:
+                raise ConfigurationError("the colour is wrong")
+            world.gather(torch.zeros(1))
+
+    ended = start(2, in_world(work)).wait()
+    assert [each.code for each in ended] == [ExitCode.STALLED, ExitCode.CONFIGURATION]
+    assert "rank 1 ended the run: the colour is wrong" in ended[0].said
+
+
+def test_a_peer_that_is_gone_is_noticed_by_who_waits(start: Start) -> None:
+    def work(world: World) -> str:
+        world.barrier()
+        if not world.first:
+            os.kill(os.getpid(), signal.SIGKILL)
+        try:
+            with world.together():
+                while True:
+                    world.gather(torch.zeros(1))
+        except StalledError:
+            world.barrier()
+            return f"broken: {world.broken}"
+
+    first, second = start(2, in_world(work)).wait()
+    assert (first.value, second.code) == ("broken: True", -signal.SIGKILL)
+
+
+def test_who_does_not_come_is_not_waited_for_for_ever(start: Start) -> None:
+    def work(rank: int) -> None:
+        if rank == 1:
+            return
+        with join(Stop(), 1, 1):
+            raise AssertionError("nobody came")
+
+    first, _ = start(2, work).wait()
+    assert first.code == ExitCode.STALLED
+    assert isinstance(StalledError("x"), TailorPOError)
