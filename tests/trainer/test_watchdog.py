@@ -2,7 +2,6 @@
 
 import os
 import threading
-from collections.abc import Callable
 
 import pytest
 
@@ -36,29 +35,41 @@ def test_no_progress_ends_it_and_says_where_every_thread_stands(end: Ending, cap
     assert "test_no_progress_ends_it" in said
 
 
+class Looks:
+    """The clock as the watchdog reads it, and a way to wait until it has."""
+
+    def __init__(self, end: Ending) -> None:
+        self.end, self.count = end, threading.Semaphore(0)
+
+    def __call__(self) -> float:
+        self.count.release()
+        return self.end.now
+
+    def wait(self, times: int) -> None:
+        for _ in range(times):
+            assert self.count.acquire(timeout=30)
+
+
 def test_each_beat_begins_the_time_anew(end: Ending) -> None:
-    looked = threading.Semaphore(0)
-
-    def clock() -> float:
-        looked.release()
-        return end.now
-
-    with watching(0.04, end, clock) as beat:
+    looks = Looks(end)
+    with watching(0.04, end, looks) as beat:
         for _ in range(5):
             end.now += 0.03
             beat()
-            for _ in range(3):
-                assert looked.acquire(timeout=30)
+            looks.wait(3)
     assert end.codes == []
 
 
-@pytest.mark.parametrize(
-    ("launcher", "codes"), [(lambda: "1", [ExitCode.INTERRUPTED]), (lambda: str(os.getppid()), [])]
-)
-def test_it_does_not_outlive_its_launcher(
-    end: Ending, monkeypatch: pytest.MonkeyPatch, launcher: Callable[[], str], codes: list[int]
-) -> None:
-    monkeypatch.setenv(LAUNCHER, launcher())
-    with watching(4, end, lambda: end.now):
-        end.ended.wait(30 if codes else 1.5)
-    assert end.codes == codes
+def test_it_does_not_outlive_its_launcher(end: Ending, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(LAUNCHER, "1")
+    with watching(0.04, end, lambda: end.now):
+        assert end.ended.wait(30)
+    assert end.codes == [ExitCode.INTERRUPTED]
+
+
+def test_it_stays_while_its_launcher_is_there(end: Ending, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = Looks(end)
+    monkeypatch.setenv(LAUNCHER, str(os.getppid()))
+    with watching(0.04, end, looks):
+        looks.wait(3)
+    assert end.codes == []

@@ -2,6 +2,8 @@
 
 import json
 import os
+import random
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -19,6 +21,7 @@ from tailorpo_trainer.distributed import World, join
 from tailorpo_trainer.document import parse
 from tailorpo_trainer.exits import ExitCode
 from tailorpo_trainer.noise import Noise, Purpose
+from tailorpo_trainer.policy import Policy
 from tailorpo_trainer.records import Pairs, Transitions
 from tailorpo_trainer.sampler import choose_steps
 from tailorpo_trainer.scoring import Scorer
@@ -164,6 +167,51 @@ def test_stopped_at_any_process_and_gone_on_with_is_as_if_never_stopped(
     assert newest(tmp_path / "parts")[0] == 1
     together(2, training(job, tmp_path / "parts"))
     assert same(newest(tmp_path / "whole")[1], newest(tmp_path / "parts")[1])
+
+
+def kill_and_resume(document: Make, start: Start, together: Together, folder: Path, kills: int) -> None:
+    """Any process is killed at any of its denoiser calls, again and again; the end is as if nothing had been."""
+    seed = random.SystemRandom().randrange(2**32)
+    print(f"seed {seed}")
+    drawn = random.Random(seed)
+    job = parse(document(training={"iterations": 4, "promptsPerIteration": 4}))
+    together(2, training(job, folder / "whole"))
+    killed = 0
+    while killed < kills:
+        who, call = drawn.randrange(2), drawn.randrange(40)
+
+        def work(rank: int, who: int = who, call: int = call) -> None:
+            def predict(*arguments: Any) -> Tensor:
+                if rank == who and next(calls) == call:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return whole(*arguments)
+
+            whole, calls = Policy.predict, iter(range(10_000))
+            with patch.object(Policy, "predict", predict):
+                train.run(job, folder / "parts", display="quiet")
+
+        ended = start(2, work).wait()
+        if ended[who].code == 0:  # complete: kill the next one from its beginning
+            assert same(newest(folder / "whole")[1], newest(folder / "parts")[1])
+            shutil.rmtree(folder / "parts")
+            continue
+        assert {who: ended[who].code, 1 - who: ended[1 - who].code} == {who: -signal.SIGKILL, 1 - who: ExitCode.STALLED}
+        killed += 1
+    together(2, training(job, folder / "parts"))
+    assert same(newest(folder / "whole")[1], newest(folder / "parts")[1])
+    print(f"{kills} kills, differences: 0")
+
+
+def test_killed_anywhere_two_processes_end_as_if_they_had_not_been(
+    document: Make, start: Start, together: Together, tmp_path: Path
+) -> None:
+    kill_and_resume(document, start, together, tmp_path, kills=3)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1200)
+def test_killed_twenty_times(document: Make, start: Start, together: Together, tmp_path: Path) -> None:
+    kill_and_resume(document, start, together, tmp_path, kills=20)
 
 
 def test_a_run_may_go_on_with_another_number_of_processes(document: Make, together: Together, tmp_path: Path) -> None:
