@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tailorpo_trainer import cli, models, termination
+from tailorpo_trainer import cli, models, termination, train
 from tailorpo_trainer.exits import ExitCode
 from tailorpo_trainer.progress import Progress
 
@@ -227,3 +227,16 @@ def test_another_run_s_folder_keeps_its_progress(start: Any, tmp_path: Path, pro
     before = (tmp_path / "run" / "progress.json").read_bytes()
     assert start(lora={"rank": 4}) == 78
     assert (tmp_path / "run" / "progress.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(("code", "phase"), [(ExitCode.STALLED, "Failed"), (ExitCode.INTERRUPTED, "Stopped")])
+def test_who_is_ended_by_the_watchdog_has_a_last_word(
+    log: Path, monkeypatch: pytest.MonkeyPatch, code: ExitCode, phase: str
+) -> None:
+    codes: list[int] = []
+    monkeypatch.setattr("tailorpo_trainer.train.os._exit", codes.append)
+    termination.begin(Progress(name="test", phase="Running", step=3))
+    train.leave(code)
+    said = last(log)
+    assert codes == [code]
+    assert (said.phase, said.step, said.error and said.error.exit_code) == (phase, 3, code)
