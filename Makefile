@@ -6,6 +6,9 @@ VENV ?= .venv
 DEMO_JOB := examples/demo.yaml
 DEMO_OUTPUT := runs/demo
 
+# Each test file stays in one process. PARALLEL= runs all in one.
+PARALLEL ?= --numprocesses=auto --maxprocesses=4 --dist=loadfile
+
 BIN := $(VENV)/bin
 READY := $(VENV)/.tailorpo-ready
 UV_VERSIONS := uv>=0.9,<1
@@ -26,7 +29,7 @@ demo: $(READY) ## Align the shipped model on this machine, then show the report
 	@sh -euc "$$SHOW" show "$(CURDIR)/$(DEMO_OUTPUT)/report.html"
 
 test: $(READY) ## Run the tests but the long ones; T="tests/test_spec.py -k typo" passes arguments to pytest
-	$(BIN)/pytest $(PYTEST_ARGS) $(T)
+	$(BIN)/pytest $(if $(T),,$(PARALLEL)) $(PYTEST_ARGS) $(T)
 
 soak: $(READY) ## Run the long tests alone
 	$(BIN)/pytest -m soak $(PYTEST_ARGS) $(T)
