@@ -36,7 +36,8 @@ def probe(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int], Any]], N
 
     def install(look: Callable[[int], Any]) -> None:
         plugin = SimpleNamespace(name="probe", value="test", load=lambda: lambda *_: Probe(look))
-        monkeypatch.setattr(combine, "find", lambda name: plugin)
+        find = combine.find
+        monkeypatch.setattr(combine, "find", lambda name: plugin if name == "probe" else find(name))
 
     return install
 
