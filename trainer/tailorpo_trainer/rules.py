@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from tailorpo_trainer.spec import (
+    Checkpoint,
     Method,
     MethodName,
     Prompts,
@@ -43,6 +44,9 @@ REWARD_PARAMETERS = {
     "jpeg-compressibility": set[str](),
     "jpeg-incompressibility": set[str](),
 }
+
+S3_SETTINGS = ("endpoint", "region", "path_style", "ca_file", "sse_kms_key_id")
+"""Fields of `Checkpoint` that say how a server is asked."""
 
 Path = tuple[str | int, ...]
 
@@ -165,6 +169,19 @@ def enough_updates(spec: Spec) -> Iterator[Finding]:
         )
 
 
+def s3_settings(spec: Spec) -> Iterator[Finding]:
+    """Settings of a server that nobody asks would be ignored in silence."""
+    kept = spec.checkpoint
+    if kept.storage is None or not kept.storage.startswith("s3://"):
+        for field in S3_SETTINGS:
+            if getattr(kept, field) is not None:
+                yield Finding(
+                    ("spec", "checkpoint", _yaml(Checkpoint, field)),
+                    (("spec", "checkpoint", "storage"),),
+                    "needs spec.checkpoint.storage to be in S3, as s3://bucket/prefix",
+                )
+
+
 RULES: tuple[Callable[[Spec], Iterator[Finding]], ...] = (
     method_parameters,
     guided_winner,
@@ -174,6 +191,7 @@ RULES: tuple[Callable[[Spec], Iterator[Finding]], ...] = (
     reward_parameters,
     maximise_something,
     enough_updates,
+    s3_settings,
 )
 
 

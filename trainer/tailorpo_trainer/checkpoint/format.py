@@ -99,6 +99,8 @@ class Manifest(Record):
     attempt: int
     step: int
     objects: dict[str, Entry]
+    # The weighted held-out reward that was measured at this step; None if none was. Not in the first manifests.
+    evaluation: float | None = Field(None, allow_inf_nan=False)
 
     @property
     def ref(self) -> Ref:
