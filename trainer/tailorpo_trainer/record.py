@@ -59,6 +59,11 @@ class Record:
         """Whether this iteration's evaluation is written already."""
         return any(line["iteration"] == iteration for line in self._kinds["evaluation"])
 
+    def evaluated_reward(self, iteration: int) -> float | None:
+        """The weighted held-out reward that was measured at this iteration; None if none was."""
+        found = [line["reward"] for line in self._kinds["evaluation"] if line["iteration"] == iteration]
+        return found[-1] if found else None
+
     def iteration(self, iteration: int, scorer: Scorer, facts: UpdateFacts, work: dict[str, float]) -> None:
         """One iteration is done. work: what it added to `totals`."""
         now = time.perf_counter()

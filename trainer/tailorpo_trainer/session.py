@@ -9,9 +9,22 @@ from typing import Any
 
 import torch
 
-from tailorpo_trainer import checkpoint, document, estimate, evaluate, methods, models, prompts, report, rewards, spec
+from tailorpo_trainer import (
+    checkpoint,
+    document,
+    estimate,
+    evaluate,
+    methods,
+    models,
+    places,
+    prompts,
+    publishing,
+    report,
+    rewards,
+    spec,
+)
 from tailorpo_trainer.display import Display, Kind, open_display
-from tailorpo_trainer.exits import ConfigurationError
+from tailorpo_trainer.exits import ConfigurationError, TailorPOError
 from tailorpo_trainer.noise import Noise, Purpose
 from tailorpo_trainer.outputs import Output, write_json, write_text
 from tailorpo_trainer.policy import Policy
@@ -19,6 +32,7 @@ from tailorpo_trainer.record import Record
 from tailorpo_trainer.records import merge
 from tailorpo_trainer.rewards.combine import RewardSum
 from tailorpo_trainer.sampler import choose_steps
+from tailorpo_trainer.saving import Saving
 from tailorpo_trainer.scoring import Scorer
 from tailorpo_trainer.spec import TailorPOJob
 from tailorpo_trainer.stopping import Stop
@@ -33,7 +47,7 @@ class Session:
 
     Attributes:
         iteration: iterations done; the state between two is what a checkpoint holds.
-        attempt: where checkpoints go; None when the run was complete already.
+        saving: where checkpoints go; None when the run was complete already.
     """
 
     job: TailorPOJob
@@ -48,7 +62,7 @@ class Session:
     record: Record
     display: Display
     stop: Stop
-    attempt: checkpoint.Attempt | None
+    saving: Saving | None
     iteration: int = 0
     saved_at: int = 0
 
@@ -137,28 +151,63 @@ class Session:
         return first and self.run.lora.initial is None
 
     def checkpoint(self) -> None:
-        """Commit the state between two iterations, unless that is done or an iteration's updates are half made."""
+        """Save the state between two iterations, unless that is done or an iteration's updates are half made.
+
+        Returns when it is copied; `settle` waits until it is committed.
+        """
         whole = self.updater.updates == self.iteration * self.run.training.updates_per_iteration
-        if self.saved_at == self.iteration or not whole or self.attempt is None:
+        if self.saved_at == self.iteration or not whole or self.saving is None:
             return
         with self.record.phases("checkpoint"):
             groups, state = self.updater.state()
-            saved = self.attempt.save(self.iteration, groups, state | {"totals": self.record.totals})
-            self.attempt.prune(self.run.checkpoint.keep)
+            self.saving.save(self.iteration, groups, state | self.position() | {"totals": self.record.totals})
         self.saved_at = self.iteration
-        self.record.saved(self.iteration, self.attempt.store.uri(saved.ref.prefix))
+
+    def position(self) -> dict[str, Any]:
+        """Where the data and the noise are: facts to read, since both are functions of the seed and the iteration."""
+        training = self.run.training
+        drawn = self.iteration * training.prompts_per_iteration
+        return {
+            "data": {"prompts_drawn": drawn, "packs_used_up": drawn // len(self.prompts)},
+            "noise": {"seed": training.seed, "next_iteration": self.iteration},
+        }
+
+    def follow(self) -> None:
+        """Note the checkpoints that were committed meanwhile; raises if they cannot be any more."""
+        if self.saving is not None:
+            self.saving.follow()
+
+    def settle(self) -> None:
+        """Wait until the last checkpoint is committed; raises if it cannot be."""
+        if self.saving is not None:
+            try:
+                self.saving.close()
+            except TailorPOError as error:
+                self.record.failed(self.iteration, error)
+                raise
+
+    def rescue(self, error: TailorPOError) -> TailorPOError:
+        """Save what can be saved before a run ends with an error; returns it, with what else went wrong."""
+        try:
+            self.checkpoint()
+            self.settle()
+        except TailorPOError as another:
+            if another is not error:
+                return type(error)(f"{error}; nor could the last checkpoint be written: {another}")
+        return error
 
 
 def open_session(
-    job: TailorPOJob, root: Path, base: Path | None, fresh: bool, display_kind: Kind, stop: Stop
+    job: TailorPOJob, root: Path | None, base: Path | None, fresh: bool, display_kind: Kind, stop: Stop
 ) -> Session:
     """Load everything, cheapest first, so that what is wrong shows before minutes have passed."""
+    place = places.choose(job, root, base)
     run, least_attempt = job.spec, _least_attempt()
     training_prompts = list(prompts.load(run.prompts, base))
     held_out = list(prompts.load(run.evaluation.prompts, base)) if run.evaluation.prompts else training_prompts
-    output = Output(root)
+    output = Output(place.output)
     output.create()
-    storage = checkpoint.open_run(checkpoint.open_store(root), job)
+    storage = checkpoint.open_run(place.open(), job)
     start = None if fresh else storage.latest()
     models.quiet()
     device = models.pick_device()
@@ -172,7 +221,7 @@ def open_session(
     policy = models.load_policy(run, device)
     policy.interrupt = stop.check
     updater = Updater(policy, method, run)
-    write_text(output.job, document.dump(job))
+    write_text(output.job, document.dump(place.job))
     write_json(output.prompts, {"training": training_prompts, "evaluation": held_out})
     write_json(output.environment, environment(device))
     done = 0
@@ -184,8 +233,10 @@ def open_session(
     display = open_display(display_kind, run.training.iterations, done)
     record = Record(output, display, job.metadata.name, run.training.iterations)
     record.attempt = start.attempt if start and complete else attempt.number if attempt else 1
+    stored = publishing.restore(storage.store, start.attempt, done, output) if place.apart and start else set()
     newest = {"uri": start.uri, "step": start.step, "time": start.manifest.time} if start else None
     record.resume(done, start.state["totals"] if start else {}, newest)
+    publisher = publishing.Publisher(storage.store, attempt.number, output, stored) if place.apart and attempt else None
     session = Session(
         job,
         output,
@@ -199,7 +250,7 @@ def open_session(
         record,
         display,
         stop,
-        attempt,
+        Saving(attempt, record, run.checkpoint, publisher) if attempt else None,
         iteration=done,
         saved_at=done,
     )
@@ -214,6 +265,7 @@ def finish(session: Session) -> None:
     with session.updater.averaged():
         models.save_adapter(session.policy, session.output.adapter)
     write_json(session.output.cost, estimate.row_costs(session.run))
+    session.settle()
     session.record.progress("Succeeded")
     session.display.message(f"adapter: {session.output.adapter}")
     write_report(session)
@@ -222,6 +274,8 @@ def finish(session: Session) -> None:
 def write_report(session: Session) -> None:
     """The page of what there is so far, also of a run that was stopped or failed."""
     session.display.message(f"report: {report.write(session.output.root)}")
+    if session.saving is not None:
+        session.saving.publish()
 
 
 def _least_attempt() -> int:

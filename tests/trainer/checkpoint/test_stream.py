@@ -47,9 +47,9 @@ class Gate:
 
 @pytest.fixture
 def begin(memory: Any, job: Job) -> Callable[..., Stream]:
-    def make(**options: Any) -> Stream:
-        given = {"keep": 3, "max_failures": 3, "sleep": lambda _: None} | options
-        return Stream(open_run(memory, job()).begin(None), **given)
+    def make(keep: int = 3, max_failures: int = 3, **options: Any) -> Stream:
+        options.setdefault("sleep", lambda _: None)
+        return Stream(open_run(memory, job()).begin(None), keep, max_failures, **options)
 
     return make
 
@@ -88,7 +88,12 @@ def test_a_third_snapshot_waits_for_the_first(memory: Any, begin: Callable[..., 
     assert gate.reached.wait(60)
     opened.submit(snapshot(2))  # waits in the queue: the submitter does not
     done = threading.Event()
-    third = threading.Thread(target=lambda: (opened.submit(snapshot(3)), done.set()))
+
+    def submit() -> None:
+        opened.submit(snapshot(3))
+        done.set()
+
+    third = threading.Thread(target=submit)
     third.start()
     assert not done.wait(0.05)
     gate.open.set()
@@ -170,8 +175,8 @@ def test_what_happens_beside_a_commit_never_ends_a_run(
 ) -> None:
     seen: list[tuple[str, int]] = []
 
-    def around(name: str) -> Callable[[], None]:
-        def call() -> None:
+    def around(name: str) -> Callable[[int], None]:
+        def call(step: int) -> None:
             seen.append((name, len(checkpoints(memory))))
             raise OSError(f"{name} failed")
 

@@ -55,11 +55,11 @@ class Stream:
         attempt: Attempt,
         keep: int,
         max_failures: int,
-        before: Callable[[], None] = lambda: None,
-        after: Callable[[], None] = lambda: None,
+        before: Callable[[int], None] | None = None,
+        after: Callable[[int], None] | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        """`before` and `after` are called around each commit, in the background; what they raise is a warning."""
+        """`before` and `after` are called with the step around each commit, there; what they raise is a warning."""
         self.attempt, self.keep, self.max_failures = attempt, keep, max_failures
         self.facts = Facts()
         self.newest: Manifest | None = None
@@ -128,7 +128,7 @@ class Stream:
             return snapshot
 
     def _handle(self, snapshot: Snapshot) -> None:
-        _aside(self._before)
+        _aside(self._before, snapshot.step)
         since = time.perf_counter()
         try:
             manifest = self._commit(snapshot)
@@ -148,7 +148,7 @@ class Stream:
         facts.failed_in_a_row, facts.last_error, facts.last_success = 0, None, time.time()
         self.newest, self._lost = manifest, None
         self._prune()
-        _aside(self._after)
+        _aside(self._after, snapshot.step)
 
     def _commit(self, snapshot: Snapshot) -> Manifest:
         pause = FIRST_PAUSE
@@ -179,8 +179,10 @@ class Stream:
             logger.warning("old checkpoints stay for now: %s", error)
 
 
-def _aside(action: Callable[[], None]) -> None:
+def _aside(action: Callable[[int], None] | None, step: int) -> None:
+    if action is None:
+        return
     try:
-        action()
+        action(step)
     except Exception as error:
         logger.warning("beside a checkpoint: %s: %s", type(error).__name__, error)

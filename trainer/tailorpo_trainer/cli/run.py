@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @click.option(
     "--output",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Folder of the results. Default: runs/NAME.",
+    help="Folder of results and checkpoints. Default: spec.checkpoint.storage, or runs/NAME.",
 )
 @click.option(
     "--set",
@@ -59,7 +59,7 @@ def run(
     _need_trainer()
     from tailorpo_trainer import train
 
-    train.run(job, output or Path("runs") / job.metadata.name, base=file.parent, fresh=fresh, display=display)
+    train.run(job, output, base=file.parent, fresh=fresh, display=display)
 
 
 def cluster_fields(job: TailorPOJob) -> list[str]:
