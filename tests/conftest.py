@@ -172,7 +172,8 @@ def _wait(server: S3Server, process: subprocess.Popen[bytes], log: Path) -> None
     client, deadline = server.client(attempts=1), time.monotonic() + START_SECONDS
     while True:
         try:
-            client.create_bucket(Bucket="ready")
+            if "ready" not in [bucket["Name"] for bucket in client.list_buckets()["Buckets"]]:
+                client.create_bucket(Bucket="ready")
             client.put_object(Bucket="ready", Key="ready", Body=b"ready")
             return
         except Exception as error:

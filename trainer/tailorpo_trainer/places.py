@@ -59,6 +59,13 @@ def of(folder: Path) -> Places:
     return Places(folder, kept if kept is not None and kept.startswith(s3.SCHEME) else str(folder), job)
 
 
+def find(uri: str, settings: s3.Settings = s3.STANDARD) -> Store:
+    """The store of a storage that a person names: a folder, an S3 URI, or a run's output folder, which leads to it."""
+    if "://" not in uri and Output(Path(uri)).job.is_file():
+        return of(Path(uri)).open()
+    return open_store(uri, settings)
+
+
 def _with(job: TailorPOJob, **values: str | None) -> TailorPOJob:
     checkpoint = job.spec.checkpoint.model_copy(update=values)
     return job.model_copy(update={"spec": job.spec.model_copy(update={"checkpoint": checkpoint})})

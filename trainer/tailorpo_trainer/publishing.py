@@ -31,15 +31,15 @@ class Publisher:
         self._stored = set(stored)
         self._digests: dict[str, bytes] = {}
 
-    def history(self, _: int) -> None:
-        """`metrics.jsonl`, before a checkpoint is committed: so whoever goes on from one has all lines up to it."""
-        self._publish([self.output.metrics])
-
-    def results(self, step: int) -> None:
-        """All that a person wants to see of a run that goes on, pictures up to this iteration."""
-        output = self.output
+    def history(self, step: int) -> None:
+        """`metrics.jsonl` and pictures up to a checkpoint, before it is committed: who goes on from it has both."""
         pictures = [path for path in self._pictures() if Output.iteration_of(path) <= step]
-        self._publish([output.job, output.prompts, output.environment, output.progress, *pictures])
+        self._publish([self.output.metrics, *pictures])
+
+    def results(self, _: int) -> None:
+        """What else a person wants to see of a run that goes on."""
+        output = self.output
+        self._publish([output.job, output.prompts, output.environment, output.progress])
 
     def everything(self) -> None:
         """Also the adapter and the report, when nobody writes to the folder any more."""
