@@ -2,6 +2,7 @@
 
 import os
 import platform
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -183,7 +184,8 @@ class Session:
             try:
                 self.saving.close()
             except TailorPOError as error:
-                self.record.failed(self.iteration, error)
+                with suppress(OSError):  # a full disk, whose error this may be
+                    self.record.failed(self.iteration, error)
                 raise
 
     def rescue(self, error: TailorPOError) -> TailorPOError:

@@ -43,8 +43,9 @@ def run(
             raise error from None
         except TailorPOError as error:
             error = session.rescue(error)
-            session.record.failed(session.iteration + 1, error)
-            write_report(session)
+            with suppress(TailorPOError, OSError):  # on a full disk there are no last words, and the cause counts
+                session.record.failed(session.iteration + 1, error)
+                write_report(session)
             raise type(error)(f"{error} (in iteration {session.iteration + 1})") from None
         except Exception:
             with suppress(Exception):  # a bug must not lose a checkpoint that is on its way
