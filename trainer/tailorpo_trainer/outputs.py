@@ -6,7 +6,7 @@ metrics.jsonl  progress.json                  what happened
 samples/iteration-000000/000.png …            pictures of each evaluation, on the same noise
 adapter/                                      the result, as diffusers loads it
 report.html                                   all of it, to look at
-run.json  attempt-0001/step-00000010/ …       checkpoints (`docs/checkpoints.md`)
+run.json  attempt-0001/step-00000010/ …       checkpoints, unless they are in S3 (`docs/checkpoints.md`)
 """
 
 import json
