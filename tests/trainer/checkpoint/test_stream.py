@@ -1,6 +1,7 @@
 """The background stream: bounded, patient, and never silent about what was not written."""
 
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -200,11 +201,14 @@ def test_what_happens_beside_a_commit_never_ends_a_run(
     assert len(checkpoints(memory)) == 3  # pruned when it closed
 
 
-def test_one_group_at_a_time_is_packed() -> None:
-    whole = torch.empty(1 << 16)
-    contents = capture(1, {name: {"up": whole} for name in "abc"}, {}).contents()
-    name, data = next(contents)
-    assert (name, len(data) // whole.nbytes) == ("a.safetensors", 1)
+def test_nothing_stays_in_memory(memory: Any, begin: Callable[..., Stream]) -> None:
+    taken = snapshot(1)
+    gone = weakref.ref(taken)
+    opened = begin()
+    opened.submit(taken)
+    del taken
+    opened.close()
+    assert gone() is None
 
 
 def test_the_first_error_counts(memory: Any, begin: Callable[..., Stream]) -> None:

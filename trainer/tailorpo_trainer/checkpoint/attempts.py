@@ -1,7 +1,7 @@
 """The writer's side: copy a state, commit it, delete old checkpoints."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -23,33 +23,24 @@ class Snapshot:
 
     step: int
     time: str
-    groups: dict[str, dict[str, "Tensor"]] = field(repr=False)
-    state: bytes = field(repr=False)
+    objects: dict[str, bytes | memoryview] = field(repr=False)
     evaluation: float | None = None
-
-    def contents(self) -> Iterator[tuple[str, bytes]]:
-        """Name and bytes of each object; a group is packed when it is asked for, so that one at a time is in memory."""
-        from tailorpo_trainer.checkpoint.tensors import pack
-
-        for group, tensors in self.groups.items():
-            yield group + TENSORS, pack(tensors)
-        yield STATE, self.state
 
 
 def capture(step: int, groups: Groups, state: Mapping[str, Any], evaluation: float | None = None) -> Snapshot:
-    """Copy tensors to host memory and the state to JSON: all that training has to wait for.
+    """Copy tensors to files in host memory and the state to JSON: all that training has to wait for.
 
     `evaluation`: the weighted held-out reward that was measured at this step, if it was. Raises `ValueError` for a
     state that JSON would change: NaN, tuples, keys other than text.
     """
-    from tailorpo_trainer.checkpoint.tensors import copied
+    from tailorpo_trainer.checkpoint.tensors import pack
 
     assert all(OBJECT.match(name) for name in groups), f"not names of objects: {list(groups)}"
     text = json.dumps(state, indent=2, allow_nan=False)
     if json.loads(text) != state:
         raise ValueError(f"the state must be plain JSON, with lists and text keys only: {text[:200]}")
-    copies = {name: copied(tensors) for name, tensors in groups.items()}
-    return Snapshot(step, now(), copies, text.encode(), evaluation)
+    objects: dict[str, bytes | memoryview] = {name + TENSORS: pack(tensors) for name, tensors in groups.items()}
+    return Snapshot(step, now(), objects | {STATE: text.encode()}, evaluation)
 
 
 @dataclass
@@ -88,7 +79,7 @@ class Attempt:
             # The manifest may have landed although its write failed: no object may change below it.
             self.store.delete([ref.manifest])
         self._unfinished = snapshot.step
-        entries = {name: self._write(ref.prefix + name, data) for name, data in snapshot.contents()}
+        entries = {name: self._write(ref.prefix + name, data) for name, data in snapshot.objects.items()}
         manifest = Manifest(
             time=snapshot.time, experiment=self.experiment, versions=versions(),
             attempt=self.number, step=snapshot.step, objects=entries, evaluation=snapshot.evaluation,
@@ -97,7 +88,7 @@ class Attempt:
         self._newest, self._unfinished = manifest, None
         return manifest
 
-    def _write(self, name: str, data: bytes) -> Entry:
+    def _write(self, name: str, data: bytes | memoryview) -> Entry:
         """Write an object while it is hashed: neither holds Python's lock for long."""
         with ThreadPoolExecutor(1) as aside:
             entry = aside.submit(digest, data)

@@ -1,6 +1,6 @@
 """A store under a prefix of an S3 bucket: single puts, multipart above a threshold, claims by `If-None-Match`."""
 
-import io
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -37,7 +37,7 @@ class S3Store:
         key = settings.sse_kms_key_id
         self.extra = {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": key} if key else {}
 
-    def write(self, name: str, data: bytes, *, if_absent: bool = False) -> None:
+    def write(self, name: str, data: bytes | memoryview, *, if_absent: bool = False) -> None:
         with self._explained(name, writing=True):
             if if_absent:
                 self._claim(name, data)
@@ -92,19 +92,18 @@ class S3Store:
     def uri(self, name: str) -> str:
         return f"{s3.SCHEME}{self.bucket}/{self.prefix}{name}"
 
-    def _put(self, name: str, data: bytes, **condition: str) -> None:
-        self.client.put_object(Bucket=self.bucket, Key=self.prefix + name, Body=data, **condition, **self.extra)
+    def _put(self, name: str, data: bytes | memoryview, **condition: str) -> None:
+        self.client.put_object(Bucket=self.bucket, Key=self.prefix + name, Body=bytes(data), **condition, **self.extra)
 
-    def _upload(self, name: str, data: bytes) -> None:
+    def _upload(self, name: str, data: bytes | memoryview) -> None:
         from boto3.s3.transfer import TransferConfig
 
         config = TransferConfig(multipart_threshold=PART, multipart_chunksize=PART)
-        # BytesIO shares the bytes; only the parts on their way, ten at most, are copied.
         self.client.upload_fileobj(
-            io.BytesIO(data), self.bucket, self.prefix + name, ExtraArgs=self.extra, Config=config
+            _Reader(memoryview(data)), self.bucket, self.prefix + name, ExtraArgs=self.extra, Config=config
         )
 
-    def _claim(self, name: str, data: bytes) -> None:
+    def _claim(self, name: str, data: bytes | memoryview) -> None:
         """Put an object that must not be there yet; our own put whose answer was lost counts as success."""
         try:
             _patiently(lambda: self._put(name, data, IfNoneMatch="*"), _is("ConditionalRequestConflict"))
@@ -135,6 +134,24 @@ class S3Store:
                 yield
         except (ResourceError, UnavailableError) as error:
             raise type(error)(f"{error} ({name})") from None
+
+
+class _Reader:
+    """A file in memory, of which only the parts on their way are copied, ten at most; `BytesIO` would copy it all."""
+
+    def __init__(self, data: memoryview) -> None:
+        self.data, self.at = data, 0
+
+    def read(self, count: int = -1) -> bytes:
+        start, self.at = self.at, len(self.data) if count < 0 else min(self.at + count, len(self.data))
+        return bytes(self.data[start : self.at])
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self.at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self.at, os.SEEK_END: len(self.data)}[whence]
+        return self.at
+
+    def tell(self) -> int:
+        return self.at
 
 
 def _client_error() -> type[Any]:

@@ -112,7 +112,7 @@ class Manifest(Record):
         return sum(entry.size for entry in self.objects.values())
 
 
-def digest(data: bytes) -> Entry:
+def digest(data: bytes | memoryview) -> Entry:
     return Entry(size=len(data), sha256=hashlib.sha256(data).hexdigest())
 
 

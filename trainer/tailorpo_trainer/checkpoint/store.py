@@ -23,7 +23,7 @@ class Store(Protocol):
     `UnavailableError` (does not answer). No method keeps state, so several threads may share a store.
     """
 
-    def write(self, name: str, data: bytes, *, if_absent: bool = False) -> None:
+    def write(self, name: str, data: bytes | memoryview, *, if_absent: bool = False) -> None:
         """Put an object; when this returns it survives a power cut.
 
         With `if_absent`, of two writers one gets `ExistsError`. Finding the very same bytes is a success: it

@@ -43,7 +43,7 @@ class Facts:
 
 
 class Stream:
-    """One background thread that packs, hashes and commits what it is given, and deletes what is old.
+    """One background thread that hashes and commits what it is given, and deletes what is old.
 
     At most one snapshot is being written and one waits, so memory is bounded: who brings a third waits as well.
     A commit that fails is tried again for about a minute; `max_failures` commits in a row that failed so, or anything
@@ -112,12 +112,19 @@ class Stream:
 
     def _work(self) -> None:
         try:
-            while (snapshot := self._next()) is not None:
-                self._handle(snapshot)
+            while self._one():
+                pass
         except BaseException as error:
             with self._changed:
                 self._fatal, self._waiting = error, None
                 self._changed.notify_all()
+
+    def _one(self) -> bool:
+        """Handle the next snapshot; no reference to it is left while the thread waits for another."""
+        snapshot = self._next()
+        if snapshot is not None:
+            self._handle(snapshot)
+        return snapshot is not None
 
     def _next(self) -> Snapshot | None:
         with self._changed:
