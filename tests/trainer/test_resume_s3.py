@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load
 from tests.faults import Fault, Proxy, always, nth
 
-from tailorpo_trainer import checkpoint, train
+from tailorpo_trainer import checkpoint, session, train
 from tailorpo_trainer.checkpoint import stream
 from tailorpo_trainer.document import parse
 from tailorpo_trainer.exits import ConfigurationError, ExitCode, ResourceError, TailorPOError, UnavailableError
@@ -140,6 +140,7 @@ def kill_and_resume(trainee: Trainee, faults: Proxy, count: int, seed: int) -> d
     return counts
 
 
+@pytest.mark.timeout(300)  # five runs, one after the other
 def test_killed_in_the_upload_and_resumed_on_empty_machines(
     document: Make, trainee: Trainee, faults: Proxy, s3_bucket: str, tmp_path: Path, s3_server: Any
 ) -> None:
@@ -161,6 +162,11 @@ def test_killed_in_the_upload_and_resumed_on_empty_machines(
     assert all(torch.equal(stored[name], expected[name]) for name in expected)
     pictures = {key.partition("/samples/")[2] for key in kept if "/output/samples/" in key}
     assert pictures == {f"iteration-{step:06d}/{n:03d}.png" for step in (0, 4, 8, 12) for n in (0, 1)}
+    trainee.start()  # on one more empty machine: there is nothing left to do
+    assert trainee.end() == 0
+    assert "complete after 12 iterations" in (trainee.machine / "log").read_text()
+    assert history(trainee.output) == history(tmp_path / "whole")
+    assert len(list(trainee.output.rglob("*.png"))) == 8
     for path in trainee.output.rglob("*.png"):
         assert path.read_bytes() == (tmp_path / "whole" / path.relative_to(trainee.output)).read_bytes()
 
@@ -262,6 +268,28 @@ def test_a_store_that_fails_for_good_ends_the_run_with_one_sentence(
     assert found[1] is not None
     name = "optimizer.safetensors"
     assert found[0].manifest.objects[name] == found[1].manifest.objects[name]
+
+
+@pytest.mark.usefixtures("_hasty")
+def test_a_run_never_says_that_it_was_stopped_without_a_checkpoint(
+    document: Make, faults: Proxy, s3_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    whole = session.Session.checkpoint
+
+    def stopping(self: session.Session) -> None:
+        if self.iteration == 2:
+            self.stop.requested = "SIGTERM"
+            faults.rule = always(Fault(500), within="/step-")
+        whole(self)
+
+    monkeypatch.setattr(session.Session, "checkpoint", stopping)
+    with pytest.raises(UnavailableError, match="failed with 500 InternalError after all retries") as caught:
+        train.run(in_s3(document, s3_bucket, maxFailures=100), display="quiet")
+    assert caught.value.exit_code == ExitCode.UNAVAILABLE
+    progress = json.loads(Path("runs/test/progress.json").read_text())
+    assert progress["phase"] == "Failed"
+    assert "failed with 500" in progress["message"]
 
 
 @pytest.mark.usefixtures("_hasty")
