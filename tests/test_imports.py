@@ -10,9 +10,11 @@ HEAVY = ["diffusers", "kubernetes", "numpy", "prometheus_client", "tensorboard",
 
 LIGHT = [
     "tailorpo_operator",
+    "tailorpo_trainer.checkpoint.inspection",
     "tailorpo_trainer.cli",
     "tailorpo_trainer.document",
     "tailorpo_trainer.exits",
+    "tailorpo_trainer.places",
     "tailorpo_trainer.prompts",
     "tailorpo_trainer.spec",
     "tailorpo_trainer.termination",
