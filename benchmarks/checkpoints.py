@@ -235,8 +235,9 @@ def markdown(found: dict[str, Any]) -> str:
         text.append(f"| {label} | {_span(speeds, 1, 0)} | {ratio} |")
     text.append(
         f"\nMedians of {found['repeats']} repeats (least–greatest in brackets; of all checkpoints for stalls) on "
-        f"{host['processor']}, {host['threads']} threads, load {host['load']} when it began, torch {host['torch']}; "
-        "SeaweedFS on the same machine."
+        f"{host['processor']}, {os.cpu_count()} processors with load {host['load']} when it began (above their number "
+        f"other work made all times longer), {host['threads']} threads, torch {host['torch']}; SeaweedFS on the same "
+        "machine."
     )
     return "\n".join(text)
 
