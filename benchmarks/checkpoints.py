@@ -119,9 +119,9 @@ def upload(uri: str, groups: Groups, repeats: int, folder: Path) -> dict[str, An
 
     ways: dict[str, Callable[[], None]] = {"commit": commit, "write": write, "upload_file": plain}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
+    orders = list(itertools.permutations(ways))  # nobody always first, nor always after the same one
     for turn in range(repeats):
-        order = list(ways)[turn % 3 :] + list(ways)[: turn % 3]
-        for name in order:
+        for name in orders[turn % len(orders)]:
             since = time.perf_counter()
             ways[name]()
             seconds[name].append(time.perf_counter() - since)
@@ -235,8 +235,9 @@ def markdown(found: dict[str, Any]) -> str:
         text.append(f"| {label} | {_span(speeds, 1, 0)} | {ratio} |")
     text.append(
         f"\nMedians of {found['repeats']} repeats (least–greatest in brackets; of all checkpoints for stalls) on "
-        f"{host['processor']}, {host['threads']} threads, load {host['load']} when it began, torch {host['torch']}; "
-        "SeaweedFS on the same machine."
+        f"{host['processor']}, {os.cpu_count()} processors with load {host['load']} when it began (above their number "
+        f"other work made all times longer), {host['threads']} threads, torch {host['torch']}; SeaweedFS on the same "
+        "machine."
     )
     return "\n".join(text)
 
@@ -248,7 +249,7 @@ def _span(values: Sequence[float], factor: float, digits: int = 1) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.checkpoints", description=__doc__)
-    parser.add_argument("--repeats", type=int, default=5, help="timed repeats")
+    parser.add_argument("--repeats", type=int, default=6, help="timed repeats; six are all orders")
     given = parser.parse_args(arguments)
     sys.path.insert(0, str(Path(__file__).parents[1]))
     from tests.conftest import Weed

@@ -16,7 +16,7 @@ from tailorpo_trainer.checkpoint import CorruptError, ExistsError, MissingError,
 from tailorpo_trainer.checkpoint.bucket import S3Store
 from tailorpo_trainer.exits import ConfigurationError, ExitCode, ResourceError, UnavailableError
 
-BIG = bytes(range(256)) * (9 << 12)  # 9 MiB: two parts
+BIG = bytes(range(256)) * (17 << 12)  # 17 MiB: two parts
 
 
 @pytest.fixture(autouse=True)

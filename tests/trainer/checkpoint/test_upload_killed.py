@@ -34,8 +34,8 @@ stream.close()
 
 def test_an_upload_that_was_killed(s3_server: Any, s3_bucket: str, faults: Proxy) -> None:
     uri = f"s3://{s3_bucket}/run"
-    # Each state is 20 MB, three parts: the fifth part belongs to the second checkpoint.
-    faults.rule = nth(5, Fault(then=lambda: os.kill(victim.pid, signal.SIGKILL), reset="before"), within="partNumber")
+    # Each state is 20 MB, two parts: the fourth part belongs to the second checkpoint.
+    faults.rule = nth(4, Fault(then=lambda: os.kill(victim.pid, signal.SIGKILL), reset="before"), within="partNumber")
     victim = subprocess.Popen([sys.executable, "-c", VICTIM, uri], env=dict(os.environ))
     assert victim.wait(100) == -signal.SIGKILL
     faults.rule = lambda *_: None
