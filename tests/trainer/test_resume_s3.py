@@ -105,7 +105,9 @@ def hashes(place: Path | str) -> dict[str, str]:
 def history(folder: Path) -> list[tuple[str, int, float | None]]:
     """What the run did, without what a clock says."""
     found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [(line["kind"], line["iteration"], line.get("reward")) for line in found if line["kind"] != "alarm"]
+    # Checkpoints are noted when they are complete, beside whatever happens then.
+    shown = [line for line in found if line["kind"] not in ("alarm", "checkpoint")]
+    return [(line["kind"], line["iteration"], line.get("reward")) for line in shown]
 
 
 def killings(trainee: Trainee, count: int, drawn: random.Random) -> Iterator[tuple[str, Callable[[str, str], Any]]]:
@@ -293,7 +295,7 @@ def test_a_run_never_says_that_it_was_stopped_without_a_checkpoint(
 
 
 @pytest.mark.usefixtures("_hasty")
-def test_results_that_cannot_be_published_are_a_warning(
+def test_results_that_cannot_be_published_are_a_warning_until_the_end(
     document: Make,
     faults: Proxy,
     s3_bucket: str,
@@ -301,13 +303,21 @@ def test_results_that_cannot_be_published_are_a_warning(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    """A pod's disk goes with the pod: what nobody could fetch is no success, and running again publishes it."""
     monkeypatch.chdir(tmp_path)
     faults.rule = always(Fault(403, "AccessDenied"), within="/output/")
-    train.run(in_s3(document, s3_bucket), display="quiet")
+    with pytest.raises(ConfigurationError, match=r"may not write it .* \(after the last iteration\)"):
+        train.run(in_s3(document, s3_bucket), display="quiet")
     assert "metrics.jsonl is not published, it is here alone for now" in caplog.text
-    found = checkpoint.latest(checkpoint.open_store(f"s3://{s3_bucket}/run"))
+    store = checkpoint.open_store(f"s3://{s3_bucket}/run")
+    found = checkpoint.latest(store)
     assert found is not None
     assert found.step == 4
+    faults.rule = lambda *_: None
+    for _ in range(2):  # the second time there is nothing to do
+        train.run(in_s3(document, s3_bucket), display="quiet")
+        assert any(name.startswith("attempt-0002/output/adapter/") for name in store.names("attempt-0002/output/"))
+        assert not store.names("attempt-0003/")
 
 
 @pytest.mark.parametrize("what", ["secret", "bucket"])

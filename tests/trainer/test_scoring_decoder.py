@@ -67,6 +67,7 @@ def trained_session(run: Spec, folder: Path) -> Session:
     with Stop().listening() as stop:
         session = open_session(job, places.choose(job, folder), None, False, "quiet", World(stop))
         train.train(session)
+        session.settle()
         session.display.close()
     return session
 

@@ -78,8 +78,12 @@ class Publisher:
 
 
 def is_whole(store: Store, attempt: int) -> bool:
-    """Whether the results of an attempt that ended well are in the storage; the report is put there last."""
-    return layout.output_prefix(attempt) + "report.html" in store.names(layout.output_prefix(attempt) + "report.html")
+    """Whether the results of a finished run are in the storage: from the attempt that saved its last checkpoint, or a
+    later one that had nothing left but to publish them. The report is put there last.
+    """
+    names = set(store.names("attempt-"))
+    later = (number for number in layout.inventory(names).attempts if number >= attempt)
+    return any(layout.output_prefix(number) + "report.html" in names for number in later)
 
 
 def restore(store: Store, attempt: int, step: int, output: Output) -> set[str]:

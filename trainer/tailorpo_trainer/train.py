@@ -68,7 +68,9 @@ def to_the_end(session: Session) -> None:
         end(session, session.stopped())
     except TailorPOError as cause:
         error = session.rescue(cause)
-        end(session, type(error)(f"{error} (in iteration {session.iteration + 1})"))
+        done = session.iteration == session.iterations
+        where = "after the last iteration" if done else f"in iteration {session.iteration + 1}"
+        end(session, type(error)(f"{error} ({where})"))
     except Exception:
         with suppress(Exception):  # a bug must not lose a checkpoint that is on its way
             session.settle()
