@@ -147,9 +147,8 @@ class Record:
 
     def saved(self, step: int, uri: str, seconds: float, size: int) -> None:
         """A checkpoint of so many bytes is complete, and this long it took. From any thread."""
-        done = Checkpoint(uri=uri, step=step, time=now())
+        self._know(checkpoint=Checkpoint(uri=uri, step=step, time=now()))  # first: the line may find the disk full
         self._write({"kind": "checkpoint", "iteration": step, "uri": uri, "seconds": round(seconds, 3), "bytes": size})
-        self._know(checkpoint=done)
 
     def checkpoint_failed(self, step: int, error: BaseException) -> None:
         """A checkpoint could not be written this time. From any thread."""
