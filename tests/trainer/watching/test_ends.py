@@ -145,7 +145,8 @@ def test_every_end_has_its_code_and_its_last_word(
     if step:
         assert (said.name, said.namespace, said.attempt, said.of) == ("test", "research", 1, 3)
         assert said.checkpoint is not None
-        assert said.checkpoint.step == step
+        # Who is stopped at once does not wait for the one that is on its way.
+        assert said.checkpoint.step in ((step - 1, step) if code == ExitCode.INTERRUPTED else (step,))
         assert Path(said.checkpoint.uri).is_dir()
         assert said.metrics.reward is not None
         assert Progress.model_validate(written(tmp_path)) == said
