@@ -22,6 +22,33 @@ from hypothesis import strategies as st
 
 from tailorpo_trainer import cli, document
 
+TEMPLATE = {
+    "image": "registry:5000/a@sha256:0",
+    "imagePullSecrets": [{"name": "registry"}],
+    "labels": {"example.com/team": "x", "stage": ""},
+    "resources": {"limits": {"nvidia.com/gpu": 1, "memory": "16Gi"}, "requests": {"cpu": "500m"}},
+    "env": [
+        {"name": "NCCL_DEBUG", "value": "INFO"},
+        {"name": "NODE", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}},
+        {"name": "KEY", "valueFrom": {"secretKeyRef": {"name": "a.b", "key": "tls.crt", "optional": True}}},
+    ],
+    "envFrom": [{"prefix": "A_", "secretRef": {"name": "s"}}, {"configMapRef": {"name": "c"}}],
+    "volumes": [
+        {"name": "data", "persistentVolumeClaim": {"claimName": "x"}},
+        {"name": "tmp", "emptyDir": {"a": None}},
+    ],
+    "volumeMounts": [{"name": "data", "mountPath": "/data", "readOnly": True, "subPath": "a"}],
+    "shmSize": "2Gi",
+    "modelCache": {"claimName": "models", "mountPath": "/models"},
+    "hubToken": {"name": "hub", "key": "token"},
+    "nodeSelector": {"kubernetes.io/arch": "amd64"},
+    "tolerations": [{"key": "gpu", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 5}],
+    "affinity": {"nodeAffinity": {"x": [1]}},
+    "topologySpreadConstraints": [{"maxSkew": 1}],
+    "serviceAccountName": "trainer",
+    "podSecurityContext": {"fsGroup": 1000},
+}
+
 GOOD: list[dict[str, Any]] = [
     {
         "apiVersion": "tailorpo.dev/v1alpha1",
@@ -49,7 +76,9 @@ GOOD: list[dict[str, Any]] = [
                 ],
                 "prompts": {"list": ["a cat", "ein Bär"]},
                 "workers": 2,
-                "template": {"image": "a", "resources": {"limits": {"nvidia.com/gpu": 1}}, "volumes": [{"x": None}]},
+                "template": TEMPLATE,
+                "scheduling": {"queueName": "research", "priorityClassName": "low", "gang": "Required"},
+                "runPolicy": {"backoffLimit": 1, "suspend": True, "activeDeadlineSeconds": 60},
             },
         ),
         (
@@ -104,7 +133,9 @@ def spoil_values(data: Any, rng: random.Random) -> None:
         case "nest":
             container[key] = rng.choice([{"x": container[key]}, [container[key]]])
         case _ if isinstance(container, dict):
-            container[rng.choice(["name", "list", "beta", "x y", "1", "steps", "endpoints"])] = rng.choice(STRANGE)
+            container[rng.choice(["name", "list", "beta", "x y", "1", "steps", "endpoints", "value", "secret"])] = (
+                rng.choice(STRANGE)
+            )
 
 
 def spoil_text(text: str, rng: random.Random) -> str:

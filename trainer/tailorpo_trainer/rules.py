@@ -5,9 +5,10 @@ skipped when something it reads is already in error, so that one mistake is repo
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any, get_args
 
+from tailorpo_trainer import placement_rules
+from tailorpo_trainer.findings import Finding, Path
 from tailorpo_trainer.spec import (
     Method,
     MethodName,
@@ -44,17 +45,6 @@ REWARD_PARAMETERS = {
     "jpeg-compressibility": set[str](),
     "jpeg-incompressibility": set[str](),
 }
-
-Path = tuple[str | int, ...]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """A broken rule: the field it is about, the fields it was judged from, and the sentence for the user."""
-
-    path: Path
-    reads: tuple[Path, ...]
-    message: str
 
 
 def findings(spec: Spec) -> Iterator[Finding]:
@@ -198,6 +188,7 @@ RULES: tuple[Callable[[Spec], Iterator[Finding]], ...] = (
     maximise_something,
     enough_updates,
     equal_shares,
+    *placement_rules.RULES,
 )
 
 
