@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-HEAVY = ["diffusers", "kubernetes", "numpy", "torch", "transformers"]
+HEAVY = ["diffusers", "kubernetes", "numpy", "prometheus_client", "tensorboard", "torch", "transformers"]
 
 LIGHT = [
     "tailorpo_operator",
@@ -15,6 +15,8 @@ LIGHT = [
     "tailorpo_trainer.exits",
     "tailorpo_trainer.prompts",
     "tailorpo_trainer.spec",
+    "tailorpo_trainer.termination",
+    "tailorpo_trainer.onlookers",
 ]
 
 

@@ -14,6 +14,13 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def _nobody_listens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests may run in a pod themselves: its termination message and its port are not theirs."""
+    monkeypatch.setenv("TAILORPO_TERMINATION_LOG", "")
+    monkeypatch.delenv("TAILORPO_METRICS_PORT", raising=False)
+
+
 @pytest.fixture(scope="session")
 def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A StableDiffusionPipeline folder of about 100k random weights, for 16 x 16 pictures."""

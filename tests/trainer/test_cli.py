@@ -16,6 +16,7 @@ import pytest
 import tailorpo_trainer
 from tailorpo_trainer import cli, exits
 from tailorpo_trainer.cli import ending
+from tailorpo_trainer.onlookers import Watch
 
 JOB = """\
 apiVersion: tailorpo.dev/v1alpha1
@@ -103,6 +104,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["run", "job.yaml", "--sett", "a=1"], "No such option"),
         (["run", "job.yaml", "--output", "job.yaml"], "is a file"),
         (["run", "job.yaml", "--quiet", "--json"], "--quiet, --json and --no-progress exclude each other"),
+        (["run", "job.yaml", "--metrics-port", "70000"], "'--metrics-port'"),
         (["completion", "tcsh"], "'tcsh' is not one of"),
     ],
 )
@@ -160,7 +162,13 @@ def test_run_passes_on_what_was_asked(job: Path, trained: list[dict[str, Any]]) 
     assert cli.main(["run", str(job)]) == 0
     [call] = trained
     assert call.pop("job").metadata.name == "vivid"
-    assert call == {"output": Path("runs/vivid"), "base": job.parent, "fresh": False, "display": "auto"}
+    assert call == {
+        "output": Path("runs/vivid"),
+        "base": job.parent,
+        "fresh": False,
+        "display": "auto",
+        "watch": Watch(),
+    }
 
 
 @pytest.mark.parametrize(("option", "display"), [("--quiet", "quiet"), ("--json", "json"), ("--no-progress", "plain")])
@@ -170,7 +178,20 @@ def test_run_options(job: Path, trained: list[dict[str, Any]], option: str, disp
     [call] = trained
     spec = call.pop("job").spec
     assert (spec.lora.rank, spec.rewards[0].weight) == (3, 2)
-    assert call == {"output": Path("out"), "base": Path(), "fresh": True, "display": display}
+    assert call == {"output": Path("out"), "base": Path(), "fresh": True, "display": display, "watch": Watch()}
+
+
+def test_who_looks_on_may_be_said_by_option_or_environment(
+    job: Path, trained: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cli.main(["run", "job.yaml", "--metrics-port", "0", "--metrics-stall-seconds", "5", "--tensorboard"]) == 0
+    monkeypatch.setenv("TAILORPO_METRICS_PORT", "9090")
+    monkeypatch.setenv("TAILORPO_METRICS_HOST", "0.0.0.0")
+    assert cli.main(["run", "job.yaml"]) == 0
+    assert [call["watch"] for call in trained] == [
+        Watch(port=0, stall_seconds=5, tensorboard=True),
+        Watch(port=9090, host="0.0.0.0"),
+    ]
 
 
 def test_run_says_what_only_a_cluster_reads(

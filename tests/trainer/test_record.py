@@ -10,10 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from tailorpo_trainer import outputs
+from tailorpo_trainer import outputs, termination
 from tailorpo_trainer.evaluate import Measurement
 from tailorpo_trainer.exits import ConfigurationError, NotFiniteError, RewardError
+from tailorpo_trainer.observing import Beginning, Line, Observer
 from tailorpo_trainer.outputs import Output
+from tailorpo_trainer.progress import Checkpoint, Progress
 from tailorpo_trainer.record import Record
 from tailorpo_trainer.scoring import Scorer
 from tailorpo_trainer.updater import UpdateFacts
@@ -21,14 +23,18 @@ from tailorpo_trainer.updater import UpdateFacts
 WORK = {"images": 8.0, "reward_queries": 16.0}
 
 
-class Shown:
-    """A display that remembers."""
+class Shown(Observer):
+    """An observer that remembers."""
 
     def __init__(self) -> None:
-        self.lines: list[Any] = []
-        self.iteration = self.evaluation = self.alarm = self.message = self.lines.append
+        self.lines: list[Line] = []
+        self.beginnings: list[Beginning] = []
 
-    def close(self) -> None: ...
+    def begin(self, beginning: Beginning) -> None:
+        self.beginnings.append(beginning)
+
+    def observe(self, line: Line) -> None:
+        self.lines.append(line)
 
 
 @pytest.fixture
@@ -42,9 +48,16 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 def begin(folder: Path, iterations: int = 10, done: int = 0, totals: dict[str, float] | None = None) -> Record:
     output = Output(folder)
     output.create()
-    made = Record(output, cast(Any, Shown()), "test", iterations)
-    made.resume(done, totals or {}, {"uri": "x", "step": done, "time": "t"} if done else None)
+    made = Record(output, Progress(name="test", of=iterations))
+    made.observers = [Shown()]
+    made.resume(1, done, totals or {}, Checkpoint(uri="x", step=done, time="t") if done else None)
     return made
+
+
+def shown(made: Record) -> list[Line]:
+    (observer,) = made.observers
+    assert isinstance(observer, Shown)
+    return observer.lines
 
 
 def scorer(*scores: float) -> Scorer:
@@ -121,8 +134,8 @@ def test_nothing_that_is_not_json_is_ever_written(tmp_path: Path, bad: float) ->
     lines = written(made)
     assert lines[0]["reward"] is lines[0]["logit_abs"] is lines[1]["reward"] is lines[2]["reward"] is None
     assert lines[3]["reward_standard_error"] is None
-    assert progress(made)["metrics"] == {"reward": None, "evaluation": 1.0, "gap": None, "loss": 0.69}
-    assert [strict(json.dumps(line)) for line in cast(Any, made.display).lines] == lines
+    assert progress(made)["metrics"] == {"evaluation": 1.0, "loss": 0.69}  # what is not known is left out
+    assert [strict(json.dumps(line)) for line in shown(made)] == lines
 
 
 def test_evaluations_are_no_training_time_and_count_in_what_is_left(tmp_path: Path, clock: SimpleNamespace) -> None:
@@ -140,10 +153,10 @@ def test_evaluations_are_no_training_time_and_count_in_what_is_left(tmp_path: Pa
         assert line["totals"]["seconds"] == 2 * iteration
         assert line["images_per_second"] == 4
         if iteration > 5:  # from then on it is known how often an evaluation comes: at 10 and at the end
-            assert progress(made)["eta_seconds"] == 2 * (12 - iteration) + 10 * (2 if iteration <= 10 else 1)
+            assert progress(made)["etaSeconds"] == 2 * (12 - iteration) + 10 * (2 if iteration <= 10 else 1)
         if iteration % 5 == 0 or iteration == 12:
             evaluate(iteration)
-    assert progress(made)["eta_seconds"] == 0
+    assert progress(made)["etaSeconds"] == 0
     assert progress(made)["percent"] == 100
 
 
@@ -207,18 +220,57 @@ def test_an_alarm_is_raised_once_a_run_also_after_a_resume(tmp_path: Path) -> No
     made = begin(tmp_path, done=2)  # before it was raised
     made.iteration(3, scorer(1.0), facts(weight=0), WORK)
     assert [line["iteration"] for line in written(made) if line["kind"] == "alarm"] == [3]
-    assert [line["kind"] for line in cast(Any, made.display).lines] == ["iteration", "alarm"]
+    assert [line["kind"] for line in shown(made)] == ["iteration", "alarm"]
 
 
 @pytest.mark.parametrize(("error", "alarmed"), [(NotFiniteError("loss is nan"), True), (RewardError("x"), False)])
 def test_a_failure_has_the_last_word(tmp_path: Path, error: Any, alarmed: bool) -> None:
     made = begin(tmp_path)
     made.iteration(1, scorer(1.0), facts(), WORK)
-    made.failed(2, error)
+    made.failed(error)
     state = progress(made)
     assert (state["phase"], state["step"], state["message"]) == ("Failed", 1, str(error))
-    assert state["eta_seconds"] is None
+    assert "etaSeconds" not in state
+    assert state["error"] == {"class": type(error).__name__, "text": str(error), "exitCode": error.exit_code}
     assert [line["name"] for line in written(made) if line["kind"] == "alarm"] == ["not-finite"] * alarmed
+
+
+def test_checkpoints_are_lines_and_the_newest_is_known(tmp_path: Path) -> None:
+    made = begin(tmp_path)
+    made.iteration(1, scorer(1.0), facts(), WORK)
+    made.saved(1, "s3://bucket/run/step-1", 0.25, 1000)
+    made.checkpoint_failed(2, OSError("http://user:secret@host/x: gone"))
+    assert written(made)[1:] == [
+        {"kind": "checkpoint", "iteration": 1, "uri": "s3://bucket/run/step-1", "seconds": 0.25, "bytes": 1000},
+        {"kind": "checkpoint", "iteration": 2, "error": "http://host/x: gone"},
+    ]
+    assert shown(made) == written(made)
+    state = progress(made)
+    assert (state["checkpoint"]["uri"], state["checkpoint"]["step"]) == ("s3://bucket/run/step-1", 1)
+    assert "resumedFrom" not in state
+
+
+def test_a_checkpoint_that_completes_after_the_end_leaves_the_last_word(tmp_path: Path) -> None:
+    made = begin(tmp_path)
+    made.iteration(1, scorer(1.0), facts(), WORK)
+    termination.last_word(ValueError("a bug"))
+    made.saved(1, "s3://bucket/run/step-1", 0.25, 1000)
+    state = progress(made)
+    assert (state["phase"], state["error"]["text"], state["checkpoint"]["step"]) == ("Failed", "a bug", 1)
+
+
+def test_a_resume_says_from_where_and_tells_the_observers(tmp_path: Path) -> None:
+    first = begin(tmp_path)
+    for iteration in (1, 2, 3):
+        first.iteration(iteration, scorer(1.0), facts(), WORK)
+    made = begin(tmp_path, done=2, totals={"images": 16})
+    assert progress(made)["resumedFrom"] == progress(made)["checkpoint"] == {"uri": "x", "step": 2, "time": "t"}
+    (observer,) = made.observers
+    assert isinstance(observer, Shown)
+    assert [(b.attempt, b.iteration, b.totals, len(b.lines)) for b in observer.beginnings] == [
+        (1, 2, {"images": 16}, 2)
+    ]
+    assert observer.lines == []
 
 
 def test_an_evaluation_s_line_holds_for_numpy_and_its_pictures_are_its_own(tmp_path: Path) -> None:

@@ -8,6 +8,11 @@ from tailorpo_trainer.cli import main
 
 if __name__ == "__main__":
     if (folder := os.environ.get("TAILORPO_REPORTS")) and (rank := os.environ.get("RANK")):
-        # The pod's own message is the launcher's to write, from those of all ranks.
-        os.environ["TAILORPO_TERMINATION_LOG"] = str(Path(folder) / f"{rank}.json")
+        from tailorpo_trainer import termination
+
+        # The pod's own last word is the launcher's to write, from those of all ranks. Until then the pod's first
+        # process keeps it current: if all are killed at once, nobody chooses any more.
+        pod = termination.targets() if os.environ.get("LOCAL_RANK") == "0" else []
+        paths = [Path(folder) / f"{rank}.json", *pod]
+        os.environ[termination.VARIABLE] = os.pathsep.join(map(str, paths))
     sys.exit(main(["run", *sys.argv[1:]]))

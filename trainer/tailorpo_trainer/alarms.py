@@ -1,12 +1,13 @@
 """What is going wrong, and what to do about it: pure functions of what a run has measured."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-Line = Mapping[str, Any]
-"""One line of `metrics.jsonl`: a missing figure and one that was not finite are both None."""
+from tailorpo_trainer.observing import Line
+
+NAMES = ("gap-at-zero", "logit-saturated", "ratio-clamped", "over-optimisation", "not-finite")
+"""Every alarm there is."""
 
 ITERATIONS = 3
 """So many in a row must look alike before an alarm: one iteration is noise."""

@@ -3,24 +3,20 @@
 import json
 import sys
 import time
-from collections.abc import Mapping
-from typing import Any, Literal, Protocol, TextIO
+from typing import Literal, TextIO
+
+from tailorpo_trainer.observing import Line, Observer
 
 Kind = Literal["auto", "plain", "json", "quiet"]
-Line = Mapping[str, Any]
 
 PLAIN_SECONDS = 5.0
 """Seconds between two plain iteration lines: a log is read, not watched."""
 
 
-class Display(Protocol):
-    """Told of everything worth showing; `line` is as in `metrics.jsonl`."""
+class Display(Observer):
+    """Shows lines, and says what is no line; this one nothing, as in a process that does not speak for its run."""
 
     def message(self, text: str) -> None: ...
-    def iteration(self, line: Line) -> None: ...
-    def evaluation(self, line: Line) -> None: ...
-    def alarm(self, line: Line) -> None: ...
-    def close(self) -> None: ...
 
 
 def open_display(kind: Kind, iterations: int, done: int) -> Display:
@@ -34,29 +30,14 @@ def open_display(kind: Kind, iterations: int, done: int) -> Display:
     return Plain(sys.stderr, iterations)
 
 
-class Silent:
-    """Nothing: for the processes of a run that do not speak for it."""
-
-    def message(self, text: str) -> None:
-        pass
-
-    def iteration(self, line: Line) -> None:
-        pass
-
-    evaluation = alarm = iteration
-
-    def close(self) -> None:
-        pass
-
-
-class Quiet(Silent):
+class Quiet(Display):
     """Alarms only."""
 
     def alarm(self, line: Line) -> None:
         print(f"alarm: {line['name']}: {line['message']}", file=sys.stderr, flush=True)
 
 
-class Json:
+class Json(Display):
     """Each line of `metrics.jsonl` as it is written, and messages as `{"kind": "message"}`."""
 
     def __init__(self, out: TextIO) -> None:
@@ -68,16 +49,13 @@ class Json:
     def iteration(self, line: Line) -> None:
         self._print(line)
 
-    evaluation = alarm = iteration
-
-    def close(self) -> None:
-        pass
+    evaluation = checkpoint = alarm = iteration
 
     def _print(self, line: Line) -> None:
         print(json.dumps(line, allow_nan=False), file=self.out, flush=True)
 
 
-class Plain:
+class Plain(Display):
     """A line now and then, for logs."""
 
     def __init__(self, out: TextIO, iterations: int) -> None:
@@ -101,11 +79,8 @@ class Plain:
     def alarm(self, line: Line) -> None:
         self.message(f"alarm: {line['name']}: {line['message']}")
 
-    def close(self) -> None:
-        pass
 
-
-class Live:
+class Live(Display):
     """One progress bar with the figures beside it; messages, evaluations and alarms scroll above it."""
 
     def __init__(self, iterations: int, done: int) -> None:

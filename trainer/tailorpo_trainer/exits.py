@@ -4,6 +4,7 @@ The numbers follow BSD's `sysexits.h` where it has the notion, so that a person 
 reads them at sight; the operator decides from them whether a new attempt makes sense.
 """
 
+import errno
 from enum import IntEnum
 
 
@@ -75,3 +76,29 @@ class NotFiniteError(TailorPOError):
     """A loss, gradient norm or reward is NaN or infinite: going on would only spoil the weights."""
 
     exit_code = ExitCode.NOT_FINITE
+
+
+def understood(error: BaseException) -> TailorPOError | None:
+    """The error as one that a user can understand, if it is one."""
+    if isinstance(error, TailorPOError):
+        return error
+    first_line = next(iter(str(error).splitlines()), "")
+    # torch's own class cannot be imported here, and on a CPU it has none.
+    names = {cls.__name__ for cls in type(error).__mro__}
+    if names & {"MemoryError", "OutOfMemoryError"} or (
+        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in first_line
+    ):
+        return ResourceError(f"out of memory: {first_line or 'no more could be had'}")
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ResourceError(f"the disk is full: {error}")
+    return None
+
+
+def status(error: BaseException) -> int:
+    """The exit status of a process that this error ends."""
+    if isinstance(error, KeyboardInterrupt):
+        return ExitCode.INTERRUPTED
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
+    known = understood(error)
+    return known.exit_code if known else ExitCode.INTERNAL

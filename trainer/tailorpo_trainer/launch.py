@@ -89,7 +89,10 @@ def launch(arguments: Sequence[str], gang: Gang, policy: "RunPolicy") -> tuple[i
                 f"the {gang.nodes} nodes did not meet at {gang.master_addr}:{gang.master_port} within "
                 f"{policy.rendezvous_timeout_seconds} s (spec.runPolicy.rendezvousTimeoutSeconds): {reason[:200]}"
             ) from None
-        return _decide(failed, _read(Path(folder)))
+        messages = _read(Path(folder))
+        rank, code, message = _decide(failed, messages)
+        _tell(rank, code, messages)
+        return rank, code, message
 
 
 def _config(gang: Gang, policy: "RunPolicy", folder: str) -> Any:
@@ -179,7 +182,9 @@ def _read(folder: Path) -> dict[int, dict[str, Any]]:
 
 def _decide(failed: Mapping[int, int], messages: Mapping[int, dict[str, Any]]) -> tuple[int, int, dict[str, Any]]:
     """The rank whose end explains the others', its exit code and its message."""
-    codes = dict(failed) | {rank: _code(message) for rank, message in messages.items()}
+    said = {rank: _code(message) for rank, message in messages.items()}
+    # A message without an error may be that of a process that was killed, and how is known from outside alone.
+    codes = dict(failed) | {rank: code for rank, code in said.items() if code}
     if not codes:
         return 0, ExitCode.DONE, {}
     place = {int(code): number for number, code in enumerate(DECISIVE)}
@@ -191,6 +196,29 @@ def _decide(failed: Mapping[int, int], messages: Mapping[int, dict[str, Any]]) -
 
     rank = min(codes, key=order)
     return rank, codes[rank], messages.get(rank, {})
+
+
+def _tell(rank: int, code: int, messages: Mapping[int, dict[str, Any]]) -> None:
+    """The pod's own last word: how far its first rank was, which knows most, and why the decisive one ended."""
+    from pydantic import ValidationError
+
+    from tailorpo_trainer import termination
+    from tailorpo_trainer.progress import Error, Progress
+
+    def progress(of: int) -> Progress:
+        try:
+            return Progress.model_validate(messages.get(of, {}))
+        except ValidationError:
+            return Progress()
+
+    last, error = progress(min(messages, default=rank)), progress(rank).error
+    if code == ExitCode.DONE:
+        termination.begin(last.having(phase="Succeeded", eta_seconds=None, error=None))
+        return
+    if error is None or error.exit_code != code:
+        how = f"was killed by signal {code - 128}" if code > 128 else f"ended with exit code {code}"
+        error = Error(class_="ProcessEnded", text=f"rank {rank} {how} and said nothing", exit_code=code)
+    termination.begin(last.ended_by(error.model_copy(update={"rank": rank})))
 
 
 def _code(message: Mapping[str, Any]) -> int:

@@ -2,7 +2,8 @@
 
 job.yaml  prompts.json  environment.json      what was run, and where
 cost.json                                     FLOPs of one row of each kind of work
-metrics.jsonl  progress.json                  what happened
+metrics.jsonl  progress.json                  what happened (`docs/progress.md`)
+tensorboard/                                  the same for TensorBoard, where it was asked for
 samples/iteration-000000/000.png …            pictures of each evaluation, on the same noise
 adapter/                                      the result, as diffusers loads it
 report.html                                   all of it, to look at
@@ -109,6 +110,16 @@ def write_text(path: Path, text: str) -> None:
         raise ConfigurationError(f"{path}: cannot be written: {error.strerror}") from None
     finally:
         temporary.unlink(missing_ok=True)  # also after a second Ctrl-C
+
+
+def overwrite(path: Path, data: bytes) -> None:
+    """Write over a file in place: for one that must stay the same file, or a disk that has no room for a second one."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
+    try:
+        os.write(descriptor, data)
+        os.ftruncate(descriptor, len(data))
+    finally:
+        os.close(descriptor)
 
 
 def append_metrics(path: Path, line: Mapping[str, Any]) -> None:

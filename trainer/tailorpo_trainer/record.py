@@ -1,52 +1,56 @@
-"""Everything a run says about itself: `metrics.jsonl`, `progress.json`, pictures, alarms, the display."""
+"""Everything a run says about itself: `metrics.jsonl`, `progress.json`, pictures, alarms."""
 
 import math
+import threading
 import time
 from collections import defaultdict, deque
-from datetime import UTC, datetime
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tailorpo_trainer import alarms
-from tailorpo_trainer.display import Display
+from tailorpo_trainer import alarms, termination
 from tailorpo_trainer.evaluate import Measurement
 from tailorpo_trainer.exits import NotFiniteError, TailorPOError
-from tailorpo_trainer.outputs import Output, append_metrics, finite, rewrite_metrics, write_json
+from tailorpo_trainer.observing import Beginning, Observer
+from tailorpo_trainer.outputs import Output, append_metrics, finite, rewrite_metrics
+from tailorpo_trainer.progress import Checkpoint, Metrics, Progress, Rates, now, redact
 from tailorpo_trainer.scoring import Scorer
 from tailorpo_trainer.timing import Phases
 from tailorpo_trainer.updater import UpdateFacts
 
 
 class Record:
-    """Writes a run's figures where people and programs look for them.
+    """Writes a run's figures where people and programs look for them, and tells the observers.
 
     Attributes:
-        step: iterations done.
         totals: work since the beginning, over all attempts: images, reward_queries, denoiser_forwards, … , seconds.
-        checkpoint: the newest one, from which a resume would go on: uri, step, time.
         speaks: whether it writes; of several processes one speaks for the run.
         lines: of `metrics.jsonl`, without a number that is not finite.
+        observers: told of each of them.
     """
 
-    def __init__(self, output: Output, display: Display, name: str, iterations: int, speaks: bool = True) -> None:
-        self.speaks = speaks
-        self.output, self.display, self.name, self.iterations = output, display, name, iterations
+    def __init__(self, output: Output, progress: Progress, speaks: bool = True) -> None:
+        assert progress.of is not None
+        self.output, self.iterations, self.speaks = output, progress.of, speaks
+        self.observers: Sequence[Observer] = ()
         self.phases = Phases()
-        self.step = 0
         self.totals: dict[str, float] = {}
-        self.checkpoint: dict[str, Any] | None = None
-        self.attempt = 1
         self.lines: list[dict[str, Any]] = []
         self._kinds: dict[str, list[dict[str, Any]]] = defaultdict(list)
         self._recent: deque[float] = deque(maxlen=20)
         self._raised: set[str] = set()
         self._since = time.perf_counter()
+        self._lock = threading.RLock()  # checkpoints may complete on another thread
+        termination.begin(progress, output.progress if speaks else None)
 
-    def resume(self, iteration: int, totals: dict[str, float], checkpoint: dict[str, Any] | None = None) -> None:
+    def resume(
+        self, attempt: int, iteration: int, totals: Mapping[str, float], checkpoint: Checkpoint | None = None
+    ) -> None:
         """Forget what was written after the checkpoint that training goes on from; at 0, everything."""
-        self.step, self.totals, self.checkpoint = iteration, dict(totals), checkpoint
+        self.totals = dict(totals)
         written = self.output.read_metrics() if self.speaks else []
         self.lines = [line for line in written if 0 < iteration >= line["iteration"]]
         self._kinds.clear()
@@ -56,7 +60,9 @@ class Record:
         if self.speaks:
             rewrite_metrics(self.output.metrics, self.lines)
             self.output.forget_samples(line["iteration"] for line in self._kinds["evaluation"])
-        self.progress("Running")
+        for observer in self.observers:
+            observer.begin(Beginning(attempt, iteration, self.totals, self.lines))
+        self._know(phase="Running", attempt=attempt, step=iteration, resumed_from=checkpoint, checkpoint=checkpoint)
         self._since = time.perf_counter()
 
     def evaluated(self, iteration: int) -> bool:
@@ -65,9 +71,8 @@ class Record:
 
     def iteration(self, iteration: int, scorer: Scorer, facts: UpdateFacts, work: dict[str, float]) -> None:
         """One iteration is done. work: what it added to `totals`."""
-        now = time.perf_counter()
-        seconds, self._since = now - self._since, now
-        self.step = iteration
+        before, self._since = self._since, time.perf_counter()
+        seconds = self._since - before
         self._recent.append(seconds)
         for key, value in {**work, "seconds": seconds}.items():
             self.totals[key] = self.totals.get(key, 0) + value
@@ -85,7 +90,7 @@ class Record:
             "gradient_norm": facts.gradient_norm,
             "learning_rate": facts.learning_rate,
             "images_per_second": work["images"] * len(self._recent) / sum(self._recent),
-            "eta_seconds": self._eta(),
+            "eta_seconds": self._eta(iteration),
             "totals": {key: round(value, 4) for key, value in self.totals.items()},
             "phase_seconds": {key: round(value, 5) for key, value in self.phases.seconds.items()},
         }
@@ -98,10 +103,10 @@ class Record:
                 "implicit_accuracy": float((logit[live] > 0).float().mean()) if live.any() else None,
             }
         self.phases.seconds.clear()
-        self.display.iteration(self._write(line))
+        self._write(line)
+        self._know(step=iteration)
         for alarm in alarms.from_iterations(self._kinds["iteration"][-alarms.ITERATIONS :]):
             self._alarm(iteration, alarm)
-        self.progress("Running")
 
     def evaluation(self, iteration: int, measured: Measurement, watched: tuple[str, ...], seconds: float) -> None:
         """One evaluation is done; its pictures are kept."""
@@ -123,57 +128,59 @@ class Record:
             "totals": {key: round(value, 4) for key, value in self.totals.items()},
         }
         self._pictures(iteration, measured.pictures)
-        self.display.evaluation(self._write(line))
+        self._write(line)
+        self._know()
         for alarm in alarms.from_evaluations(self._kinds["evaluation"]):
             self._alarm(iteration, alarm)
         self._since = time.perf_counter()  # evaluation is not training time
-        self.progress("Running")
 
-    def saved(self, iteration: int, uri: str) -> None:
-        """A checkpoint is complete."""
-        self.checkpoint = {"uri": uri, "step": iteration, "time": _now()}
-        self.progress("Running")
+    def saved(self, step: int, uri: str, seconds: float, size: int) -> None:
+        """A checkpoint of so many bytes is complete, and this long it took. From any thread."""
+        done = Checkpoint(uri=uri, step=step, time=now())
+        self._write({"kind": "checkpoint", "iteration": step, "uri": uri, "seconds": round(seconds, 3), "bytes": size})
+        self._know(checkpoint=done)
 
-    def failed(self, iteration: int, error: TailorPOError) -> None:
-        """The run ends in this iteration: an alarm, if a number that is not finite is the cause, and the last word."""
+    def checkpoint_failed(self, step: int, error: BaseException) -> None:
+        """A checkpoint could not be written this time. From any thread."""
+        self._write({"kind": "checkpoint", "iteration": step, "error": redact(str(error))})
+
+    def succeeded(self, adapter: Path) -> None:
+        """All iterations are done, and this is the result."""
+        self._know(phase="Succeeded", adapter=str(adapter.absolute()))
+
+    def failed(self, error: TailorPOError) -> None:
+        """The run ends so: the last word, and an alarm if a number that is not finite is the cause."""
         if isinstance(error, NotFiniteError):
-            self._alarm(iteration, alarms.Alarm("not-finite", str(error)))
-        self.progress("Failed", str(error))
+            self._alarm(termination.known().step + 1, alarms.Alarm("not-finite", str(error)))
+        termination.last_word(error)
 
-    def progress(self, phase: str, message: str | None = None) -> None:
-        """Replace `progress.json`."""
-        if not self.speaks:
-            return
-        last: dict[str, Any] = next(reversed(self._kinds["iteration"]), {})
-        measured: dict[str, Any] = next(reversed(self._kinds["evaluation"]), {})
-        write_json(
-            self.output.progress,
-            {
-                "name": self.name,
-                "phase": phase,
-                "step": self.step,
-                "of": self.iterations,
-                "percent": round(100 * self.step / self.iterations, 2),
-                "eta_seconds": self._eta() if phase == "Running" else None,
-                "rates": {"images_per_second": last.get("images_per_second")},
-                "metrics": {
-                    "reward": last.get("reward"),
-                    "evaluation": measured.get("reward"),
-                    "gap": last.get("gap"),
-                    "loss": last.get("loss"),
-                },
-                "checkpoint": self.checkpoint,
-                "attempt": self.attempt,
-                "message": message,
-                "updated": _now(),
-            },
-        )
+    def _know(self, **changes: Any) -> None:
+        """Replace `progress.json`, the termination message and what is served."""
+        with self._lock:
+            before = termination.known()  # with its last word, if a checkpoint completes after that
+            step = changes.get("step", before.step)
+            running = changes.get("phase", before.phase) == "Running"
+            last: dict[str, Any] = next(reversed(self._kinds["iteration"]), {})
+            measured: dict[str, Any] = next(reversed(self._kinds["evaluation"]), {})
+            progress = before.having(
+                percent=round(100 * step / self.iterations, 2),
+                eta_seconds=self._eta(step) if running else None,
+                rates=Rates(images_per_second=last.get("images_per_second")),
+                metrics=Metrics(
+                    reward=last.get("reward"),
+                    evaluation=measured.get("reward"),
+                    gap=last.get("gap"),
+                    loss=last.get("loss"),
+                ),
+                **changes,
+            )
+            termination.know(progress)
 
-    def _eta(self) -> float | None:
+    def _eta(self, step: int) -> float | None:
         """Seconds to the end at the pace of the last iterations, with the evaluations that are still to come."""
         if not self._recent:
             return None
-        seconds = sum(self._recent) / len(self._recent) * (self.iterations - self.step)
+        seconds = sum(self._recent) / len(self._recent) * (self.iterations - step)
         evaluations = self._kinds["evaluation"][-2:]
         if len(evaluations) == 2:
             one, other = (line["iteration"] for line in evaluations)
@@ -184,17 +191,17 @@ class Record:
     def _alarm(self, iteration: int, alarm: alarms.Alarm) -> None:
         if alarm.name not in self._raised:  # once a run: a log full of one alarm hides the next
             self._raised.add(alarm.name)
-            line = {"kind": "alarm", "iteration": iteration, "name": alarm.name, "message": alarm.message}
-            self.display.alarm(self._write(line))
+            self._write({"kind": "alarm", "iteration": iteration, "name": alarm.name, "message": alarm.message})
 
-    def _write(self, line: dict[str, Any]) -> dict[str, Any]:
-        """The line as it is written."""
+    def _write(self, line: dict[str, Any]) -> None:
         whole: dict[str, Any] = finite(line)
-        self.lines.append(whole)
-        self._kinds[whole["kind"]].append(whole)
-        if self.speaks:
-            append_metrics(self.output.metrics, whole)
-        return whole
+        with self._lock:
+            self.lines.append(whole)
+            self._kinds[whole["kind"]].append(whole)
+            if self.speaks:
+                append_metrics(self.output.metrics, whole)
+            for observer in self.observers:
+                observer.observe(whole)
 
     def _pictures(self, iteration: int, pictures: Tensor) -> None:
         if not self.speaks:
@@ -222,7 +229,3 @@ def _standard_error(values: Tensor) -> float | None:
 def _short(values: Tensor) -> list[float]:
     """With six digits that count."""
     return [float(f"{value:.6g}") for value in values.tolist()]
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -3,6 +3,8 @@
 import json
 import os
 import platform
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -23,12 +25,14 @@ from tailorpo_trainer import (
     rules,
     spec,
 )
-from tailorpo_trainer.display import Display, Kind, Silent, open_display
+from tailorpo_trainer.display import Display, Kind, open_display
 from tailorpo_trainer.distributed import World
 from tailorpo_trainer.exits import ConfigurationError
 from tailorpo_trainer.noise import Noise, Purpose
+from tailorpo_trainer.observing import Observer
 from tailorpo_trainer.outputs import Output, write_json, write_text
 from tailorpo_trainer.policy import Policy
+from tailorpo_trainer.progress import Checkpoint, Progress
 from tailorpo_trainer.record import Record
 from tailorpo_trainer.records import merge
 from tailorpo_trainer.rewards.combine import RewardSum
@@ -166,15 +170,24 @@ class Session:
         self.saved_at = self.iteration
         if self.attempt is None:
             return
+        since = time.perf_counter()
         with self.record.phases("checkpoint"):
             groups, state = self.updater.state()
             saved = self.attempt.save(self.iteration, groups, state | {"totals": self.record.totals})
+            seconds = time.perf_counter() - since
             self.attempt.prune(self.run.checkpoint.keep)
-        self.record.saved(self.iteration, self.attempt.store.uri(saved.ref.prefix))
+        uri = self.attempt.store.uri(saved.ref.prefix)
+        self.record.saved(self.iteration, uri, seconds, saved.size)
 
 
 def open_session(
-    job: TailorPOJob, root: Path, base: Path | None, fresh: bool, display_kind: Kind, world: World
+    job: TailorPOJob,
+    root: Path,
+    base: Path | None,
+    fresh: bool,
+    display_kind: Kind,
+    world: World,
+    observers: Sequence[Observer] = (),
 ) -> Session:
     """Load everything, cheapest first, so that what is wrong shows before minutes have passed."""
     run, least_attempt = job.spec, _least_attempt()
@@ -193,6 +206,7 @@ def open_session(
         output.create()
         storage = checkpoint.open_run(checkpoint.open_store(root), job)
         start = None if fresh else storage.latest()
+    record = Record(output, beginning(job), speaks=world.first)
     start = _shared(start, world)
     models.quiet()
     device = models.pick_device()
@@ -216,11 +230,11 @@ def open_session(
         done = start.step
     complete = done == run.training.iterations
     attempt = None if complete or storage is None else storage.begin(start, at_least=least_attempt)
-    display = open_display(display_kind, run.training.iterations, done) if world.first else Silent()
-    record = Record(output, display, job.metadata.name, run.training.iterations, speaks=world.first)
-    record.attempt = start.attempt if start and complete else attempt.number if attempt else 1
-    newest = {"uri": start.uri, "step": start.step, "time": start.manifest.time} if start else None
-    record.resume(done, start.state["totals"] if start else {}, newest)
+    display = open_display(display_kind, run.training.iterations, done) if world.first else Display()
+    record.observers = (display, *observers)
+    number = start.attempt if start and complete else attempt.number if attempt else least_attempt
+    newest = Checkpoint(uri=start.uri, step=start.step, time=start.manifest.time) if start else None
+    record.resume(number, done, start.state["totals"] if start else {}, newest)
     evaluated = world.broadcast(b"1" if record.evaluated(done) else b"0") == b"1"
     session = Session(
         job,
@@ -271,7 +285,7 @@ def finish(session: Session) -> None:
     with session.updater.averaged():
         models.save_adapter(session.policy, session.output.adapter)
     write_json(session.output.cost, estimate.row_costs(session.run))
-    session.record.progress("Succeeded")
+    session.record.succeeded(session.output.adapter)
     session.display.message(f"adapter: {session.output.adapter}")
     write_report(session)
 
@@ -281,6 +295,11 @@ def write_report(session: Session) -> None:
     if not session.world.first:
         return
     session.display.message(f"report: {report.write(session.output.root)}")
+
+
+def beginning(job: TailorPOJob) -> Progress:
+    """What is known of a run before anything is loaded."""
+    return Progress(name=job.metadata.name, namespace=job.metadata.namespace, of=job.spec.training.iterations)
 
 
 def _least_attempt() -> int:

@@ -1,12 +1,15 @@
 """The training loop. Reads as the algorithm: roll out, score, pair, update, evaluate, checkpoint."""
 
+import os
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
-from tailorpo_trainer import distributed
+from tailorpo_trainer import distributed, termination
 from tailorpo_trainer.display import Kind
-from tailorpo_trainer.exits import TailorPOError
-from tailorpo_trainer.session import Session, finish, open_session, write_report
+from tailorpo_trainer.exits import ExitCode, StalledError, TailorPOError
+from tailorpo_trainer.onlookers import Watch, onlookers
+from tailorpo_trainer.session import Session, beginning, finish, open_session, write_report
 from tailorpo_trainer.spec import TailorPOJob
 from tailorpo_trainer.stopping import Stop, StopRequested
 from tailorpo_trainer.updater import check_beginning
@@ -14,43 +17,71 @@ from tailorpo_trainer.watchdog import watching
 
 
 def run(
-    job: TailorPOJob, output: Path, *, base: Path | None = None, fresh: bool = False, display: Kind = "auto"
+    job: TailorPOJob,
+    output: Path,
+    *,
+    base: Path | None = None,
+    fresh: bool = False,
+    display: Kind = "auto",
+    watch: Watch | None = None,
 ) -> None:
     """Train what the document says into `output`, going on from its newest checkpoint unless `fresh`.
 
     Args:
         base: folder that relative paths in the document start from; default the current one.
+        watch: how others look on; default nobody.
     Raises:
         TailorPOError: with the exit code that tells why; a checkpoint is written first where one can be.
     """
+    termination.begin(beginning(job))
     policy = job.spec.run_policy
     with (
         Stop().listening() as stop,
         distributed.join(stop, policy.rendezvous_timeout_seconds, policy.stall_timeout_seconds) as world,
-        watching(policy.stall_timeout_seconds) as world.beat,
+        watching(policy.stall_timeout_seconds, leave) as world.beat,
+        ExitStack() as stack,
     ):
-        with world.together(), world.held():  # a wish to stop waits until there is something that could be saved
-            session = open_session(job, output, base, fresh, display, world)
         try:
-            with world.together():
-                train(session)
-            finish(session)
-            world.barrier()
-        except StopRequested:
-            session.checkpoint()
-            error = stop.error(f"after iteration {session.iteration} of {session.iterations}")
-            session.record.progress("Stopped", str(error))
-            write_report(session)
-            world.barrier()
-            raise error from None
-        except TailorPOError as error:
-            session.checkpoint()
-            session.record.failed(session.iteration + 1, error)
-            write_report(session)
-            world.barrier()
-            raise type(error)(f"{error} (in iteration {session.iteration + 1})") from None
-        finally:
-            session.display.close()
+            with world.together(), world.held():  # a wish to stop waits until there is something that could be saved
+                observers = stack.enter_context(onlookers(output, watch)) if watch and world.first else []
+                session = open_session(job, output, base, fresh, display, world, observers)
+            to_the_end(session)
+        except BaseException as error:
+            termination.last_word(error)
+            raise
+
+
+def to_the_end(session: Session) -> None:
+    """Train and write the result, or end with an error that says after which iteration."""
+    world = session.world
+    try:
+        with world.together():
+            train(session)
+        finish(session)
+        world.barrier()
+    except StopRequested:
+        session.checkpoint()
+        error = world.stop.error(f"after iteration {session.iteration} of {session.iterations}")
+        session.record.failed(error)
+        write_report(session)
+        world.barrier()
+        raise error from None
+    except TailorPOError as cause:
+        session.checkpoint()
+        failure = type(cause)(f"{cause} (in iteration {session.iteration + 1})")
+        session.record.failed(failure)
+        write_report(session)
+        world.barrier()
+        raise failure from None
+    finally:
+        session.display.close()
+
+
+def leave(code: int) -> None:
+    """End at once, from the watchdog's thread: with a last word, but not to a disk that may be what hangs."""
+    why = "no progress for too long" if code == ExitCode.STALLED else "the launcher of this process is gone"
+    termination.write(termination.known().ended(StalledError(f"{why}: see its log"), code))
+    os._exit(code)
 
 
 def train(session: Session) -> None:

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from tailorpo_trainer import checkpoint
+from tailorpo_trainer import checkpoint, termination
 from tailorpo_trainer.exits import ExitCode, StalledError
-from tailorpo_trainer.launch import Gang, _await_name, _decide
+from tailorpo_trainer.launch import Gang, _await_name, _decide, _tell
 
 Make = Callable[..., dict[str, Any]]
 
@@ -31,6 +31,7 @@ def message(code: int) -> dict[str, Any]:
     ({0: 75, 1: 75}, {}, (0, 75)),
     ({1: 137}, {0: message(74)}, (1, 137)),
     ({1: 137}, {0: message(78)}, (0, 78)),
+    ({1: 137}, {0: message(74), 1: {"phase": "Running"}}, (1, 137)),
     ({0: 1}, {1: message(74)}, (0, 1)),
     ({0: 139}, {1: message(70)}, (0, 139)),
     ({0: 0, 1: 75}, {}, (1, 75)),
@@ -41,6 +42,47 @@ def test_the_code_that_explains_the_others_is_passed_on(
     rank, code, said = _decide(failed, messages)
     assert (rank, code) == expected
     assert said == messages.get(rank, {})
+
+
+RUNNING = {
+    "name": "a",
+    "phase": "Running",
+    "step": 7,
+    "etaSeconds": 9.0,
+    "checkpoint": {"uri": "u", "step": 5, "time": "t"},
+}
+PEER = {
+    "name": "a",
+    "phase": "Failed",
+    "step": 7,
+    "error": {"class": "X", "text": "one\ntwo", "exitCode": 76, "rank": 1},
+}
+
+
+@pytest.mark.parametrize(("rank", "code", "messages", "phase", "text"), [
+    (0, 0, {0: RUNNING}, "Succeeded", None),
+    (1, 76, {0: RUNNING, 1: PEER}, "Failed", "one\ntwo"),
+    (1, 137, {0: RUNNING, 1: RUNNING}, "Failed", "rank 1 was killed by signal 9 and said nothing"),
+    (1, 75, {0: RUNNING, 1: {"phase": 3}}, "Stopped", "rank 1 ended with exit code 75 and said nothing"),
+])  # fmt: skip
+def test_the_pod_s_last_word_is_how_far_the_first_rank_was_and_why_the_decisive_one_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int, code: int, messages: Any, phase: str, text: str | None
+) -> None:
+    monkeypatch.setenv("TAILORPO_TERMINATION_LOG", str(tmp_path / "log"))
+    _tell(rank, code, messages)
+    left = termination.read(tmp_path / "log")
+    assert left is not None
+    assert (left.phase, left.step, left.checkpoint and left.checkpoint.step) == (phase, 7, 5)
+    assert left.eta_seconds is None
+    assert (left.error and (left.error.text, left.error.exit_code, left.error.rank)) == (text and (text, code, rank))
+
+
+def test_where_nobody_said_anything_it_is_said_for_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TAILORPO_TERMINATION_LOG", str(tmp_path / "log"))
+    _tell(0, 139, {})
+    left = termination.read(tmp_path / "log")
+    assert left is not None
+    assert left.message == "rank 0 was killed by signal 11 and said nothing"
 
 
 def test_a_name_that_never_gets_an_address_is_named() -> None:
@@ -111,7 +153,9 @@ def test_stopped_it_says_so_and_goes_on_to_the_end(job: Callable[..., list[str]]
     assert found.step == done + 1
 
 
-def test_between_two_machines_the_real_code_of_the_first_failure_comes_out(job: Callable[..., list[str]]) -> None:
+def test_between_two_machines_the_real_code_of_the_first_failure_comes_out(
+    job: Callable[..., list[str]], tmp_path: Path
+) -> None:
     """Both machines on this one; nobody answers at the reward's endpoint."""
     with socket.socket() as closed, socket.socket() as free:
         closed.bind(("127.0.0.1", 0))
@@ -123,7 +167,7 @@ def test_between_two_machines_the_real_code_of_the_first_failure_comes_out(job: 
             job("--nodes=2", f"--node-rank={rank}", f"--master-port={port}", rewards=rewards),
             stderr=subprocess.PIPE,
             text=True,
-            env=os.environ | {"TAILORPO_TERMINATION_LOG": "/dev/null"},
+            env=os.environ | {"TAILORPO_TERMINATION_LOG": str(tmp_path / f"log-{rank}")},
         )
         for rank in (0, 1)
     ]
@@ -132,6 +176,12 @@ def test_between_two_machines_the_real_code_of_the_first_failure_comes_out(job: 
     assert {code for _, code in ended} <= {ExitCode.UNAVAILABLE, ExitCode.STALLED}
     assert all("Traceback" not in said for said, _ in ended)
     assert any("ended first, with exit code 69" in said for said, _ in ended)
+    for rank, (_, code) in enumerate(ended):
+        left = termination.read(tmp_path / f"log-{rank}")
+        assert left is not None
+        assert (left.name, left.phase) == ("test", "Failed")
+        assert left.error is not None
+        assert (left.error.exit_code, left.error.rank) == (code, rank)
 
 
 def test_samples_that_cannot_be_shared_are_refused_before_anything_starts(job: Callable[..., list[str]]) -> None:

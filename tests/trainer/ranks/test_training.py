@@ -284,3 +284,22 @@ def test_a_process_that_hangs_is_ended_and_says_where(document: Make, start: Sta
     assert (first.code, second.code) == (ExitCode.STALLED, ExitCode.STALLED)
     assert "rank 1 made no progress for 2 s (spec.runPolicy.stallTimeoutSeconds)" in second.said
     assert "in __call__" in second.said  # where it hangs
+
+
+def test_the_first_process_alone_serves_and_counts_for_all(
+    document: Make, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tailorpo_trainer.metrics import Metrics
+    from tailorpo_trainer.onlookers import Watch
+
+    def keep(self: Metrics) -> None:
+        labels = {"namespace": "", "job": "test"}
+        samples = self.registry.get_sample_value("tailorpo_samples_total", labels)
+        (tmp_path / "samples").write_text(str(samples))
+
+    monkeypatch.setattr(Metrics, "close", keep)
+    job = parse(document(training=FOUR, evaluation={"everyIterations": 0}))
+    ended = start(2, lambda rank: train.run(job, tmp_path / "run", display="quiet", watch=Watch(port=0))).wait()
+    assert [each.code for each in ended] == [0, 0], ended
+    assert ["metrics: http://" in each.said for each in ended] == [True, False]
+    assert float((tmp_path / "samples").read_text()) == 12

@@ -33,15 +33,19 @@ app.add_command(completion.completion)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status, and has said why it is not 0."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         instruction = os.environ.get(COMPLETE)
         if instruction:
             from click.shell_completion import shell_complete
 
             return shell_complete(app, {}, PROGRAM, COMPLETE, instruction)
-        return _invoke(list(sys.argv[1:] if arguments is None else arguments))
+        return _invoke(arguments)
     except BaseException as error:
-        return ending.say(error)
+        status = ending.say(error)
+        if arguments[:1] == [run.run.name]:
+            ending.last_word(error, status)
+        return status
 
 
 def _invoke(arguments: list[str]) -> int:

@@ -1,15 +1,15 @@
 """How a command ends badly: one clear message, and an exit status that means one thing."""
 
-import errno
 import os
 import select
 import sys
 import tempfile
 import traceback
+from contextlib import suppress
 
 import click
 
-from tailorpo_trainer.exits import ExitCode, ResourceError, StoppedError, TailorPOError
+from tailorpo_trainer.exits import ExitCode, StoppedError, understood
 
 BROKEN_PIPE = 141
 """128 + SIGPIPE, as for any program whose reader has left."""
@@ -26,7 +26,7 @@ def say(error: BaseException) -> int:
         return error.exit_code
     if isinstance(error, BrokenPipeError) and _reader_left():
         return BROKEN_PIPE
-    known = _known(error)
+    known = understood(error)
     if known is None:
         return _crash(error)
     # A stop is no error; a document's problems begin with file and line, for editors to jump to (their class
@@ -36,22 +36,21 @@ def say(error: BaseException) -> int:
     return known.exit_code
 
 
+def last_word(error: BaseException, status: int) -> None:
+    """Leave a run's end where a kubelet reads it (`docs/progress.md`). Never fails."""
+    with suppress(Exception):
+        from tailorpo_trainer import termination
+        from tailorpo_trainer.progress import Progress
+
+        if isinstance(error, click.UsageError):
+            termination.begin(Progress())  # no run began
+        termination.last_word(error, status)
+
+
 def message(text: str, prefix: str = "") -> None:
     """A message on standard error, its prefix in red on a terminal (unless NO_COLOR is set)."""
     sign = click.style(f"{prefix}: ", fg="red", bold=True) if prefix else ""
     click.echo(f"{sign}{text}", err=True, color=False if os.environ.get("NO_COLOR") else None)
-
-
-def _known(error: BaseException) -> TailorPOError | None:
-    """The error as one that a user can understand, if it is one."""
-    if isinstance(error, TailorPOError):
-        return error
-    # torch's own class cannot be imported here.
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return ResourceError(f"out of memory: {_first_line(error) or 'no more could be had'}")
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return ResourceError(f"the disk is full: {error}")
-    return None
 
 
 def _crash(error: BaseException) -> int:

@@ -14,14 +14,21 @@ from tailorpo_trainer.exits import ConfigurationError
 from tailorpo_trainer.launch import Gang
 
 if TYPE_CHECKING:
+    from tailorpo_trainer.onlookers import Watch
     from tailorpo_trainer.spec import TailorPOJob
 
 
-def _again(file: Path, output: Path | None, overrides: tuple[str, ...], fresh: bool, display: str) -> list[str]:
+def _again(
+    file: Path, output: Path | None, overrides: tuple[str, ...], fresh: bool, display: str, watch: Watch
+) -> list[str]:
     """The arguments for each of the processes."""
     shown = {"quiet": ["--quiet"], "json": ["--json"], "plain": ["--no-progress"]}.get(display, [])
     place = ["--output", str(output)] if output else []
-    return [str(file), *place, *(f"--set={text}" for text in overrides), *(["--fresh"] if fresh else []), *shown]
+    seen = [f"--metrics-host={watch.host}", f"--metrics-stall-seconds={watch.stall_seconds}"]
+    seen += [f"--metrics-port={watch.port}"] if watch.port is not None else []
+    seen += ["--tensorboard"] if watch.tensorboard else []
+    settings = [f"--set={text}" for text in overrides]
+    return [str(file), *place, *settings, *(["--fresh"] if fresh else []), *shown, *seen]
 
 
 def _launch(job: TailorPOJob, gang: Gang, arguments: list[str]) -> int:
@@ -58,6 +65,31 @@ HERE = ("rendezvous_timeout_seconds", "stall_timeout_seconds", "termination_grac
 @click.option("--json", "as_json", is_flag=True, help="Show progress as JSON lines.")
 @click.option("--no-progress", is_flag=True, help="Show progress as plain lines, on a terminal too.")
 @click.option(
+    "--metrics-port",
+    type=click.IntRange(0, 65535),
+    envvar="TAILORPO_METRICS_PORT",
+    show_envvar=True,
+    help="Serve /metrics, /progress and /healthz there; 0 takes any free port. Default: not at all.",
+)
+@click.option(
+    "--metrics-host",
+    default="127.0.0.1",
+    show_default=True,
+    envvar="TAILORPO_METRICS_HOST",
+    show_envvar=True,
+    help="Address to serve on; 0.0.0.0 lets other machines ask.",
+)
+@click.option(
+    "--metrics-stall-seconds",
+    type=click.FloatRange(0, min_open=True),
+    default=1800,
+    show_default=True,
+    envvar="TAILORPO_METRICS_STALL_SECONDS",
+    show_envvar=True,
+    help="Without news for so long, /healthz says 503.",
+)
+@click.option("--tensorboard", is_flag=True, help="Write TensorBoard's event files to OUTPUT/tensorboard.")
+@click.option(
     "--processes", type=click.IntRange(1, 64), default=1, show_default=True, help="Processes here, one an accelerator."
 )
 @click.option(
@@ -76,6 +108,10 @@ def run(
     quiet: bool,
     as_json: bool,
     no_progress: bool,
+    metrics_port: int | None,
+    metrics_host: str,
+    metrics_stall_seconds: float,
+    tensorboard: bool,
     processes: int,
     nodes: int,
     node_rank: int,
@@ -93,8 +129,11 @@ def run(
     display: Literal["auto", "plain", "json", "quiet"] = (
         "quiet" if quiet else "json" if as_json else "plain" if no_progress else "auto"
     )
-    from tailorpo_trainer import document
+    from tailorpo_trainer import document, onlookers, termination
+    from tailorpo_trainer.progress import Progress
 
+    termination.begin(Progress())
+    watch = onlookers.Watch(metrics_port, metrics_host, metrics_stall_seconds, tensorboard)
     job = document.read(file, overrides)
     ignored = cluster_fields(job)
     if ignored and not quiet:
@@ -102,10 +141,11 @@ def run(
     _need_trainer()
     if processes * nodes > 1 and "RANK" not in os.environ:
         gang = Gang(processes, nodes, node_rank, master_addr, master_port)
-        raise click.exceptions.Exit(_launch(job, gang, _again(file, output, overrides, fresh, display)))
+        raise click.exceptions.Exit(_launch(job, gang, _again(file, output, overrides, fresh, display, watch)))
     from tailorpo_trainer import train
 
-    train.run(job, output or Path("runs") / job.metadata.name, base=file.parent, fresh=fresh, display=display)
+    output = output or Path("runs") / job.metadata.name
+    train.run(job, output, base=file.parent, fresh=fresh, display=display, watch=watch)
 
 
 def cluster_fields(job: TailorPOJob) -> list[str]:

@@ -78,7 +78,7 @@ def state(run: Run) -> str:
         text = f"complete, {wording.plural(of, 'iteration')}"
     else:
         phase = str(run.progress.get("phase") or "interrupted").lower()
-        phase = {"running": "unfinished"}.get(phase, phase)
+        phase = {"starting": "unfinished", "running": "unfinished"}.get(phase, phase)
         text = f"{phase} after {wording.count(run.done)} of {wording.plural(of, 'iteration')}"
     return text + (f", {run.attempt} attempts" if run.attempt > 1 else "")
 

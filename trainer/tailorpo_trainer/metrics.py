@@ -1,0 +1,172 @@
+"""Prometheus' view of a run (`docs/metrics.md`). Names, types and labels are API."""
+
+import platform
+import time
+from importlib.metadata import PackageNotFoundError, version
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, Summary
+
+from tailorpo_trainer import alarms, termination
+from tailorpo_trainer.observing import Beginning, Line, Observer
+
+LABELS = ("namespace", "job")
+"""On every metric; `namespace` is empty where there is none. Never a pod or a uid: their number grows."""
+
+ITERATION = {
+    "loss": ("tailorpo_loss", "Loss of the last iteration"),
+    "reward": ("tailorpo_reward", "Mean weighted sum of the rewards in the last iteration"),
+    "gap": ("tailorpo_reward_gap", "Mean reward of the winner minus the loser's in the last iteration"),
+    "implicit_accuracy": ("tailorpo_implicit_accuracy", "Share of pairs that the policy orders as the reward does"),
+    "logit": ("tailorpo_logit", "Mean preference logit of the last iteration"),
+    "clamped": ("tailorpo_clamped_ratio", "Share of likelihood ratios that were clamped"),
+    "gradient_norm": ("tailorpo_gradient_norm", "Norm of the gradient before clipping"),
+    "learning_rate": ("tailorpo_learning_rate", "Step size of the last update"),
+    "images_per_second": ("tailorpo_images_per_second", "Training pictures a second, over the last iterations"),
+    "eta_seconds": ("tailorpo_eta_seconds", "Seconds to the end, evaluations included"),
+}
+"""Figures of a line of kind `iteration`, each a gauge."""
+
+EVALUATION = {
+    "reward": ("tailorpo_evaluation_reward", "Mean weighted sum of the rewards on held-out noise"),
+    "reward_standard_error": ("tailorpo_evaluation_reward_standard_error", "Standard error of that mean"),
+    "diversity": ("tailorpo_diversity", "Mean distance between held-out pictures of one prompt"),
+}
+"""Figures of a line of kind `evaluation`, each a gauge."""
+
+CHECKPOINT_BUCKETS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 60, 120, 300, 600, 1800)
+
+PACKAGES = ("tailorpo", "torch", "diffusers")
+
+
+class Metrics(Observer):
+    """A registry of its own, fed by lines. What is not known (yet, or for this method) is absent, never 0.
+
+    Counters begin at 0 with each process. Prometheus takes any fall of a counter for a restart from 0, so one that
+    began at its checkpoint's total would count once more all that it began with.
+    """
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        progress = termination.known()
+        self.identity = (progress.namespace or "", progress.name or "")
+        self.iterations = progress.of or 0
+        self._totals: dict[str, float] = {}
+        self._iteration = {key: self._gauge(*about) for key, about in ITERATION.items()}
+        self._evaluation = {key: self._gauge(*about) for key, about in EVALUATION.items()}
+        self._score = self._gauge(
+            "tailorpo_evaluation_score", "Mean of one reward on held-out noise; watched ones too", "reward"
+        )
+        self._step = self._gauge("tailorpo_step", "Iterations done, over all attempts")
+        self._of = self._gauge("tailorpo_iterations", "Iterations asked for")
+        self._attempt = self._gauge("tailorpo_attempt", "Which attempt this is, from 1")
+        self._alarm = self._gauge("tailorpo_alarm", "1 once the alarm was raised in this run, else 0", "alarm")
+        self._step_gap = Summary(
+            "tailorpo_step_reward_gap",
+            "Mean reward gap of the pairs of one denoising step (0 the noisiest), observed once an iteration",
+            (*LABELS, "denoising_step"),
+            registry=self.registry,
+        )
+        self._phase = Summary(
+            "tailorpo_phase_seconds",
+            "Seconds that one iteration (or evaluation) spent in a phase, exclusive of phases inside it",
+            (*LABELS, "phase"),
+            registry=self.registry,
+        )
+        self._samples = self._counter("tailorpo_samples", "Training pictures drawn by this process")
+        self._queries = self._counter("tailorpo_reward_queries", "Pictures that a reward has scored for this process")
+        self._saving = Histogram(
+            "tailorpo_checkpoint_seconds",
+            "Seconds from the state to the committed checkpoint",
+            LABELS,
+            registry=self.registry,
+            buckets=CHECKPOINT_BUCKETS,
+        )
+        self._saved_bytes = self._counter("tailorpo_checkpoint_bytes", "Bytes of the checkpoints committed")
+        self._save_failures = self._counter("tailorpo_checkpoint_failures", "Checkpoints that could not be written")
+        self._saved_at = self._gauge(
+            "tailorpo_checkpoint_last_success_timestamp_seconds", "When this process last committed one, since 1970"
+        )
+        self._saved_step = self._gauge("tailorpo_checkpoint_step", "Iterations in the newest checkpoint")
+        self._gauge("tailorpo_build_info", "What runs", *PACKAGES, "python").labels(
+            *self.identity, *map(_version, PACKAGES), platform.python_version()
+        ).set(1)
+        ProcessCollector(registry=self.registry)
+
+    def begin(self, beginning: Beginning) -> None:
+        self._totals = dict(beginning.totals)
+        _set(self._attempt, self.identity, beginning.attempt)
+        _set(self._of, self.identity, self.iterations)
+        _set(self._step, self.identity, beginning.iteration)
+        for metric in (self._samples, self._queries, self._saved_bytes, self._save_failures, self._saving):
+            metric.labels(*self.identity)  # from now on 0, so that the first increase counts
+        for name in alarms.NAMES:
+            _set(self._alarm, (*self.identity, name), 0)
+        if beginning.iteration:
+            _set(self._saved_step, self.identity, beginning.iteration)
+        for line in beginning.lines:
+            match line["kind"]:
+                case "iteration":
+                    self._figures(line)
+                case "evaluation":
+                    self._held_out(line)
+                case "alarm":
+                    self.alarm(line)
+
+    def iteration(self, line: Line) -> None:
+        _set(self._step, self.identity, line["iteration"])
+        self._figures(line)
+        for step, gap in line.get("gap_by_step", {}).items():
+            if gap is not None:
+                self._step_gap.labels(*self.identity, step).observe(gap)
+        for phase, seconds in line["phase_seconds"].items():
+            self._phase.labels(*self.identity, phase).observe(seconds)
+        totals = line["totals"]
+        for metric, key in ((self._samples, "images"), (self._queries, "reward_queries")):
+            metric.labels(*self.identity).inc(max(0, totals[key] - self._totals.get(key, 0)))
+        self._totals = totals
+
+    def evaluation(self, line: Line) -> None:
+        self._held_out(line)
+        self._phase.labels(*self.identity, "evaluation").observe(line["seconds"])
+
+    def checkpoint(self, line: Line) -> None:
+        if "error" in line:
+            self._save_failures.labels(*self.identity).inc()
+            return
+        self._saving.labels(*self.identity).observe(line["seconds"])
+        self._saved_bytes.labels(*self.identity).inc(line["bytes"])
+        _set(self._saved_at, self.identity, time.time())
+        _set(self._saved_step, self.identity, line["iteration"])
+
+    def alarm(self, line: Line) -> None:
+        _set(self._alarm, (*self.identity, line["name"]), 1)
+
+    def _figures(self, line: Line) -> None:
+        for key, gauge in self._iteration.items():
+            _set(gauge, self.identity, line.get(key))
+
+    def _held_out(self, line: Line) -> None:
+        for key, gauge in self._evaluation.items():
+            _set(gauge, self.identity, line.get(key))
+        for name, value in line["rewards"].items():
+            _set(self._score, (*self.identity, name), value)
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(name, text, (*LABELS, *labels), registry=self.registry)
+
+    def _counter(self, name: str, text: str) -> Counter:
+        return Counter(name, text, LABELS, registry=self.registry)
+
+
+def _set(gauge: Gauge, labels: tuple[str, ...], value: float | None) -> None:
+    if value is not None:
+        gauge.labels(*labels).set(value)
+    else:
+        gauge.remove(*labels)
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""

@@ -1,0 +1,129 @@
+"""What rank 0 answers over HTTP: `/metrics` for Prometheus, `/progress` for the operator, `/healthz` for a kubelet."""
+
+import json
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from socketserver import ThreadingMixIn
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+from prometheus_client import CollectorRegistry, make_wsgi_app
+
+from tailorpo_trainer import termination
+from tailorpo_trainer.exits import ConfigurationError
+from tailorpo_trainer.observing import Beginning, Line, Observer
+
+App = Callable[[dict[str, Any], Any], Iterable[bytes]]
+
+
+class Health(Observer):
+    """Whether training goes on: it does as long as lines come."""
+
+    def __init__(self, stall_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self.stall_seconds, self._clock = stall_seconds, clock
+        self._moved = clock()
+
+    def begin(self, beginning: Beginning) -> None:
+        self._moved = self._clock()
+
+    def observe(self, line: Line) -> None:
+        self._moved = self._clock()
+
+    def trouble(self) -> str | None:
+        """Why it is not well, in one line."""
+        progress = termination.known()
+        if progress.phase == "Failed":
+            return f"failed: {progress.message}"
+        still = self._clock() - self._moved
+        if progress.phase != "Succeeded" and still > self.stall_seconds:
+            return f"stalled: nothing has happened for {still:.0f} s, after iteration {progress.step}"
+        return None
+
+
+@contextmanager
+def serving(host: str, port: int, registry: CollectorRegistry, health: Health) -> Iterator[str]:
+    """A server on a thread while inside; its URL. Raises `ConfigurationError` if it cannot listen there."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        kind = _Server6 if family == socket.AF_INET6 else _Server
+        server = make_server(str(address[0]), port, _app(registry, health), kind, _Handler)
+    except socket.gaierror as error:
+        raise ConfigurationError(f"--metrics-host {host}: is no address of this machine: {error.strerror}") from None
+    except OSError as error:
+        raise ConfigurationError(
+            f"--metrics-port {port}: cannot listen on {host}: {error.strerror}; give another port, or 0 for any"
+        ) from None
+    shown = f"[{host}]" if ":" in host else host
+    url = f"http://{shown}:{server.server_port}"
+    print(f"metrics: {url}/metrics", file=sys.stderr, flush=True)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, name="metrics", daemon=True)
+    thread.start()
+    try:
+        yield url
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    """A thread for each request, so that one slow reader keeps no other waiting, nor the end of the run."""
+
+    daemon_threads = True
+    block_on_close = False
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A reader that left is no news."""
+
+    def server_bind(self) -> None:
+        # Not HTTPServer's, which asks the name service who we are.
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.socket.bind(self.server_address)
+        self.server_address = self.socket.getsockname()
+        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
+        self.setup_environ()
+
+
+class _Server6(_Server):
+    address_family = socket.AF_INET6
+
+
+class _Handler(WSGIRequestHandler):
+    timeout = 10  # seconds for one request, so that silent connections do not pile up
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """No line for each scrape."""
+
+    def address_string(self) -> str:
+        return str(self.client_address[0])
+
+
+def _app(registry: CollectorRegistry, health: Health) -> App:
+    metrics: App = make_wsgi_app(registry)  # negotiates OpenMetrics and compression
+
+    def app(environ: dict[str, Any], respond: Any) -> Iterable[bytes]:
+        path = environ["PATH_INFO"]
+        if path == "/metrics":
+            return metrics(environ, respond)
+        status, kind, body = _answer(path, health)
+        if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
+            status, kind, body = "405 Method Not Allowed", "text/plain; charset=utf-8", "use GET\n"
+        data = body.encode()
+        respond(status, [("Content-Type", kind), ("Content-Length", str(len(data))), ("Cache-Control", "no-store")])
+        return [] if environ["REQUEST_METHOD"] == "HEAD" else [data]
+
+    return app
+
+
+def _answer(path: str, health: Health) -> tuple[str, str, str]:
+    text = "text/plain; charset=utf-8"
+    if path == "/progress":
+        return "200 OK", "application/json", json.dumps(termination.known().tree(), ensure_ascii=False) + "\n"
+    if path == "/healthz":
+        trouble = health.trouble()
+        return ("503 Service Unavailable", text, trouble + "\n") if trouble else ("200 OK", text, "ok\n")
+    return "404 Not Found", text, "here are /metrics, /progress and /healthz\n"
