@@ -5,7 +5,8 @@ from collections.abc import Iterator, Sequence
 from pydantic import BaseModel
 
 from tailorpo_trainer.findings import Finding, Path
-from tailorpo_trainer.placement import ModelCache, Part, ValueFrom, VariablesFrom, Volume
+from tailorpo_trainer.parts import Part
+from tailorpo_trainer.placement import ModelCache, ValueFrom, VariablesFrom, Volume
 from tailorpo_trainer.spec import Spec
 
 TEMPLATE = ("spec", "template")

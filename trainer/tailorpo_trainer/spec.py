@@ -354,6 +354,18 @@ class Spec(TrainingSpec):
 CLUSTER_FIELDS = tuple(name for name in Spec.model_fields if name not in TrainingSpec.model_fields)
 """Fields of `Spec` that say where a run runs, not what it is."""
 
+LEFT_OUT: dict[str, Any] = dict.fromkeys((*CLUSTER_FIELDS, "evaluation", "checkpoint"), True)
+LEFT_OUT["training"] = {
+    "iterations",
+    "micro_batch_size",
+    "sampling_batch_size",
+    "decode_batch_size",
+    "gradient_checkpointing",
+    "vae_slicing",
+}
+"""Fields of `Spec` that do not define the experiment: where it runs, how it is watched and kept, how long, and in which
+portions. A run may be moved, watched otherwise, extended, given less memory; portions change only how sums round."""
+
 
 class Metadata(BaseModel):
     """The part of Kubernetes' ObjectMeta that names the job; the rest passes unread."""
