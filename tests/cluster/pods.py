@@ -15,6 +15,7 @@ from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import HTTPError
 
 from tests.cluster.nodes import ALLOCATABLE, create_node, set_ready
+from tests.cluster.waiting import until
 
 SIGTERM_EXIT = 128 + 15
 OOM_EXIT = 128 + 9
@@ -90,6 +91,19 @@ class PodDriver:
             self._attend(pod)
 
     # Pods
+
+    def scheduled(self, namespace: str, count: int, selector: str = "") -> list[V1Pod]:
+        """Waits until there are exactly that many living pods and all are on this driver's nodes; in order of names."""
+
+        def living() -> list[V1Pod]:
+            pods = self._core.list_namespaced_pod(namespace, label_selector=selector).items
+            living = [pod for pod in pods if pod.status.phase not in DONE and not pod.metadata.deletion_timestamp]
+            nodes = [pod.spec.node_name for pod in living]
+            assert len(nodes) == count, nodes
+            assert all(node in self._alive for node in nodes), nodes
+            return sorted(living, key=lambda pod: str(pod.metadata.name))
+
+        return until(living, f"{count} pods of {namespace} are scheduled")
 
     def run(self, pod: V1Pod) -> None:
         """The pod's containers run and are ready."""
