@@ -97,9 +97,9 @@ def _api_server(folder: Path, port: int, audit_log: Path) -> list[str]:
         "--authorization-mode=Node,RBAC",
         "--enable-admission-plugins=NodeRestriction",
         "--allow-privileged",
-        # Pods leave a lost node after 5 s, not 5 minutes.
-        "--default-not-ready-toleration-seconds=5",
-        "--default-unreachable-toleration-seconds=5",
+        # Pods leave a lost node after a second, not after 5 minutes.
+        "--default-not-ready-toleration-seconds=1",
+        "--default-unreachable-toleration-seconds=1",
         f"--audit-policy-file={folder}/audit-policy.yaml",
         f"--audit-log-path={audit_log}",
         "--audit-log-mode=blocking",  # a line is written before its request is answered

@@ -4,9 +4,9 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,7 @@ from kubernetes import client
 from tests.cluster.api import Cluster, Kubectl, KubectlError
 from tests.cluster.build import kubernetes_version
 from tests.cluster.control_plane import ControlPlane
-from tests.cluster.control_plane import control_plane as run_control_plane
-from tests.cluster.pods import PodDriver
+from tests.cluster.pods import SIGTERM_EXIT, PodDriver
 from tests.cluster.waiting import until
 
 ROOT = Path(__file__).parents[2]
@@ -102,10 +101,38 @@ def test_a_failed_pod_fails_its_indexed_job(kubectl: Kubectl, api: client.ApiCli
     failed = until(lambda: conditions(kubectl, "job", "gang").get("Failed"), "the job fails")
     assert failed["reason"] == "BackoffLimitExceeded"
 
-    # The Job controller has asked the other pod to go; its kubelet has let it exit.
+    # The Job controller asked the other pod to go first, and its kubelet let it exit.
     ended = client.CoreV1Api(api).list_namespaced_pod(kubectl.namespace).items
-    codes = {pod.metadata.name: pod.status.container_statuses[0].state.terminated.exit_code for pod in ended}
-    assert codes[pods[1].metadata.name] == 65
+    states = {pod.metadata.name: pod.status.container_statuses[0].state.terminated for pod in ended}
+    assert {state.exit_code for state in states.values()} <= {65, SIGTERM_EXIT}
+    assert states[pods[1].metadata.name].message == "prompts are missing"
+
+
+def test_kubectl_reads_the_driver_as_a_kubelet(kubectl: Kubectl, pod_driver: PodDriver):
+    def pod(name: str) -> Fields:
+        containers = [{"name": "worker", "image": "example.invalid/worker:1"}]
+        spec = {"restartPolicy": "Never", "containers": containers}
+        return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec}
+
+    reports = {
+        "Completed": pod_driver.end,
+        "ContainerCannotRun": lambda pod: pod_driver.end(pod, 127, reason="ContainerCannotRun"),
+        "Error": lambda pod: pod_driver.end(pod, 1),
+        "ImagePullBackOff": pod_driver.refuse_image,
+        "OOMKilled": pod_driver.oom,
+        "Running": pod_driver.run,
+    }
+    kubectl.apply(*(pod(status.lower()) for status in reports))
+    pods = pod_driver.scheduled(kubectl.namespace, len(reports))  # both in the order of their names
+    for report, each in zip(reports.values(), pods, strict=True):
+        report(each)
+    columns = [line.split() for line in kubectl("get", "pods", "--no-headers").splitlines()]
+    assert [(name, status) for name, _, status, *_ in columns] == [(each.lower(), each) for each in reports]
+
+    pod_driver.evict(pods[-1], "The node was low on resource: memory.")
+    assert kubectl.json("get", "pod", "running")["status"]["reason"] == "Evicted"
+    assert conditions(kubectl, "pod", "running")["DisruptionTarget"]["reason"] == "TerminationByKubelet"
+    kubectl("delete", "pods", "--all", "--timeout=60s")  # waits until they are gone
 
 
 def test_pods_of_a_lost_node_stay_until_it_is_back(kubectl: Kubectl, api: client.ApiClient, pod_driver: PodDriver):
@@ -172,23 +199,6 @@ def test_the_audit_log_tells_who_wrote_what(kubectl: Kubectl, control_plane: Con
     ]
 
 
-def test_two_control_planes_do_not_meet(kubectl: Kubectl, control_plane: ControlPlane, tmp_path: Path):
-    with run_control_plane(logs=tmp_path) as other:
-        with pytest.raises(KubectlError, match="not found"):
-            other.kubectl()("get", "namespace", kubectl.namespace)
-
-        # An administrator of one is nobody at the other.
-        config = json.loads(control_plane.kubeconfig.read_text())
-        config["clusters"] = json.loads(other.kubeconfig.read_text())["clusters"]
-        stranger = other.folder / "stranger.kubeconfig"
-        stranger.write_text(json.dumps(config))
-        with pytest.raises(KubectlError, match=r"Unauthorized|logged in"):
-            other.kubectl(user=stranger)("get", "nodes")
-        folder = other.folder
-    assert not folder.exists()
-    assert control_plane.serves()
-
-
 def test_an_api_server_comes_back_where_it_was(kubectl: Kubectl, control_plane: ControlPlane):
     kubectl.apply(config_map("kept"))
     server = control_plane.servers["kube-apiserver"]
@@ -200,7 +210,9 @@ def test_an_api_server_comes_back_where_it_was(kubectl: Kubectl, control_plane: 
     kubectl("get", "configmap", "kept")
 
 
-def test_up_runs_until_it_is_killed_and_leaves_nothing(tmp_path: Path):
+@pytest.fixture
+def other_cluster(tmp_path: Path) -> Iterator[tuple[Cluster, Path, subprocess.Popen[str]]]:
+    """A second control plane, run by hand: what reaches it, its folder, and its process."""
     with subprocess.Popen(
         [sys.executable, "-m", "tests.cluster", "up", "--nodes=2"],
         cwd=ROOT,
@@ -212,13 +224,30 @@ def test_up_runs_until_it_is_killed_and_leaves_nothing(tmp_path: Path):
             assert process.stdout is not None
             printed = re.fullmatch(r"export KUBECONFIG=(\S+)\n", process.stdout.readline())
             assert printed is not None
-            kubeconfig = Path(printed[1])
-            kept = shutil.copy(kubeconfig, tmp_path)
-            other = Cluster(Path(kept), tmp_path).kubectl()
-            nodes = other.json("get", "nodes")["items"]
-            assert [node["status"]["allocatable"]["nvidia.com/gpu"] for node in nodes] == ["8", "8"]
+            kept = shutil.copy(printed[1], tmp_path)
+            yield Cluster(Path(kept), tmp_path), Path(printed[1]).parent, process
         finally:
-            os.kill(process.pid, signal.SIGKILL)
-    until(lambda: not kubeconfig.parent.exists(), "the folder of a killed control plane is removed")
+            process.kill()
+
+
+def test_two_control_planes_do_not_meet(control_plane: ControlPlane, kubectl: Kubectl, other_cluster, tmp_path: Path):
+    other, folder, process = other_cluster
+    nodes = other.kubectl().json("get", "nodes")["items"]
+    assert [node["status"]["allocatable"]["nvidia.com/gpu"] for node in nodes] == ["8", "8"]
+    with pytest.raises(KubectlError, match="not found"):
+        other.kubectl()("get", "namespace", kubectl.namespace)
+
+    # An administrator of one is nobody at the other.
+    config = json.loads(control_plane.kubeconfig.read_text())
+    config["clusters"] = json.loads(other.kubeconfig.read_text())["clusters"]
+    stranger = tmp_path / "stranger.kubeconfig"
+    stranger.write_text(json.dumps(config))
+    with pytest.raises(KubectlError, match=r"Unauthorized|logged in"):
+        other.kubectl(user=stranger)("get", "nodes")
+
+    # One that is killed leaves nothing, and the other does not notice.
+    process.kill()
+    until(lambda: not folder.exists(), "the folder of a killed control plane is removed")
     with pytest.raises(KubectlError, match="refused"):
-        other("get", "nodes")
+        other.kubectl()("get", "nodes")
+    assert control_plane.serves()
