@@ -6,7 +6,7 @@ Plain KUBECONFIG is not heeded, so that no test ever touches a developer's clust
 
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -30,6 +30,16 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         capture = session.config.pluginmanager.getplugin("capturemanager")
         with capture.global_and_fixture_disabled():
             build.binaries()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Says at each failure where the servers' logs are."""
+    report = yield
+    plane = getattr(item, "funcargs", {}).get("cluster")
+    if report.failed and isinstance(plane, ControlPlane):
+        report.sections.append(("control plane", f"logs of the servers and audit log: {plane.logs}"))
+    return report
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,16 @@ from tests.cluster.fixtures import (
     namespace,
     pod_driver,
     pytest_collection_finish,
+    pytest_runtest_makereport,
 )
 
-__all__ = ["api", "cluster", "control_plane", "kubectl", "namespace", "pod_driver", "pytest_collection_finish"]
+__all__ = [
+    "api",
+    "cluster",
+    "control_plane",
+    "kubectl",
+    "namespace",
+    "pod_driver",
+    "pytest_collection_finish",
+    "pytest_runtest_makereport",
+]
