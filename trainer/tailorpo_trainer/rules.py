@@ -45,6 +45,7 @@ REWARD_PARAMETERS = {
     "jpeg-compressibility": set[str](),
     "jpeg-incompressibility": set[str](),
 }
+PLUGIN_PARAMETERS = {"parameters", "model", "batch_size"}
 
 
 def findings(spec: Spec) -> Iterator[Finding]:
@@ -116,7 +117,7 @@ def reward_parameters(spec: Spec) -> Iterator[Finding]:
     places: list[tuple[Path, Reward]] = [(("spec", "rewards", n), reward) for n, reward in enumerate(spec.rewards)]
     places += [(("spec", "evaluation", "rewards", n), reward) for n, reward in enumerate(spec.evaluation.rewards)]
     for path, reward in places:
-        allowed = REWARD_PARAMETERS.get(reward.name, {"parameters", "model", "batch_size"})
+        allowed = REWARD_PARAMETERS.get(reward.name, PLUGIN_PARAMETERS)
         for field in Reward.model_fields:
             if field not in allowed | {"name", "weight"} and getattr(reward, field) is not None:
                 yield Finding(
