@@ -138,7 +138,7 @@ def spoil_values(data: Any, rng: random.Random) -> None:
 
 def spoil_fields(spec: Any, rng: random.Random) -> None:
     """One field of a `spec` at an edge of what the models allow, or just beyond; in place."""
-    objects = [(spec, _schema())]
+    objects: list[tuple[Any, Mapping[str, Any]]] = [(spec, _schema())]
     for container, schema in objects:
         for key, value in container.items():
             for known in _choices(schema["properties"].get(key, {})):
@@ -208,15 +208,16 @@ def _string(schema: Mapping[str, Any], rng: random.Random) -> str:
 
 def _count(schema: Mapping[str, Any], unit: str, rng: random.Random) -> int:
     low, high = schema.get(f"min{unit}", 0), schema.get(f"max{unit}", 3)
-    return max(0, rng.choice([low, low + 1, low + 2, low - 1, high, high + 1]))
+    choice: int = rng.choice([low, low + 1, low + 2, low - 1, high, high + 1])
+    return max(0, choice)
 
 
 def _mapping(schema: Mapping[str, Any], rng: random.Random) -> dict[str, Any]:
     patterns = schema.get("patternProperties", {})
-    values = next(iter(patterns.values()), schema.get("additionalProperties"))
-    names = {**schema.get("propertyNames", {}), "pattern": next(iter(patterns), "")}
-    made = {
-        f"k{number}": value_of(values, rng) if values is not True else {}
-        for number in range(_count(schema, "Properties", rng))
-    }
-    return made | {_string(names, rng): value_of(values, rng)} if values is not True and rng.random() < 0.5 else made
+    values: Any = next(iter(patterns.values()), schema.get("additionalProperties"))
+    names = [f"k{number}" for number in range(_count(schema, "Properties", rng))]
+    if values is True:  # passed on unread
+        return {name: {} for name in names}
+    if rng.random() < 0.5:
+        names.append(_string({**schema.get("propertyNames", {}), "pattern": next(iter(patterns), "")}, rng))
+    return {name: value_of(values, rng) for name in names}

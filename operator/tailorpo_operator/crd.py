@@ -27,8 +27,6 @@ COLUMNS = (
     ("Queue", "string", ".spec.scheduling.queueName", True),
     ("Message", "string", ".status.message", True),
 )
-OF_STATUS = ("enum", "minimum", "pattern", "default")
-"""What is no part of the schema of a status: a newer operator must be able to write beside an older definition."""
 
 
 def definition() -> dict[str, Any]:
@@ -76,7 +74,7 @@ def _root() -> Schema:
             "metadata": {"type": "object"},
             "spec": structural(Spec.model_json_schema(by_alias=True), _with_rules)
             | {"description": "What to train and where."},
-            "status": _without(structural(api.Status.model_json_schema(by_alias=True), _with_keys), OF_STATUS),
+            "status": _lenient(structural(api.Status.model_json_schema(by_alias=True), _with_keys)),
         },
         "x-kubernetes-validations": cel.validations(KIND),
     }
@@ -99,13 +97,14 @@ def _keyed(key: str) -> Schema:
     return {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": [key]}
 
 
-def _without(schema: Any, keys: tuple[str, ...]) -> Any:
-    """The schema without some of its keywords; a property's own name is none."""
-    if not isinstance(schema, dict):
-        return schema
-    made = {key: _without(value, keys) for key, value in schema.items() if key not in keys}
-    if "properties" in schema:
-        made["properties"] = {name: _without(field, keys) for name, field in schema["properties"].items()}
+def _lenient(schema: Schema) -> Schema:
+    """The schema of a status, in types and lengths only: a newer operator must be able to write under an older one."""
+    made = {key: value for key, value in schema.items() if key not in ("enum", "minimum", "maximum", "default")}
+    made |= {"maxLength": 63} if "enum" in schema else {}
+    for key in schema.keys() & {"items"}:
+        made[key] = _lenient(schema[key])
+    for key in schema.keys() & {"properties"}:
+        made[key] = {name: _lenient(field) for name, field in schema[key].items()}
     return made
 
 

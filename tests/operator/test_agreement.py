@@ -28,11 +28,11 @@ SEEDS = st.integers(0, 2**32)
 RELAXED = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 
 
-@pytest.fixture(scope="module")
-def server(api: client.ApiClient, definition: str) -> Judge:
+@pytest.fixture
+def server(api: client.ApiClient, definition: str, namespace: str) -> Judge:
     """Creates as a dry run, over one connection that stays open."""
     http = api.rest_client.pool_manager
-    path = f"/apis/{names.GROUP}/{names.VERSION}/namespaces/default/{definition}"
+    path = f"/apis/{names.GROUP}/{names.VERSION}/namespaces/{namespace}/{definition}"
     url = f"{api.configuration.host}{path}?dryRun=All&fieldValidation=Strict"
 
     def judge(text: str) -> str | None:
@@ -81,12 +81,21 @@ def damaged(seed: int) -> dict[str, Any]:
 
 
 def sendable(data: Any) -> str | None:
-    """The document as JSON, unless it is one of those that only the laptop judges."""
+    """The document as JSON as kubectl sends it, unless it is one of those that only the laptop judges."""
     try:
-        text = json.dumps(data, allow_nan=False)
+        text = json.dumps(whole(data), allow_nan=False)
     except ValueError:
         return None
     return None if "\\u0000" in text or "\\ud800" in text else text
+
+
+def whole(value: Any) -> Any:
+    """The same with 20.0 as 20: JSON has one kind of number, and Go writes it so."""
+    if isinstance(value, dict):
+        return {key: whole(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [whole(entry) for entry in value]
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) <= 2**53 else value
 
 
 def compare(seed: int, server: Judge, laptop: Judge) -> bool | None:
