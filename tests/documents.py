@@ -147,7 +147,7 @@ def spoil_fields(spec: Any, rng: random.Random) -> None:
                 objects += [(entry, choice) for entry in entries if isinstance(entry, dict) for choice in inner]
     container, schema = rng.choice(objects)
     name = rng.choice([*container, *schema["properties"]] if rng.random() < 0.5 else [*schema["properties"]])
-    container[name] = value_of(schema["properties"].get(name, {}), rng)
+    container[name] = value_of(schema["properties"].get(name, {}), rng, beyond=rng.choice([0, 0, 0.5]))
 
 
 @cache
@@ -161,63 +161,65 @@ def _choices(schema: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [_schema()["$defs"][choice["$ref"].rsplit("/", 1)[-1]] if "$ref" in choice else choice for choice in found]
 
 
-def value_of(schema: Mapping[str, Any], rng: random.Random) -> Any:
-    """A value that a schema allows, mostly at an edge, or one just beyond."""
+def value_of(schema: Mapping[str, Any], rng: random.Random, beyond: float) -> Any:
+    """A value that a schema allows, mostly at an edge; each part of it is one just beyond with that probability."""
     schema = rng.choice(_choices(schema))
+    wrong = rng.random() < beyond
     if "const" in schema or "enum" in schema:
-        return rng.choice([*schema.get("enum", [schema.get("const")])] * 3 + ["x", None])
+        return "x" if wrong else rng.choice(schema.get("enum", [schema.get("const")]))
     match schema.get("type"):
         case "boolean":
-            return rng.choice([True, False, True, False, 1, "true"])
+            return rng.choice([0, "true"] if wrong else [True, False])
         case "integer" | "number":
-            return _number(schema, rng)
+            return _number(schema, rng, wrong)
         case "string":
-            return _string(schema, rng)
+            return _string(schema, rng, wrong)
         case "array":
-            return [value_of(schema["items"], rng)] * _count(schema, "Items", rng)
+            return [value_of(schema["items"], rng, beyond)] * _count(schema, "Items", rng, wrong)
         case "object" if "properties" in schema:
             names = [name for name in schema["properties"] if name in schema.get("required", ()) or rng.random() < 0.2]
-            return {name: value_of(schema["properties"][name], rng) for name in names}
+            return {name: value_of(schema["properties"][name], rng, beyond) for name in names}
         case "object":
-            return _mapping(schema, rng)
+            return _mapping(schema, rng, beyond)
     return deepcopy(rng.choice(STRANGE))
 
 
-def _number(schema: Mapping[str, Any], rng: random.Random) -> Any:
+def _number(schema: Mapping[str, Any], rng: random.Random, wrong: bool) -> Any:
     low, high = (schema.get(key, schema.get(f"exclusive{key.capitalize()}", 0)) for key in ("minimum", "maximum"))
     step = schema.get("multipleOf", 1)
-    edges = [low, high, low + step, high - step, low - step, high + step, low + step / 2, str(low)]
+    above, below = math.nextafter(low, math.inf), math.nextafter(high, -math.inf)
+    if wrong:
+        return rng.choice(
+            [low - step, high + step, low + step / 2, str(low), math.nextafter(low, -math.inf), low, high]
+        )
+    inner = [step, 2 * step, 3 * step]
     if schema["type"] == "number":
-        edges += [math.nextafter(edge, direction) for edge in (low, high) for direction in (-math.inf, math.inf)]
-    return rng.choice([*edges, step, 2 * step, 3 * step])
+        return rng.choice([above, below, *inner])
+    return rng.choice([low, high, low + step, high - step, *inner])
 
 
-def _string(schema: Mapping[str, Any], rng: random.Random) -> str:
+def _string(schema: Mapping[str, Any], rng: random.Random, wrong: bool) -> str:
     prefix = {parts.HTTP: "http://", parts.MOUNT_PATH: "/"}.get(schema.get("pattern", ""), "")
-    text = prefix + "a" * (_count(schema, "Length", rng) - len(prefix))
-    match rng.randrange(8):
-        case 0:
-            return text + rng.choice(["\n", "-", ".", "/", ":", " ", "A", "_", "1", "é", "\u2003", "\x85", "=", "'"])
-        case 1:
-            return (
-                rng.choice(["1", "-", "A", ".", "a.b", "a..b", "a/b", "a/b/c", "1Gi", "1.5", "1e3", "+1", "\x1f"])
-                + text
-            )
-    return text
+    text = prefix + "a" * (_count(schema, "Length", rng, wrong) - len(prefix))
+    starts = ["1", "-", "A", ".", "a.b", "a..b", "a/b", "a/b/c", "1Gi", "1.5", "1e3", "+1", "\x1f"]
+    ends = ["\n", "-", ".", "/", ":", " ", "A", "_", "1", "é", "\u2003", "\x85", "=", "'"]
+    return rng.choice([rng.choice(starts) + text, text + rng.choice(ends), text]) if wrong else text
 
 
-def _count(schema: Mapping[str, Any], unit: str, rng: random.Random) -> int:
+def _count(schema: Mapping[str, Any], unit: str, rng: random.Random, wrong: bool) -> int:
     low, high = schema.get(f"min{unit}", 0), schema.get(f"max{unit}", 3)
-    choice: int = rng.choice([low, low + 1, low + 2, low - 1, high, high + 1])
+    few = min(high, low + 1)
+    choice: int = rng.choice([low, low - 1, high, high + 1] if wrong else [low, few, few, few, high])
     return max(0, choice)
 
 
-def _mapping(schema: Mapping[str, Any], rng: random.Random) -> dict[str, Any]:
+def _mapping(schema: Mapping[str, Any], rng: random.Random, beyond: float) -> dict[str, Any]:
     patterns = schema.get("patternProperties", {})
     values: Any = next(iter(patterns.values()), schema.get("additionalProperties"))
-    names = [f"k{number}" for number in range(_count(schema, "Properties", rng))]
+    names = [f"k{number}" for number in range(_count(schema, "Properties", rng, rng.random() < beyond))]
     if values is True:  # passed on unread
         return {name: {} for name in names}
-    if rng.random() < 0.5:
-        names.append(_string({**schema.get("propertyNames", {}), "pattern": next(iter(patterns), "")}, rng))
-    return {name: value_of(values, rng) for name in names}
+    if rng.random() < beyond:
+        keys = {**schema.get("propertyNames", {}), "pattern": next(iter(patterns), "")}
+        names.append(_string(keys, rng, wrong=True))
+    return {name: value_of(values, rng, beyond) for name in names}
