@@ -3,7 +3,7 @@ docs/benchmarks.md]`."""
 
 import argparse
 
-from benchmarks import pages, rollout, startup
+from benchmarks import approximations, pages, rollout, startup
 
 HEAD = """\
 # Benchmarks
@@ -28,8 +28,13 @@ def main() -> None:
     given = parser.parse_args()
     begun = startup.run(given.repeats, quiet=given.markdown)
     rolled = rollout.run(given.model, given.repeats, quiet=given.markdown)
+    approximated = approximations.run(rolled, quiet=given.markdown)
     if given.markdown:
-        parts = [pages.markdown(rolled), *([startup.markdown(begun)] if given.repeats else [])]
+        parts = [
+            pages.markdown(rolled),
+            approximations.markdown(approximated),
+            *([startup.markdown(begun)] if given.repeats else []),
+        ]
         print("\n".join([HEAD, "\n\n".join(parts)]))
 
 

@@ -24,21 +24,28 @@ from tailorpo_trainer.updater import Updater
 OURS, ONE_BY_ONE, BATCHED = "ours", "plain, one by one", "plain, batched"
 
 
-def job(model: str, samples: int = 8, steps: int = 20, trained: int = 5) -> TailorPOJob:
-    """The document of what is compared: TailorPO as method.md describes it."""
+def job(
+    model: str,
+    samples: int = 8,
+    steps: int = 20,
+    trained: int = 5,
+    choose: str = "spread",
+    scoring_decoder: str | None = None,
+) -> TailorPOJob:
+    """The document of what is compared: TailorPO as `docs/methods.md` describes it."""
     return document.parse(
         {
             "apiVersion": "tailorpo.dev/v1alpha1",
             "kind": "TailorPOJob",
             "metadata": {"name": "benchmark"},
             "spec": {
-                "model": {"name": model},
+                "model": {"name": model} | ({"scoringDecoder": {"name": scoring_decoder}} if scoring_decoder else {}),
                 "prompts": {"list": [f"a photo of a {animal}" for animal in ("cat", "dog", "lion", "bee")]},
                 "rewards": [{"name": "colourfulness"}],
                 "method": {"name": "tailorpo"},
                 "sampling": {
                     "steps": steps,
-                    "trainedSteps": {"count": trained, "choose": "spread"},
+                    "trainedSteps": {"count": trained, "choose": choose},
                     "guidanceScale": 5.0,
                 },
                 # Gradients are compared as they are: nothing is scaled down.
@@ -62,6 +69,7 @@ class Contender:
     cpu_seconds: list[float] = field(default_factory=list)
     flops: dict[str, int] = field(default_factory=dict)
     rows: dict[str, int] = field(default_factory=dict)
+    scoring_decoder: Any = None
 
     @property
     def denoiser_flops(self) -> int:
@@ -70,6 +78,17 @@ class Contender:
 
 def contenders(work: TailorPOJob, seed: int = 0) -> list[Contender]:
     """Ours and the two plain ones, each with its own networks of the same weights, ready to run."""
+    policy, reward = load(work, seed)
+    return [_ours(work, policy, reward), *(_plain(work, policy, reward, at_once) for at_once in (1, 0))]
+
+
+def ours(work: TailorPOJob, seed: int = 0) -> Contender:
+    """Ours alone."""
+    return _ours(work, *load(work, seed))
+
+
+def load(work: TailorPOJob, seed: int = 0) -> tuple[Policy, RewardSum]:
+    """A policy whose adapter differs from nothing, and the reward."""
     run = work.spec
     device = torch.device("cpu")
     policy = models.load_policy(run, device)
@@ -77,22 +96,23 @@ def contenders(work: TailorPOJob, seed: int = 0) -> list[Contender]:
     with torch.no_grad():  # a fresh adapter is the reference, and half of its gradient is 0
         for weights in policy.parameters:
             weights.add_(0.02 * torch.randn(weights.shape, generator=generator))
-    reward = rewards.load(run.rewards, device)
-    return [_ours(work, policy, reward), *(_plain(work, policy, reward, at_once) for at_once in (1, 0))]
+    return policy, rewards.load(run.rewards, device)
 
 
 def _inputs(work: TailorPOJob, policy: Policy) -> tuple[list[str], Tensor, Noise, list[int]]:
     run = work.spec
     given, samples = run.prompts.list_, run.training.prompts_per_iteration
     assert given is not None
-    assert run.sampling.trained_steps.count is not None
+    chosen = run.sampling.trained_steps
+    assert chosen.count is not None
+    assert chosen.choose is not None
     prompts = [given[n % len(given)] for n in range(samples)]
     noise = Noise((run.training.seed, Purpose.TRAINING, 0), range(samples), policy.latent_shape, policy.device)
     return (
         prompts,
         policy.embed(prompts),
         noise,
-        choose_steps(policy.sampler, run.sampling.trained_steps.count, "spread"),
+        choose_steps(policy.sampler, chosen.count, chosen.choose),
     )
 
 
@@ -117,14 +137,14 @@ def _ours(work: TailorPOJob, policy: Policy, reward: RewardSum) -> Contender:
         updater.iterate(method.rows(scene, method.roll_out(scene)), text)
         return gradients
 
-    return Contender(OURS, (policy.unet,), policy.vae, run)
+    return Contender(OURS, (policy.unet,), policy.vae, run, scoring_decoder=policy.scoring_decoder)
 
 
-def _plain(work: TailorPOJob, ours: Policy, reward: RewardSum, at_once: int) -> Contender:
+def _plain(work: TailorPOJob, policy: Policy, reward: RewardSum, at_once: int) -> Contender:
     """at_once: trajectories in one call; 0 for all."""
     run = work.spec
-    prompts, text, noise, trained = _inputs(work, ours)
-    negative = ours.embed([run.sampling.negative_prompt])
+    prompts, text, noise, trained = _inputs(work, policy)
+    negative = policy.embed([run.sampling.negative_prompt])
     pipeline = models.load_pipeline(run.model)
     unet = type(pipeline.unet).from_config(pipeline.unet.config)
     unet.load_state_dict(pipeline.unet.state_dict())
@@ -132,7 +152,7 @@ def _plain(work: TailorPOJob, ours: Policy, reward: RewardSum, at_once: int) -> 
     pipeline.vae.requires_grad_(False).eval()
     models.attach_adapter(unet, run)
     adapter = {name: weights for name, weights in unet.named_parameters() if weights.requires_grad}
-    start = {name: weights.detach().clone() for name, weights in ours.adapter().items()}
+    start = {name: weights.detach().clone() for name, weights in policy.adapter().items()}
     sampling, settings = run.sampling, run.optimizer
     loop = plain_loop(
         pipeline,
@@ -169,6 +189,10 @@ def count(contender: Contender) -> dict[str, Tensor]:
     """One iteration with FLOPs and rows counted where they come from; returns its gradients."""
     flops_of = {"forward": 0, "backward": 0, "decode": 0}
     rows = {"forward": 0, "forward with gradient": 0, "forward of the reference": 0, "decode": 0}
+    decoders = {"decode": contender.vae}
+    if contender.scoring_decoder is not None:
+        decoders["scoring decode"] = contender.scoring_decoder
+        flops_of["scoring decode"] = rows["scoring decode"] = 0
 
     def within(part: str, function: Callable[..., Any], reference: bool = False) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -187,7 +211,8 @@ def count(contender: Contender) -> dict[str, Tensor]:
     with ExitStack() as stack:
         flops = stack.enter_context(FlopCounterMode(display=False))
         stack.enter_context(mock.patch.object(Tensor, "backward", within("backward", Tensor.backward)))
-        stack.enter_context(mock.patch.object(contender.vae, "decode", within("decode", contender.vae.decode)))
+        for part, decoder in decoders.items():
+            stack.enter_context(mock.patch.object(decoder, "decode", within(part, decoder.decode)))
         for number, denoiser in enumerate(contender.denoisers):
             forward = within("forward", denoiser.forward, reference=number > 0)
             stack.enter_context(mock.patch.object(denoiser, "forward", forward))

@@ -41,7 +41,7 @@ TEMPLATE = {
     "nodeSelector": {"kubernetes.io/arch": "amd64"},
     "tolerations": [
         {"key": "gpu", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 5},
-        {"key": "spot", "operator": "Equal", "value": "true"},
+        {"key": "spot", "operator": "Equal", "value": "on-demand"},
     ],
     "affinity": {"nodeAffinity": {"x": [1]}, "podAffinity": {"y": None}, "podAntiAffinity": {}},
     "topologySpreadConstraints": [{"maxSkew": 1}],
@@ -64,7 +64,12 @@ GOOD: list[dict[str, Any]] = [
         (
             {"name": "tailorpo-g", "beta": 0.5, "rewardGuidance": {"fraction": 0.1, "strength": 2.0, "target": 1}},
             {
-                "model": {"name": "a/b", "revision": "main", "variant": "fp16"},
+                "model": {
+                    "name": "a/b",
+                    "revision": "main",
+                    "variant": "fp16",
+                    "scoringDecoder": {"name": "tiny-animals"},
+                },
                 "lora": {"rank": 4, "alpha": 4, "targetModules": ["to_q"], "initial": "lora.safetensors"},
                 "sampling": {"steps": 10, "trainedSteps": {"count": 3, "choose": "early"}, "height": 64, "width": 64},
                 "optimizer": {"learningRate": 1e-3, "schedule": "cosine", "emaDecay": 0.9},

@@ -150,6 +150,14 @@ RULES = (
     Rule("name", TailorPOJob, f"self.metadata.name.matches('{JOB_NAME}')", f"metadata.name {PATTERNS[JOB_NAME]}"),
     *_method_parameters(),
     Rule(
+        "scoring_decoder",
+        Spec,
+        f"!has(self.model.scoringDecoder) || self.method.name in {_list(rules.STEP_WISE)}",
+        "does not belong to method '{self.method.name}', which scores finished pictures alone: leave it out, or choose "
+        f"{either(rules.STEP_WISE)}",
+        ".model.scoringDecoder",
+    ),
+    Rule(
         "guided_winner",
         Method,
         "!has(self.continueFrom) || self.continueFrom != 'guided-winner' || !(self.name in ['tailorpo', 'spo'])",

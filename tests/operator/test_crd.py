@@ -92,6 +92,7 @@ BROKEN: list[tuple[int, str, Any]] = [
     (0, "spec.method", {"name": "tailorpo", "clampRatio": 0.5}),
     (0, "spec.method", {"name": "tailorpo-g", "rewardGuidance": {"strength": 1}}),
     (0, "spec.sampling", {"steps": 4, "trainedSteps": {"count": 5}}),
+    (3, "spec.model", {"scoringDecoder": {"name": "tiny-animals"}}),
     (0, "spec.training.updatesPerIteration", 41),
     (0, "spec.workers", 3),
     (0, "spec.rewards", [{"name": "colourfulness", "weight": 0}]),

@@ -75,6 +75,8 @@ def evaluation(scores: Any, watched: Any = None, diversity: float = 0.2, error: 
         "scores": scores.tolist(),
         "diversity": diversity,
         "diversity_standard_error": error,
+        "feature_diversity": 0.4,
+        "feature_diversity_standard_error": 0.01,
     }
 
 
@@ -122,6 +124,14 @@ def test_over_optimisation_needs_a_reward_that_rises_and_something_that_falls(pa
 def test_a_fall_that_is_certain_but_tiny_is_none() -> None:
     scores, watched = drawn(0, 1000)
     assert names(alarms.from_evaluations([evaluation(scores, watched), evaluation(scores + 1, watched - 0.05)])) == []
+
+
+def test_what_a_clip_model_sees_may_fall_while_pixels_vary() -> None:
+    scores, _ = drawn(0)
+    fallen = evaluation(scores + 1) | {"feature_diversity": 0.2}
+    (alarm,) = alarms.from_evaluations([evaluation(scores), fallen])
+    assert "(feature diversity from 0.4 to 0.2)" in alarm.message
+    assert names(alarms.from_evaluations([evaluation(scores), fallen | {"feature_diversity": None}])) == []
 
 
 def test_diversity_that_is_measured_badly_raises_nothing() -> None:

@@ -69,8 +69,8 @@ SPEC_ERRORS = {
     # Unknown and missing fields.
     "  samplng: {}": "12: spec.samplng: unknown field: did you mean 'sampling'?",
     "  sampling: {guidance_scale: 5}": "12: spec.sampling.guidance_scale: unknown field: did you mean 'guidanceScale'?",
-    "  model: {xyzzy: 1}": "12: spec.model.xyzzy: unknown field: known are name, revision, variant",
-    "  model: {xyzzy: }": "12: spec.model.xyzzy: unknown field: known are name, revision, variant",
+    "  model: {xyzzy: 1}": "12: spec.model.xyzzy: unknown field: known are name, revision, variant, scoringDecoder",
+    "  model: {xyzzy: }": "12: spec.model.xyzzy: unknown field: known are name, revision, variant, scoringDecoder",
     "  evaluation: {prompts: {configMapKeyRef: {key: a}}}": (
         "12: spec.evaluation.prompts.configMapKeyRef.name: is required: Name of the ConfigMap"
     ),

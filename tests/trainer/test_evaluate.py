@@ -13,7 +13,7 @@ from tailorpo_trainer import evaluate, models, rewards
 from tailorpo_trainer.document import parse
 from tailorpo_trainer.evaluate import diversity
 from tailorpo_trainer.policy import Policy
-from tailorpo_trainer.spec import Spec
+from tailorpo_trainer.spec import Reward, Spec
 
 PROMPTS = ["a cat", "a dog", "a bee"]
 
@@ -80,6 +80,30 @@ def test_the_error_of_diversity_is_that_of_the_spread_between_runs() -> None:
     values, errors = zip(*(draw(seed) for seed in range(200)), strict=True)
     assert sum(errors) / 200 == pytest.approx(float(torch.tensor(values).std()), rel=0.2)
     assert evaluate._spread(pictures(2), ["a", "a"])[1] is None
+
+
+def test_feature_diversity_is_the_mean_cosine_distance_of_pairs() -> None:
+    features = torch.nn.functional.normalize(pictures(7).flatten(1) - 0.5, dim=1)
+    apart = [1 - float(features[i].double() @ features[j].double()) for i, j in combinations(range(4), 2)]
+    more = [1 - float(features[i].double() @ features[j].double()) for i, j in combinations(range(4, 7), 2)]
+    found, error = evaluate._spread(features, ["a"] * 4 + ["b"] * 3, evaluate._angles)
+    assert found == pytest.approx((sum(apart) / 6 + sum(more) / 3) / 2, rel=1e-6)
+    assert error is not None
+    same, _ = evaluate._spread(features[:1].expand(5, -1), ["a"] * 5, evaluate._angles)
+    assert same == pytest.approx(0, abs=1e-6)
+
+
+def test_feature_diversity_needs_a_clip_model_among_the_rewards(run: Spec, policy: Policy) -> None:
+    watched = rewards.load([Reward(name="clip-score", batch_size=2)], "cpu")
+    reward = rewards.load(run.rewards, "cpu")
+    seen = evaluate.measure(policy, reward, watched, PROMPTS[:1], 5, 0)
+    assert seen.feature_diversity is not None
+    assert 0 < seen.feature_diversity < 2
+    assert seen.feature_diversity_error is not None
+    assert evaluate.measure(policy, reward, None, PROMPTS[:1], 5, 0).feature_diversity is None
+    assert evaluate.measure(policy, watched, None, PROMPTS[:1], 5, 0).feature_diversity == pytest.approx(
+        seen.feature_diversity
+    )
 
 
 @pytest.fixture(scope="module")

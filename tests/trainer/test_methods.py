@@ -174,12 +174,23 @@ def test_the_prediction_made_to_score_is_the_next_step_s(resolved: Callable[...,
         torch.testing.assert_close(drawn.candidates[:, 0], expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["tailorpo", "tailorpo-g", "spo"])
-def test_keeping_the_rollout_s_graph_changes_work_and_nothing_else(resolved: Callable[..., Spec], name: str) -> None:
-    """The update's forward at x is the rollout's: the same gradient, 2 rows of each trained step less."""
+@pytest.mark.parametrize(
+    ("name", "choose", "saved"),
+    [
+        ("tailorpo", "spread", 3),
+        ("tailorpo-g", "spread", 3),
+        ("spo", "spread", 3),
+        ("tailorpo", "early", 1),  # the others follow a trained step
+        ("tailorpo-g", "late", 3),  # the guided winner's prediction is made for itself
+    ],
+)
+def test_keeping_the_rollout_s_graph_changes_work_and_nothing_else(
+    resolved: Callable[..., Spec], name: str, choose: str, saved: int
+) -> None:
+    """The update's forward at x is the rollout's: the same gradient, 2 rows of each such step less."""
     run = resolved(
         method={"name": name} | ({"threshold": 0.0} if name == "spo" else {}),
-        sampling={"steps": 12, "trainedSteps": {"count": 3, "choose": "spread"}, "guidanceScale": 3.0},
+        sampling={"steps": 12, "trainedSteps": {"count": 3, "choose": choose}, "guidanceScale": 3.0},
     )
     gradients, forwards = [], []
     for keep in (False, True):
@@ -191,7 +202,7 @@ def test_keeping_the_rollout_s_graph_changes_work_and_nothing_else(resolved: Cal
             found.losses.sum().backward()
         gradients.append({name: value.grad for name, value in policy.adapter().items()})
         forwards.append(policy.work.forwards)
-    assert forwards[0] - forwards[1] == 2 * 3 * 3
+    assert forwards[0] - forwards[1] == 2 * 3 * saved
     for part, gradient in gradients[0].items():
         assert gradient is not None
         assert float(gradient.abs().max()) > 0
@@ -200,7 +211,7 @@ def test_keeping_the_rollout_s_graph_changes_work_and_nothing_else(resolved: Cal
 
 @pytest.mark.parametrize(
     ("trained", "updates", "rows", "expected"),
-    [([1, 5, 9], 1, 9, True), ([1, 5, 9], 1, 8, False), ([1, 5, 9], 2, 9, False), ([4, 5, 9], 1, 9, False)],
+    [([1, 5, 9], 1, 9, True), ([1, 5, 9], 1, 8, False), ([1, 5, 9], 2, 9, False), ([4, 5, 9], 1, 9, True)],
 )
 def test_the_graph_is_kept_where_that_is_exact_and_fits(
     resolved: Callable[..., Spec], trained: list[int], updates: int, rows: int, expected: bool
@@ -316,7 +327,7 @@ def test_the_push_is_the_gradient_of_the_squared_distance_to_the_target(resolved
     (drawn,) = methods.build(run.method).roll_out(setting)
     y = drawn.candidates[torch.arange(3), drawn.winner].clone().requires_grad_()
     clean = policy.sampler.clean(1, y, policy.predict(y, 1, setting.text))
-    ((200.0 - setting.score.differentiable(clean)) ** 2).sum().backward()
+    ((200.0 - setting.score.differentiable(clean, 0)) ** 2).sum().backward()
     assert y.grad is not None
     torch.testing.assert_close(drawn.target - y.detach(), -1e-6 * y.grad, rtol=1e-2, atol=1e-6)
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from tailorpo_trainer import models, spec
+from tailorpo_trainer import models, spec, tiny_animals
 from tailorpo_trainer.exits import ConfigurationError, DataError, ResourceError, UnavailableError
 from tailorpo_trainer.models import hub as explaining
 from tailorpo_trainer.models import sources
@@ -248,6 +248,10 @@ def handler(tiny: Path) -> type[http.server.BaseHTTPRequestHandler]:
                     del files["model_index.json"]
                 case "org/pickled":
                     files = {key.replace(".safetensors", ".bin"): value for key, value in files.items()}
+                case "org/decoder" | "org/pickled-decoder":
+                    files = {path.name: path.read_bytes() for path in tiny_animals.SCORING_DECODER.iterdir()}
+                    if name == "org/pickled-decoder":
+                        files = {key.replace(".safetensors", ".bin"): value for key, value in files.items()}
                 case "org/no-variant":
                     files = {key: value for key, value in files.items() if ".fp16." not in key}
                 case "org/sdxl":
@@ -305,6 +309,9 @@ for case in json.load(sys.stdin):
         import huggingface_hub.constants
         huggingface_hub.constants.HF_HUB_OFFLINE = True
     try:
+        if (decoder := case.pop("decoder", None)):
+            print(json.dumps(["", type(models.load_decoder(spec.ScoringDecoder(**decoder))).__name__]), flush=True)
+            continue
         if (initial := case.pop("initial", None)):
             unet = models.load_pipeline(spec.Model(name="org/tiny")).unet
             models.attach_adapter(unet, spec.TrainingSpec.model_construct(
@@ -339,6 +346,11 @@ ASKED: dict[str, dict[str, Any]] = {
     "no id": {"name": "org/na me"},
     "no lora": {"initial": "org/tiny"},
     "no lora repository": {"initial": "org/none"},
+    "decoder": {"decoder": {"name": "org/decoder", "revision": "v1"}},
+    "no decoder": {"decoder": {"name": "org/tiny"}},
+    "pickled decoder": {"decoder": {"name": "org/pickled-decoder"}},
+    "no decoder repository": {"decoder": {"name": "org/none"}},
+    "decoder's revision": {"decoder": {"name": "org/decoder", "revision": "v9"}},
     # From here on offline: what is cached still loads.
     "offline, cached": {"name": "org/tiny", "offline": True},
     "offline": {"name": "org/other"},
@@ -379,6 +391,7 @@ def hub(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     ("case", "kind", "message"),
     [
         ("positive", "", "torch.float32 None"),
+        ("decoder", "", "AutoencoderTiny"),
         ("branch", "", "torch.float32 None"),
         ("commit and variant", "", "torch.float32 None"),
         ("offline, cached", "", "torch.float32 None"),
@@ -414,6 +427,10 @@ AWAY = "UnavailableError"
         ("no id", REFUSED, "spec.model.name: 'org/na me' is no hub id: "),
         ("no lora", REFUSED, "spec.lora.initial: 'org/tiny' has no pytorch_lora_weights.safetensors on the hub: give"),
         ("no lora repository", REFUSED, "spec.lora.initial: 'org/none' is neither here nor on the hub, or is private"),
+        ("no decoder", REFUSED, "spec.model.scoringDecoder.name: 'org/tiny' has no config.json on the hub: give"),
+        ("pickled decoder", REFUSED, "spec.model.scoringDecoder.name: 'org/pickled-decoder' has no diffusion_pyto"),
+        ("no decoder repository", REFUSED, "spec.model.scoringDecoder.name: 'org/none' is neither here nor on the hub"),
+        ("decoder's revision", REFUSED, "spec.model.scoringDecoder.revision: 'v9' is no branch, tag or commit"),
         ("offline", REFUSED, "spec.model.name: 'org/other' is not whole in this machine's cache, and HF_HUB_OFFLINE"),
         ("refused", AWAY, "spec.model.name: 'org/tiny' is neither in this machine's cache nor reachable on the hub: "),
     ],

@@ -62,7 +62,7 @@ def shown(made: Record) -> list[Line]:
 
 def scorer(*scores: float) -> Scorer:
     total = torch.tensor(scores)
-    policy = SimpleNamespace(decode=lambda latents: latents)
+    policy = SimpleNamespace(decode_to_rank=lambda latents: latents, sampler=SimpleNamespace(steps=4))
     reward = lambda *_: SimpleNamespace(total=total, parts={"main": total})  # noqa: E731
     made = Scorer(cast(Any, policy), cast(Any, reward), ["a"] * len(scores))
     made(torch.zeros(len(scores), 1), 0)

@@ -8,13 +8,15 @@ from pathlib import Path
 import torch
 
 from tailorpo_trainer import document, evaluate, models, tiny_animals
-from tailorpo_trainer.tiny_animals import ANIMALS, JUDGE, PIPELINE, ROOT, SCORER
+from tailorpo_trainer.tiny_animals import ANIMALS, JUDGE, PIPELINE, ROOT, SCORER, SCORING_DECODER
 
 DEMO = Path(__file__).parents[2] / "examples" / "demo.yaml"
 
 
 def test_what_ships_is_small_and_holds_no_pickle() -> None:
-    files = [path for folder in (PIPELINE, SCORER, JUDGE) for path in folder.rglob("*") if path.is_file()]
+    files = [
+        path for folder in (PIPELINE, SCORER, JUDGE, SCORING_DECODER) for path in folder.rglob("*") if path.is_file()
+    ]
     assert sum(path.stat().st_size for path in files) <= 12e6
     assert {path.suffix for path in files} <= {".json", ".safetensors", ".txt"}
     assert (ROOT / "README.md").is_file()

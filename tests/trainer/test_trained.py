@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tailorpo_trainer import cli, evaluate, models, rewards, sheet, train, trained
+from tailorpo_trainer import cli, evaluate, models, paired, rewards, sheet, train, trained
 from tailorpo_trainer.document import parse
 from tailorpo_trainer.noise import Purpose
 from tailorpo_trainer.session import Session
@@ -150,8 +150,8 @@ def test_a_terminal_gets_a_table_too(capsys: pytest.CaptureFixture[str], monkeyp
     [(12.3456, 0.561, "12.35 ± 0.56"), (1234.5, 56.0, "1234 ± 56"), (-0.00123, 2e-5, "-0.001230 ± 0.000020")],
 )
 def test_a_value_has_the_digits_of_its_interval(value: float, half: float, text: str) -> None:
-    assert trained._with_interval(value, half) == text
-    assert trained._with_interval(1.0, float("nan"), "+") == "+1"
+    assert paired.with_interval(value, half) == text
+    assert paired.with_interval(1.0, float("nan"), "+") == "+1"
 
 
 @pytest.mark.parametrize("command", ["sample", "evaluate"])

@@ -6,7 +6,14 @@ from dataclasses import dataclass
 
 from tailorpo_trainer.observing import Line
 
-NAMES = ("gap-at-zero", "logit-saturated", "ratio-clamped", "over-optimisation", "not-finite")
+NAMES = (
+    "gap-at-zero",
+    "logit-saturated",
+    "ratio-clamped",
+    "rank-agreement-low",
+    "over-optimisation",
+    "not-finite",
+)
 """Every alarm there is."""
 
 ITERATIONS = 3
@@ -14,6 +21,9 @@ ITERATIONS = 3
 
 FALL = 0.2
 """Share of its first value that diversity may lose, and share of the pictures' own spread that a watched reward may."""
+
+AGREEMENT, PAIRS = 0.7, 60
+"""The scoring decoder must order so many of the pairs as the model's own does; judged from this many, or more."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +62,24 @@ def from_iterations(lines: Sequence[Line]) -> Iterator[Alarm]:
         )
 
 
+def from_checks(lines: Sequence[Line]) -> Iterator[Alarm]:
+    """Alarms that the last checks of the scoring decoder (iterations, oldest first) give reason for."""
+    checked = [line for line in lines if line.get("rank_agreement") is not None]
+    pairs, agreed = 0, 0.0
+    for line in reversed(checked):  # no more of them than it takes, for the policy moves away from the older ones
+        pairs += line["rank_agreement_pairs"]
+        agreed += line["rank_agreement"] * line["rank_agreement_pairs"]
+        if pairs >= PAIRS:
+            break
+    if pairs >= PAIRS and agreed < AGREEMENT * pairs:
+        yield Alarm(
+            "rank-agreement-low",
+            f"the scoring decoder ordered only {agreed / pairs:.0%} of {pairs} pairs as the model's own decoder does, "
+            "so that much of what is learnt is its error: remove spec.model.scoringDecoder, or give a decoder that is "
+            "closer to the model's",
+        )
+
+
 def from_evaluations(lines: Sequence[Line]) -> Iterator[Alarm]:
     """Alarms that the evaluations (oldest first; usually the first is the base model's) give reason for."""
     if not lines:
@@ -64,7 +92,8 @@ def from_evaluations(lines: Sequence[Line]) -> Iterator[Alarm]:
     change, error = _change(first, last, "reward", "reward_standard_error", "scores")
     if change is None or error is None or change <= 2 * error:
         return
-    fallen = [*_fallen_rewards(first, last), *_fallen_diversity(first, last)]
+    diversities = (_fallen_diversity(first, last, key) for key in ("diversity", "feature_diversity"))
+    fallen = [*_fallen_rewards(first, last), *(text for texts in diversities for text in texts)]
     if fallen:
         yield Alarm(
             "over-optimisation",
@@ -91,15 +120,15 @@ def _fallen_rewards(first: Line, last: Line) -> Iterator[str]:
             yield f"{name} from {one['value']:.4g} to {other['value']:.4g}"
 
 
-def _fallen_diversity(first: Line, last: Line) -> Iterator[str]:
-    before, after = first.get("diversity"), last.get("diversity")
+def _fallen_diversity(first: Line, last: Line, key: str) -> Iterator[str]:
+    before, after = first.get(key), last.get(key)
     if before is None or after is None:
         return
-    one, other = first.get("diversity_standard_error"), last.get("diversity_standard_error")
+    one, other = first.get(f"{key}_standard_error"), last.get(f"{key}_standard_error")
     if one is None or other is None:  # two pictures in all: their distance may be anything
         return
     if after < (1 - FALL) * before and after < before - 2 * math.hypot(one, other):
-        yield f"diversity from {before:.3g} to {after:.3g}"
+        yield f"{key.replace('_', ' ')} from {before:.3g} to {after:.3g}"
 
 
 def _change(first: Line, last: Line, value: str, error: str, scores: str) -> tuple[float | None, float | None]:

@@ -1,7 +1,7 @@
 """Measure a policy on prompts and noise that training never sees."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 from tailorpo_trainer.distributed import World
 from tailorpo_trainer.noise import Noise, Purpose
 from tailorpo_trainer.policy import Policy
+from tailorpo_trainer.rewards.clip_score import ClipScore
 from tailorpo_trainer.rewards.combine import RewardSum
 from tailorpo_trainer.rollout import follow
 
@@ -27,6 +28,8 @@ class Measurement:
         diversity: mean RMS difference (pixels in [0, 1]) between pictures of one prompt; None if no prompt has two.
         pictures: the first few [m, 3, H, W], in [0, 1].
         diversity_error: standard error of `diversity`; None where two pictures are all there is.
+        feature_diversity, feature_diversity_error: the same of what a CLIP model sees in them (1 - cosine of its
+            embeddings), where `clip-score` is among the rewards.
     """
 
     prompts: list[str]
@@ -35,6 +38,8 @@ class Measurement:
     diversity: float | None
     pictures: Tensor
     diversity_error: float | None = None
+    feature_diversity: float | None = None
+    feature_diversity_error: float | None = None
 
 
 @torch.no_grad()
@@ -83,17 +88,22 @@ def measure(
     batch: int = 64,
     keep: int = 32,
     world: World | None = None,
+    look: Callable[[Tensor, Sequence[str]], None] | None = None,
 ) -> Measurement:
     """Draw `count` pictures and score them by the rewards that are maximised and those that are only watched.
 
     One batch at a time is in memory, and of all that was drawn the first `keep` pictures and small copies. Each process
-    of `world` draws its share; what comes back is of all of them.
+    of `world` draws its share; what comes back is of all of them. look: is shown every batch [n, 3, H, W] of this
+    process with its prompts.
     """
     mine = world.share(count) if world is not None else range(count)
     number = mine.start
-    totals, kept, small = [], [], []
+    totals, kept, small, features = [], [], [], []
+    clip = _clip(reward, watched)
     parts: dict[str, list[Tensor]] = defaultdict(list)
     for wanted, pictures in batches(policy, prompts, mine, seed, batch):
+        if look is not None:
+            look(pictures, wanted)
         scores = reward(pictures, wanted)
         found = dict(scores.parts)
         if watched is not None:
@@ -103,6 +113,8 @@ def measure(
             parts[name].append(part.cpu())
         kept.append(pictures[: max(0, keep - number)].cpu())
         small.append(_shrink(pictures).cpu())
+        if clip is not None:
+            features.append(clip(pictures).cpu())
         totals.append(scores.total.cpu())
         number += len(wanted)
 
@@ -111,6 +123,7 @@ def measure(
 
     drawn = [prompts[n % len(prompts)] for n in range(count)]
     spread, error = _spread(everywhere(small), drawn)
+    seen, seen_error = _spread(everywhere(features), drawn, _angles) if clip is not None else (None, None)
     return Measurement(
         prompts=drawn,
         reward=everywhere(totals),
@@ -118,7 +131,18 @@ def measure(
         diversity=spread,
         pictures=everywhere(kept),
         diversity_error=error,
+        feature_diversity=seen,
+        feature_diversity_error=seen_error,
     )
+
+
+def _clip(*sums: RewardSum | None) -> Callable[[Tensor], Tensor] | None:
+    """The embeddings of the first CLIP model among the rewards, in batches where its term asks for them."""
+    for term in (term for terms in sums if terms is not None for term in terms.terms):
+        if isinstance(clip := term.reward, ClipScore):
+            size = term.batch_size
+            return lambda pictures: torch.cat([clip.features(part) for part in pictures.split(size or len(pictures))])
+    return None
 
 
 def diversity(pictures: Tensor, prompts: Sequence[str]) -> float | None:
@@ -134,13 +158,15 @@ def _shrink(pictures: Tensor) -> Tensor:
     return torch.nn.functional.adaptive_avg_pool2d(pictures, (height, width))
 
 
-def _spread(small: Tensor, prompts: Sequence[str]) -> tuple[float | None, float | None]:
+def _spread(
+    small: Tensor, prompts: Sequence[str], distances: Callable[[Tensor], Tensor] | None = None
+) -> tuple[float | None, float | None]:
     """Diversity, and its standard error: between prompts, or for one prompt by leaving out each picture in turn."""
     rows: dict[str, list[int]] = defaultdict(list)
     for row, prompt in enumerate(prompts):
         rows[prompt].append(row)
     # Of each prompt's pictures, the sums of their distances to the others.
-    sums = [_distances(small[mine].flatten(1)) for mine in rows.values() if len(mine) > 1]
+    sums = [(distances or _distances)(small[mine].flatten(1)) for mine in rows.values() if len(mine) > 1]
     if not sums:
         return None, None
     means = torch.stack([each.sum() / (len(each) * (len(each) - 1)) for each in sums])
@@ -158,3 +184,9 @@ def _distances(pictures: Tensor) -> Tensor:
     exact = "donot_use_mm_for_euclid_dist"  # or pictures that are nearly equal would lose all digits
     parts = [torch.cdist(part, pictures, compute_mode=exact).double().sum(1) for part in pictures.split(256)]
     return torch.cat(parts) / pictures.shape[1] ** 0.5
+
+
+def _angles(features: Tensor) -> Tensor:
+    """[n, d], of unit length -> [n], float64: the sum of each one's cosine distances from all others."""
+    exact = features.double()
+    return len(exact) - exact @ exact.sum(0)

@@ -30,6 +30,7 @@ EVALUATION = {
     "reward": ("tailorpo_evaluation_reward", "Mean weighted sum of the rewards on held-out noise"),
     "reward_standard_error": ("tailorpo_evaluation_reward_standard_error", "Standard error of that mean"),
     "diversity": ("tailorpo_diversity", "Mean distance between held-out pictures of one prompt"),
+    "feature_diversity": ("tailorpo_feature_diversity", "The same between their CLIP embeddings, if a reward has any"),
 }
 """Figures of a line of kind `evaluation`, each a gauge."""
 

@@ -21,12 +21,14 @@ class Work:
     forwards: int = 0
     forwards_with_gradient: int = 0
     decodes: int = 0
+    scoring_decodes: int = 0
 
     def as_dict(self) -> dict[str, int]:
         return {
             "denoiser_forwards": self.forwards,
             "denoiser_forwards_with_gradient": self.forwards_with_gradient,
             "decodes": self.decodes,
+            "scoring_decodes": self.scoring_decodes,
         }
 
 
@@ -36,6 +38,7 @@ class Policy:
 
     Attributes:
         unet, vae, text_encoder, tokenizer: the pipeline's own parts, frozen but for the adapter in `unet`.
+        scoring_decoder: a smaller one for latents that are only ranked; None: `vae` decodes those too.
         sampler: the DDIM tables.
         guidance_scale: classifier-free guidance, in sampling and in training alike; 1 is off.
         interrupt: called before each call that makes no gradient, between which nothing is half-done; may raise.
@@ -54,6 +57,7 @@ class Policy:
     negative_prompt: str = ""
     portions: Portions = field(default_factory=Portions)
     latent_shape: tuple[int, ...] = (4, 64, 64)
+    scoring_decoder: Any = None
     work: Work = field(default_factory=Work)
     interrupt: Callable[[], None] | None = None
     _embeddings: dict[str, Tensor] = field(default_factory=dict)
@@ -103,9 +107,19 @@ class Policy:
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures [n, 3, H, W] in [0, 1] of clean latents [n, c, h, w]; differentiable."""
         self.work.decodes += len(latents)
-        scaled = latents / self.vae.config.scaling_factor + (getattr(self.vae.config, "shift_factor", None) or 0.0)
+        return self._decode(self.vae, latents)
+
+    def decode_to_rank(self, latents: Tensor) -> Tensor:
+        """The same by the scoring decoder, where there is one: good enough to compare pictures by."""
+        if self.scoring_decoder is None:
+            return self.decode(latents)
+        self.work.scoring_decodes += len(latents)
+        return self._decode(self.scoring_decoder, latents)
+
+    def _decode(self, vae: Any, latents: Tensor) -> Tensor:
+        scaled = latents / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0.0)
         parts = [
-            self.vae.decode(part.to(self.vae.dtype), return_dict=False)[0].float()
+            vae.decode(part.to(vae.dtype), return_dict=False)[0].float()
             for part in scaled.split(self.portions.decoding)
         ]
         return (torch.cat(parts) / 2 + 0.5).clamp(0, 1)

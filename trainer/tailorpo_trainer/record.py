@@ -102,11 +102,16 @@ class Record:
                 "tied": float((~live).float().mean()),
                 "implicit_accuracy": float((logit[live] > 0).float().mean()) if live.any() else None,
             }
+        if scorer.agreement.compared:
+            line |= {"rank_agreement": scorer.agreement.share, "rank_agreement_pairs": scorer.agreement.compared}
         self.phases.seconds.clear()
         self._write(line)
         self._know(step=iteration)
         for alarm in alarms.from_iterations(self._kinds["iteration"][-alarms.ITERATIONS :]):
             self._alarm(iteration, alarm)
+        if "rank_agreement" in line:
+            for alarm in alarms.from_checks(self._kinds["iteration"]):
+                self._alarm(iteration, alarm)
 
     def evaluation(self, iteration: int, measured: Measurement, watched: tuple[str, ...], seconds: float) -> None:
         """One evaluation is done; its pictures are kept."""
@@ -121,6 +126,8 @@ class Record:
             "watched": list(watched),
             "diversity": measured.diversity,
             "diversity_standard_error": measured.diversity_error,
+            "feature_diversity": measured.feature_diversity,
+            "feature_diversity_standard_error": measured.feature_diversity_error,
             "scores": _short(measured.reward),
             "watched_scores": {name: _short(measured.parts[name]) for name in watched},
             "prompts": measured.prompts[: len(measured.pictures)],

@@ -40,6 +40,7 @@ class Pairs:
             the step-wise methods.
         gap: reward of the winner minus that of the loser, in the reward sum's unit.
         prediction: the policy's at x with its graph, if the rollout kept it; None: the loss predicts again.
+        kept: of which rows it did, bool; the loss predicts again at the others. None: of all.
     """
 
     sample: Tensor
@@ -51,6 +52,7 @@ class Pairs:
     weight: Tensor
     x_loser: Tensor | None = None
     prediction: Tensor | None = None
+    kept: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.sample)

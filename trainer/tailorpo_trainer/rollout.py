@@ -66,7 +66,7 @@ def branch(
         continue_from: `winner`, `random`, or `guided-winner` (the pushed one).
         push: moves the winners after ranking (TailorPO-G); None leaves them.
         keep_graph: make the trained steps' own predictions with a gradient, so that the first update need not make
-            them again; no two trained steps may follow each other.
+            them again. Of a trained step that follows another, that would take a call more and is not done.
     """
 
     def predict(x: Tensor, step: int) -> Tensor:
@@ -93,7 +93,7 @@ def branch(
         winner, loser = rewards.argmax(1), rewards.argmin(1)
         ahead, won = predictions.view_as(drawn), drawn[rows, winner]
         target = won if push is None else push(step, won, ahead[rows, winner])
-        kept = prediction if keep_graph else None
+        kept = prediction if prediction.requires_grad else None
         branches.append(Branch(step, x, drawn, rewards, winner, loser, target, kept))
         if step == max(trained):
             break

@@ -157,6 +157,17 @@ def enough_updates(spec: Spec) -> Iterator[Finding]:
         )
 
 
+def scoring_decoder(spec: Spec) -> Iterator[Finding]:
+    """Methods that score finished pictures alone would never use it."""
+    if spec.model.scoring_decoder is not None and spec.method.name not in STEP_WISE:
+        yield Finding(
+            ("spec", "model", "scoringDecoder"),
+            (("spec", "method", "name"),),
+            f"does not belong to method {spec.method.name!r}, which scores finished pictures alone: leave it out, or "
+            f"choose {_either(list(STEP_WISE))}",
+        )
+
+
 def equal_shares(spec: Spec) -> Iterator[Finding]:
     """Each process takes as many samples as any other."""
     message = shares_problem(spec, spec.workers * spec.processes_per_worker)
@@ -181,6 +192,7 @@ def shares_problem(spec: TrainingSpec, processes: int) -> str | None:
 
 RULES: tuple[Callable[[Spec], Iterator[Finding]], ...] = (
     method_parameters,
+    scoring_decoder,
     guided_winner,
     guidance_target,
     one_prompt_source,

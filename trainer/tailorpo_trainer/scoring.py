@@ -6,25 +6,55 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from tailorpo_trainer import spec
+from tailorpo_trainer.agreement import Agreement, rank_agreement
 from tailorpo_trainer.distributed import World
 from tailorpo_trainer.exits import TailorPOError
 from tailorpo_trainer.policy import Policy
 from tailorpo_trainer.rewards.combine import RewardSum
 from tailorpo_trainer.timing import Phases
 
+CHECKED, CHECK_EVERY = 80, 10
+"""Pictures, about, that a check of the scoring decoder decodes again; iterations between checks without evaluations."""
+
+
+def check_interval(run: spec.TrainingSpec) -> int:
+    """Iterations from one check of the scoring decoder to the next: those between evaluations; 0: no checks."""
+    return 0 if run.model.scoring_decoder is None else run.evaluation.every_iterations or CHECK_EVERY
+
+
+def rechecked(run: spec.TrainingSpec, iteration: int, trained: Sequence[int]) -> int:
+    """Samples of this iteration whose candidates the model's own decoder scores too; 0 where no check is due."""
+    every = check_interval(run)
+    if not every or iteration % every:
+        return 0
+    return max(1, CHECKED // (len(trained) * (run.method.candidates or 2)))
+
 
 class Scorer:
-    """Rewards of an iteration's samples, and their means so far; called with latents, equally many of each sample."""
+    """Rewards of an iteration's samples, and their means so far; called with latents, equally many of each sample.
 
-    def __init__(self, policy: Policy, reward: RewardSum, prompts: Sequence[str], phases: Phases | None = None) -> None:
+    recheck: of so many of the first samples, the model's own decoder is asked as well, if another one scores.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        reward: RewardSum,
+        prompts: Sequence[str],
+        phases: Phases | None = None,
+        recheck: int = 0,
+    ) -> None:
         self.policy, self.reward, self.prompts = policy, reward, list(prompts)
-        self.phases = phases or Phases()
+        self.phases, self.recheck = phases or Phases(), recheck
         self._sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
+        self._checks: list[Agreement] = []
 
     def part(self, rows: slice) -> "Scorer":
         """The scorer of some of the samples, adding to the same statistics."""
-        scorer = Scorer(self.policy, self.reward, self.prompts[rows], self.phases)
-        scorer._sums = self._sums
+        recheck = 0 if rows.start else self.recheck
+        scorer = Scorer(self.policy, self.reward, self.prompts[rows], self.phases, recheck)
+        scorer._sums, scorer._checks = self._sums, self._checks
         return scorer
 
     def __call__(self, latents: Tensor, step: int) -> Tensor:
@@ -37,9 +67,14 @@ class Scorer:
         try:
             with torch.no_grad():
                 with self.phases("decode"):
-                    pictures = self.policy.decode(latents)
+                    pictures = self._decode(latents, step)
                 with self.phases("score"):
                     scores = self.reward(pictures, prompts)
+                if self.recheck and not self._finished(step):
+                    rows = each * min(self.recheck, len(self.prompts))
+                    with self.phases("check"):
+                        real = self.reward(self.policy.decode(latents[:rows]), prompts[:rows]).total
+                    self._checks.append(rank_agreement(scores.total[:rows].view(-1, each), real.view(-1, each)))
         except TailorPOError as error:
             raise type(error)(f"{error}, at denoising step {step}") from None
         for name, part in {"": scores.total, **scores.parts}.items():
@@ -49,9 +84,21 @@ class Scorer:
             sums[2] += float((values**2).sum())
         return scores.total
 
-    def differentiable(self, latents: Tensor) -> Tensor:
+    def differentiable(self, latents: Tensor, step: int) -> Tensor:
         """The same, with a gradient to the latents, and without counting in the statistics."""
-        return self.reward(self.policy.decode(latents), self.prompts).total
+        return self.reward(self._decode(latents, step), self.prompts).total
+
+    def _decode(self, latents: Tensor, step: int) -> Tensor:
+        return self.policy.decode(latents) if self._finished(step) else self.policy.decode_to_rank(latents)
+
+    def _finished(self, step: int) -> bool:
+        """Whether latents after this step are pictures, and no estimates of what they will be."""
+        return step + 1 == self.policy.sampler.steps
+
+    @property
+    def agreement(self) -> Agreement:
+        """Of the scoring decoder with the model's own, on this iteration's checked candidates."""
+        return sum(self._checks, start=Agreement())
 
     def pool(self, world: World) -> None:
         """Make the statistics those of all processes' samples."""
@@ -59,6 +106,10 @@ class Scorer:
             pooled = torch.tensor(sums, dtype=torch.float64)
             world.sum([pooled])
             sums[:] = pooled.tolist()
+        if self.recheck:
+            counts = torch.tensor([self.agreement.agreed, self.agreement.compared], dtype=torch.float64)
+            world.sum([counts])
+            self._checks[:] = [Agreement(*map(int, counts.tolist()))]
 
     def mean(self, name: str = "") -> float:
         """Mean score of this iteration of one reward, or of the weighted sum (name `""`)."""

@@ -37,7 +37,7 @@ from tailorpo_trainer.record import Record
 from tailorpo_trainer.records import merge
 from tailorpo_trainer.rewards.combine import RewardSum
 from tailorpo_trainer.sampler import choose_steps
-from tailorpo_trainer.scoring import Scorer
+from tailorpo_trainer.scoring import Scorer, rechecked
 from tailorpo_trainer.spec import TailorPOJob
 from tailorpo_trainer.updater import Updater
 
@@ -109,7 +109,9 @@ class Session:
             text=self.policy.embed(text),
             prompts=torch.tensor(chosen, device=self.policy.device),
             noise=noise,
-            score=Scorer(self.policy, self.reward, text, self.record.phases),
+            score=Scorer(
+                self.policy, self.reward, text, self.record.phases, rechecked(self.run, self.iteration, trained)
+            ),
             trained=trained,
             progress=self.iteration / self.iterations,
             keep_graph=methods.can_keep_graph(training, self.policy.portions, trained, len(mine)),

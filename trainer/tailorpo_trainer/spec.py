@@ -18,6 +18,19 @@ KIND = "TailorPOJob"
 MethodName = Literal["tailorpo", "tailorpo-g", "spo", "d3po", "ddpo"]
 
 
+class ScoringDecoder(Part):
+    """A smaller decoder for the pictures that candidates are ranked by in the middle of denoising.
+
+    Finished pictures (those of the last denoising step, and all of an evaluation) keep the model's own decoder.
+    """
+
+    name: URI = Field(
+        description="A diffusers `AutoencoderTiny`: `tiny-animals` (shipped, for the model of that name), a folder, an "
+        "`s3://` prefix of one, or a Hugging Face hub id such as `madebyollin/taesd`.",
+    )
+    revision: Text | None = Field(None, description="Branch, tag or commit of a hub id. Pin a commit to reproduce.")
+
+
 class Model(Part):
     """The diffusion model that is aligned."""
 
@@ -28,6 +41,12 @@ class Model(Part):
     )
     revision: Text | None = Field(None, description="Branch, tag or commit of a hub id. Pin a commit to reproduce.")
     variant: Text | None = Field(None, description="Weight file variant of a hub id or folder, such as `fp16`.")
+    scoring_decoder: ScoringDecoder | None = Field(
+        None,
+        description="Ranks candidates by a smaller decoder's pictures: much less work on real models, and an "
+        "approximation, whose agreement with the model's own decoder the run measures. Step-wise methods only. "
+        "Default: none.",
+    )
 
 
 class LoRA(Part):

@@ -1,7 +1,6 @@
 """What a run's folder can do afterwards: draw pictures and measure, the base model beside the trained one."""
 
 import json
-import math
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -10,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from tailorpo_trainer import checkpoint, evaluate, models, rewards, sheet
 from tailorpo_trainer.evaluate import Measurement
 from tailorpo_trainer.exits import DataError
 from tailorpo_trainer.noise import Purpose
 from tailorpo_trainer.outputs import Output, finite
+from tailorpo_trainer.paired import Comparison
 from tailorpo_trainer.policy import Policy
-from tailorpo_trainer.report.measures import t_quantile
+from tailorpo_trainer.recognition import Judge, Recognition
 from tailorpo_trainer.spec import Spec
 
 FRESH = 1_000_003
@@ -46,14 +45,17 @@ def load(folder: Path) -> Trained:
     if newest is None:
         raise DataError(f"{folder} holds no checkpoint yet: run the job first, or wait for its first one")
     weights = newest.tensors("ema" if "ema" in newest.groups else "adapter")
-    policy = models.load_policy(job.spec)
+    run = job.spec
+    # Only training ranks: what is drawn here is decoded by the model's own decoder.
+    model = run.model.model_copy(update={"scoring_decoder": None})
+    policy = models.load_policy(run.model_copy(update={"model": model}))
     adapter = policy.adapter()
     if adapter.keys() != weights.keys():
         raise DataError(f"{newest.uri} holds other weights than {output.job} describes: was one of them changed?")
     with torch.no_grad():
         for name, value in adapter.items():
             value.copy_(weights[name])
-    return Trained(output, job.spec, policy, newest.step)
+    return Trained(output, run, policy, newest.step)
 
 
 def sample(
@@ -94,59 +96,6 @@ def _draw(trained: Trained, prompts: Sequence[str], images: int, seed: int, to: 
     return shown
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """Before and after on the same noise. Intervals are 95 %: Student's, from the standard error of n pictures."""
-
-    iteration: int
-    images: int
-    before: Measurement
-    after: Measurement
-
-    def rows(self) -> list[dict[str, Any]]:
-        """One row a score: means, half widths of their intervals, and of the paired difference."""
-        scores = {"reward": (self.before.reward, self.after.reward)}
-        scores |= {name: (self.before.parts[name], self.after.parts[name]) for name in self.before.parts}
-        if len(self.before.parts) == 1 and torch.equal(self.before.reward, next(iter(self.before.parts.values()))):
-            del scores["reward"]  # the sum of one reward of weight 1 is that reward
-        return [
-            {
-                "score": name,
-                "before": float(before.double().mean()),
-                "before_interval": _interval(before),
-                "after": float(after.double().mean()),
-                "after_interval": _interval(after),
-                "difference": float((after.double() - before.double()).mean()),
-                "difference_interval": _interval(after.double() - before.double()),
-            }
-            for name, (before, after) in scores.items()
-        ]
-
-    def as_dict(self) -> dict[str, Any]:
-        return {
-            "iteration": self.iteration,
-            "images": self.images,
-            "scores": self.rows(),
-            "diversity": {"before": self.before.diversity, "after": self.after.diversity},
-        }
-
-    def table(self) -> list[list[str]]:
-        """What a person reads: name, before, after, paired difference, each with its interval where it has one."""
-        rows = [
-            [
-                row["score"],
-                _with_interval(row["before"], row["before_interval"]),
-                _with_interval(row["after"], row["after_interval"]),
-                _with_interval(row["difference"], row["difference_interval"], "+"),
-            ]
-            for row in self.rows()
-        ]
-        before, after = self.before.diversity, self.after.diversity
-        if before is not None and after is not None:
-            rows.append(["diversity", f"{before:.3f}", f"{after:.3f}", f"{after - before:+.3f}"])
-        return rows
-
-
 def compare(folder: Path, images: int, prompts: Sequence[str] = (), seed: int | None = None) -> Comparison:
     """Measure the base model and the trained one on held-out noise (and the run's held-out prompts, by default)."""
     trained = load(folder)
@@ -158,12 +107,19 @@ def compare(folder: Path, images: int, prompts: Sequence[str] = (), seed: int | 
     drawn_from = run.training.seed + FRESH if seed is None else seed
     batch = policy.portions.sampling
 
-    def measure() -> Measurement:
-        return evaluate.measure(policy, reward, watched, wanted, images, drawn_from, batch, keep=0)
+    shipped = run.model.name == models.SHIPPED
+
+    def measure() -> tuple[Measurement, Recognition | None]:
+        judge = Judge(policy.device) if shipped else None
+        look = judge.look if judge else None
+        found = evaluate.measure(policy, reward, watched, wanted, images, drawn_from, batch, keep=0, look=look)
+        return found, judge.verdict() if judge else None
 
     with policy.reference():
-        before = measure()
-    return Comparison(trained.iteration, images, before, measure())
+        before, seen_before = measure()
+    after, seen_after = measure()
+    recognised = (seen_before, seen_after) if seen_before and seen_after and seen_after.images else None
+    return Comparison(trained.iteration, images, before, after, recognised)
 
 
 def evaluate_command(folder: Path, images: int, prompts: Sequence[str], seed: int | None, as_json: bool) -> None:
@@ -182,7 +138,8 @@ def evaluate_command(folder: Path, images: int, prompts: Sequence[str], seed: in
         for row in [head, *rows]:
             numbers = (cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
             print("   ".join([row[0].ljust(widths[0]), *numbers]))
-    print("± is the 95 % interval of the mean; differences are picture by picture, on the same noise")
+    for note in found.notes():
+        print(note)
 
 
 def _print_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -197,17 +154,3 @@ def _print_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]])
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))  # a reward's name is no markup
     Console().print(table)
-
-
-def _interval(values: Tensor) -> float:
-    """Half the width of the 95 % interval of the mean; NaN for a single value."""
-    count = len(values)
-    return t_quantile(count - 1) * float(values.double().std()) / count**0.5 if count > 1 else math.nan
-
-
-def _with_interval(value: float, half: float, sign: str = "") -> str:
-    """12.34 ± 0.56: two digits of the interval, and as many of the value."""
-    if not math.isfinite(half) or half == 0:
-        return f"{value:{sign}.4g}"
-    digits = min(9, max(0, 1 - math.floor(math.log10(half))))
-    return f"{value:{sign}.{digits}f} ± {half:.{digits}f}"

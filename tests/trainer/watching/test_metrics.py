@@ -81,7 +81,7 @@ def watched(start: Any, probe: Install, capsys: pytest.CaptureFixture[str]) -> C
 
 
 WHOLE: dict[str, Any] = {
-    "evaluation": {"everyIterations": 1, "images": 4},
+    "evaluation": {"everyIterations": 1, "images": 4, "rewards": [{"name": "clip-score"}]},
     "method": {"name": "d3po", "clampRatio": 0.1},
     "training": {"iterations": 3, "promptsPerIteration": 3},
 }

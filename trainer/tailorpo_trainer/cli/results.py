@@ -42,7 +42,10 @@ def sample(output: Path, prompts: tuple[str, ...], images: int, seed: int, to: P
 @click.option("--seed", type=click.IntRange(0), help="Seed of the noise. Default: one that training never used.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def evaluate(output: Path, images: int, prompts: tuple[str, ...], seed: int | None, as_json: bool) -> None:
-    """Every reward and diversity of the base model and the trained one, with 95 % intervals and paired differences."""
+    """Every reward and diversity of the base model and the trained one, with 95 % intervals and paired differences.
+
+    Of the shipped model also the share of pictures in which its independent judge finds the animal asked for.
+    """
     from tailorpo_trainer import trained
 
     trained.evaluate_command(output, images, prompts, seed, as_json)

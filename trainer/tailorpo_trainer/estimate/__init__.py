@@ -102,11 +102,14 @@ def row_costs(run: spec.Spec) -> dict[str, float]:
     """FLOPs of one row of each kind of work that a run counts in its `totals`; the rewards' own are not known."""
     networks = memory.networks(architectures.find(run.model), run, memory.precisions(run)[0])
     denoiser = networks.denoise(1, "adapter")
-    return {
+    costs = {
         "denoiser_forward": denoiser.forward,
         "denoiser_backward": denoiser.backward,
         "decode": networks.decode(1).forward,
     }
+    if networks.scoring_decoder is not None:
+        costs["scoring_decode"] = networks.decode(1, scoring=True).forward
+    return costs
 
 
 def work(run: spec.Spec, architecture: Architecture, base: Path | None = None) -> tuple[Counts, tuple[str, ...]]:
@@ -129,6 +132,9 @@ def _flops(networks: Networks, run: spec.Spec, counted: Counts) -> tuple[dict[Ke
     reference = networks.denoise(1, adapted=False)
     push = networks.denoise(rows.guidance, "latent").each(rows.guidance) if rows.guidance else training
     decode = networks.decode(1, gradient=("decode backward", "guidance") in counted.run)
+    scoring = decode
+    if networks.scoring_decoder is not None:
+        scoring = networks.decode(1, gradient=("scoring decode backward", "guidance") in counted.run, scoring=True)
     encode = networks.encode(1) if ("text", "prompts") in counted.run else None
 
     def one(what: str, purpose: str) -> float:
@@ -142,6 +148,10 @@ def _flops(networks: Networks, run: spec.Spec, counted: Counts) -> tuple[dict[Ke
                 return decode.forward
             case "decode backward":
                 return decode.backward
+            case "scoring decode":
+                return scoring.forward
+            case "scoring decode backward":
+                return scoring.backward
             case "text" if encode is not None:
                 return encode.forward
         return 0.0

@@ -6,7 +6,7 @@ Values are those of the `config.json` files of the named hub repositories; field
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,9 @@ VAE: Values = {
     "sample_size": 512,
     "scaling_factor": 0.18215,
 }
+TAESD: Values = {"_class_name": "AutoencoderTiny", "latent_channels": 4}
+"""Of the repository named `TINY`: all else is at diffusers' defaults, which are its."""
+TINY = "madebyollin/taesd"
 SCHEDULER: Values = {
     "beta_start": 0.00085,
     "beta_end": 0.012,
@@ -68,6 +71,7 @@ class Architecture:
     Attributes:
         name: what a person calls it, such as `Stable Diffusion 1.5`.
         tokens: length that every prompt is padded to.
+        scoring_decoder: of the document's, if it has one.
     """
 
     name: str
@@ -76,6 +80,7 @@ class Architecture:
     text_encoder: Values = field(default_factory=lambda: CLIP_L)
     scheduler: Values = field(default_factory=lambda: SCHEDULER)
     tokens: int = 77
+    scoring_decoder: Values | None = None
 
     @property
     def scale(self) -> int:
@@ -143,6 +148,16 @@ def find(model: spec.Model) -> Architecture:
 
     Raises `ConfigurationError`, `DataError` or `UnavailableError` with one sentence if it cannot be had.
     """
+    found, decoder = _find(model), model.scoring_decoder
+    if decoder is None:
+        return found
+    known = decoder.name == TINY and not Path(TINY).is_dir()
+    config = TAESD if known else models.read_config(decoder)
+    models.check_decoder(decoder, config, found.vae, found.scale)
+    return replace(found, scoring_decoder=config)
+
+
+def _find(model: spec.Model) -> Architecture:
     if model.name in KNOWN and not Path(model.name).is_dir():
         return KNOWN[model.name]
     source = models.locate(model)

@@ -20,7 +20,7 @@ from tailorpo_trainer.policy import Policy
 from tailorpo_trainer.portions import Portions
 from tailorpo_trainer.rewards.combine import RewardSum, Term
 from tailorpo_trainer.sampler import DDIM, choose_steps
-from tailorpo_trainer.scoring import Scorer
+from tailorpo_trainer.scoring import Scorer, check_interval, rechecked
 
 Key = tuple[str, str]
 """What is computed, and what for."""
@@ -64,6 +64,8 @@ def count(run: spec.Spec, sampler: DDIM, at_once: Portions) -> Counts:
             known[trained] = _iteration(run, sampler, trained, largest, at_once)
         total = add(total, scale(known[trained], times * samples))
         trained_rows = max(trained_rows, len(trained))
+    checks = _checks(run, sampler, at_once)
+    total = add(total, checks) if checks else total
     number = evaluations(run)
     evaluation = scale(_evaluation(run, sampler), run.evaluation.images) if number else Work()
     return Counts(
@@ -91,23 +93,40 @@ def scale(work: Mapping[Key, float], factor: float) -> Work:
     return {key: value * factor for key, value in work.items()}
 
 
-def _trained(run: spec.Spec, sampler: DDIM) -> dict[tuple[int, ...], float]:
-    """Which steps are trained, and in how many iterations."""
+def _checks(run: spec.Spec, sampler: DDIM, at_once: Portions) -> Work:
+    """What the checks of the scoring decoder add to a run: what an iteration with one has more than one without."""
+    every = check_interval(run)
+    samples = min(run.training.prompts_per_iteration * run.training.samples_per_prompt, at_once.sampling)
+    total = Work()
+    for trained, times in _trained(run, sampler, every).items() if every else ():
+        without, checked = (_iteration(run, sampler, trained, {}, at_once, recheck=count) for count in (0, 1))
+        more = add(checked, scale(without, -1))
+        rows = times * min(samples, rechecked(run, 0, trained))
+        for (what, _), value in more.items():
+            if value:
+                total = add(total, {(what, "checking"): value * rows})
+    return total
+
+
+def _trained(run: spec.Spec, sampler: DDIM, every: int = 1) -> dict[tuple[int, ...], float]:
+    """Which steps are trained, and in how many iterations: in all, or in one of so many."""
     steps, training = run.sampling.trained_steps, run.training
     assert steps.count is not None
     assert steps.choose is not None
     if steps.choose != "random":
-        return {tuple(choose_steps(sampler, steps.count, steps.choose)): training.iterations}
+        return {tuple(choose_steps(sampler, steps.count, steps.choose)): len(range(0, training.iterations, every))}
     exact = min(training.iterations, EXACT_ITERATIONS)
     found: dict[tuple[int, ...], float] = defaultdict(float)
-    for iteration in range(exact):
+    for iteration in range(0, exact, every):
         draw = Noise((training.seed, Purpose.TRAINING, iteration), (), (1,)).uniform()
         found[tuple(choose_steps(sampler, steps.count, "random", draw))] += 1
     return {trained: times * training.iterations / exact for trained, times in found.items()}
 
 
-def _iteration(run: spec.Spec, sampler: DDIM, trained: Sequence[int], largest: Work, at_once: Portions) -> Work:
-    """One iteration of one sample; `largest` takes in the rows of the largest calls."""
+def _iteration(
+    run: spec.Spec, sampler: DDIM, trained: Sequence[int], largest: Work, at_once: Portions, recheck: int = 0
+) -> Work:
+    """One iteration of one sample; `largest` takes in the rows of the largest calls. recheck: as `Scorer` has it."""
     hollow = Hollow(run, sampler)
     samples = run.training.prompts_per_iteration * run.training.samples_per_prompt
     scene = methods.Scene(
@@ -115,7 +134,7 @@ def _iteration(run: spec.Spec, sampler: DDIM, trained: Sequence[int], largest: W
         text=hollow.policy.embed(["a"]),
         prompts=torch.zeros(1, dtype=torch.int64),
         noise=Noise((0, Purpose.TRAINING, 0), range(1), hollow.policy.latent_shape),
-        score=Scorer(hollow.policy, hollow.reward, ["a"]),
+        score=Scorer(hollow.policy, hollow.reward, ["a"], recheck=recheck),
         trained=trained,
         keep_graph=methods.can_keep_graph(run.training, at_once, trained, samples),
     )
@@ -127,9 +146,9 @@ def _iteration(run: spec.Spec, sampler: DDIM, trained: Sequence[int], largest: W
     loss.losses.sum().backward()
     hollow.work["reward", "training"] += hollow.reward.queries
     for key, value in hollow.largest.items():
-        per_call = (
-            value / len(rows) if key[1] in ("training", "reference") and not scene.keep_graph else value
-        )  # an update takes rows in batches
+        # An update takes rows in batches, also where the rollout has made some of them.
+        of_update = key[0] == "forward" and key[1] in ("training", "reference")
+        per_call = (hollow.rows if scene.keep_graph else value / len(rows)) if of_update else value
         largest[key] = max(largest.get(key, 0), per_call)
     return dict(hollow.work)
 
@@ -161,7 +180,8 @@ class Hollow(torch.nn.Module):
         self.reward = RewardSum([Term("hollow", 1.0, _HollowReward())])
         self.policy = Policy(
             unet=self,
-            vae=_HollowDecoder(self),
+            vae=_HollowDecoder(self, "decode"),
+            scoring_decoder=None if run.model.scoring_decoder is None else _HollowDecoder(self, "scoring decode"),
             text_encoder=lambda tokens: (torch.zeros(len(tokens), 1, 1),),
             tokenizer=_HollowTokenizer(),
             sampler=sampler,
@@ -198,20 +218,20 @@ class Hollow(torch.nn.Module):
 
 
 class _HollowDecoder:
-    """Instead of a VAE: any latent becomes one pixel."""
+    """Instead of a VAE: any latent becomes one pixel. what: the kind of work it counts as."""
 
     dtype = torch.float32
 
     class config:  # noqa: N801 - as diffusers names it
         scaling_factor = 1.0
 
-    def __init__(self, hollow: Hollow) -> None:
-        self.hollow = hollow
+    def __init__(self, hollow: Hollow, what: str) -> None:
+        self.hollow, self.what = hollow, what
 
     def decode(self, latents: Tensor, return_dict: bool = False) -> tuple[Tensor]:
         hollow = self.hollow
         purpose = "evaluation" if hollow.phase == "evaluation" else "scoring"
-        hollow.note("decode", len(latents), "guidance" if torch.is_grad_enabled() else purpose)
+        hollow.note(self.what, len(latents), "guidance" if torch.is_grad_enabled() else purpose)
         return (latents.expand(-1, 3, -1, -1),)
 
 

@@ -42,13 +42,17 @@ class Memory:
 
 @dataclass(frozen=True)
 class Batches:
-    """Rows that are in memory at once: denoiser rows (guidance counts two), latents in the decoder."""
+    """Rows that are in memory at once: denoiser rows (guidance counts two), latents in the decoder.
+
+    scoring: latents in the scoring decoder, which then takes the place of the other in guidance too.
+    """
 
     update: int
     sampling: int
     decoding: int
     guidance: int
     guidance_decoding: int
+    scoring: int = 0
 
 
 def precisions(run: spec.Spec) -> list[str]:
@@ -65,12 +69,15 @@ def batches(run: spec.Spec, counts: Counts, pixels: int) -> Batches:
     each_update = -(-samples * counts.trained_rows // training.updates_per_iteration)
     plain = largest.get(("forward", "rollout"), 1)
     decoded = max(largest.get(("decode", "scoring"), 0) * drawn, evaluated)
+    scored = largest.get(("scoring decode", "scoring"), 0) * drawn
+    pushed = max(largest.get((what, "guidance"), 0) for what in ("decode", "scoring decode"))
     return Batches(
         update=int(min(at_once.training, each_update) * largest["forward", "training"]),
         sampling=int(max(drawn * max(plain, largest.get(("forward", "scoring"), 0)), evaluated * plain)),
         decoding=int(1 if training.vae_slicing else min(at_once.decoding, decoded)),
         guidance=int(min(at_once.training, drawn) * largest.get(("forward", "guidance"), 0)),
-        guidance_decoding=int(min(at_once.training, drawn) * largest.get(("decode", "guidance"), 0)),
+        guidance_decoding=int(min(at_once.training, drawn) * pushed),
+        scoring=int(min(1 if training.vae_slicing else at_once.decoding, scored)),
     )
 
 
@@ -91,10 +98,14 @@ def memory(parts: Networks, run: spec.Spec, counts: Counts, precision: str) -> M
         update[on] = parts.denoise(rows.update, "adapter").peak
     guidance = parts.denoise(rows.guidance, "latent").peak if rows.guidance else 0
     if rows.guidance_decoding:
-        guidance += parts.decode(rows.guidance_decoding, gradient=True).peak
+        scoring = rows.scoring > 0
+        guidance += parts.decode(rows.guidance_decoding, gradient=True, scoring=scoring).peak
     sampling, decoding = parts.denoise(rows.sampling).peak, parts.decode(rows.decoding).peak
+    if rows.scoring:
+        decoding = max(decoding, parts.decode(rows.scoring, scoring=True).peak)
     adapter = size(parts.adapter)
-    weights = size(parts.unet) - adapter + size(parts.vae) + size(parts.text_encoder)
+    decoders = size(parts.vae) + (0 if parts.scoring_decoder is None else size(parts.scoring_decoder))
+    weights = size(parts.unet) - adapter + decoders + size(parts.text_encoder)
     state = adapter * (2 + MOMENTS + (run.optimizer.ema_decay is not None))
     return Memory(
         precision=precision,

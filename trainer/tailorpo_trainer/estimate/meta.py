@@ -54,14 +54,17 @@ class Networks:
         from transformers import CLIPTextConfig, CLIPTextModel
 
         models.quiet()
-        self.dtype, self.vae_dtype, self.tokens = dtype, vae_dtype, architecture.tokens
+        self.dtype, self.tokens = dtype, architecture.tokens
         self._measured: dict[Any, Cost] = {}
         with META:
             self.unet: Any = UNet2DConditionModel.from_config(dict(architecture.unet))
             tiny = architecture.vae.get("_class_name") == "AutoencoderTiny"
             self.vae: Any = (AutoencoderTiny if tiny else AutoencoderKL).from_config(dict(architecture.vae))
             self.text_encoder: Any = CLIPTextModel(CLIPTextConfig(**architecture.text_encoder))
-            for network in (self.unet, self.vae, self.text_encoder):
+            small = architecture.scoring_decoder
+            self.scoring_decoder: Any = None if small is None else AutoencoderTiny.from_config(dict(small))
+            decoders = [self.vae] if small is None else [self.vae, self.scoring_decoder]
+            for network in (self.unet, self.text_encoder, *decoders):
                 network.requires_grad_(False).eval()
             fresh = run.model_copy(update={"lora": run.lora.model_copy(update={"initial": None})})
             models.attach_adapter(self.unet, fresh)
@@ -69,6 +72,8 @@ class Networks:
         for parameter in self.adapter:
             parameter.data = parameter.data.float()
         self.vae.to(vae_dtype)
+        if self.scoring_decoder is not None:
+            self.scoring_decoder.to(dtype)
         self.recompute(run.training.gradient_checkpointing)
         self.latent = (int(self.unet.config.in_channels), *architecture.latent_sides(run.sampling))
         self.pixels = architecture.pixels(run.sampling)
@@ -115,12 +120,13 @@ class Networks:
         finally:
             self.unet.enable_adapters()
 
-    def decode(self, rows: int, gradient: bool = False) -> Cost:
-        """Decoding so many latents at once."""
-        latents = torch.empty(rows, *self.latent, dtype=self.vae_dtype, device=META, requires_grad=gradient)
+    def decode(self, rows: int, gradient: bool = False, scoring: bool = False) -> Cost:
+        """Decoding so many latents at once. scoring: by the scoring decoder."""
+        decoder = self.scoring_decoder if scoring else self.vae
+        latents = torch.empty(rows, *self.latent, dtype=decoder.dtype, device=META, requires_grad=gradient)
 
         def forward() -> Tensor:
-            pictures: Tensor = self.vae.decode(latents.view_as(latents), return_dict=False)[0].float()
+            pictures: Tensor = decoder.decode(latents.view_as(latents), return_dict=False)[0].float()
             return (pictures / 2 + 0.5).clamp(0, 1)
 
         return _measure(forward, [latents] if gradient else [], torch.float32)

@@ -14,6 +14,8 @@ TITLES = {
     "forward backward": "denoiser backwards",
     "decode": "pictures decoded",
     "decode backward": "decoder backwards",
+    "scoring decode": "pictures decoded by the scoring decoder",
+    "scoring decode backward": "scoring decoder backwards",
     "text": "prompts encoded",
     "reward": "pictures scored",
 }

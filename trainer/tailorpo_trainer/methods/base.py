@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -100,6 +99,8 @@ def branch_out(scene: Scene, candidates: int, continue_from: str, push: Push | N
 def best_against_worst(branches: Sequence[Branch], threshold: float = 0.0) -> Pairs:
     """The pair of each branch; one whose gap is 0 or below the threshold weighs 0."""
     pairs = []
+    some = any(drawn.prediction is not None for drawn in branches)
+    every = all(drawn.prediction is not None for drawn in branches)
     for drawn in branches:
         rows = torch.arange(len(drawn.x), device=drawn.x.device)
         gap = drawn.rewards[rows, drawn.winner] - drawn.rewards[rows, drawn.loser]
@@ -112,7 +113,8 @@ def best_against_worst(branches: Sequence[Branch], threshold: float = 0.0) -> Pa
                 loser=drawn.candidates[rows, drawn.loser],
                 gap=gap,
                 weight=((gap > 0) & (gap >= threshold)).float(),
-                prediction=drawn.prediction,
+                prediction=torch.zeros_like(drawn.x) if some and drawn.prediction is None else drawn.prediction,
+                kept=torch.full_like(rows, drawn.prediction is not None, dtype=torch.bool) if some > every else None,
             )
         )
     joined = {
@@ -124,22 +126,31 @@ def best_against_worst(branches: Sequence[Branch], threshold: float = 0.0) -> Pa
 
 
 def predictions(
-    policy: Policy, x: Tensor, step: Tensor, text: Tensor, kept: Tensor | None = None
+    policy: Policy,
+    x: Tensor,
+    step: Tensor,
+    text: Tensor,
+    prediction: Tensor | None = None,
+    kept: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The policy's predictions, with a gradient, and the reference's, without; both [n, c, h, w].
 
-    kept: the policy's, if the rollout kept them with their graph.
+    prediction, kept: see `Pairs`.
     """
     with policy.reference():
         reference = policy.predict(x, step, text)
-    return policy.predict(x, step, text) if kept is None else kept, reference
+    if prediction is None:
+        return policy.predict(x, step, text), reference
+    if kept is not None and not kept.all():
+        again = ~kept
+        prediction = prediction.index_put((again,), policy.predict(x[again], step[again], text[again]))
+    return prediction, reference
 
 
 def can_keep_graph(training: spec.Training, at_once: Portions, trained: Sequence[int], samples: int) -> bool:
-    """Whether the rollout's predictions can serve the update: exact while nothing was updated in between, no dearer
-    in memory if all rows fit one pass anyway, and possible where each trained step has a prediction of its own."""
-    apart = all(after - before > 1 for before, after in pairwise(trained))
-    return training.updates_per_iteration == 1 and samples * len(trained) <= at_once.training and apart
+    """Whether the rollout's predictions can serve the update: exact while nothing was updated in between, and no dearer
+    in memory if all rows fit one pass anyway."""
+    return training.updates_per_iteration == 1 and samples * len(trained) <= at_once.training
 
 
 def mean_shift(policy: Policy, x: Tensor, step: Tensor, prediction: Tensor, reference: Tensor) -> Tensor:

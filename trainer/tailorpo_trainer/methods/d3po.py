@@ -62,7 +62,7 @@ class D3PO:
             )
             for a, b in zip(drawn.first, drawn.second, strict=True)
         ]
-        names = [name for name in Pairs.__dataclass_fields__ if name != "prediction"]
+        names = [name for name in Pairs.__dataclass_fields__ if name not in ("prediction", "kept")]
         return Pairs(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
 
     def loss(self, policy: Policy, rows: Pairs, text: Tensor) -> Loss:

@@ -34,7 +34,7 @@ class SPO:
         return best_against_worst(drawn, self.threshold)
 
     def loss(self, policy: Policy, rows: Pairs, text: Tensor) -> Loss:
-        ours, reference = predictions(policy, rows.x, rows.step, text, rows.prediction)
+        ours, reference = predictions(policy, rows.x, rows.step, text, rows.prediction, rows.kept)
         mean = policy.sampler.mean(rows.step, rows.x, reference)
         shift = mean_shift(policy, rows.x, rows.step, ours, reference)
         sigma = policy.sampler.noise_level(rows.step, rows.x)

@@ -34,7 +34,7 @@ class TailorPO:
         return best_against_worst(drawn)
 
     def loss(self, policy: Policy, rows: Pairs, text: Tensor) -> Loss:
-        ours, reference = predictions(policy, rows.x, rows.step, text, rows.prediction)
+        ours, reference = predictions(policy, rows.x, rows.step, text, rows.prediction, rows.kept)
         shift = mean_shift(policy, rows.x, rows.step, ours, reference)
         sigma = policy.sampler.noise_level(rows.step, rows.x)
         logit = objectives.shared_logit(rows.winner, rows.loser, shift, sigma, self.beta, self.reduction)

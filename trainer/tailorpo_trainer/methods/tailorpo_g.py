@@ -45,7 +45,7 @@ class TailorPOG(TailorPO):
             else:
                 ahead = policy.predict(y, step + 1, scene.text) if guidance.gradient == "full" else prediction
                 clean = policy.sampler.clean(step + 1, y, ahead)
-            reward = scene.score.differentiable(clean)
+            reward = scene.score.differentiable(clean, step)
             (gradient,) = torch.autograd.grad(reward.sum(), y)
         length = gradient.flatten(1).norm(dim=1).clamp(min=1e-12)
         noise_length = float(policy.sampler.sigma[step]) * winner[0].numel() ** 0.5

@@ -15,8 +15,13 @@ def explain(model: spec.Model, local: bool, error: Exception) -> TailorPOError:
     if model.variant and "variant" in text:
         return ConfigurationError(f"spec.model.variant: {model.variant!r} is not in {model.name!r}: {text}")
     if local:
-        return DataError(f"{subject} cannot be loaded: {text}")
+        return explain_local(subject, error)
     return explain_hub("spec.model.name", model.name, error, model.revision)
+
+
+def explain_local(subject: str, error: Exception) -> TailorPOError:
+    """For what loading from a folder raised; subject: the field of the document and its value."""
+    return _full(subject, error) or DataError(f"{subject} cannot be loaded: {one_line(error)}")
 
 
 def explain_hub(field: str, name: str, error: Exception, revision: str | None = None) -> TailorPOError:
@@ -37,7 +42,7 @@ def explain_hub(field: str, name: str, error: Exception, revision: str | None = 
         )
     if caused(errors.RevisionNotFoundError):
         return ConfigurationError(
-            f"spec.model.revision: {revision!r} is no branch, tag or commit of {name!r} on the hub"
+            f"{field.removesuffix('.name')}.revision: {revision!r} is no branch, tag or commit of {name!r} on the hub"
         )
     status = next((code for item in _chain(error) if (code := _status(item))), 0)
     if caused(errors.RepositoryNotFoundError) or (status == 401 and get_token() is None):

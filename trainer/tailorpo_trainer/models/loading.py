@@ -6,6 +6,7 @@ import torch
 
 from tailorpo_trainer import spec
 from tailorpo_trainer.models.adapter import attach_adapter
+from tailorpo_trainer.models.decoder import check_decoder, load_decoder
 from tailorpo_trainer.models.pipeline import load_pipeline
 from tailorpo_trainer.policy import PRECISIONS, Policy
 from tailorpo_trainer.portions import portions
@@ -39,19 +40,28 @@ def load_policy(run: spec.TrainingSpec, device: torch.device | None = None) -> P
     """
     device = device or pick_device()
     dtype = pick_dtype(run.training.precision, device)
+    wanted = run.model.scoring_decoder
+    small = None if wanted is None else load_decoder(wanted)  # megabytes: before the gigabytes
     pipeline = load_pipeline(run.model)
     unet, vae, text_encoder = pipeline.unet, pipeline.vae, pipeline.text_encoder
-    for part in (unet, vae, text_encoder):
-        part.requires_grad_(False).eval()
     sampling = run.sampling
     factor = getattr(pipeline, "vae_scale_factor", 8)
+    if wanted is not None and small is not None:
+        check_decoder(wanted, small.config, vae.config, factor)
+    decoders = [vae] if small is None else [vae, small]
+    for part in (unet, text_encoder, *decoders):
+        part.requires_grad_(False).eval()
     own = unet.config.sample_size
     sides = (own, own) if isinstance(own, int) else own
-    wanted = (sampling.height, sampling.width)
-    size = [pixels // factor if pixels else side for pixels, side in zip(wanted, sides, strict=True)]
+    asked = (sampling.height, sampling.width)
+    size = [pixels // factor if pixels else side for pixels, side in zip(asked, sides, strict=True)]
     attach_adapter(unet, run)
     unet.to(device, dtype if device.type != "cpu" else torch.float32)
-    vae.to(device, torch.float32 if vae.config.get("force_upcast", True) or device.type == "cpu" else dtype)
+    for decoder in decoders:
+        exact = decoder.config.get("force_upcast", True) or device.type == "cpu"
+        decoder.to(device, torch.float32 if exact else dtype)
+        if run.training.vae_slicing and hasattr(decoder, "enable_slicing"):
+            decoder.enable_slicing()
     text_encoder.to(device)
     for parameter in unet.parameters():
         if parameter.requires_grad:
@@ -59,11 +69,10 @@ def load_policy(run: spec.TrainingSpec, device: torch.device | None = None) -> P
     if run.training.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
         unet.train()  # diffusers recomputes in training mode only; there is no dropout in these models
-    if run.training.vae_slicing and hasattr(vae, "enable_slicing"):
-        vae.enable_slicing()
     return Policy(
         unet=unet,
         vae=vae,
+        scoring_decoder=small,
         text_encoder=text_encoder,
         tokenizer=pipeline.tokenizer,
         sampler=ddim(pipeline.scheduler, sampling.steps, sampling.eta, sampling.timestep_spacing),

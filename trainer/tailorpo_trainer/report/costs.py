@@ -11,6 +11,7 @@ PHASES = {
     "rollout": "drawing trajectories and candidates",
     "decode": "latents to pictures",
     "score": "asking the rewards",
+    "check": "scoring decoder against the model's own",
     "update": "losses, gradients, optimiser",
     "checkpoint": "saving",
     "evaluation": "measuring on held-out noise",
@@ -21,6 +22,7 @@ WORK = {
     "denoiser_forwards": "denoiser forwards",
     "denoiser_forwards_with_gradient": "– of them with a gradient",
     "decodes": "decoded pictures",
+    "scoring_decodes": "decoded by the scoring decoder",
 }
 
 
@@ -61,7 +63,8 @@ def evaluation_seconds(run: Run) -> float:
 def work(run: Run) -> list[tuple[str, str, Value]]:
     """Counts of training work: key, name, count."""
     totals = run.totals
-    return [(key, name, totals[key]) for key, name in WORK.items() if totals.get(key) is not None]
+    there = {key for key, count in totals.items() if count or (count == 0 and key != "scoring_decodes")}
+    return [(key, name, totals[key]) for key, name in WORK.items() if key in there]
 
 
 def flops_by_kind(run: Run) -> list[Slice]:
@@ -72,6 +75,7 @@ def flops_by_kind(run: Run) -> list[Slice]:
         "policy": "denoiser forwards with one",
         "backward": "through the denoiser",
         "decode": "latents to pictures",
+        "scoring decode": "the same, by the scoring decoder",
         "scoring": "the rewards' own models",
     }
     return _slices(kinds, notes, wording.flops) if kinds else []
@@ -94,6 +98,7 @@ def _flops(totals: Mapping[str, Value], cost: Mapping[str, float]) -> dict[str, 
         "policy": with_gradient * forward,
         "backward": with_gradient * backward,
         "decode": (totals.get("decodes") or 0.0) * cost.get("decode", 0.0),
+        "scoring decode": (totals.get("scoring_decodes") or 0.0) * cost.get("scoring_decode", 0.0),
         "scoring": (totals.get("reward_queries") or 0.0) * cost.get("scoring", 0.0),
     }
 

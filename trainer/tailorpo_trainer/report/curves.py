@@ -29,6 +29,7 @@ FIGURES = (
     "logit_abs",
     "clamped",
     "tied",
+    "rank_agreement",
 )
 """What is drawn of a line of kind `iteration`."""
 
@@ -100,6 +101,9 @@ def evaluation_charts(shown: Sequence[Evaluation], terms: Sequence[str]) -> list
     diversity = Series("diversity", "evaluation", [e.diversity for e in shown], "c1")
     note = "RMS difference of pictures of one prompt"
     charts.append(Chart("diversity", "Diversity", [diversity], note, watched=True))
+    seen = Series("feature diversity", "evaluation", [e.feature_diversity for e in shown], "c1")
+    note = "cosine distance of CLIP embeddings of pictures of one prompt"
+    charts.append(Chart("feature-diversity", "Feature diversity", [seen], note, watched=True))
     return charts
 
 
@@ -128,6 +132,11 @@ def training_charts(y: Mapping[str, Sequence[Value]], method: str) -> list[Chart
     if any(y["tied"]):
         note = "share that weighs nothing"
         charts.append(_training_chart(y, "tied", "Pairs without a winner", note, bounds=(0.0, 1.0)))
+    if any(value is not None for value in y["rank_agreement"]):
+        note = "pairs that the scoring decoder orders as the model's own does"
+        series = [Series("rank agreement", "training", y["rank_agreement"], "c1")]
+        level: dict[str, Any] = {"level": 0.5, "level_name": "chance", "bounds": (0.0, 1.0)}
+        charts.append(Chart("training-rank_agreement", "Rank agreement", series, note, **level))
     return charts
 
 

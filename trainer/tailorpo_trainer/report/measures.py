@@ -61,6 +61,13 @@ def standard_error(values: Sequence[float]) -> float:
     return math.sqrt(math.fsum((value - middle) ** 2 for value in values) / (len(values) - 1) / len(values))
 
 
+def wilson(count: int, of: int) -> tuple[float, float]:
+    """The 95 % interval of a share (Wilson 1927): honest at 0 and 1 too, and never beyond them."""
+    z, share = 1.959963984540054, count / of
+    middle, half = share + z**2 / (2 * of), z * math.sqrt(share * (1 - share) / of + z**2 / (4 * of**2))
+    return max(0.0, (middle - half) / (1 + z**2 / of)), min(1.0, (middle + half) / (1 + z**2 / of))
+
+
 @lru_cache(maxsize=256)
 def t_quantile(freedom: int) -> float:
     """Student's t that 95 % of draws stay within (two-sided)."""

@@ -25,6 +25,7 @@ class Evaluation:
     errors: dict[str, Value]
     watched: tuple[str, ...]
     diversity: Value
+    feature_diversity: Value
     scores: list[Value]
     prompts: list[str]
     seconds: Value
@@ -127,6 +128,7 @@ def _evaluation(line: Mapping[str, Any]) -> Evaluation:
         errors=numbers(line.get("rewards_standard_error")),
         watched=tuple(_texts(line.get("watched")) or ()),
         diversity=value(line.get("diversity")),
+        feature_diversity=value(line.get("feature_diversity")),
         scores=[value(score) for score in scores] if isinstance(scores, list) else [],
         prompts=_texts(line.get("prompts")) or [],
         seconds=value(line.get("seconds")),

@@ -101,9 +101,13 @@ class ClipScore:
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Scores in [-100, 100], float32 [n]."""
-        features = self._clip.get_image_features(pixel_values=self._preprocess(images))
-        pictures = F.normalize(_embedding(features), dim=-1)
+        pictures = self.features(images)
         return 100 * (pictures * self._embed(prompts).to(pictures.device)).sum(-1)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Unit embeddings of pictures [n, d]: what the model sees in them."""
+        features = self._clip.get_image_features(pixel_values=self._preprocess(images))
+        return F.normalize(_embedding(features), dim=-1)
 
     def _embed(self, prompts: Sequence[str]) -> Tensor:
         """Unit text embeddings [n, d], each prompt computed once."""

@@ -12,6 +12,8 @@ PIPELINE = ROOT / "pipeline"
 """A stock `diffusers.StableDiffusionPipeline` folder, 64x64 pictures."""
 SCORER = ROOT / "scorer"
 """A `transformers.CLIPModel` folder with image processor and tokenizer: how well a picture fits a caption."""
+SCORING_DECODER = ROOT / "scoring-decoder"
+"""A `diffusers.AutoencoderTiny` folder: decodes the pipeline's latents with a fraction of its decoder's work."""
 JUDGE = ROOT / "judge"
 """A `transformers.ResNetForImageClassification` folder: names the animal. To evaluate, never a reward."""
 
@@ -25,4 +27,4 @@ ANIMALS: tuple[str, ...] = (
 GROUNDS: tuple[str, ...] = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "white")
 """Colours of the background that a caption may name."""
 
-__all__ = ["ANIMALS", "GROUNDS", "JUDGE", "PIPELINE", "ROOT", "SCORER"]
+__all__ = ["ANIMALS", "GROUNDS", "JUDGE", "PIPELINE", "ROOT", "SCORER", "SCORING_DECODER"]

@@ -42,19 +42,23 @@ def build() -> AutoencoderTiny:
         latent_channels=CHANNELS,
         scaling_factor=SCALING,
     )
-    # The default initialisation hardly learns, without normalisation: He's, and residual branches near zero.
-    for layer in model.decoder.modules():
+    initialise(model.decoder)
+    return model
+
+
+def initialise(decoder: Any) -> None:
+    """He's weights, and residual branches near zero: the default hardly learns, without normalisation."""
+    for layer in decoder.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
     with torch.no_grad():
-        for layer in model.decoder.layers:
+        for layer in decoder.layers:
             if hasattr(layer, "fuse"):  # an AutoencoderTinyBlock
                 layer.conv[-1].weight.mul_(0.1)
-        model.decoder.layers[-1].weight.mul_(0.1)
-        model.decoder.layers[-1].bias.fill_(0.5)
-    return model
+        decoder.layers[-1].weight.mul_(0.1)
+        decoder.layers[-1].bias.fill_(0.5)
 
 
 def principal_components(pixels: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:

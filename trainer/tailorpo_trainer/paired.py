@@ -1,0 +1,121 @@
+"""Two measurements side by side, with what is certain about their difference."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tailorpo_trainer.evaluate import Measurement
+from tailorpo_trainer.recognition import Recognition
+from tailorpo_trainer.report.measures import t_quantile, wilson
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Before and after on the same noise. Intervals are 95 %: Student's, from the standard error of n pictures.
+
+    recognised: what the shipped model's judge made of the pictures before and after; None for another model, or
+    where no prompt names an animal that it knows.
+    """
+
+    iteration: int
+    images: int
+    before: Measurement
+    after: Measurement
+    recognised: tuple[Recognition, Recognition] | None = None
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row a score: means, half widths of their intervals, and of the paired difference."""
+        scores = {"reward": (self.before.reward, self.after.reward)}
+        scores |= {name: (self.before.parts[name], self.after.parts[name]) for name in self.before.parts}
+        if len(self.before.parts) == 1 and torch.equal(self.before.reward, next(iter(self.before.parts.values()))):
+            del scores["reward"]  # the sum of one reward of weight 1 is that reward
+        return [
+            {
+                "score": name,
+                "before": float(before.double().mean()),
+                "before_interval": _interval(before),
+                "after": float(after.double().mean()),
+                "after_interval": _interval(after),
+                "difference": float((after.double() - before.double()).mean()),
+                "difference_interval": _interval(after.double() - before.double()),
+            }
+            for name, (before, after) in scores.items()
+        ]
+
+    def as_dict(self) -> dict[str, Any]:
+        found = {
+            "iteration": self.iteration,
+            "images": self.images,
+            "scores": self.rows(),
+            **{name: {"before": before, "after": after} for name, (before, after) in self._diversities().items()},
+        }
+        if self.recognised is not None:
+            before, after = self.recognised
+            found["recognised"] = {
+                "before": _share(before),
+                "after": _share(after),
+                "images": after.images,
+                "images_left_out": after.left_out,
+            }
+        return found
+
+    def table(self) -> list[list[str]]:
+        """What a person reads: name, before, after, paired difference, each with its interval where it has one."""
+        rows = [
+            [
+                row["score"],
+                with_interval(row["before"], row["before_interval"]),
+                with_interval(row["after"], row["after_interval"]),
+                with_interval(row["difference"], row["difference_interval"], "+"),
+            ]
+            for row in self.rows()
+        ]
+        for name, (before, after) in self._diversities().items():
+            if before is not None and after is not None:
+                rows.append([name.replace("_", " "), f"{before:.3f}", f"{after:.3f}", f"{after - before:+.3f}"])
+        if self.recognised is not None:
+            shares = [_share(found) for found in self.recognised]
+            cells = [f"{100 * s['share']:.1f} % ({100 * s['low']:.1f} to {100 * s['high']:.1f})" for s in shares]
+            rows.append(["named right", *cells, f"{100 * (shares[1]['share'] - shares[0]['share']):+.1f} points"])
+        return rows
+
+    def _diversities(self) -> dict[str, tuple[float | None, float | None]]:
+        before, after = self.before, self.after
+        found = {"diversity": (before.diversity, after.diversity)}
+        if after.feature_diversity is not None:
+            found["feature_diversity"] = (before.feature_diversity, after.feature_diversity)
+        return found
+
+    def notes(self) -> list[str]:
+        """How to read the table."""
+        notes = ["± is the 95 % interval of the mean; differences are picture by picture, on the same noise"]
+        if self.recognised is not None:
+            after = self.recognised[1]
+            left_out = f"; {after.left_out} of other prompts left out" if after.left_out else ""
+            notes.append(
+                f"named right: by the shipped model's judge, which is never a reward, of {after.images} pictures whose "
+                f"prompt names one of its animals{left_out}; in brackets the 95 % interval"
+            )
+        return notes
+
+
+def _interval(values: Tensor) -> float:
+    """Half the width of the 95 % interval of the mean; NaN for a single value."""
+    count = len(values)
+    return t_quantile(count - 1) * float(values.double().std()) / count**0.5 if count > 1 else math.nan
+
+
+def _share(found: Recognition) -> dict[str, float]:
+    low, high = wilson(found.right, found.images)
+    return {"share": found.right / found.images, "low": low, "high": high}
+
+
+def with_interval(value: float, half: float, sign: str = "") -> str:
+    """12.34 ± 0.56: two digits of the interval, and as many of the value."""
+    if not math.isfinite(half) or half == 0:
+        return f"{value:{sign}.4g}"
+    digits = min(9, max(0, 1 - math.floor(math.log10(half))))
+    return f"{value:{sign}.{digits}f} ± {half:.{digits}f}"

@@ -1,0 +1,132 @@
+"""A smaller decoder for `tiny-animals`, taught by its own: `python -m tailorpo_trainer.tiny_animals.scoring_decoder`.
+
+It is for scoring: of the latents that denoising steps expect at the end (x0hat) it makes the pictures that the real
+decoder makes of them, at a fraction of the work. It needs neither the font nor the training pictures: the pipeline
+draws what it learns from. One thread, fixed seeds, minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline
+from diffusers.utils import logging
+from torch import Tensor
+
+from . import PIPELINE, SCORING_DECODER
+from .autoencoder import CHANNELS, SCALING, initialise, picture_loss
+from .loop import descend, learning_rate
+from .pictures import all_captions
+
+WIDTH = 16
+DECODER_BLOCKS = (4, 2, 0, 0)  # at 8, 16, 32 and 64 pixels a side
+TRAJECTORIES, HELD_OUT, AT_ONCE = 512, 32, 32
+DENOISING_STEPS = 20
+STEPS, BATCH, RATE = 14_000, 16, 3e-3
+GUIDANCE = (1.0, 6.0)
+STRETCH = (0.85, 1.25)
+"""Latents are scaled by so much: an aligned policy leaves what the base model draws, towards stronger colours first."""
+
+
+def build() -> AutoencoderTiny:
+    """The untrained decoder, in a stock class; its encoder is as small as the class allows, and never trained."""
+    torch.manual_seed(0)
+    model = AutoencoderTiny(
+        encoder_block_out_channels=(1,) * 4,
+        decoder_block_out_channels=(WIDTH,) * 4,
+        num_encoder_blocks=(0, 0, 0, 0),
+        num_decoder_blocks=DECODER_BLOCKS,
+        latent_channels=CHANNELS,
+        scaling_factor=SCALING,
+    )
+    initialise(model.decoder)
+    return model
+
+
+@torch.no_grad()
+def expected_latents(pipeline: StableDiffusionPipeline, trajectories: int, seed: int) -> Tensor:
+    """x0hat at each of the steps of so many trajectories, [n, 16, 8, 8], as the decoder takes them: unscaled."""
+    generator = torch.Generator().manual_seed(seed)
+    captions = all_captions()[:-1]
+    scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+    scheduler.set_timesteps(DENOISING_STEPS)
+    nothing, _ = pipeline.encode_prompt([""], "cpu", 1, False)
+    found = []
+    for _ in range(trajectories // AT_ONCE):
+        chosen = torch.randint(len(captions), (AT_ONCE,), generator=generator)
+        text, _ = pipeline.encode_prompt([captions[i] for i in chosen], "cpu", 1, False)
+        states = torch.cat([nothing.expand_as(text), text])
+        low, high = GUIDANCE
+        guidance = low + (high - low) * torch.rand(AT_ONCE, 1, 1, 1, generator=generator)
+        x = torch.randn(AT_ONCE, CHANNELS, 8, 8, generator=generator)
+        for timestep in scheduler.timesteps:
+            both = pipeline.unet(torch.cat([x, x]), timestep, encoder_hidden_states=states, return_dict=False)[0]
+            without, with_text = both.chunk(2)
+            predicted = without + guidance * (with_text - without)
+            step = scheduler.step(predicted, timestep, x, eta=1.0, generator=generator)
+            x = step.prev_sample
+            found.append(step.pred_original_sample)
+    latents = torch.cat(found)
+    low, high = STRETCH
+    return latents * (low + (high - low) * torch.rand(len(latents), 1, 1, 1, generator=generator)) / SCALING
+
+
+@torch.no_grad()
+def decode(model: AutoencoderTiny, latents: Tensor) -> Tensor:
+    """Pictures in -1..1, as the pipeline clamps them."""
+    return torch.cat([model.decode(part, return_dict=False)[0].clamp(-1, 1) for part in latents.split(64)])
+
+
+def train(model: AutoencoderTiny, latents: Tensor, pictures: Tensor) -> None:
+    """Fit the decoder to the real one's pictures [n, 3, 64, 64] of these latents."""
+    model.to(memory_format=torch.channels_last)
+    parameters = list(model.decoder.parameters())
+    optimizer = torch.optim.AdamW(parameters, lr=RATE, betas=(0.9, 0.99), weight_decay=1e-4)
+    generator = torch.Generator().manual_seed(1)
+    losses = []
+    for step in range(STEPS):
+        chosen = torch.randint(len(latents), (BATCH,), generator=generator)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            made = model.decode(latents[chosen], return_dict=False)[0]
+        loss = picture_loss(made.float(), pictures[chosen].float())
+        losses.append(descend(loss, optimizer, parameters, learning_rate(step, STEPS, RATE, constant=0.4)))
+        if (step + 1) % 500 == 0:
+            print(f"step {step + 1:,} of {STEPS:,}, loss {sum(losses) / len(losses):.4f}", flush=True)
+            losses.clear()
+    model.to(memory_format=torch.contiguous_format)
+
+
+def measure(model: AutoencoderTiny, latents: Tensor, pictures: Tensor) -> float:
+    """PSNR in dB against the real decoder's pictures, for values in -1..1."""
+    return float(10 * torch.log10(4 / (decode(model, latents) - pictures.float()).square().mean()))
+
+
+def main() -> None:
+    """Draw, teach, measure, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=SCORING_DECODER, help="the folder (default: this package's)")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    logging.set_verbosity_error()
+    began = time.process_time()
+    pipeline = StableDiffusionPipeline.from_pretrained(PIPELINE)
+    teacher = pipeline.vae
+    # Half precision, as they are only kept: a gigabyte less.
+    latents = [expected_latents(pipeline, count, seed) for count, seed in ((TRAJECTORIES, 0), (HELD_OUT, 1))]
+    pictures = [decode(teacher, part).half() for part in latents]
+    print(f"{len(latents[0]):,} latents and pictures: {time.process_time() - began:.0f} s", flush=True)
+    model = build()
+    train(model, latents[0], pictures[0])
+    model.half().save_pretrained(given.output)
+    for path in given.output.glob("*.safetensors"):
+        path.chmod(0o644)  # some versions write for their owner alone
+    shipped = AutoencoderTiny.from_pretrained(given.output)
+    print(f"PSNR against the real decoder, held out: {measure(shipped, latents[1], pictures[1]):.1f} dB")
+    print(f"{time.process_time() - began:.0f} s of processor time")
+
+
+if __name__ == "__main__":
+    main()
