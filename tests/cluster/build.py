@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.cluster.processes import Family
+
 MODULE = Path(__file__).parent / "go"
 SERVERS = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler")
 REPORT_SECONDS = 15.0
@@ -63,8 +65,12 @@ def binaries(report: Report = say) -> Path:
             for abandoned in cache.glob(f"{ready.name}.build-*"):
                 shutil.rmtree(abandoned)
             half = Path(tempfile.mkdtemp(prefix=f"{ready.name}.build-", dir=cache))
-            _build(go, half, report)
-            half.rename(ready)
+            family = Family(half)
+            try:
+                _build(go, half, family, report)
+                half.rename(ready)
+            finally:
+                family.end()
     return ready
 
 
@@ -101,23 +107,25 @@ def _alone(path: Path, report: Report) -> Iterator[None]:
         yield
 
 
-def _build(go: str, folder: Path, report: Report) -> None:
+def _build(go: str, folder: Path, family: Family, report: Report) -> None:
     report(f"building the servers of Kubernetes {kubernetes_version()}: once, 5 to 20 minutes, at low priority")
     # This also downloads the modules; Go says so itself, on standard error.
     listed = subprocess.run([go, "list", "-deps", "tool"], cwd=MODULE, env=_environment(), stdout=subprocess.PIPE)
     if listed.returncode:
         raise BuildError("the Go modules could not be had; Go's reason stands above")
     command = [go, "build", "-v", *_flags(), "-o", f"{folder}{os.sep}", "tool"]
-    _run([*(["nice", "-n", "15"] if shutil.which("nice") else []), *command], len(listed.stdout.splitlines()), report)
+    nice = ["nice", "-n", "15"] if shutil.which("nice") else []
+    _run([*nice, *command], len(listed.stdout.splitlines()), family, report)
     (folder / "server").rename(folder / "etcd")  # Go names a program after its module's last path element
     missing = [name for name in SERVERS if not os.access(folder / name, os.X_OK)]
     assert not missing, f"go build made no {missing}"
 
 
-def _run(command: list[str], packages: int, report: Report) -> None:
+def _run(command: list[str], packages: int, family: Family, report: Report) -> None:
     """Runs `go build -v`, which names each package it has compiled, and reports their number now and then."""
     started, lines = time.monotonic(), list[str]()
     process = subprocess.Popen(command, cwd=MODULE, env=_environment(), stderr=subprocess.PIPE, text=True)
+    family.born(process.pid)
 
     def read() -> None:
         assert process.stderr is not None
@@ -134,5 +142,6 @@ def _run(command: list[str], packages: int, report: Report) -> None:
         if reader.is_alive():
             process.kill()
         process.wait()
+        family.buried(process.pid)
     if process.returncode:
         raise BuildError("\n".join([f"go build ended with exit code {process.returncode}:", *lines[-20:]]))
