@@ -4,6 +4,8 @@ from io import StringIO
 from typing import Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.nodes import ScalarNode
+from ruamel.yaml.representer import RoundTripRepresenter
 
 from tailorpo_operator import api, cel
 from tailorpo_operator.structural import Schema, structural
@@ -112,9 +114,23 @@ def _column(name: str, kind: str, path: str, wide: bool) -> dict[str, Any]:
     return {"name": name, "type": kind, "jsonPath": path} | ({"priority": 1} if wide else {})
 
 
+class _Representer(RoundTripRepresenter):
+    """Writes 1e-08 as 1.0e-08: readers of YAML 1.1 take the former for text."""
+
+    def represent_number(self, value: float) -> ScalarNode:
+        text = repr(value)
+        text = text if "." in text else text.replace("e", ".0e")
+        node: ScalarNode = self.represent_scalar("tag:yaml.org,2002:float", text)
+        return node
+
+
+_Representer.add_representer(float, _Representer.represent_number)
+
+
 def page() -> str:
     """The definition as YAML."""
     yaml = YAML()
+    yaml.Representer = _Representer
     yaml.indent(mapping=2, sequence=4, offset=2)
     yaml.width = 120
     out = StringIO()

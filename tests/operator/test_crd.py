@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ruamel.yaml import YAML
 
 from tailorpo_operator import api, cel, crd
 from tailorpo_trainer import document, rules
@@ -22,6 +23,13 @@ CLIENT_SIDE_APPLY = 262_144  # bytes of all annotations of an object
 def test_the_manifest_is_current() -> None:
     checked_in = ROOT / "manifests" / "crd.yaml"
     assert checked_in.read_text() == crd.page(), "run python -m tailorpo_operator.crd > manifests/crd.yaml"
+
+
+@pytest.mark.parametrize("version", ["1.1", "1.2"])
+def test_any_reader_of_yaml_sees_the_same(version: str) -> None:
+    yaml = YAML(typ="safe", pure=True)
+    yaml.version = version
+    assert yaml.load(crd.page()) == crd.definition()
 
 
 def test_the_definition_is_small_enough_for_client_side_apply() -> None:
