@@ -25,6 +25,7 @@ def test_the_manifest_is_current() -> None:
     assert checked_in.read_text() == crd.page(), "run python -m tailorpo_operator.crd > manifests/crd.yaml"
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("version", ["1.1", "1.2"])
 def test_any_reader_of_yaml_sees_the_same(version: str) -> None:
     yaml = YAML(typ="safe", pure=True)
@@ -138,6 +139,7 @@ def test_the_stored_object_has_the_laptops_defaults(dry: Kubectl) -> None:
     for data in GOOD:
         stored = json.loads(dry("create", "--dry-run=server", "--output=json", "--filename=-", stdin=json.dumps(data)))
         assert document.parse({**data, "spec": stored["spec"]}) == document.parse(data)
+        assert rules.resolve(api.Job.model_validate(stored).spec) == document.parse(data).spec
         explicit = set(stored["spec"]["training"])
         assert {"iterations", "promptsPerIteration", "seed", "precision"} <= explicit
 
