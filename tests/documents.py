@@ -1,14 +1,13 @@
 """Good documents that use every field, and ways to damage them: for the laptop's reader and for the API server."""
 
-import math
 import random
 from collections.abc import Mapping
 from copy import deepcopy
 from functools import cache
 from typing import Any
 
-from tailorpo_trainer import parts
-from tailorpo_trainer.spec import Spec
+from tailorpo_trainer.placement_rules import ONE_OF, alias
+from tailorpo_trainer.spec import Prompts, Spec
 
 TEMPLATE = {
     "image": "registry:5000/a@sha256:0",
@@ -71,7 +70,7 @@ GOOD: list[dict[str, Any]] = [
                     "scoringDecoder": {"name": "tiny-animals"},
                 },
                 "lora": {"rank": 4, "alpha": 4, "targetModules": ["to_q"], "initial": "lora.safetensors"},
-                "sampling": {"steps": 10, "trainedSteps": {"count": 3, "choose": "early"}, "height": 64, "width": 64},
+                "sampling": {"steps": 1000, "trainedSteps": {"count": 3, "choose": "early"}, "height": 64, "width": 64},
                 "optimizer": {"learningRate": 1e-3, "schedule": "cosine", "emaDecay": 0.9},
             },
         ),
@@ -93,12 +92,25 @@ GOOD: list[dict[str, Any]] = [
             {"name": "ddpo", "clipRange": 1e-4, "advantageClip": 10},
             {
                 "prompts": {"configMapKeyRef": {"name": "a", "key": "b"}},
-                "training": {"iterations": 5, "seed": 3, "precision": "bf16", "vaeSlicing": True, "microBatchSize": 2},
+                "sampling": {"timestepSpacing": "trailing"},
+                "training": {
+                    "iterations": 5,
+                    "promptsPerIteration": 1024,
+                    "seed": 3,
+                    "precision": "bf16",
+                    "vaeSlicing": True,
+                    "microBatchSize": 2,
+                },
                 "evaluation": {
                     "everyIterations": 0,
                     "prompts": {"file": "held-out.txt"},
-                    "rewards": [{"name": "clip-score"}],
+                    "rewards": [
+                        {"name": "clip-score"},
+                        {"name": "http", "endpoints": ["http://a"], "timeoutSeconds": 3, "retries": 0},
+                        {"name": "mine", "parameters": {"a": "1"}},
+                    ],
                 },
+                "template": {"volumes": [{"name": "a", "nfs": {"server": "b", "path": "/"}}]},
                 "checkpoint": {"storage": "s3://a/b", "keep": 1, "secretName": "s"},
             },
         ),
@@ -141,18 +153,38 @@ def spoil_values(data: Any, rng: random.Random) -> None:
             )
 
 
-def spoil_fields(spec: Any, rng: random.Random) -> None:
-    """One field of a `spec` at an edge of what the models allow, or just beyond; in place."""
-    objects: list[tuple[Any, Mapping[str, Any]]] = [(spec, _schema())]
-    for container, schema in objects:
+RIVALS = [tuple(alias(model, field) for field in fields) for model, fields in ONE_OF.items()]
+RIVALS.append(tuple(alias(Prompts, field) for field in Prompts.model_fields))
+"""Fields of which an object has exactly one."""
+
+Known = tuple[str, dict[str, Any], Mapping[str, Any]]
+"""An object of a document: its path without indices, itself, and its schema."""
+
+
+def objects(spec: Any) -> list[Known]:
+    """Every object of a `spec` that the models know."""
+    found: list[Known] = [("spec", spec, _schema())]
+    for path, container, schema in found:
         for key, value in container.items():
-            for known in _choices(schema["properties"].get(key, {})):
+            for known in choices(schema["properties"].get(key, {})):
                 entries = value if isinstance(value, list) else [value]
-                inner = [choice for choice in _choices(known.get("items", known)) if "properties" in choice]
-                objects += [(entry, choice) for entry in entries if isinstance(entry, dict) for choice in inner]
-    container, schema = rng.choice(objects)
-    name = rng.choice([*container, *schema["properties"]] if rng.random() < 0.5 else [*schema["properties"]])
-    container[name] = value_of(schema["properties"].get(name, {}), rng, beyond=rng.choice([0, 0, 0.5]))
+                inner = [choice for choice in choices(known.get("items", known)) if "properties" in choice]
+                found += [
+                    (f"{path}.{key}", entry, one) for entry in entries if isinstance(entry, dict) for one in inner
+                ]
+    return found
+
+
+def replaced(data: dict[str, Any], index: int, name: str, value: Any) -> dict[str, Any]:
+    """A copy of a document with another value in one of its `objects`, and without what cannot stand beside it."""
+    made = deepcopy(data)
+    container = objects(made["spec"])[index][1]
+    for group in RIVALS:
+        if name in group:
+            for rival in group:
+                container.pop(rival, None)
+    container[name] = value
+    return made
 
 
 @cache
@@ -160,71 +192,7 @@ def _schema() -> dict[str, Any]:
     return Spec.model_json_schema(by_alias=True)
 
 
-def _choices(schema: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def choices(schema: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """A schema's choices but null, without references."""
     found = [choice for choice in schema.get("anyOf", [schema]) if choice.get("type") != "null"]
     return [_schema()["$defs"][choice["$ref"].rsplit("/", 1)[-1]] if "$ref" in choice else choice for choice in found]
-
-
-def value_of(schema: Mapping[str, Any], rng: random.Random, beyond: float) -> Any:
-    """A value that a schema allows, mostly at an edge; each part of it is one just beyond with that probability."""
-    schema = rng.choice(_choices(schema))
-    wrong = rng.random() < beyond
-    if "const" in schema or "enum" in schema:
-        return "x" if wrong else rng.choice(schema.get("enum", [schema.get("const")]))
-    match schema.get("type"):
-        case "boolean":
-            return rng.choice([0, "true"] if wrong else [True, False])
-        case "integer" | "number":
-            return _number(schema, rng, wrong)
-        case "string":
-            return _string(schema, rng, wrong)
-        case "array":
-            return [value_of(schema["items"], rng, beyond)] * _count(schema, "Items", rng, wrong)
-        case "object" if "properties" in schema:
-            names = [name for name in schema["properties"] if name in schema.get("required", ()) or rng.random() < 0.2]
-            return {name: value_of(schema["properties"][name], rng, beyond) for name in names}
-        case "object":
-            return _mapping(schema, rng, beyond)
-    return deepcopy(rng.choice(STRANGE))
-
-
-def _number(schema: Mapping[str, Any], rng: random.Random, wrong: bool) -> Any:
-    low, high = (schema.get(key, schema.get(f"exclusive{key.capitalize()}", 0)) for key in ("minimum", "maximum"))
-    step = schema.get("multipleOf", 1)
-    above, below = math.nextafter(low, math.inf), math.nextafter(high, -math.inf)
-    if wrong:
-        return rng.choice(
-            [low - step, high + step, low + step / 2, str(low), math.nextafter(low, -math.inf), low, high]
-        )
-    inner = [step, 2 * step, 3 * step]
-    if schema["type"] == "number":
-        return rng.choice([above, below, *inner])
-    return rng.choice([low, high, low + step, high - step, *inner])
-
-
-def _string(schema: Mapping[str, Any], rng: random.Random, wrong: bool) -> str:
-    prefix = {parts.HTTP: "http://", parts.MOUNT_PATH: "/"}.get(schema.get("pattern", ""), "")
-    text = prefix + "a" * (_count(schema, "Length", rng, wrong) - len(prefix))
-    starts = ["1", "-", "A", ".", "a.b", "a..b", "a/b", "a/b/c", "1Gi", "1.5", "1e3", "+1", "\x1f"]
-    ends = ["\n", "-", ".", "/", ":", " ", "A", "_", "1", "é", "\u2003", "\x85", "=", "'"]
-    return rng.choice([rng.choice(starts) + text, text + rng.choice(ends), text]) if wrong else text
-
-
-def _count(schema: Mapping[str, Any], unit: str, rng: random.Random, wrong: bool) -> int:
-    low, high = schema.get(f"min{unit}", 0), schema.get(f"max{unit}", 3)
-    few = min(high, low + 1)
-    choice: int = rng.choice([low, low - 1, high, high + 1] if wrong else [low, few, few, few, high])
-    return max(0, choice)
-
-
-def _mapping(schema: Mapping[str, Any], rng: random.Random, beyond: float) -> dict[str, Any]:
-    patterns = schema.get("patternProperties", {})
-    values: Any = next(iter(patterns.values()), schema.get("additionalProperties"))
-    names = [f"k{number}" for number in range(_count(schema, "Properties", rng, rng.random() < beyond))]
-    if values is True:  # passed on unread
-        return {name: {} for name in names}
-    if rng.random() < beyond:
-        keys = {**schema.get("propertyNames", {}), "pattern": next(iter(patterns), "")}
-        names.append(_string(keys, rng, wrong=True))
-    return {name: value_of(values, rng, beyond) for name in names}

@@ -19,7 +19,8 @@ from kubernetes import client
 
 from tailorpo_operator import api as names
 from tailorpo_trainer import document
-from tests.documents import GOOD, STRANGE, spoil_fields, spoil_values
+from tests.documents import GOOD, STRANGE, objects, replaced, spoil_values
+from tests.edges import edges, spoil_fields
 
 Judge = Callable[[str], str | None]
 """Why a document, as JSON, is refused; None if it is taken."""
@@ -106,6 +107,29 @@ def compare(seed: int, server: Judge, laptop: Judge) -> bool | None:
     here, there = laptop(text), server(text)
     assert (here is None) == (there is None), f"{text[:2000]}\n\nlaptop: {here}\nAPI server: {there}"
     return here is None
+
+
+def test_both_draw_each_bound_at_the_same_place(server: Judge, laptop: Judge) -> None:
+    """Every bound of every field, in a document where just inside is right."""
+    met: set[str] = set()
+    unmet: set[str] = set()
+    for data in [*GOOD, *(document.values(document.parse(good)) for good in GOOD)]:
+        for index, (path, container, schema) in enumerate(objects(data["spec"])):
+            for name, field in schema["properties"].items():
+                for number, (inside, beyond) in enumerate(edges(field, container.get(name))):
+                    place = f"{path}.{name} {number}"
+                    texts = [json.dumps(replaced(data, index, name, value)) for value in inside]
+                    if place in met or not all(laptop(text) is None for text in texts):
+                        unmet.add(place)
+                        continue
+                    met.add(place)
+                    assert [server(text) for text in texts] == [None] * len(texts)
+                    for text in (json.dumps(replaced(data, index, name, value)) for value in beyond):
+                        assert laptop(text), text[-500:]
+                        assert server(text), text[-500:]
+    assert len(met) > 250
+    # A mount's name must be a volume's.
+    assert {place.split()[0] for place in unmet - met} == {"spec.template.volumeMounts.name"}
 
 
 @settings(max_examples=500, deadline=None, suppress_health_check=RELAXED)
