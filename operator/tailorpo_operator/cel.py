@@ -116,12 +116,12 @@ def _exactly_one(name: str, model: type[Part], fields: Sequence[str]) -> Rule:
 def _immutable() -> Iterator[Rule]:
     for model, prefix, left_out in ((Spec, "", LEFT_OUT), (Training, "training.", LEFT_OUT["training"])):
         for field, info in model.model_fields.items():
-            name = prefix + (info.alias or field)
             if field not in left_out:
+                name = info.alias or field
                 # A field without a default may be missing on either side.
-                optional = not info.is_required() and info.default is None
-                old, new = (f"{whose}.{'?' if optional else ''}{name}" for whose in ("oldSelf", "self"))
-                yield Rule("immutable", Spec, f"{new} == {old}", UNCHANGEABLE, f".{name}")
+                step = "?" if not info.is_required() and info.default is None else ""
+                condition = f"self.{prefix}{step}{name} == oldSelf.{prefix}{step}{name}"
+                yield Rule("immutable", Spec, condition, UNCHANGEABLE, f".{prefix}{name}")
     yield Rule(
         "immutable",
         Spec,
