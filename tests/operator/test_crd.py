@@ -112,6 +112,7 @@ BROKEN: list[tuple[int, str, Any]] = [
     (2, "spec.template.env", [{"name": "TAILORPO_ATTEMPT"}]),
     (2, "spec.template.env", [{"name": "A", "value": "", "valueFrom": {"fieldRef": {"fieldPath": "a"}}}]),
     (2, "spec.template.modelCache", {}),
+    (0, "spec.checkpoint", {"storage": "folder", "region": "here"}),
 ]
 
 

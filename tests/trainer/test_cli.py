@@ -162,13 +162,7 @@ def test_run_passes_on_what_was_asked(job: Path, trained: list[dict[str, Any]]) 
     assert cli.main(["run", str(job)]) == 0
     [call] = trained
     assert call.pop("job").metadata.name == "vivid"
-    assert call == {
-        "output": Path("runs/vivid"),
-        "base": job.parent,
-        "fresh": False,
-        "display": "auto",
-        "watch": Watch(),
-    }
+    assert call == {"output": None, "base": job.parent, "fresh": False, "display": "auto", "watch": Watch()}
 
 
 @pytest.mark.parametrize(("option", "display"), [("--quiet", "quiet"), ("--json", "json"), ("--no-progress", "plain")])

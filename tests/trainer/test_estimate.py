@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from tailorpo_trainer import document, estimate, models, rules, train
+from tailorpo_trainer import document, estimate, models, places, rules, train
 from tailorpo_trainer.distributed import World
 from tailorpo_trainer.estimate import architectures, counts, meta
 from tailorpo_trainer.exits import ConfigurationError
-from tailorpo_trainer.session import Session, open_session
+from tailorpo_trainer.opening import open_session
+from tailorpo_trainer.session import Session
 from tailorpo_trainer.spec import Model, TailorPOJob
 from tailorpo_trainer.stopping import Stop
 
@@ -26,8 +27,9 @@ SD15 = {"name": "stable-diffusion-v1-5/stable-diffusion-v1-5"}
 def trained(job: TailorPOJob, folder: Path) -> Session:
     """The session of a whole run."""
     with Stop().listening() as stop:
-        session = open_session(job, folder, None, False, "quiet", World(stop))
+        session = open_session(job, places.choose(job, folder), None, False, "quiet", World(stop))
         train.train(session)
+        session.settle()
         session.display.close()
     return session
 

@@ -9,16 +9,17 @@ from typing import Any, cast
 import pytest
 import torch
 
-from tailorpo_trainer import alarms, estimate, models, prompts, report, rewards, spec, train, trained
+from tailorpo_trainer import alarms, estimate, models, places, prompts, report, rewards, spec, train, trained
 from tailorpo_trainer import document as documents
 from tailorpo_trainer.agreement import Agreement, rank_agreement
 from tailorpo_trainer.distributed import World
 from tailorpo_trainer.estimate import architectures
 from tailorpo_trainer.exits import ConfigurationError, DataError, TailorPOError
 from tailorpo_trainer.noise import Noise, Purpose
+from tailorpo_trainer.opening import open_session
 from tailorpo_trainer.rollout import branch
 from tailorpo_trainer.scoring import CHECKED, Scorer, rechecked
-from tailorpo_trainer.session import Session, open_session
+from tailorpo_trainer.session import Session
 from tailorpo_trainer.spec import Spec
 from tailorpo_trainer.stopping import Stop
 from tailorpo_trainer.tiny_animals import PIPELINE, SCORING_DECODER
@@ -64,8 +65,9 @@ def trained_session(run: Spec, folder: Path) -> Session:
         {"apiVersion": spec.API_VERSION, "kind": spec.KIND, "metadata": {"name": "test"}, "spec": run}
     )
     with Stop().listening() as stop:
-        session = open_session(job, folder, None, False, "quiet", World(stop))
+        session = open_session(job, places.choose(job, folder), None, False, "quiet", World(stop))
         train.train(session)
+        session.settle()
         session.display.close()
     return session
 

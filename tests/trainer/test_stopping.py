@@ -136,15 +136,20 @@ def test_stopped_at_once_in_the_middle_of_a_checkpoint_the_one_before_counts(
     """Each of its objects in turn: two of tensors, the state, the manifest."""
     whole = FolderStore._write
     written: list[Path] = []
+    stop = Stop()
 
     def write(self: FolderStore, path: Path, data: bytes, if_absent: bool) -> None:
         if "step-00000002" in str(path):
             written.append(path)
             if len(written) == place + 1:
                 send(signal.SIGINT)
+                while not stop.requested:  # the main thread takes signals, this is another
+                    time.sleep(0.001)
                 send(signal.SIGINT)
+                raise SystemExit  # the process is gone, and its threads with it
         whole(self, path, data, if_absent)
 
+    monkeypatch.setattr(train, "Stop", lambda: stop)
     monkeypatch.setattr(FolderStore, "_write", write)
     with pytest.raises(KeyboardInterrupt):
         train.run(parse(document(evaluation={"everyIterations": 0})), tmp_path, display="quiet")

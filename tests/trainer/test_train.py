@@ -2,6 +2,8 @@
 
 import json
 import os
+import random
+import resource
 import signal
 import subprocess
 import sys
@@ -11,13 +13,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from torch import Tensor
 
 from tailorpo_trainer import checkpoint, models, train
+from tailorpo_trainer.checkpoint import stream
 from tailorpo_trainer.document import parse
-from tailorpo_trainer.exits import ConfigurationError, ExitCode, NotFiniteError, RewardError
+from tailorpo_trainer.exits import ConfigurationError, ExitCode, NotFiniteError, ResourceError, RewardError
 from tailorpo_trainer.rewards import combine
 
 Make = Callable[..., dict[str, Any]]
@@ -273,6 +277,69 @@ def test_a_failing_reward_ends_after_a_checkpoint_with_prompt_and_step(
     found = checkpoint.latest(checkpoint.open_store(tmp_path))
     assert found is not None
     assert found.step == 2
+
+
+class Dicing:
+    """A reward that draws from every generator that code of others may use."""
+
+    name, unit, differentiable = "dicing", "1", False
+
+    def __call__(self, images: Tensor, prompts: Any) -> Tensor:
+        drawn = torch.rand(len(images)) + float(numpy.random.rand()) + random.random()
+        return images.mean((1, 2, 3)) + drawn
+
+
+def test_a_reward_that_draws_random_numbers_resumes_exactly(
+    document: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plugin = SimpleNamespace(name="dicing", value="test", load=lambda: lambda *_: Dicing())
+    monkeypatch.setattr(combine, "find", lambda name: plugin)
+    values = document(rewards=[{"name": "dicing"}])
+    train.run(parse(values), tmp_path / "whole", display="quiet")
+    for iterations in (1, 2, 3):
+        stop_after(parse(values), tmp_path / "parts", iterations)
+        torch.rand(iterations)
+        random.random()
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+    measured = [[line["reward"] for line in lines(tmp_path / name, "evaluation")] for name in ("whole", "parts")]
+    assert measured[0] == measured[1]
+
+
+def test_where_data_and_noise_are_can_be_read(document: Make, tmp_path: Path) -> None:
+    train.run(parse(document()), tmp_path, display="quiet")
+    found = checkpoint.latest(checkpoint.open_store(tmp_path))
+    assert found is not None
+    assert found.state["data"] == {"prompts_drawn": 9, "packs_used_up": 3}
+    assert found.state["noise"] == {"seed": 0, "next_iteration": 3}
+
+
+def test_a_full_disk_ends_with_one_sentence_and_what_was_saved_stays(
+    document: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel refuses to let files grow (RLIMIT_FSIZE), from the second checkpoint on."""
+    monkeypatch.setattr(stream, "TRIES", 2)
+    monkeypatch.setattr(stream, "FIRST_PAUSE", 0.0)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    whole = stream.Stream.submit
+
+    def submit(self: stream.Stream, snapshot: Any) -> None:
+        if snapshot.step == 2:
+            while not self.facts.saved:
+                time.sleep(0.01)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 14, hard))
+        whole(self, snapshot)
+
+    monkeypatch.setattr(stream.Stream, "submit", submit)
+    values = document(evaluation={"everyIterations": 0}, checkpoint={"everyIterations": 1, "maxFailures": 1})
+    try:
+        with pytest.raises(ResourceError, match="not written, the disk or quota is full") as caught:
+            train.run(parse(values), tmp_path, display="quiet")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert caught.value.exit_code == ExitCode.OUT_OF_RESOURCES
+    found = checkpoint.latest(checkpoint.open_store(tmp_path))
+    assert found is not None
+    assert found.step == 1
 
 
 def test_tailorpo_g_needs_a_differentiable_reward(document: Make, tmp_path: Path) -> None:

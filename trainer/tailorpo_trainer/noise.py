@@ -6,6 +6,7 @@ batch size, the number of ranks, or where a run was interrupted. Each is an inde
 """
 
 import math
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -23,6 +24,19 @@ class Purpose(IntEnum):
     EVALUATION = 1
     SAMPLING = 2
     ADAPTER = 3
+    PLUGINS = 4
+
+
+def seed_globally(seed: int, purpose: Purpose, iteration: int, rank: int = 0) -> None:
+    """Set the generators that code of others may use (a reward plug-in), as a function of the arguments.
+
+    Called before each iteration and evaluation, so that what they draw does not depend on where a run was
+    interrupted, and no generator's state needs to be kept.
+    """
+    words = np.random.SeedSequence(seed, spawn_key=(Purpose.PLUGINS, purpose, iteration, rank)).generate_state(8)
+    random.seed(words[:4].tobytes())
+    np.random.seed(words[4:6])
+    torch.manual_seed(int.from_bytes(words[6:].tobytes(), "little") >> 1)
 
 
 INITIAL = 2**31

@@ -7,12 +7,13 @@ tensorboard/                                  the same for TensorBoard, where it
 samples/iteration-000000/000.png …            pictures of each evaluation, on the same noise
 adapter/                                      the result, as diffusers loads it
 report.html                                   all of it, to look at
-run.json  attempt-0001/step-00000010/ …       checkpoints (`docs/checkpoints.md`)
+run.json  attempt-0001/step-00000010/ …       checkpoints, unless they are in S3 (`docs/checkpoints.md`)
 """
 
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,8 @@ from typing import Any
 from tailorpo_trainer import document
 from tailorpo_trainer.exits import ConfigurationError, DataError
 from tailorpo_trainer.spec import TailorPOJob
+
+SAMPLE = re.compile(r"^samples/iteration-\d{6,}/\d{3,}\.png$")
 
 
 class Output:
@@ -61,19 +64,21 @@ class Output:
         """All whole lines of `metrics.jsonl`, each with `kind` and `iteration`; a killed writer's half is ignored."""
         if not self.metrics.exists():
             return []
-        lines = []
-        for text in self.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                line = json.loads(text)
-            except ValueError:
-                continue
-            if isinstance(line, dict) and isinstance(line.get("kind"), str) and isinstance(line.get("iteration"), int):
-                lines.append(line)
-        return lines
+        return whole_lines(self.metrics.read_text(encoding="utf-8", errors="replace"))
 
     def sample(self, iteration: int, number: int) -> Path:
         """Where picture `number` of an evaluation is."""
         return self.samples / f"iteration-{iteration:06d}" / f"{number:03d}.png"
+
+    @staticmethod
+    def is_sample(name: str) -> bool:
+        """Whether a name, relative to the folder, is that of a picture of an evaluation."""
+        return SAMPLE.match(name) is not None
+
+    @staticmethod
+    def iteration_of(sample: Path) -> int:
+        """Which evaluation a picture is of."""
+        return int(sample.parent.name.removeprefix("iteration-"))
 
     def forget_samples(self, keep: Iterable[int]) -> None:
         """Delete the pictures of all evaluations but those of some iterations."""
@@ -81,6 +86,19 @@ class Output:
         for folder in self.samples.glob("iteration-*"):
             if folder not in kept:
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def whole_lines(text: str) -> list[dict[str, Any]]:
+    """Those lines of a `metrics.jsonl` that are whole."""
+    lines = []
+    for part in text.splitlines():
+        try:
+            line = json.loads(part)
+        except ValueError:
+            continue
+        if isinstance(line, dict) and isinstance(line.get("kind"), str) and isinstance(line.get("iteration"), int):
+            lines.append(line)
+    return lines
 
 
 def finite(values: Any) -> Any:

@@ -59,7 +59,7 @@ class FieldOfPod(Part):
     """A field of the pod itself."""
 
     api_version: Text | None = Field(None, max_length=63, description="Version of the path. Default: `v1`.")
-    field_path: Text = Field(max_length=512, description="Path of the field, such as `spec.nodeName`.")
+    field_path: Text = Field(description="Path of the field, such as `spec.nodeName`.")
 
 
 class ValueFrom(Part):

@@ -5,7 +5,6 @@ import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -68,6 +67,11 @@ class Record:
     def evaluated(self, iteration: int) -> bool:
         """Whether this iteration's evaluation is written already."""
         return any(line["iteration"] == iteration for line in self._kinds["evaluation"])
+
+    def evaluated_reward(self, iteration: int) -> float | None:
+        """The weighted held-out reward that was measured at this iteration; None if none was."""
+        found = [line["reward"] for line in self._kinds["evaluation"] if line["iteration"] == iteration]
+        return found[-1] if found else None
 
     def iteration(self, iteration: int, scorer: Scorer, facts: UpdateFacts, work: dict[str, float]) -> None:
         """One iteration is done. work: what it added to `totals`."""
@@ -151,9 +155,9 @@ class Record:
         """A checkpoint could not be written this time. From any thread."""
         self._write({"kind": "checkpoint", "iteration": step, "error": redact(str(error))})
 
-    def succeeded(self, adapter: Path) -> None:
-        """All iterations are done, and this is the result."""
-        self._know(phase="Succeeded", adapter=str(adapter.absolute()))
+    def succeeded(self, adapter: str) -> None:
+        """All iterations are done, and this is where the result is."""
+        self._know(phase="Succeeded", adapter=adapter)
 
     def failed(self, error: TailorPOError) -> None:
         """The run ends so: the last word, and an alarm if a number that is not finite is the cause."""

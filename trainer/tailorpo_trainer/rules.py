@@ -10,6 +10,7 @@ from typing import Any, get_args
 from tailorpo_trainer import placement_rules
 from tailorpo_trainer.findings import Finding, Path
 from tailorpo_trainer.spec import (
+    Checkpoint,
     Method,
     MethodName,
     Prompts,
@@ -46,6 +47,9 @@ REWARD_PARAMETERS = {
     "jpeg-incompressibility": set[str](),
 }
 PLUGIN_PARAMETERS = {"parameters", "model", "batch_size"}
+
+S3_SETTINGS = ("endpoint", "region", "path_style", "ca_file", "sse_kms_key_id")
+"""Fields of `Checkpoint` that say how a server is asked."""
 
 
 def findings(spec: Spec) -> Iterator[Finding]:
@@ -190,6 +194,19 @@ def shares_problem(spec: TrainingSpec, processes: int) -> str | None:
     )
 
 
+def s3_settings(spec: Spec) -> Iterator[Finding]:
+    """Settings of a server that nobody asks would be ignored in silence."""
+    kept = spec.checkpoint
+    if kept.storage is None or not kept.storage.startswith("s3://"):
+        for field in S3_SETTINGS:
+            if getattr(kept, field) is not None:
+                yield Finding(
+                    ("spec", "checkpoint", _yaml(Checkpoint, field)),
+                    (("spec", "checkpoint", "storage"),),
+                    "needs spec.checkpoint.storage to be in S3, as s3://bucket/prefix",
+                )
+
+
 RULES: tuple[Callable[[Spec], Iterator[Finding]], ...] = (
     method_parameters,
     scoring_decoder,
@@ -201,6 +218,7 @@ RULES: tuple[Callable[[Spec], Iterator[Finding]], ...] = (
     maximise_something,
     enough_updates,
     equal_shares,
+    s3_settings,
     *placement_rules.RULES,
 )
 

@@ -1,47 +1,26 @@
-"""One process' run: everything the loop needs, made from the document, and its state."""
+"""One process' run: everything that the loop needs, and how far it is."""
 
-import json
-import os
-import platform
-import time
-from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from tailorpo_trainer import (
-    checkpoint,
-    document,
-    estimate,
-    evaluate,
-    methods,
-    models,
-    prompts,
-    report,
-    rewards,
-    rules,
-    spec,
-)
-from tailorpo_trainer.display import Display, Kind, open_display
+from tailorpo_trainer import estimate, evaluate, methods, models, prompts, report, spec
+from tailorpo_trainer.display import Display
 from tailorpo_trainer.distributed import World
-from tailorpo_trainer.exits import ConfigurationError
+from tailorpo_trainer.exits import TailorPOError
 from tailorpo_trainer.noise import Noise, Purpose
-from tailorpo_trainer.observing import Observer
-from tailorpo_trainer.outputs import Output, write_json, write_text
+from tailorpo_trainer.outputs import Output, write_json
 from tailorpo_trainer.policy import Policy
-from tailorpo_trainer.progress import Checkpoint, Progress
 from tailorpo_trainer.record import Record
 from tailorpo_trainer.records import merge
 from tailorpo_trainer.rewards.combine import RewardSum
 from tailorpo_trainer.sampler import choose_steps
+from tailorpo_trainer.saving import Saving
 from tailorpo_trainer.scoring import Scorer, rechecked
 from tailorpo_trainer.spec import TailorPOJob
 from tailorpo_trainer.updater import Updater
-
-PACKAGES = ("tailorpo", "torch", "diffusers", "transformers", "peft", "accelerate", "numpy", "safetensors")
 
 
 @dataclass(eq=False)
@@ -51,7 +30,7 @@ class Session:
     Attributes:
         world: this process among its peers; only the first writes.
         iteration: iterations done; the state between two is what a checkpoint holds.
-        attempt: where checkpoints go; None when the run was complete already, and in all processes but the first.
+        saving: where checkpoints go; None when the run was complete already, and in all processes but the first.
         evaluated_at: the iteration whose evaluation was made last.
     """
 
@@ -67,7 +46,7 @@ class Session:
     record: Record
     display: Display
     world: World
-    attempt: checkpoint.Attempt | None
+    saving: Saving | None
     iteration: int = 0
     saved_at: int = 0
     evaluated_at: int | None = None
@@ -164,193 +143,84 @@ class Session:
         return first and self.run.lora.initial is None
 
     def checkpoint(self) -> None:
-        """Commit the state between two iterations, unless that is done or an iteration's updates are half made."""
+        """Save the state between two iterations, unless that is done or an iteration's updates are half made.
+
+        Returns when it is copied; `settle` waits until it is committed.
+        """
         whole = self.updater.updates == self.iteration * self.run.training.updates_per_iteration
         if self.saved_at == self.iteration or not whole:
             return
         self.world.same(self.policy.adapter())
         self.saved_at = self.iteration
-        if self.attempt is None:
+        if self.saving is None:
             return
-        since = time.perf_counter()
         with self.record.phases("checkpoint"):
             groups, state = self.updater.state()
-            saved = self.attempt.save(self.iteration, groups, state | {"totals": self.record.totals})
-            seconds = time.perf_counter() - since
-            self.attempt.prune(self.run.checkpoint.keep)
-        uri = self.attempt.store.uri(saved.ref.prefix)
-        self.record.saved(self.iteration, uri, seconds, saved.size)
+            self.saving.save(self.iteration, groups, state | self.position() | {"totals": self.record.totals})
 
+    def position(self) -> dict[str, Any]:
+        """Where the data and the noise are: facts to read, since both are functions of the seed and the iteration."""
+        training = self.run.training
+        drawn = self.iteration * training.prompts_per_iteration
+        return {
+            "data": {"prompts_drawn": drawn, "packs_used_up": drawn // len(self.prompts)},
+            "noise": {"seed": training.seed, "next_iteration": self.iteration},
+        }
 
-def open_session(
-    job: TailorPOJob,
-    root: Path,
-    base: Path | None,
-    fresh: bool,
-    display_kind: Kind,
-    world: World,
-    observers: Sequence[Observer] = (),
-) -> Session:
-    """Load everything, cheapest first, so that what is wrong shows before minutes have passed."""
-    run, least_attempt = job.spec, _least_attempt()
-    if problem := rules.shares_problem(run, world.size):
-        raise ConfigurationError(f"spec.training.promptsPerIteration: {problem}")
-    if run.evaluation.every_iterations and run.evaluation.images < world.size:
-        raise ConfigurationError(
-            f"spec.evaluation.images: {run.evaluation.images} pictures cannot be shared by {world.size} processes: "
-            f"at least {world.size}"
-        )
-    training_prompts = list(prompts.load(run.prompts, base))
-    held_out = list(prompts.load(run.evaluation.prompts, base)) if run.evaluation.prompts else training_prompts
-    output = Output(root)
-    storage, start = None, None
-    if world.first:
-        output.create()
-        storage = checkpoint.open_run(checkpoint.open_store(root), job)
-        start = None if fresh else storage.latest()
-    record = Record(output, beginning(job), speaks=world.first)
-    start = _shared(start, world)
-    models.quiet()
-    device = models.pick_device()
-    method = methods.build(run.method)
-    reward = rewards.load(run.rewards, device)
-    watched = (
-        rewards.load(run.evaluation.rewards, device, "spec.evaluation.rewards") if run.evaluation.rewards else None
-    )
-    if method.needs_gradient:
-        rewards.require_differentiable(reward, run.method.name)
-    policy = models.load_policy(run, device)
-    policy.interrupt = world.check
-    updater = Updater(policy, method, run, world)
-    if world.first:
-        write_text(output.job, document.dump(job))
-        write_json(output.prompts, {"training": training_prompts, "evaluation": held_out})
-        write_json(output.environment, environment(device, world.size))
-    done = 0
-    if start is not None:
-        updater.load(start)
-        done = start.step
-    complete = done == run.training.iterations
-    attempt = None if complete or storage is None else storage.begin(start, at_least=least_attempt)
-    display = open_display(display_kind, run.training.iterations, done) if world.first else Display()
-    record.observers = (display, *observers)
-    number = start.attempt if start and complete else attempt.number if attempt else least_attempt
-    newest = Checkpoint(uri=start.uri, step=start.step, time=start.manifest.time) if start else None
-    record.resume(number, done, start.state["totals"] if start else {}, newest)
-    evaluated = world.broadcast(b"1" if record.evaluated(done) else b"0") == b"1"
-    session = Session(
-        job,
-        output,
-        policy,
-        method,
-        updater,
-        reward,
-        watched,
-        training_prompts,
-        held_out,
-        record,
-        display,
-        world,
-        attempt,
-        iteration=done,
-        saved_at=done,
-        evaluated_at=done if evaluated else None,
-    )
-    display.message(
-        _hello(session) if not complete else f"{job.metadata.name}: complete after {done} iterations, nothing to do"
-    )
-    return session
+    def check_saving(self) -> None:
+        """Raise what keeps checkpoints from being written, if trying again cannot help."""
+        if self.saving is not None:
+            self.saving.check()
 
+    def settle(self) -> None:
+        """Wait until the last checkpoint is committed; raises if it cannot be."""
+        if self.saving is not None:
+            self.saving.close()
 
-def _shared(start: checkpoint.Loaded | None, world: World) -> checkpoint.Loaded | None:
-    """The checkpoint that the first process read and verified, in all of them."""
-    if world.size == 1:
-        return start
-    head, objects = {}, {}
-    if start is not None:
-        sizes = {name: len(data) for name, data in start.objects.items()}
-        head = {"manifest": start.manifest.encode().decode(), "uri": start.uri, "state": start.state, "sizes": sizes}
-    head = json.loads(world.broadcast(json.dumps(head).encode()))
-    if not head:
-        return None
-    for name in head["sizes"]:
-        objects[name] = world.broadcast(start.objects[name] if start is not None else b"")
-    return checkpoint.Loaded(
-        checkpoint.Manifest.decode(head["manifest"].encode(), head["uri"]), head["uri"], head["state"], objects
-    )
-
-
-def finish(session: Session) -> None:
-    """Write the result: the adapter as diffusers loads it, and the report."""
-    if not session.world.first:
-        return
-    with session.updater.averaged():
-        models.save_adapter(session.policy, session.output.adapter)
-    write_json(session.output.cost, estimate.row_costs(session.run))
-    session.record.succeeded(session.output.adapter)
-    session.display.message(f"adapter: {session.output.adapter}")
-    write_report(session)
-
-
-def write_report(session: Session) -> None:
-    """The page of what there is so far, also of a run that was stopped or failed."""
-    if not session.world.first:
-        return
-    session.display.message(f"report: {report.write(session.output.root)}")
-
-
-def beginning(job: TailorPOJob) -> Progress:
-    """What is known of a run before anything is loaded."""
-    return Progress(name=job.metadata.name, namespace=job.metadata.namespace, of=job.spec.training.iterations)
-
-
-def _least_attempt() -> int:
-    """The operator's own count of attempts, if there is an operator."""
-    text = os.environ.get("TAILORPO_ATTEMPT", "1")
-    if not text.isdecimal() or int(text) < 1:
-        raise ConfigurationError(f"TAILORPO_ATTEMPT: {text!r} must be a whole number, at least 1")
-    return int(text)
-
-
-def environment(device: torch.device, processes: int = 1) -> dict[str, Any]:
-    """What a result depends on besides the document."""
-    versions = {}
-    for name in PACKAGES:
+    def stopped(self) -> TailorPOError:
+        """Save the state; what a run that was asked to stop ends with: never a stop, if it could not be saved."""
         try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    accelerator = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "processor": _processor(),
-        "cpus": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "processes": processes,
-        "device": str(device),
-        "accelerator": accelerator,
-        "packages": versions,
-    }
+            self.checkpoint()
+            self.settle()
+        except TailorPOError as error:
+            return error
+        return self.world.stop.error(f"after iteration {self.iteration} of {self.iterations}")
 
+    def rescue(self, error: TailorPOError) -> TailorPOError:
+        """Save what can be saved before a run ends with an error; returns it, with what else went wrong."""
+        try:
+            self.checkpoint()
+            self.settle()
+        except TailorPOError as another:
+            if another is not error:
+                return type(error)(f"{error}; nor could the last checkpoint be written: {another}")
+        return error
 
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
+    def last_words(self, error: TailorPOError) -> None:
+        """Record why the run ends, and draw the page of what there is."""
+        with suppress(TailorPOError, OSError):  # on a full disk there are none, and the cause counts
+            self.record.failed(error)
+            self.write_report()
 
+    def finish(self) -> None:
+        """Write the result: the adapter as diffusers loads it, and the report. Raises if it cannot be kept."""
+        if not self.world.first:
+            return
+        with self.updater.averaged():
+            models.save_adapter(self.policy, self.output.adapter)
+        write_json(self.output.cost, estimate.row_costs(self.run))
+        self.settle()
+        self.record.succeeded(self.saving.adapter(self.output) if self.saving else str(self.output.adapter))
+        self.display.message(f"adapter: {self.output.adapter}")
+        self.write_report(strict=True)
 
-def _hello(session: Session) -> str:
-    run, policy = session.run, session.policy
-    weights = sum(parameter.numel() for parameter in policy.parameters)
-    rewards_text = " + ".join(f"{reward.weight:g} x {reward.name}" for reward in run.rewards)
-    processes = f"{session.world.size} processes, " if session.world.size > 1 else ""
-    start = f", going on after iteration {session.iteration}" if session.iteration else ""
-    return (
-        f"{session.job.metadata.name}: {run.method.name} on {run.model.name} for {rewards_text}; "
-        f"{weights:,} adapter weights, {run.training.iterations} iterations of "
-        f"{run.training.prompts_per_iteration * run.training.samples_per_prompt} samples on {processes}{policy.device} "
-        f"in {str(policy.dtype).removeprefix('torch.')}{start}"
-    )
+    def write_report(self, strict: bool = False) -> None:
+        """The page of what there is so far, also of a run that was stopped or failed; published where results are kept.
+
+        strict: raise if it cannot be published.
+        """
+        if not self.world.first:
+            return
+        self.display.message(f"report: {report.write(self.output.root)}")
+        if self.saving is not None:
+            self.saving.publish(strict)

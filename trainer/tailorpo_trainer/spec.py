@@ -301,13 +301,47 @@ class Evaluation(Part):
 
 
 class Checkpoint(Part):
-    """Where and when progress is kept."""
+    """Where and when progress is kept. Credentials of S3 are found by boto3's standard chain, never written here."""
 
     storage: URI | None = Field(
-        None, description="A folder or `s3://bucket/prefix`. `tailorpo run --output DIR` replaces it."
+        None,
+        description="A folder, which then also holds the results, or `s3://bucket/prefix`. `tailorpo run --output DIR` "
+        "replaces it. Default: the output folder.",
     )
     every_iterations: int = Field(10, ge=1, le=10_000_000, description="Iterations between checkpoints.")
-    keep: int = Field(3, ge=1, le=10_000, description="Newest checkpoints kept; older ones are deleted.")
+    keep: int = Field(
+        3,
+        ge=1,
+        le=10_000,
+        description="Newest checkpoints kept, and besides them the one with the best evaluation; others are deleted.",
+    )
+    max_failures: int = Field(
+        3,
+        ge=1,
+        le=10_000,
+        description="Checkpoints in a row that could not be written, each after several tries over about a minute, "
+        "before the run gives up.",
+    )
+    endpoint: Endpoint | None = Field(
+        None, description="URL of an S3 server. Default: `AWS_ENDPOINT_URL`, or Amazon's own. `s3://` only."
+    )
+    region: Text | None = Field(
+        None, max_length=64, description="Region of the bucket. Default: `AWS_REGION`, or the profile's. `s3://` only."
+    )
+    path_style: bool | None = Field(
+        None,
+        description="Whether the bucket is part of the path (`https://host/bucket`) or of the host's name. Default: of "
+        "the path, but for Amazon's own hosts. `s3://` only.",
+    )
+    ca_file: URI | None = Field(
+        None,
+        description="PEM file of the certificates to trust, as a path beside the document. Default: `AWS_CA_BUNDLE`, "
+        "or the system's. `s3://` only.",
+    )
+    sse_kms_key_id: Text | None = Field(
+        None,
+        description="Key that the server encrypts objects with (SSE-KMS). Default: the bucket's own. `s3://` only.",
+    )
     secret_name: ObjectName | None = Field(
         None, description="Secret whose keys become the trainer's environment; on a cluster only."
     )

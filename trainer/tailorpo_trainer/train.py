@@ -2,14 +2,17 @@
 
 import os
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import NoReturn
 
-from tailorpo_trainer import distributed, termination
+from tailorpo_trainer import distributed, places, termination
 from tailorpo_trainer.display import Kind
 from tailorpo_trainer.exits import ExitCode, StalledError, TailorPOError
+from tailorpo_trainer.noise import Purpose, seed_globally
 from tailorpo_trainer.onlookers import Watch, onlookers
-from tailorpo_trainer.session import Session, beginning, finish, open_session, write_report
+from tailorpo_trainer.opening import beginning, open_session
+from tailorpo_trainer.session import Session
 from tailorpo_trainer.spec import TailorPOJob
 from tailorpo_trainer.stopping import Stop, StopRequested
 from tailorpo_trainer.updater import check_beginning
@@ -18,16 +21,17 @@ from tailorpo_trainer.watchdog import watching
 
 def run(
     job: TailorPOJob,
-    output: Path,
+    output: Path | None = None,
     *,
     base: Path | None = None,
     fresh: bool = False,
     display: Kind = "auto",
     watch: Watch | None = None,
 ) -> None:
-    """Train what the document says into `output`, going on from its newest checkpoint unless `fresh`.
+    """Train what the document says, going on from its newest checkpoint unless `fresh`.
 
     Args:
+        output: folder of results and checkpoints; default as `places.choose` has it.
         base: folder that relative paths in the document start from; default the current one.
         watch: how others look on; default nobody.
     Raises:
@@ -43,8 +47,9 @@ def run(
     ):
         try:
             with world.together(), world.held():  # a wish to stop waits until there is something that could be saved
-                observers = stack.enter_context(onlookers(output, watch)) if watch and world.first else []
-                session = open_session(job, output, base, fresh, display, world, observers)
+                place = places.choose(job, output, base)
+                observers = stack.enter_context(onlookers(place.output, watch)) if watch and world.first else []
+                session = open_session(job, place, base, fresh, display, world, observers)
             to_the_end(session)
         except BaseException as error:
             termination.last_word(error)
@@ -57,24 +62,28 @@ def to_the_end(session: Session) -> None:
     try:
         with world.together():
             train(session)
-        finish(session)
+        session.finish()
         world.barrier()
     except StopRequested:
-        session.checkpoint()
-        error = world.stop.error(f"after iteration {session.iteration} of {session.iterations}")
-        session.record.failed(error)
-        write_report(session)
-        world.barrier()
-        raise error from None
+        end(session, session.stopped())
     except TailorPOError as cause:
-        session.checkpoint()
-        failure = type(cause)(f"{cause} (in iteration {session.iteration + 1})")
-        session.record.failed(failure)
-        write_report(session)
-        world.barrier()
-        raise failure from None
+        error = session.rescue(cause)
+        done = session.iteration == session.iterations
+        where = "after the last iteration" if done else f"in iteration {session.iteration + 1}"
+        end(session, type(error)(f"{error} ({where})"))
+    except Exception:
+        with suppress(Exception):  # a bug must not lose a checkpoint that is on its way
+            session.settle()
+        raise
     finally:
         session.display.close()
+
+
+def end(session: Session, error: TailorPOError) -> NoReturn:
+    """Say why, wait until all processes have, and leave."""
+    session.last_words(error)
+    session.world.barrier()
+    raise error
 
 
 def leave(code: int) -> None:
@@ -91,8 +100,10 @@ def train(session: Session) -> None:
             evaluate(session)
         if session.checkpoint_due():
             session.checkpoint()
+        session.check_saving()
         if session.iteration == session.iterations:
             return
+        seed_globally(session.run.training.seed, Purpose.TRAINING, session.iteration, session.world.rank)
         phases, work = session.record.phases, session.work()
         with phases("rollout"):
             scene = session.scene()
@@ -111,6 +122,7 @@ def train(session: Session) -> None:
 def evaluate(session: Session) -> None:
     """Measure the policy (its average, where one is kept) on held-out noise and prompts."""
     since = time.perf_counter()
+    seed_globally(session.run.training.seed, Purpose.EVALUATION, session.iteration, session.world.rank)
     with session.updater.averaged():
         measured = session.measure()
     session.evaluated_at = session.iteration

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from tailorpo_trainer import checkpoint, evaluate, models, rewards, sheet
+from tailorpo_trainer import checkpoint, evaluate, models, places, rewards, sheet
 from tailorpo_trainer.evaluate import Measurement
 from tailorpo_trainer.exits import DataError
 from tailorpo_trainer.noise import Purpose
@@ -39,11 +39,11 @@ def load(folder: Path) -> Trained:
 
     Raises `ConfigurationError` if this is no run's folder, `DataError` if it holds no checkpoint yet.
     """
-    output = Output(folder)
-    job = output.read_job()
-    newest = checkpoint.latest(checkpoint.open_store(folder))
+    place = places.of(folder)
+    output, job = Output(folder), place.job
+    newest = checkpoint.latest(place.open())
     if newest is None:
-        raise DataError(f"{folder} holds no checkpoint yet: run the job first, or wait for its first one")
+        raise DataError(f"{place.storage} holds no checkpoint yet: run the job first, or wait for its first one")
     weights = newest.tensors("ema" if "ema" in newest.groups else "adapter")
     run = job.spec
     # Only training ranks: what is drawn here is decoded by the model's own decoder.

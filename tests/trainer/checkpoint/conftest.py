@@ -43,12 +43,12 @@ class MemoryStore:
                 raise CrashError
             self.changes_left -= 1
 
-    def write(self, name: str, data: bytes, *, if_absent: bool = False) -> None:
+    def write(self, name: str, data: bytes | memoryview, *, if_absent: bool = False) -> None:
         self.before("write", name)
         self._change()
         if if_absent and self.objects.get(name, data) != data:
             raise ExistsError(name)
-        self.objects[name] = data
+        self.objects[name] = bytes(data)
 
     def read(self, name: str) -> bytes:
         self.before("read", name)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tailorpo_trainer.checkpoint import Run, latest
-from tailorpo_trainer.checkpoint.tensors import flatten, unflatten
+from tailorpo_trainer.checkpoint.tensors import NAMES, flatten, pack, unflatten, unpack
 
 
 class Trainee:
@@ -131,3 +131,34 @@ def test_what_cannot_be_kept_is_refused_by_its_path() -> None:
         flatten({"groups": [{"hook": {1}}]})
     with pytest.raises(ValueError, match=r"two tensors would be named 'a\.b'"):
         flatten({"a.b": torch.zeros(1), "a": {"b": torch.zeros(1)}})
+
+
+SHAPES = st.lists(st.integers(0, 4), max_size=3)
+
+
+@settings(max_examples=100, deadline=None)
+@given(wanted=st.dictionaries(st.text(min_size=1, max_size=5), st.tuples(st.sampled_from(list(NAMES)), SHAPES)))
+def test_a_file_that_is_packed_in_one_copy_is_one_that_the_library_reads(wanted: Any) -> None:
+    wanted.pop("__metadata__", None)
+    live = {}
+    for name, (dtype, shape) in wanted.items():
+        drawn = torch.randint(0, 2 if dtype == torch.bool else 256, (*shape, dtype.itemsize), dtype=torch.uint8)
+        live[name] = drawn.view(dtype).squeeze(-1)
+    data = bytes(pack(live))
+    found = unpack(data, "here")
+    assert found.keys() == live.keys()
+    for name, tensor in live.items():
+        assert (found[name].dtype, found[name].shape) == (tensor.dtype, tensor.shape)
+        bits = [value.contiguous().view(-1).view(torch.uint8) for value in (found[name], tensor)]
+        assert torch.equal(bits[0], bits[1])
+    begin = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:begin])
+    assert begin % 8 == 0
+    assert header.pop("__metadata__") == {"format": "pt"}
+    for name, entry in header.items():  # aligned, so that readers may map the file
+        assert entry["data_offsets"][0] % live[name].element_size() == 0
+
+
+def test_a_type_that_safetensors_does_not_know_is_named() -> None:
+    with pytest.raises(TypeError, match=r"up: cannot keep torch\.complex128 in a checkpoint"):
+        pack({"up": torch.zeros(2, dtype=torch.complex128)})

@@ -3,8 +3,9 @@
     run = open_run(open_store(uri), job)              # whose storage is this?
     start = None if fresh else run.latest()           # where to go on, or None
     attempt = run.begin(start, at_least=number)       # from now on it writes under its own prefix only
-    attempt.save(step, {"adapter": tensors}, {"samples": 640})
-    attempt.prune(keep=3)
+    stream = Stream(attempt, keep=3, max_failures=3)
+    stream.save(step, {"adapter": tensors}, {"samples": 640})   # returns as soon as the tensors are copied
+    stream.close()                                              # returns when all is committed
 
 Nothing here imports torch before tensors are saved or asked for.
 """
@@ -16,6 +17,7 @@ from tailorpo_trainer.checkpoint.layout import Ref
 from tailorpo_trainer.checkpoint.reading import Loaded, checkpoints, latest, load
 from tailorpo_trainer.checkpoint.runs import Run, open_run
 from tailorpo_trainer.checkpoint.store import ExistsError, MissingError, Store, open_store
+from tailorpo_trainer.checkpoint.stream import Stream
 
 __all__ = [
     "FORMAT_VERSION",
@@ -29,6 +31,7 @@ __all__ = [
     "Run",
     "Snapshot",
     "Store",
+    "Stream",
     "capture",
     "checkpoints",
     "differences",

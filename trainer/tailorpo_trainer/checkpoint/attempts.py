@@ -2,11 +2,13 @@
 
 import json
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tailorpo_trainer.checkpoint.format import Manifest, digest, now, versions
+from tailorpo_trainer.checkpoint.format import Entry, Manifest, digest, now, versions
 from tailorpo_trainer.checkpoint.layout import OBJECT, RUN, STATE, TENSORS, Ref, inventory
+from tailorpo_trainer.checkpoint.retention import Evaluations
 from tailorpo_trainer.checkpoint.store import Store
 
 if TYPE_CHECKING:
@@ -21,22 +23,24 @@ class Snapshot:
 
     step: int
     time: str
-    groups: dict[str, dict[str, "Tensor"]] = field(repr=False)
-    state: bytes = field(repr=False)
+    objects: dict[str, bytes | memoryview] = field(repr=False)
+    evaluation: float | None = None
 
 
-def capture(step: int, groups: Groups, state: Mapping[str, Any]) -> Snapshot:
-    """Copy tensors to host memory and the state to JSON: all that training has to wait for.
+def capture(step: int, groups: Groups, state: Mapping[str, Any], evaluation: float | None = None) -> Snapshot:
+    """Copy tensors to files in host memory and the state to JSON: all that training has to wait for.
 
-    Raises `ValueError` for a state that JSON would change: NaN, tuples, keys other than text.
+    `evaluation`: the weighted held-out reward that was measured at this step, if it was. Raises `ValueError` for a
+    state that JSON would change: NaN, tuples, keys other than text.
     """
-    from tailorpo_trainer.checkpoint.tensors import copied
+    from tailorpo_trainer.checkpoint.tensors import pack
 
     assert all(OBJECT.match(name) for name in groups), f"not names of objects: {list(groups)}"
     text = json.dumps(state, indent=2, allow_nan=False)
     if json.loads(text) != state:
         raise ValueError(f"the state must be plain JSON, with lists and text keys only: {text[:200]}")
-    return Snapshot(step, now(), {name: copied(tensors) for name, tensors in groups.items()}, text.encode())
+    objects: dict[str, bytes | memoryview] = {name + TENSORS: pack(tensors) for name, tensors in groups.items()}
+    return Snapshot(step, now(), objects | {STATE: text.encode()}, evaluation)
 
 
 @dataclass
@@ -53,6 +57,7 @@ class Attempt:
     _newest: Manifest | None = None
     _unfinished: int | None = None
     _swept: bool = False
+    _evaluations: Evaluations = field(default_factory=Evaluations)
 
     def save(self, step: int, groups: Groups, state: Mapping[str, Any]) -> Manifest:
         """Commit a checkpoint: `capture`, then `commit`."""
@@ -64,8 +69,6 @@ class Attempt:
         A step that is committed already, by this attempt or as its start, is not written again. May be called
         again after an error. Raises `ValueError` for a step before the newest one, and what the store raises.
         """
-        from tailorpo_trainer.checkpoint.tensors import pack
-
         newest = self._newest or self.start
         if newest and snapshot.step <= newest.step:
             if snapshot.step < newest.step:
@@ -76,23 +79,24 @@ class Attempt:
             # The manifest may have landed although its write failed: no object may change below it.
             self.store.delete([ref.manifest])
         self._unfinished = snapshot.step
-        entries = {}
-        for group, tensors in snapshot.groups.items():
-            data = pack(tensors)
-            entries[group + TENSORS] = digest(data)
-            self.store.write(ref.prefix + group + TENSORS, data)
-        entries[STATE] = digest(snapshot.state)
-        self.store.write(ref.prefix + STATE, snapshot.state)
+        entries = {name: self._write(ref.prefix + name, data) for name, data in snapshot.objects.items()}
         manifest = Manifest(
             time=snapshot.time, experiment=self.experiment, versions=versions(),
-            attempt=self.number, step=snapshot.step, objects=entries,
+            attempt=self.number, step=snapshot.step, objects=entries, evaluation=snapshot.evaluation,
         )  # fmt: skip
         self.store.write(ref.manifest, manifest.encode(), if_absent=True)
         self._newest, self._unfinished = manifest, None
         return manifest
 
+    def _write(self, name: str, data: bytes | memoryview) -> Entry:
+        """Write an object while it is hashed: neither holds Python's lock for long."""
+        with ThreadPoolExecutor(1) as aside:
+            entry = aside.submit(digest, data)
+            self.store.write(name, data)
+            return entry.result()
+
     def prune(self, keep: int) -> None:
-        """Delete all but the newest `keep` checkpoints of all attempts, and what interrupted writers left.
+        """Delete checkpoints of all attempts but the newest `keep` and the best, and what interrupted writers left.
 
         Does nothing before the first commit: until then an older checkpoint is the only one known to be good.
         Does nothing if a newer attempt began: then this process should be dead. Never touches what is newer
@@ -102,7 +106,9 @@ class Attempt:
         found = inventory(self.store.names("attempt-"))
         if self._newest is None or max(found.attempts, default=0) > self.number:
             return
-        kept, newest = found.committed()[-keep:], self._newest.ref
+        committed, newest = found.committed(), self._newest.ref
+        best = self._evaluations.best(self.store, committed, self.number, self.start)
+        kept = {*committed[-keep:], *([best] if best else [])}
         doomed = {ref: names for ref, names in found.steps.items() if ref < newest and ref not in kept}
         if doomed:
             self.store.delete([ref.manifest for ref in doomed])

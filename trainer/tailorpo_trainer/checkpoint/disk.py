@@ -9,7 +9,7 @@ from pathlib import Path
 NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS}
 
 
-def fill(path: Path, data: bytes) -> None:
+def fill(path: Path, data: bytes | memoryview) -> None:
     """Create a file that nobody else has, on the disk when this returns; none is left behind on an error."""
     # Not mkstemp, whose mode 0600 would lock out everybody but the writer.
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
@@ -24,7 +24,7 @@ def fill(path: Path, data: bytes) -> None:
         raise
 
 
-def claim(temporary: Path, path: Path, data: bytes) -> bool:
+def claim(temporary: Path, path: Path, data: bytes | memoryview) -> bool:
     """Give a written file its name unless the name is taken; whether that worked."""
     try:
         os.link(temporary, path)

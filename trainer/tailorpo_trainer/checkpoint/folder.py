@@ -25,7 +25,7 @@ class FolderStore:
     def __init__(self, root: Path) -> None:
         self.root = root.expanduser().absolute()
 
-    def write(self, name: str, data: bytes, *, if_absent: bool = False) -> None:
+    def write(self, name: str, data: bytes | memoryview, *, if_absent: bool = False) -> None:
         path = self._path(name)
         with self._explained(path):
             for tries_left in (2, 1, 0):
@@ -85,7 +85,7 @@ class FolderStore:
         assert all(part and part[0] != "." for part in parts), f"not the name of an object: {name!r}"
         return self.root.joinpath(*parts)
 
-    def _write(self, path: Path, data: bytes, if_absent: bool) -> None:
+    def _write(self, path: Path, data: bytes | memoryview, if_absent: bool) -> None:
         make(path.parent)
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
         try:

@@ -99,6 +99,8 @@ class Manifest(Record):
     attempt: int
     step: int
     objects: dict[str, Entry]
+    # The weighted held-out reward that was measured at this step; None if none was. Not in the first manifests.
+    evaluation: float | None = Field(None, allow_inf_nan=False)
 
     @property
     def ref(self) -> Ref:
@@ -110,7 +112,7 @@ class Manifest(Record):
         return sum(entry.size for entry in self.objects.values())
 
 
-def digest(data: bytes) -> Entry:
+def digest(data: bytes | memoryview) -> Entry:
     return Entry(size=len(data), sha256=hashlib.sha256(data).hexdigest())
 
 

@@ -49,5 +49,10 @@ def inventory(names: Iterable[str]) -> Inventory:
     return found
 
 
+def output_prefix(attempt: int) -> str:
+    """Below it an attempt publishes its results: no part of any checkpoint, and never pruned."""
+    return f"attempt-{attempt:04d}/output/"
+
+
 def attempt_name(number: int) -> str:
     return f"attempt-{number:04d}/attempt.json"

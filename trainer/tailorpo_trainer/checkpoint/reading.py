@@ -2,11 +2,12 @@
 
 import json
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tailorpo_trainer.checkpoint.format import AttemptRecord, CorruptError, Manifest, digest
-from tailorpo_trainer.checkpoint.layout import OBJECT, STATE, TENSORS, Ref, attempt_name, inventory
+from tailorpo_trainer.checkpoint.format import AttemptRecord, CorruptError, Entry, Manifest, digest
+from tailorpo_trainer.checkpoint.layout import OBJECT, STATE, TENSORS, Inventory, Ref, attempt_name, inventory
 from tailorpo_trainer.checkpoint.store import MissingError, Store
 from tailorpo_trainer.exits import UnavailableError
 
@@ -60,29 +61,48 @@ def load(store: Store, ref: Ref) -> Loaded:
     Raises `CorruptError` naming the object that is wrong, `MissingError` if the checkpoint is not there (any
     more), `ConfigurationError` if a newer tailorpo wrote it.
     """
-    manifest = Manifest.decode(store.read(ref.manifest), store.uri(ref.manifest))
-    if manifest.ref != ref:
-        raise CorruptError(f"{store.uri(ref.manifest)}: belongs to {manifest.ref.prefix}")
-    objects = {}
-    for name, entry in manifest.objects.items():
-        where = store.uri(ref.prefix + name)
-        if not OBJECT.match(name):  # it could lead out of the storage
-            raise CorruptError(f"{store.uri(ref.manifest)}: {name!r} cannot be the name of an object")
-        try:
-            objects[name] = store.read(ref.prefix + name)
-        except MissingError:
-            # Deleting begins with the manifest: if that is gone as well, nothing is wrong.
-            store.size(ref.manifest)
-            raise CorruptError(f"{where}: is missing") from None
-        if len(objects[name]) != entry.size:
-            raise CorruptError(f"{where}: has {len(objects[name])} bytes instead of {entry.size}")
-        if digest(objects[name]) != entry:
-            raise CorruptError(f"{where}: its SHA-256 is not the manifest's: the content changed")
+    manifest = read_manifest(store, ref)
+    objects = {name: check(store, ref, name, entry) for name, entry in manifest.objects.items()}
     try:
         state = json.loads(objects[STATE])
     except (KeyError, ValueError):
         raise CorruptError(f"{store.uri(ref.prefix + STATE)}: is missing or not JSON") from None
     return Loaded(manifest, store.uri(ref.prefix), state, objects)
+
+
+def read_manifest(store: Store, ref: Ref) -> Manifest:
+    """What a checkpoint's manifest says of this place; raises as `load` does."""
+    manifest = Manifest.decode(store.read(ref.manifest), store.uri(ref.manifest))
+    if manifest.ref != ref:
+        raise CorruptError(f"{store.uri(ref.manifest)}: belongs to {manifest.ref.prefix}")
+    return manifest
+
+
+def check(store: Store, ref: Ref, name: str, entry: Entry) -> bytes:
+    """The bytes of an object, which are what the manifest's entry says; raises as `load` does."""
+    where = store.uri(ref.prefix + name)
+    if not OBJECT.match(name):  # it could lead out of the storage
+        raise CorruptError(f"{store.uri(ref.manifest)}: {name!r} cannot be the name of an object")
+    try:
+        data = store.read(ref.prefix + name)
+    except MissingError:
+        # Deleting begins with the manifest: if that is gone as well, nothing is wrong.
+        store.size(ref.manifest)
+        raise CorruptError(f"{where}: is missing") from None
+    if len(data) != entry.size:
+        raise CorruptError(f"{where}: has {len(data)} bytes instead of {entry.size}")
+    if digest(data) != entry:
+        raise CorruptError(f"{where}: its SHA-256 is not the manifest's: the content changed")
+    return data
+
+
+def candidates(store: Store, found: Inventory) -> Iterator[Ref]:
+    """Committed checkpoints in the order in which a resume looks at them."""
+    committed = found.committed()
+    for number in sorted(found.attempts, reverse=True):
+        yield from sorted((ref for ref in committed if ref.attempt == number), reverse=True)
+        if _began_from_nothing(store, number):
+            return
 
 
 def latest(store: Store, experiment: str | None = None) -> Loaded | None:
@@ -102,20 +122,15 @@ def latest(store: Store, experiment: str | None = None) -> Loaded | None:
 
 
 def _latest(store: Store, experiment: str | None) -> Loaded | None:
-    found = inventory(store.names("attempt-"))
-    committed = found.committed()
-    for number in sorted(found.attempts, reverse=True):
-        for ref in sorted((ref for ref in committed if ref.attempt == number), reverse=True):
-            try:
-                loaded = load(store, ref)
-            except CorruptError as error:
-                logger.warning("checkpoint skipped: %s", error)
-                continue
-            if experiment in (None, loaded.manifest.experiment):
-                return loaded
-            logger.warning("checkpoint skipped: %s: is of another experiment", store.uri(ref.manifest))
-        if _began_from_nothing(store, number):
-            return None
+    for ref in candidates(store, inventory(store.names("attempt-"))):
+        try:
+            loaded = load(store, ref)
+        except CorruptError as error:
+            logger.warning("checkpoint skipped: %s", error)
+            continue
+        if experiment in (None, loaded.manifest.experiment):
+            return loaded
+        logger.warning("checkpoint skipped: %s: is of another experiment", store.uri(ref.manifest))
     return None
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
+from tailorpo_trainer import s3
 from tailorpo_trainer.exits import ConfigurationError, TailorPOError
 
 
@@ -22,7 +23,7 @@ class Store(Protocol):
     `UnavailableError` (does not answer). No method keeps state, so several threads may share a store.
     """
 
-    def write(self, name: str, data: bytes, *, if_absent: bool = False) -> None:
+    def write(self, name: str, data: bytes | memoryview, *, if_absent: bool = False) -> None:
         """Put an object; when this returns it survives a power cut.
 
         With `if_absent`, of two writers one gets `ExistsError`. Finding the very same bytes is a success: it
@@ -51,18 +52,20 @@ class Store(Protocol):
         """Where a person finds an object."""
 
 
-def open_store(uri: str | Path) -> Store:
-    """The store at a folder, or `file://` URI; nothing is created before the first write.
+def open_store(uri: str | Path, settings: s3.Settings = s3.STANDARD) -> Store:
+    """The store at a folder, `file://` or `s3://` URI; nothing is created before the first write.
 
     Raises `ConfigurationError` for a scheme that this version cannot write to.
     """
+    scheme, separator, rest = str(uri).partition("://")
+    if f"{scheme}{separator}" == s3.SCHEME:
+        from tailorpo_trainer.checkpoint.bucket import S3Store
+
+        return S3Store(str(uri), settings)
     from tailorpo_trainer.checkpoint.folder import FolderStore
 
-    scheme, separator, rest = str(uri).partition("://")
     if not separator:
         return FolderStore(Path(uri))
     if scheme == "file" and rest.startswith("/"):
         return FolderStore(Path(rest))
-    if scheme == "s3":
-        raise ConfigurationError(f"{uri}: this version cannot keep checkpoints in S3 yet; give a folder")
-    raise ConfigurationError(f"{uri}: checkpoints cannot be kept at {scheme}://; give a folder")
+    raise ConfigurationError(f"{uri}: checkpoints cannot be kept at {scheme}://; give a folder or s3://bucket/prefix")

@@ -1,30 +1,54 @@
 """Tensors to bytes and back, and nested states to flat tensors: the only module here that needs torch."""
 
+import json
 import math
 from collections.abc import Mapping
+from itertools import groupby
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as _load
-from safetensors.torch import save as _save
 from torch import Tensor
 
 from tailorpo_trainer.checkpoint.format import CorruptError
 
-
-def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies in host memory, contiguous and sharing nothing: training may go on while they are written."""
-    copies = {}
-    for name, tensor in tensors.items():
-        copies[name] = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
-        copies[name].copy_(tensor.detach())
-    return copies
+NAMES = {
+    torch.bool: "BOOL", torch.uint8: "U8", torch.int8: "I8", torch.int16: "I16", torch.int32: "I32",
+    torch.int64: "I64", torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64",
+    torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
+}  # fmt: skip
+"""The types that a checkpoint may hold, as safetensors calls them."""
 
 
-def pack(tensors: Mapping[str, Tensor]) -> bytes:
-    """A safetensors file."""
-    return _save(dict(tensors), metadata={"format": "pt"})  # diffusers refuses files without this mark
+def pack(tensors: Mapping[str, Tensor]) -> memoryview:
+    """A safetensors file in host memory that shares nothing with the tensors: training may go on at once.
+
+    The library's own `save` would need a copy of the tensors first and then makes a second one; here each tensor is
+    copied to its place. Raises `TypeError` for a type that safetensors does not know.
+    """
+    ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), str(item[1].dtype), item[0]))
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # diffusers refuses files without this mark
+    end = 0
+    for name, tensor in ordered:
+        if tensor.dtype not in NAMES:
+            raise TypeError(f"{name}: cannot keep {tensor.dtype} in a checkpoint")
+        start, end = end, end + tensor.nbytes
+        header[name] = {"dtype": NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # so that all data is aligned, the widest types first
+    head = bytearray(len(text).to_bytes(8, "little") + text)
+    file = torch.empty(len(head) + end, dtype=torch.uint8)
+    file[: len(head)] = torch.frombuffer(head, dtype=torch.uint8)
+    begin = len(head)
+    for dtype, some in groupby((tensor.detach() for _, tensor in ordered), key=lambda tensor: tensor.dtype):
+        live = list(some)
+        end = begin + sum(tensor.nbytes for tensor in live)
+        places = file[begin:end].view(dtype).split([tensor.numel() for tensor in live])
+        for place, tensor in zip(places, live, strict=True):
+            place.view(tensor.shape).copy_(tensor)
+        begin = end
+    return file.numpy().data
 
 
 def unpack(data: bytes, where: str) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import click
 
-from tailorpo_trainer.cli import completion, ending, results, run, validate
+from tailorpo_trainer.cli import checkpoints, completion, ending, results, run, validate
 
 PROGRAM = "tailorpo"
 COMPLETE = "_TAILORPO_COMPLETE"
@@ -28,6 +28,7 @@ app.add_command(run.run)
 app.add_command(validate.validate)
 for command in (results.sample, results.evaluate, results.report, results.compare, results.estimate):
     app.add_command(command)
+app.add_command(checkpoints.checkpoints)
 app.add_command(completion.completion)
 
 

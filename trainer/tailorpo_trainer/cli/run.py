@@ -51,7 +51,7 @@ HERE = ("rendezvous_timeout_seconds", "stall_timeout_seconds", "termination_grac
 @click.option(
     "--output",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Folder of the results. Default: runs/NAME.",
+    help="Folder of results and checkpoints. Default: spec.checkpoint.storage, or runs/NAME.",
 )
 @click.option(
     "--set",
@@ -144,7 +144,6 @@ def run(
         raise click.exceptions.Exit(_launch(job, gang, _again(file, output, overrides, fresh, display, watch)))
     from tailorpo_trainer import train
 
-    output = output or Path("runs") / job.metadata.name
     train.run(job, output, base=file.parent, fresh=fresh, display=display, watch=watch)
 
 

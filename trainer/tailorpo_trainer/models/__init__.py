@@ -1,6 +1,6 @@
 """Load a diffusers pipeline of the SD 1.x/2.x family, attach an adapter, and say clearly what could not be loaded."""
 
-from tailorpo_trainer.models.adapter import attach_adapter, save_adapter
+from tailorpo_trainer.models.adapter import attach_adapter, export_adapter, save_adapter
 from tailorpo_trainer.models.decoder import check_decoder, load_decoder, read_config
 from tailorpo_trainer.models.loading import load_policy, pick_device, pick_dtype
 from tailorpo_trainer.models.pipeline import load_pipeline, quiet
@@ -10,6 +10,7 @@ __all__ = [
     "SHIPPED",
     "attach_adapter",
     "check_decoder",
+    "export_adapter",
     "load_decoder",
     "load_pipeline",
     "load_policy",

@@ -18,14 +18,7 @@ FILE = "pytorch_lora_weights.safetensors"
 
 def attach_adapter(unet: Any, run: spec.TrainingSpec) -> None:
     """Add a LoRA to the denoiser: A Gaussian, B zero, so that it begins as the base model (Hu et al. 2021)."""
-    from peft import LoraConfig
-
-    config = LoraConfig(
-        r=run.lora.rank,
-        lora_alpha=run.lora.alpha,
-        init_lora_weights="gaussian",
-        target_modules=list(run.lora.target_modules),
-    )
+    config = _config(run.lora)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(run.training.seed + (Purpose.ADAPTER << 56))
         try:
@@ -37,6 +30,14 @@ def attach_adapter(unet: Any, run: spec.TrainingSpec) -> None:
             ) from None
     if run.lora.initial is not None:
         _load_initial(unet, run.lora, run.lora.initial)
+
+
+def _config(lora: spec.LoRA) -> Any:
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha, init_lora_weights="gaussian", target_modules=list(lora.target_modules)
+    )
 
 
 def _load_initial(unet: Any, lora: spec.LoRA, source: str) -> None:
@@ -137,13 +138,24 @@ def _listed(values: set[Any]) -> str:
 
 def save_adapter(policy: Policy, folder: Path) -> None:
     """Write the adapter as diffusers reads it: `pipe.load_lora_weights(folder)`."""
-    from diffusers import StableDiffusionPipeline
-    from diffusers.utils import convert_state_dict_to_diffusers
     from peft import get_peft_model_state_dict
 
-    config = policy.unet.peft_config["default"].to_dict()
+    _save(get_peft_model_state_dict(policy.unet), policy.unet.peft_config["default"], folder)
+
+
+def export_adapter(weights: Mapping[str, torch.Tensor], lora: spec.LoRA, folder: Path) -> None:
+    """The same from the weights of `Policy.adapter()` alone, without the model that they were trained on."""
+    _save({name.replace(".default.", "."): value for name, value in weights.items()}, _config(lora), folder)
+
+
+def _save(weights: Mapping[str, torch.Tensor], config: Any, folder: Path) -> None:
+    from diffusers import StableDiffusionPipeline
+    from diffusers.utils import convert_state_dict_to_diffusers
+
     StableDiffusionPipeline.save_lora_weights(
         str(folder),
-        unet_lora_layers=convert_state_dict_to_diffusers(get_peft_model_state_dict(policy.unet)),
-        unet_lora_adapter_metadata={key: sorted(v) if isinstance(v, set) else v for key, v in config.items()},
+        unet_lora_layers=convert_state_dict_to_diffusers(dict(weights)),
+        unet_lora_adapter_metadata={
+            key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()
+        },
     )

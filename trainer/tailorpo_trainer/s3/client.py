@@ -2,12 +2,28 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from tailorpo_trainer.exits import ConfigurationError, TailorPOError, UnavailableError
+from tailorpo_trainer.exits import ConfigurationError, ResourceError, TailorPOError, UnavailableError
 
 SCHEME = "s3://"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a document may say of a store; what is None is found by boto3's standard chain. Never a credential."""
+
+    endpoint: str | None = None
+    region: str | None = None
+    path_style: bool | None = None
+    ca_file: str | None = None
+    sse_kms_key_id: str | None = None
+
+
+STANDARD = Settings()
 
 
 def split(uri: str, subject: str) -> tuple[str, str]:
@@ -17,27 +33,33 @@ def split(uri: str, subject: str) -> tuple[str, str]:
     return bucket, key.rstrip("/")
 
 
-def connect(subject: str) -> Any:
+def connect(subject: str, settings: Settings = STANDARD) -> Any:
     """A boto3 client by the standard chain: AWS_ENDPOINT_URL(_S3), AWS_PROFILE, keys, roles, AWS_MAX_ATTEMPTS."""
     try:
         from boto3.session import Session
         from botocore.config import Config
     except ImportError:
-        raise ConfigurationError(f"{subject}: reading from S3 needs boto3: pip install 'tailorpo[trainer]'") from None
+        raise ConfigurationError(f"{subject}: S3 needs boto3: pip install 'tailorpo[trainer]'") from None
 
+    if settings.ca_file is not None and not Path(settings.ca_file).is_file():
+        raise ConfigurationError(f"{subject}: there is no file of certificates at {settings.ca_file}")
+    given = {"endpoint_url": settings.endpoint, "region_name": settings.region, "verify": settings.ca_file}
     config = Config(retries={"mode": "standard"}, connect_timeout=10, read_timeout=60)
     with explained(subject):
         session = Session()
-        client = session.client("s3", config=config)
+        client = session.client("s3", config=config, **given)
         style = (client.meta.config.s3 or {}).get("addressing_style")
-        if style is None and not _endpoint(client).endswith((".amazonaws.com", ".amazonaws.com.cn")):
-            # bucket.host needs a wildcard name and certificate, which own servers rarely have.
-            client = session.client("s3", config=config.merge(Config(s3={"addressing_style": "path"})))
+        if settings.path_style is not None:
+            style = "path" if settings.path_style else "virtual"
+        elif style is None and not _endpoint(client).endswith((".amazonaws.com", ".amazonaws.com.cn")):
+            style = "path"  # bucket.host needs a wildcard name and certificate, which own servers rarely have
+        if style is not None:
+            client = session.client("s3", config=config.merge(Config(s3={"addressing_style": style})), **given)
     return client
 
 
 @contextmanager
-def explained(subject: str, client: Any = None) -> Iterator[None]:
+def explained(subject: str, client: Any = None, *, writing: bool = False) -> Iterator[None]:
     """Turn what boto3 raises inside into one sentence that begins with `subject`."""
     from boto3.exceptions import Boto3Error
     from botocore.exceptions import BotoCoreError, ClientError
@@ -46,7 +68,7 @@ def explained(subject: str, client: Any = None) -> Iterator[None]:
     try:
         yield
     except ClientError as error:
-        raise _refused(subject, client, error) from None
+        raise _refused(subject, client, error, writing) from None
     except (BotoCoreError, Boto3Error, ResponseParserError, ValueError) as error:
         raise _failed(subject, client, error) from None
 
@@ -67,9 +89,14 @@ TRANSIENT = {
     "TooManyRequests",
     "RequestTimeout",
 }
+FULL = {"InsufficientStorage", "QuotaExceeded", "XMinioStorageFull", "XMinioAdminBucketQuotaExceeded"}
+NEEDED = {
+    False: "read it at {endpoint}: allow s3:ListBucket and s3:GetObject",
+    True: "write it at {endpoint}: allow s3:PutObject, s3:DeleteObject and s3:AbortMultipartUpload",
+}
 
 
-def _refused(subject: str, client: Any, error: Any) -> TailorPOError:
+def _refused(subject: str, client: Any, error: Any, writing: bool) -> TailorPOError:
     """For an answer that is an error."""
     answer = error.response
     code, text = str(answer.get("Error", {}).get("Code", "")), str(answer.get("Error", {}).get("Message", ""))
@@ -78,19 +105,21 @@ def _refused(subject: str, client: Any, error: Any) -> TailorPOError:
     if code in DENIED:
         return ConfigurationError(f"{subject}: {DENIED[code].format(endpoint=endpoint)}")
     if code == "NoSuchBucket":
-        return ConfigurationError(f"{subject}: there is no such bucket at {endpoint}")
-    if code in TRANSIENT or status >= 500:
+        return ConfigurationError(f"{subject}: there is no such bucket at {endpoint}: create it, or correct its name")
+    if code in FULL or status == 507:
+        return ResourceError(f"{subject}: not written, {endpoint} has no space left or the quota is used up ({code})")
+    if code in TRANSIENT or (status >= 500 and status != 501):
         return UnavailableError(
             f"{subject}: {endpoint} failed with {status} {'' if code == str(status) else code + ' '}after all retries"
         )
     if status == 412:
-        return UnavailableError(f"{subject}: was replaced while it was read: start again")
+        return UnavailableError(f"{subject}: was replaced meanwhile: start again")
     if status == 404:
         return ConfigurationError(f"{subject}: there is no such object at {endpoint}")
     if status == 403:
-        return ConfigurationError(
-            f"{subject}: these credentials may not read it at {endpoint}: allow s3:ListBucket and s3:GetObject"
-        )
+        return ConfigurationError(f"{subject}: these credentials may not {NEEDED[writing].format(endpoint=endpoint)}")
+    if status == 501:
+        return ConfigurationError(f"{subject}: {endpoint} does not know how to do this ({error.operation_name})")
     if status in (301, 307) or code == "AuthorizationHeaderMalformed":
         return ConfigurationError(f"{subject}: the bucket is in another region: set AWS_REGION to its own")
     return ConfigurationError(f"{subject}: {endpoint} answered {status} {code}: {text[:200]}")

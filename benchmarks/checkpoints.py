@@ -1,0 +1,272 @@
+"""What checkpoints cost: the stall of training, the upload against boto3's own, the way back, and memory.
+
+`python -m benchmarks.checkpoints [--repeats N] > docs/benchmarks-checkpoints.md` starts a SeaweedFS on this machine, so
+server and client share its processors. What is compared is interleaved.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.rollout import machine
+from tailorpo_trainer import checkpoint, document, train
+from tailorpo_trainer.checkpoint.attempts import Groups
+from tailorpo_trainer.checkpoint.bucket import S3Store
+from tailorpo_trainer.session import Session
+from tailorpo_trainer.spec import TailorPOJob
+
+BUILD = Path("build/benchmarks")
+STALL_GOAL, UPLOAD_GOAL, MEMORY_GOAL = 0.01, 0.9, 4.0
+EVERY, ITERATIONS, RANK = 10, 30, 16
+
+
+def job(storage: str | None = None, iterations: int = ITERATIONS) -> TailorPOJob:
+    """The demo's document with a checkpoint every ten iterations and no evaluation."""
+    return document.parse(
+        {
+            "apiVersion": "tailorpo.dev/v1alpha1",
+            "kind": "TailorPOJob",
+            "metadata": {"name": "benchmark"},
+            "spec": {
+                "prompts": {"builtin": "tiny-animals"},
+                "rewards": [{"name": "colourfulness"}],
+                "method": {"name": "tailorpo"},
+                "sampling": {"steps": 20, "trainedSteps": {"count": 5}, "guidanceScale": 3.0},
+                "training": {"iterations": iterations, "promptsPerIteration": 8},
+                "evaluation": {"everyIterations": 0},
+                "checkpoint": {"everyIterations": EVERY, "storage": storage},
+            },
+        }
+    )
+
+
+def stall(storage: str | None, folder: Path) -> dict[str, Any]:
+    """Seconds that training waited for each checkpoint, and seconds of an iteration."""
+    waits: list[float] = []
+    whole = Session.checkpoint
+
+    def timed(self: Session) -> None:
+        since = time.perf_counter()
+        whole(self)
+        waits.append(time.perf_counter() - since)
+
+    Session.checkpoint = timed  # type: ignore[method-assign]
+    here = Path.cwd()
+    try:
+        os.chdir(folder)
+        train.run(job(storage), display="quiet")
+    finally:
+        os.chdir(here)
+        Session.checkpoint = whole  # type: ignore[method-assign]
+    lines = [json.loads(line) for line in (folder / "runs/benchmark/metrics.jsonl").read_text().splitlines()]
+    ends = [0.0, *(line["totals"]["seconds"] for line in lines if line["kind"] == "iteration")]
+    seconds = [after - before for before, after in itertools.pairwise(ends)]
+    return {"waits": waits, "iterations": seconds, "share": statistics.median(waits) / statistics.median(seconds)}
+
+
+def large_state(rank: int = RANK) -> Groups:
+    """An adapter of all attention layers of SDXL's denoiser, and AdamW's two moments: the shapes, random values."""
+    drawn = torch.Generator().manual_seed(0)
+    adapter: dict[str, Tensor] = {}
+    for width, blocks in ((640, 10), (1280, 60)):  # transformer blocks of 640 and of 1280 channels; text has 2048
+        for block in range(blocks):
+            for attention, context in (("attn1", width), ("attn2", 2048)):
+                for layer, inputs in (("to_q", width), ("to_k", context), ("to_v", context), ("to_out.0", width)):
+                    name = f"{width}.{block}.{attention}.{layer}"
+                    adapter[f"{name}.lora_A"] = torch.randn(rank, inputs, generator=drawn)
+                    adapter[f"{name}.lora_B"] = torch.randn(width, rank, generator=drawn)
+    moments = {f"{name}.{moment}": torch.rand_like(value) for name, value in adapter.items() for moment in "ab"}
+    return {"adapter": adapter, "optimizer": moments}
+
+
+def size(groups: Groups) -> int:
+    return sum(value.nbytes for group in groups.values() for value in group.values())
+
+
+def upload(uri: str, groups: Groups, repeats: int, folder: Path) -> dict[str, Any]:
+    """Commits of a state (hashed and uploaded) against `upload_file` of the same bytes, in turns."""
+    store = checkpoint.open_store(uri)
+    assert isinstance(store, S3Store)
+    held = checkpoint.capture(1, groups, {})
+    for name, content in held.objects.items():
+        (folder / name).write_bytes(content)
+    files = sorted(folder.iterdir())
+    attempt = checkpoint.open_run(store, job()).begin(None)
+
+    def commit() -> None:
+        attempt.commit(replace(held, step=len(seconds["commit"]) + 1))
+
+    def write() -> None:
+        for name, content in held.objects.items():
+            store.write(f"plain/{name}", content)
+
+    def plain() -> None:
+        for path in files:
+            store.client.upload_file(str(path), store.bucket, f"{store.prefix}boto3/{path.name}")
+
+    ways: dict[str, Callable[[], None]] = {"commit": commit, "write": write, "upload_file": plain}
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    orders = list(itertools.permutations(ways))  # nobody always first, nor always after the same one
+    for turn in range(repeats):
+        for name in orders[turn % len(orders)]:
+            since = time.perf_counter()
+            ways[name]()
+            seconds[name].append(time.perf_counter() - since)
+    ratios = {
+        name: [theirs / ours for theirs, ours in zip(seconds["upload_file"], seconds[name], strict=True)]
+        for name in ("commit", "write")
+    }
+    return {"bytes": sum(map(len, held.objects.values())), "seconds": seconds, "ratios": ratios}
+
+
+def streamed(storage: str, groups: Groups) -> dict[str, Any]:
+    """Two checkpoints of a state, the second while the first is written: seconds of each `save`, and of a commit."""
+    stream = checkpoint.Stream(checkpoint.open_run(checkpoint.open_store(storage), job()).begin(None), 3, 3)
+    waits = []
+    for step in (1, 2):
+        since = time.perf_counter()
+        stream.save(step, groups, {})
+        waits.append(time.perf_counter() - since)
+    stream.close()
+    return {"first": waits[0], "second": waits[1], "commit": stream.facts.seconds / 2}
+
+
+def resume(storage: str) -> float:
+    """Seconds to find, read and verify the newest checkpoint and to make tensors of it."""
+    since = time.perf_counter()
+    found = checkpoint.open_run(checkpoint.open_store(storage), job()).latest()
+    assert found is not None
+    for group in found.groups:
+        found.tensors(group)
+    return time.perf_counter() - since
+
+
+def peak(storage: str) -> float:
+    """Most memory that streaming two large states took beyond the live one, in its size; in a process of its own."""
+    code = f"from benchmarks import checkpoints; checkpoints.print_peak({storage!r})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return float(done.stdout.split()[-1])
+
+
+def print_peak(storage: str) -> None:
+    small: Groups = {"adapter": {"up": torch.zeros(1)}}
+    streamed(storage + "-small", small)  # libraries, threads, connections
+    groups = large_state()
+    before = _kilobytes("VmRSS")
+    streamed(storage, groups)
+    print((_kilobytes("VmHWM") - before) * 1024 / size(groups))
+
+
+def _kilobytes(name: str) -> int:
+    """A figure of this process from /proc: memory in use (VmRSS), or the most that ever was (VmHWM)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+
+
+def measure(repeats: int, uri: str) -> dict[str, Any]:
+    """All figures, JSON-ready; `uri` is an S3 prefix that may be written to."""
+    found: dict[str, Any] = {"machine": machine(), "repeats": repeats}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for place, storage in (("folder", None), ("S3", f"{uri}/tiny")):
+            (folder / place).mkdir()
+            found[f"stall {place}"] = stall(storage, folder / place)
+        groups = large_state()
+        found["state"] = {"rank": RANK, "bytes": size(groups), "tensors": sum(map(len, groups.values()))}
+        for place, storage in (("folder", f"{folder}/large"), ("S3", f"{uri}/large")):
+            found[f"large {place}"] = [streamed(f"{storage}-{number}", groups) for number in range(repeats)]
+            found[f"resume {place}"] = [resume(f"{storage}-0") for _ in range(repeats)]
+        (folder / "files").mkdir()
+        found["upload"] = upload(f"{uri}/upload", groups, repeats, folder / "files")
+        found["peak"] = {"folder": peak(f"{folder}/peak"), "S3": peak(f"{uri}/peak")}
+    return found
+
+
+def markdown(found: dict[str, Any]) -> str:
+    """The section of `docs/benchmarks.md`."""
+    state, uploaded, host = found["state"], found["upload"], found["machine"]
+    text = [
+        "## Checkpoints\n",
+        f"`tiny-animals`, a checkpoint every {EVERY} iterations. Training waits for the copy to host memory alone:\n",
+        "| kept in | stall of one checkpoint | an iteration | stall / iteration | goal |",
+        "|---|--:|--:|--:|--:|",
+    ]
+    for place in ("folder", "S3"):
+        one = found[f"stall {place}"]
+        text.append(
+            f"| {place} | {_span(one['waits'], 1e3)} ms | {statistics.median(one['iterations']):.2f} s | "
+            f"{one['share']:.2%} | ≤ {STALL_GOAL:.0%} |"
+        )
+    text += [
+        f"\nA state as large as that of a LoRA of rank {state['rank']} on all attention layers of SDXL with AdamW: "
+        f"{state['tensors']:,} tensors, {state['bytes'] / 1e6:.0f} MB; two checkpoints, the second while the first is "
+        "written. Memory is the most that was taken beyond the live state, in states, while one is written and one "
+        "waits.\n",
+        "| kept in | stall | stall of the second | commit | find, read, verify | memory | goal |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for place in ("folder", "S3"):
+        runs = found[f"large {place}"]
+        cells = [_span([run[name] for run in runs], 1, 2) for name in ("first", "second", "commit")]
+        cells.append(_span(found[f"resume {place}"], 1, 2))
+        text.append(f"| {place} | {' s | '.join(cells)} s | {found['peak'][place]:.1f} | < {MEMORY_GOAL:.0f} |")
+    text += [
+        "\nThe same bytes to the same server, in turns; throughput against boto3's `upload_file` of files with its own "
+        "settings. A commit also hashes, and writes the manifest.\n",
+        "| | MB/s | ÷ `upload_file` | goal |",
+        "|---|--:|--:|--:|",
+    ]
+    for name, label in (("commit", "commit"), ("write", "its objects alone"), ("upload_file", "`upload_file`")):
+        speeds = [uploaded["bytes"] / 1e6 / seconds for seconds in uploaded["seconds"][name]]
+        ratio = f"{_span(uploaded['ratios'][name], 1, 2)} | ≥ {UPLOAD_GOAL}" if name in uploaded["ratios"] else "1 | "
+        text.append(f"| {label} | {_span(speeds, 1, 0)} | {ratio} |")
+    text.append(
+        f"\nMedians of {found['repeats']} repeats (least–greatest in brackets; of all checkpoints for stalls) on "
+        f"{host['processor']}, {os.cpu_count()} processors with load {host['load']} when it began (above their number "
+        f"other work made all times longer), {host['threads']} threads, torch {host['torch']}; SeaweedFS on the same "
+        "machine."
+    )
+    return "\n".join(text)
+
+
+def _span(values: Sequence[float], factor: float, digits: int = 1) -> str:
+    least, middle, most = (value * factor for value in (min(values), statistics.median(values), max(values)))
+    return f"{middle:.{digits}f} ({least:.{digits}f}–{most:.{digits}f})"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.checkpoints", description=__doc__)
+    parser.add_argument("--repeats", type=int, default=6, help="timed repeats; six are all orders")
+    given = parser.parse_args(arguments)
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    from tests.conftest import Weed
+
+    with tempfile.TemporaryDirectory() as folder:
+        weed = Weed(Path(folder))
+        try:
+            weed.start()
+            os.environ.update(weed.server.environment)
+            weed.server.client().create_bucket(Bucket="benchmark")
+            found = measure(given.repeats, "s3://benchmark")
+        finally:
+            weed.kill()
+    BUILD.mkdir(parents=True, exist_ok=True)
+    (BUILD / "checkpoints.json").write_text(json.dumps(found, indent=2) + "\n")
+    print(markdown(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,200 @@
+"""A store under a prefix of an S3 bucket: single puts, multipart above a threshold, claims by `If-None-Match`."""
+
+import io
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from tailorpo_trainer import s3
+from tailorpo_trainer.checkpoint.format import CorruptError
+from tailorpo_trainer.checkpoint.store import ExistsError, MissingError
+from tailorpo_trainer.exits import ResourceError, UnavailableError
+
+PART, AT_ONCE = 16 << 20, 4
+"""Bytes of one part of a multipart upload and of the smallest object that is uploaded so, and parts on their way.
+
+Fewer and larger ones than boto3's own (ten of 8 MiB) leave more of the processors to training."""
+
+PAGE = 1000
+"""Objects that one request may delete."""
+
+TRIES, PAUSE_SECONDS = 4, 0.2
+
+Result = TypeVar("Result")
+
+
+class S3Store:
+    """Objects are keys below `s3://bucket/prefix/`. The server must honour `If-None-Match: *` on a put.
+
+    botocore tries each request again, three times in all; what it cannot (an answer that breaks off, a conflict of
+    two conditional puts, an upload that somebody swept away) is tried again here.
+    """
+
+    def __init__(self, uri: str, settings: s3.Settings = s3.STANDARD) -> None:
+        self.subject = f"checkpoint storage {uri}"
+        self.bucket, prefix = s3.split(uri, self.subject)
+        self.prefix = f"{prefix}/" if prefix else ""
+        self.client = s3.connect(self.subject, settings)
+        key = settings.sse_kms_key_id
+        self.extra = {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": key} if key else {}
+
+    def write(self, name: str, data: bytes | memoryview, *, if_absent: bool = False) -> None:
+        with self._explained(name, writing=True):
+            if if_absent:
+                self._claim(name, data)
+            elif len(data) < PART:
+                self._put(name, data)
+            else:
+                # Somebody may sweep the upload away who takes us for dead: then it begins again.
+                _patiently(lambda: self._upload(name, data), _is("NoSuchUpload"))
+
+    def read(self, name: str) -> bytes:
+        with self._explained(name):
+            try:
+                return _patiently(lambda: self._get(name), _broke_off)
+            except _client_error() as error:
+                raise self._missing(name, error) from None
+            except _checksum_error() as error:
+                raise CorruptError(f"{self.uri(name)}: is not what was stored: {error}") from None
+
+    def size(self, name: str) -> int:
+        with self._explained(name):
+            try:
+                return int(self.client.head_object(Bucket=self.bucket, Key=self.prefix + name)["ContentLength"])
+            except _client_error() as error:
+                raise self._missing(name, error) from None
+
+    def names(self, prefix: str) -> list[str]:
+        with self._explained(prefix):
+            found = [item["Key"] for item in self._pages("list_objects_v2", "Contents", prefix)]
+        return sorted(key.removeprefix(self.prefix) for key in found)
+
+    def delete(self, names: Iterable[str]) -> None:
+        wanted = list(names)
+        for some in (wanted[start : start + PAGE] for start in range(0, len(wanted), PAGE)):
+            objects = {"Objects": [{"Key": self.prefix + name} for name in some], "Quiet": True}
+            with self._explained(some[0], writing=True):
+                answer = self.client.delete_objects(Bucket=self.bucket, Delete=objects)
+                for error in answer.get("Errors", []):  # of a request that as a whole succeeded
+                    status = {"HTTPStatusCode": 403 if error.get("Code") == "AccessDenied" else 500}
+                    raise _client_error()({"Error": error, "ResponseMetadata": status}, "DeleteObjects")
+
+    def sweep(self, prefix: str) -> None:
+        with self._explained(prefix, writing=True):
+            for upload in list(self._pages("list_multipart_uploads", "Uploads", prefix)):
+                try:
+                    self.client.abort_multipart_upload(
+                        Bucket=self.bucket, Key=upload["Key"], UploadId=upload["UploadId"]
+                    )
+                except _client_error() as error:
+                    if not _is("NoSuchUpload")(error):  # completed or aborted meanwhile
+                        raise
+
+    def uri(self, name: str) -> str:
+        return f"{s3.SCHEME}{self.bucket}/{self.prefix}{name}"
+
+    def _put(self, name: str, data: bytes | memoryview, **condition: str) -> None:
+        self.client.put_object(Bucket=self.bucket, Key=self.prefix + name, Body=bytes(data), **condition, **self.extra)
+
+    def _upload(self, name: str, data: bytes | memoryview) -> None:
+        from boto3.s3.transfer import TransferConfig
+
+        config = TransferConfig(multipart_threshold=PART, multipart_chunksize=PART, max_concurrency=AT_ONCE)
+        config.max_in_memory_upload_chunks = AT_ONCE
+        self.client.upload_fileobj(
+            _Reader(memoryview(data)), self.bucket, self.prefix + name, ExtraArgs=self.extra, Config=config
+        )
+
+    def _claim(self, name: str, data: bytes | memoryview) -> None:
+        """Put an object that must not be there yet; our own put whose answer was lost counts as success."""
+        try:
+            _patiently(lambda: self._put(name, data, IfNoneMatch="*"), _is("ConditionalRequestConflict"))
+        except _client_error() as error:
+            if not _is("PreconditionFailed", "ConditionalRequestConflict")(error):
+                raise
+            if self.read(name) != data:
+                raise ExistsError(f"{self.uri(name)}: another process wrote it first") from None
+
+    def _get(self, name: str) -> bytes:
+        answer = self.client.get_object(Bucket=self.bucket, Key=self.prefix + name)
+        return bytes(answer["Body"].read())
+
+    def _missing(self, name: str, error: Any) -> Exception:
+        """`MissingError` where there is a bucket but no such object, else the error itself."""
+        # The answer to HEAD has no body, so it does not say which of the two is missing.
+        return MissingError(f"{self.uri(name)}: is missing") if _is("NoSuchKey", "404")(error) else error
+
+    def _pages(self, operation: str, key: str, prefix: str) -> Iterator[dict[str, Any]]:
+        pages = self.client.get_paginator(operation).paginate(Bucket=self.bucket, Prefix=self.prefix + prefix)
+        for page in pages:
+            yield from page.get(key, [])
+
+    @contextmanager
+    def _explained(self, name: str, *, writing: bool = False) -> Iterator[None]:
+        try:
+            with s3.explained(self.subject, self.client, writing=writing):
+                yield
+        except (ResourceError, UnavailableError) as error:
+            raise type(error)(f"{error} ({name})") from None
+
+
+class _Reader(io.RawIOBase):
+    """A file in memory, of which only the parts on their way are copied; `BytesIO` would copy it all."""
+
+    def __init__(self, data: memoryview) -> None:
+        self.data, self.at = data, 0
+
+    def read(self, count: int = -1) -> bytes:
+        start, self.at = self.at, len(self.data) if count < 0 else min(self.at + count, len(self.data))
+        return bytes(self.data[start : self.at])
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self.at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self.at, os.SEEK_END: len(self.data)}[whence]
+        return self.at
+
+    def tell(self) -> int:
+        return self.at
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+
+def _client_error() -> type[Any]:
+    from botocore.exceptions import ClientError
+
+    return ClientError
+
+
+def _checksum_error() -> type[Any]:
+    from botocore.exceptions import FlexibleChecksumError
+
+    return FlexibleChecksumError
+
+
+def _is(*codes: str) -> Callable[[Exception], bool]:
+    """Whether an error is the server's answer with one of these codes."""
+    return lambda error: isinstance(error, _client_error()) and error.response.get("Error", {}).get("Code") in codes
+
+
+def _broke_off(error: Exception) -> bool:
+    """Whether an answer began well and did not end: botocore does not try that again."""
+    from botocore import exceptions as boto
+
+    return isinstance(error, boto.ResponseStreamingError | boto.IncompleteReadError | boto.FlexibleChecksumError)
+
+
+def _patiently(action: Callable[[], Result], again: Callable[[Exception], bool]) -> Result:
+    """What `action` returns, after a few more tries while it raises what deserves another."""
+    for number in range(1, TRIES):
+        try:
+            return action()
+        except Exception as error:
+            if not again(error):
+                raise
+            time.sleep(PAUSE_SECONDS * 2**number)
+    return action()

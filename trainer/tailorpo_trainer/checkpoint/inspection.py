@@ -1,0 +1,92 @@
+"""What a storage holds, for people: every step of every attempt, and whether it is sound. No torch."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tailorpo_trainer.checkpoint.format import CorruptError, Manifest
+from tailorpo_trainer.checkpoint.layout import RUN, Ref, inventory
+from tailorpo_trainer.checkpoint.reading import candidates, check, read_manifest
+from tailorpo_trainer.checkpoint.store import MissingError, Store
+from tailorpo_trainer.exits import ConfigurationError
+
+
+@dataclass(frozen=True)
+class Row:
+    """One step of one attempt, complete or not.
+
+    size: bytes of all objects. evaluation: the held-out reward at this step. complete: all objects are there with
+    their sizes (their bytes were not read). resume: whether a run would go on from here. problem: why it is not
+    complete.
+    """
+
+    attempt: int
+    step: int
+    uri: str
+    time: str | None = None
+    size: int | None = None
+    evaluation: float | None = None
+    complete: bool = True
+    resume: bool = False
+    problem: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def require(store: Store) -> None:
+    """Raise `ConfigurationError` if this is nobody's storage."""
+    try:
+        store.size(RUN)
+    except MissingError:
+        raise ConfigurationError(f"{store.uri('')}: holds no checkpoints of a run: it has no {RUN}") from None
+
+
+def survey(store: Store) -> list[Row]:
+    """All steps, oldest first; reads manifests, and asks for the sizes of what they name."""
+    found = inventory(store.names("attempt-"))
+    rows = {ref: _row(store, ref, ref.manifest in names) for ref, names in sorted(found.steps.items())}
+    for ref in candidates(store, found):
+        if rows[ref].complete:
+            rows[ref] = Row(**rows[ref].as_dict() | {"resume": True})
+            break
+    return list(rows.values())
+
+
+def verify(store: Store, ref: Ref) -> Iterator[str]:
+    """Read every byte of a committed checkpoint; one sentence for each object that is not what it should be."""
+    try:
+        manifest = read_manifest(store, ref)
+    except (CorruptError, MissingError) as error:
+        yield str(error)
+        return
+    for name, entry in manifest.objects.items():
+        try:
+            check(store, ref, name, entry)
+        except CorruptError as error:
+            yield str(error)
+
+
+def _row(store: Store, ref: Ref, committed: bool) -> Row:
+    uri = store.uri(ref.prefix)
+    if not committed:
+        return Row(ref.attempt, ref.step, uri, complete=False, problem="has no manifest, so it does not exist")
+    try:
+        manifest = read_manifest(store, ref)
+    except (CorruptError, MissingError) as error:
+        return Row(ref.attempt, ref.step, uri, complete=False, problem=str(error))
+    problem = next(_sizes(store, ref, manifest), None)
+    return Row(
+        ref.attempt, ref.step, uri, manifest.time, manifest.size, manifest.evaluation, problem is None, problem=problem
+    )
+
+
+def _sizes(store: Store, ref: Ref, manifest: Manifest) -> Iterator[str]:
+    for name, entry in manifest.objects.items():
+        try:
+            size = store.size(ref.prefix + name)
+        except MissingError as error:
+            yield str(error)
+            continue
+        if size != entry.size:
+            yield f"{store.uri(ref.prefix + name)}: has {size} bytes instead of {entry.size}"

@@ -1,0 +1,41 @@
+"""What a result depends on besides the document: software, machine, processes."""
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = ("tailorpo", "torch", "diffusers", "transformers", "peft", "accelerate", "numpy", "safetensors")
+
+
+def environment(device: torch.device, processes: int = 1) -> dict[str, Any]:
+    """What a result depends on besides the document."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    accelerator = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "processes": processes,
+        "device": str(device),
+        "accelerator": accelerator,
+        "packages": versions,
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()
