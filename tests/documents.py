@@ -6,7 +6,8 @@ from copy import deepcopy
 from functools import cache
 from typing import Any
 
-from tailorpo_trainer.placement_rules import ONE_OF, alias
+from tailorpo_trainer.findings import alias
+from tailorpo_trainer.placement_rules import ONE_OF
 from tailorpo_trainer.spec import Prompts, Spec
 
 TEMPLATE = {

@@ -13,9 +13,9 @@ from typing import Any
 from pydantic import BaseModel
 
 from tailorpo_trainer import placement_rules, rules
+from tailorpo_trainer.findings import alias, either
 from tailorpo_trainer.parts import JOB_NAME, PATTERNS, Part
 from tailorpo_trainer.placement import Template, Variable, Volume, VolumeMount
-from tailorpo_trainer.placement_rules import alias, either
 from tailorpo_trainer.spec import (
     LEFT_OUT,
     Checkpoint,

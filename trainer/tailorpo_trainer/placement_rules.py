@@ -1,10 +1,8 @@
 """Rules of `spec.template` that span several fields; as in `rules.py`, the API server is given the same ones."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
-from pydantic import BaseModel
-
-from tailorpo_trainer.findings import Finding, Path
+from tailorpo_trainer.findings import Finding, Path, alias, both, either
 from tailorpo_trainer.parts import Part
 from tailorpo_trainer.placement import ModelCache, ValueFrom, VariablesFrom, Volume
 from tailorpo_trainer.spec import Spec
@@ -115,19 +113,3 @@ def reserved(spec: Spec) -> Iterator[Finding]:
 
 
 RULES = (unique_entries, one_source, one_value, mounted_volumes, reserved)
-
-
-def alias(part: BaseModel | type[BaseModel], field: str) -> str:
-    """The YAML name of a field."""
-    model = part if isinstance(part, type) else type(part)
-    return model.model_fields[field].alias or field
-
-
-def either(names: Sequence[str]) -> str:
-    """`'a' or 'b'`."""
-    return " or ".join(map(repr, names))
-
-
-def both(names: Sequence[str]) -> str:
-    """`'a' and 'b'`."""
-    return " and ".join(map(repr, names))
