@@ -48,5 +48,5 @@ def up(nodes: int, run_pods: bool, gates: tuple[str, ...], apis: tuple[str, ...]
 if __name__ == "__main__":
     try:
         main()
-    except (build.BuildError, ServerError) as error:
+    except (AssertionError, build.BuildError, ServerError) as error:  # the first: not ready in time
         sys.exit(f"tests.cluster: {error}")

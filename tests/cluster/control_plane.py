@@ -58,7 +58,7 @@ class ControlPlane(Cluster):
         return self.serves() and self._get(account) == http.HTTPStatus.OK
 
     def start(self) -> None:
-        """Starts what does not run and waits until all is ready, at most START_SECONDS."""
+        """Starts all servers and waits until they are ready."""
         etcd, api_server, *clients = self.servers.values()
         for server in (etcd, api_server):
             server.start()
