@@ -118,8 +118,10 @@ def test_both_draw_each_bound_at_the_same_place(server: Judge, laptop: Judge) ->
             for name, field in schema["properties"].items():
                 for number, (inside, beyond) in enumerate(edges(field, container.get(name))):
                     place = f"{path}.{name} {number}"
+                    if place in met:
+                        continue
                     texts = [json.dumps(replaced(data, index, name, value)) for value in inside]
-                    if place in met or not all(laptop(text) is None for text in texts):
+                    if any(laptop(text) for text in texts):
                         unmet.add(place)
                         continue
                     met.add(place)
