@@ -10,6 +10,8 @@ HEAVY = ["diffusers", "kubernetes", "numpy", "prometheus_client", "tensorboard",
 
 LIGHT = [
     "tailorpo_operator",
+    "tailorpo_operator.api",
+    "tailorpo_operator.crd",
     "tailorpo_trainer.checkpoint.inspection",
     "tailorpo_trainer.cli",
     "tailorpo_trainer.document",

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from tailorpo_trainer import document, reference, rules
 from tailorpo_trainer.document.fields import fields, part
 from tailorpo_trainer.document.source import MAX_VALUES, resolve
+from tailorpo_trainer.placement import Template
 from tailorpo_trainer.spec import Method, TailorPOJob
 
 GOOD = """\
@@ -131,7 +132,12 @@ SPEC_ERRORS = {
         "without spaces"
     ),
     # Free-form parts hold what JSON can hold.
-    "  template:\n    a:\n    - b: .nan": "14: spec.template.a[0].b: .nan must be a finite number",
+    "  template:\n    securityContext:\n    - b: .nan": (
+        '13: spec.template.securityContext: [{"b": NaN}] must be a mapping'
+    ),
+    "  template:\n    affinity:\n      nodeAffinity: {a: [{b: .nan}]}": (
+        "14: spec.template.affinity.nodeAffinity.a[0].b: .nan must be a finite number"
+    ),
     # YAML that means something else than it says.
     "  lora:\n    rank: 2\n    rank: 3": "14: spec.lora.rank: stands twice: first in line 13",
     "  lora: *gone": "12: spec.lora: alias *gone has no finished anchor &gone above it",
@@ -356,12 +362,13 @@ def test_a_problem_within_an_alias_is_where_it_was_written(problems: Problems) -
 
 
 def test_merge_keys_fill_in_what_is_not_given(tmp_path: Path) -> None:
-    text = GOOD + "  scheduling: {<<: [&a {x: 1, y: 1}, {y: 2, z: 2}], z: 3, '<<': text}\n"
-    assert parse(text, tmp_path).spec.scheduling == {"x": 1, "y": 1, "z": 3, "<<": "text"}
+    merged = "{<<: [&a {x: 1, y: 1}, {y: 2, z: 2}], z: 3, '<<': text}"
+    text = GOOD + f"  template: {{securityContext: {merged}}}\n"
+    assert parse(text, tmp_path).spec.template.security_context == {"x": 1, "y": 1, "z": 3, "<<": "text"}
 
 
 def test_a_problem_that_a_merge_brings_in_is_where_it_was_written(problems: Problems) -> None:
-    text = GOOD + "  scheduling:\n    x: &x\n      rank: 0\n  lora:\n    <<: *x\n    alpha: 1\n"
+    text = GOOD + "  template:\n    securityContext: &x\n      rank: 0\n  lora:\n    <<: *x\n    alpha: 1\n"
     assert problems(text) == ["14: spec.lora.rank: 0 is too small: must be at least 1"]
 
 
@@ -420,8 +427,8 @@ def test_null_is_absent_as_for_the_api_server(tmp_path: Path, problems: Problems
 
 
 def test_null_within_a_free_form_part_stays(tmp_path: Path) -> None:
-    job = parse(GOOD + "  template: {volumes: [{emptyDir: }]}\n", tmp_path)
-    assert job.spec.template == {"volumes": [{"emptyDir": None}]}
+    job = parse(GOOD + "  template: {volumes: [{name: a, emptyDir: {medium: }}]}\n", tmp_path)
+    assert job.spec.template.volumes[0].empty_dir == {"medium": None}
     assert parse(document.dump(job), tmp_path) == job
 
 
@@ -524,7 +531,7 @@ def test_plain_values_pass_the_same_checks() -> None:
         ("spec.model.name='5'", "model.name", "5"),
         ("spec.training.iterations=", "training.iterations", 100),
         ("spec.training.iterations=null", "training.iterations", 100),
-        (r"spec.template.limits.nvidia\.com/gpu=1", "template", {"limits": {"nvidia.com/gpu": 1}}),
+        (r"spec.template.resources.limits.nvidia\.com/gpu=1", "template.resources.limits", {"nvidia.com/gpu": 1}),
     ],
 )  # fmt: skip
 def test_set_overrides(tmp_path: Path, override: str, path: str, value: Any) -> None:
@@ -611,7 +618,7 @@ AWKWARD = [
 
 def test_any_text_survives_the_way_through_yaml(tmp_path: Path) -> None:
     job = parse(GOOD, tmp_path, f"spec.prompts={json.dumps({'list': AWKWARD})}")
-    template = {f"k{text}": [text] for text in AWKWARD}
+    template = Template(security_context={"x": {f"k{text}": [text] for text in AWKWARD}})
     job = job.model_copy(update={"spec": job.spec.model_copy(update={"template": template})})
     again = parse(document.dump(job), tmp_path)
     assert again.spec.prompts.list_ == AWKWARD
@@ -644,7 +651,7 @@ def numeric_bounds(model: type[BaseModel], path: str) -> Iterator[tuple[str, Any
                     yield child, limit + sign * 1e-9, limit, "small" if kind == "gt" else "large"
         inner = part(field)
         if inner is not None:
-            yield from numeric_bounds(inner, child + ("[0]" if name == "rewards" else ""))
+            yield from numeric_bounds(inner, child + ("[0]" if "list[" in str(field.annotation) else ""))
 
 
 BOUNDS = list(numeric_bounds(TailorPOJob, ""))

@@ -21,90 +21,13 @@ from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 
 from tailorpo_trainer import cli, document
+from tests.documents import GOOD, places, spoil_values
 
-GOOD: list[dict[str, Any]] = [
-    {
-        "apiVersion": "tailorpo.dev/v1alpha1",
-        "kind": "TailorPOJob",
-        "metadata": {"name": "vivid", "labels": {"a": "b"}},
-        "spec": {"prompts": {"builtin": "animals"}, "rewards": [{"name": "colourfulness"}], "method": method, **rest},
-    }
-    for method, rest in [
-        ({"name": "tailorpo"}, {}),
-        (
-            {"name": "tailorpo-g", "beta": 0.5, "rewardGuidance": {"fraction": 0.1, "strength": 2.0, "target": 1}},
-            {
-                "model": {"name": "a/b", "revision": "main", "variant": "fp16"},
-                "lora": {"rank": 4, "alpha": 4, "targetModules": ["to_q"], "initial": "lora.safetensors"},
-                "sampling": {"steps": 10, "trainedSteps": {"count": 3, "choose": "early"}, "height": 64, "width": 64},
-                "optimizer": {"learningRate": 1e-3, "schedule": "cosine", "emaDecay": 0.9},
-            },
-        ),
-        (
-            {"name": "spo", "candidates": 3, "threshold": 0, "continueFrom": "winner"},
-            {
-                "rewards": [
-                    {"name": "http", "endpoints": ["http://a:1", "https://b"], "timeoutSeconds": 3, "retries": 0},
-                    {"name": "mine", "weight": -1, "parameters": {"a": "1"}},
-                ],
-                "prompts": {"list": ["a cat", "ein Bär"]},
-                "workers": 2,
-                "template": {"image": "a", "resources": {"limits": {"nvidia.com/gpu": 1}}, "volumes": [{"x": None}]},
-            },
-        ),
-        (
-            {"name": "ddpo", "clipRange": 1e-4, "advantageClip": 10},
-            {
-                "prompts": {"configMapKeyRef": {"name": "a", "key": "b"}},
-                "training": {"iterations": 5, "seed": 3, "precision": "bf16", "vaeSlicing": True, "microBatchSize": 2},
-                "evaluation": {
-                    "everyIterations": 0,
-                    "prompts": {"file": "held-out.txt"},
-                    "rewards": [{"name": "clip-score"}],
-                },
-                "checkpoint": {"storage": "s3://a/b", "keep": 1, "secretName": "s"},
-            },
-        ),
-    ]
-]
-STRANGE: list[Any] = [
-    None, "", " ", "x", "on", "yes", "010", "1e-4", "\0", "\ud800", "\u2028", "a: b", "*a", "&a", "<<", "é" * 2000,
-    True, False, 0, -1, 1, 2**63, 10**400, -(10**30), 0.0, -0.5, 1.5, 1e-320, 1e308, float("nan"), float("inf"),
-    [], {}, [[]], [None],
-    {"": None}, {"name": None}, {"a": {"b": [1]}}, [{}] * 3, ["x"] * 70,
-]  # fmt: skip
 SNIPPETS = [
     "\t", "\n", " ", "  ", ":", ": ", "- ", "-", "#", "'", '"', "{", "}", "[", "]", ",", "&a ", "*a", "!!str ", "!x ",
     "|", ">-", "%", "@", "`", "---\n", "...\n", "? ", "<<: ", "\\", "\0", "\x07", "\u2028", "\ufeff",
     "\r", "~", ".nan", "1e999", "\U0001f431",
 ]  # fmt: skip
-
-
-def places(value: Any) -> list[tuple[Any, Any]]:
-    """Every container with each of its keys."""
-    entries = list(value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ())
-    return [(value, key) for key, _ in entries] + [place for _, entry in entries for place in places(entry)]
-
-
-def spoil_values(data: Any, rng: random.Random) -> None:
-    """One mutation in place."""
-    container, key = rng.choice(places(data))
-    match rng.choice(["swap", "swap", "drop", "rename", "move", "nest", "add"]):
-        case "swap":
-            container[key] = deepcopy(rng.choice(STRANGE))
-        case "drop":
-            del container[key]
-        case "rename" if isinstance(container, dict):
-            name = list(key) or ["x"]
-            name[rng.randrange(len(name))] = rng.choice("aZ_-. é\0")
-            container["".join(name)] = container.pop(key)
-        case "move":
-            other, place = rng.choice(places(data))
-            other[place] = deepcopy(container[key])
-        case "nest":
-            container[key] = rng.choice([{"x": container[key]}, [container[key]]])
-        case _ if isinstance(container, dict):
-            container[rng.choice(["name", "list", "beta", "x y", "1", "steps", "endpoints"])] = rng.choice(STRANGE)
 
 
 def spoil_text(text: str, rng: random.Random) -> str:

@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load
-from tests.faults import Fault, Proxy, always, nth
 
 from tailorpo_trainer import checkpoint, session, train
 from tailorpo_trainer.checkpoint import stream
 from tailorpo_trainer.document import parse
 from tailorpo_trainer.exits import ConfigurationError, ExitCode, ResourceError, TailorPOError, UnavailableError
+from tests.faults import Fault, Proxy, always, nth
 
 Make = Callable[..., dict[str, Any]]
 ITERATIONS, EVERY = 12, 2

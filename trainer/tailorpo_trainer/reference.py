@@ -6,6 +6,7 @@ from typing import Any
 
 from tailorpo_trainer import rules
 from tailorpo_trainer.document.explain import number_text
+from tailorpo_trainer.parts import PATTERNS
 from tailorpo_trainer.spec import CLUSTER_FIELDS, Method, Spec, TailorPOJob
 
 HEAD = """\
@@ -111,7 +112,7 @@ def _schema_bounds(schema: Schema) -> Iterator[str]:
     if "maxProperties" in schema:
         yield f"at most {schema['maxProperties']} entries"
     if "pattern" in schema:
-        yield f"`{schema['pattern']}`"
+        yield PATTERNS[schema["pattern"]].removeprefix("must be ").removeprefix("must have ")
     if "items" in schema and "$ref" not in schema["items"]:
         yield from (f"each {bound}" for bound in _schema_bounds(schema["items"]))
 

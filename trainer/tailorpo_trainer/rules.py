@@ -5,9 +5,10 @@ skipped when something it reads is already in error, so that one mistake is repo
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any, get_args
 
+from tailorpo_trainer import placement_rules
+from tailorpo_trainer.findings import Finding, Path, alias, both, either
 from tailorpo_trainer.spec import (
     Checkpoint,
     Method,
@@ -45,20 +46,10 @@ REWARD_PARAMETERS = {
     "jpeg-compressibility": set[str](),
     "jpeg-incompressibility": set[str](),
 }
+PLUGIN_PARAMETERS = {"parameters", "model", "batch_size"}
 
 S3_SETTINGS = ("endpoint", "region", "path_style", "ca_file", "sse_kms_key_id")
 """Fields of `Checkpoint` that say how a server is asked."""
-
-Path = tuple[str | int, ...]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """A broken rule: the field it is about, the fields it was judged from, and the sentence for the user."""
-
-    path: Path
-    reads: tuple[Path, ...]
-    message: str
 
 
 def findings(spec: Spec) -> Iterator[Finding]:
@@ -75,9 +66,9 @@ def method_parameters(spec: Spec) -> Iterator[Finding]:
         if field in owned - METHOD_PARAMETERS[method.name] and getattr(method, field) is not None:
             owners = [name for name in METHOD_PARAMETERS if field in METHOD_PARAMETERS[name]]
             yield Finding(
-                ("spec", "method", _yaml(Method, field)),
+                ("spec", "method", alias(Method, field)),
                 (("spec", "method", "name"),),
-                f"does not belong to method {method.name!r}: leave it out, or choose {_either(owners)}",
+                f"does not belong to method {method.name!r}: leave it out, or choose {either(owners)}",
             )
 
 
@@ -107,11 +98,11 @@ def one_prompt_source(spec: Spec) -> Iterator[Finding]:
     sources: list[tuple[Path, Prompts]] = [(("spec", "prompts"), spec.prompts)]
     if spec.evaluation.prompts is not None:
         sources.append((("spec", "evaluation", "prompts"), spec.evaluation.prompts))
-    names = [_yaml(Prompts, field) for field in Prompts.model_fields]
+    names = [alias(Prompts, field) for field in Prompts.model_fields]
     for path, prompts in sources:
-        given = [_yaml(Prompts, field) for field in Prompts.model_fields if getattr(prompts, field) is not None]
+        given = [alias(Prompts, field) for field in Prompts.model_fields if getattr(prompts, field) is not None]
         if len(given) != 1:
-            yield Finding(path, (), f"needs exactly one of {_either(names)}, has {_all(given) or 'none'}")
+            yield Finding(path, (), f"needs exactly one of {either(names)}, has {both(given) or 'none'}")
 
 
 def trained_steps(spec: Spec) -> Iterator[Finding]:
@@ -130,11 +121,11 @@ def reward_parameters(spec: Spec) -> Iterator[Finding]:
     places: list[tuple[Path, Reward]] = [(("spec", "rewards", n), reward) for n, reward in enumerate(spec.rewards)]
     places += [(("spec", "evaluation", "rewards", n), reward) for n, reward in enumerate(spec.evaluation.rewards)]
     for path, reward in places:
-        allowed = REWARD_PARAMETERS.get(reward.name, {"parameters", "model", "batch_size"})
+        allowed = REWARD_PARAMETERS.get(reward.name, PLUGIN_PARAMETERS)
         for field in Reward.model_fields:
             if field not in allowed | {"name", "weight"} and getattr(reward, field) is not None:
                 yield Finding(
-                    (*path, _yaml(Reward, field)),
+                    (*path, alias(Reward, field)),
                     ((*path, "name"),),
                     f"does not belong to reward {reward.name!r}",
                 )
@@ -177,7 +168,7 @@ def scoring_decoder(spec: Spec) -> Iterator[Finding]:
             ("spec", "model", "scoringDecoder"),
             (("spec", "method", "name"),),
             f"does not belong to method {spec.method.name!r}, which scores finished pictures alone: leave it out, or "
-            f"choose {_either(list(STEP_WISE))}",
+            f"choose {either(list(STEP_WISE))}",
         )
 
 
@@ -210,7 +201,7 @@ def s3_settings(spec: Spec) -> Iterator[Finding]:
         for field in S3_SETTINGS:
             if getattr(kept, field) is not None:
                 yield Finding(
-                    ("spec", "checkpoint", _yaml(Checkpoint, field)),
+                    ("spec", "checkpoint", alias(Checkpoint, field)),
                     (("spec", "checkpoint", "storage"),),
                     "needs spec.checkpoint.storage to be in S3, as s3://bucket/prefix",
                 )
@@ -228,6 +219,7 @@ RULES: tuple[Callable[[Spec], Iterator[Finding]], ...] = (
     enough_updates,
     equal_shares,
     s3_settings,
+    *placement_rules.RULES,
 )
 
 
@@ -254,19 +246,6 @@ def _trained(spec: Spec) -> int:
 
 def _choice(spec: Spec) -> Any:
     return spec.sampling.trained_steps.choose or ("late" if spec.method.name == "spo" else "spread")
-
-
-def _yaml(model: type[Any], field: str) -> str:
-    """The YAML name of a model's field."""
-    return model.model_fields[field].alias or field
-
-
-def _either(names: list[str]) -> str:
-    return " or ".join(repr(name) for name in names)
-
-
-def _all(names: list[str]) -> str:
-    return " and ".join(repr(name) for name in names)
 
 
 assert set(METHOD_DEFAULTS) == set(get_args(MethodName))

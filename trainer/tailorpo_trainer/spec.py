@@ -2,40 +2,20 @@
 
 One model serves the laptop, the trainer pod and the operator, which generates the CustomResourceDefinition
 from it. YAML names are camelCase, Python names snake_case. Every field states its unit and its bounds here
-and nowhere else; rules that span several fields are in `rules.py`.
+and nowhere else; where a run runs on a cluster is in `placement.py`, rules that span several fields are in `rules.py`.
 """
 
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
-from pydantic.alias_generators import to_camel
+
+from tailorpo_trainer.parts import URI, DataKey, Endpoint, Label, Name, ObjectName, Part, Prompt, Text
+from tailorpo_trainer.placement import Scheduling, Template
 
 API_VERSION = "tailorpo.dev/v1alpha1"
 KIND = "TailorPOJob"
 
-Name = Annotated[str, StringConstraints(min_length=1, max_length=40, pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$")]
-"""A DNS-1035 label with room for the longest name derived from it, `NAME-NNNN-NN`."""
-
-Text = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
-Prompt = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
-URI = Annotated[str, StringConstraints(min_length=1, max_length=2048)]
-Endpoint = Annotated[str, StringConstraints(min_length=1, max_length=2048, pattern=r"^https?://[^\s]+$")]
-
 MethodName = Literal["tailorpo", "tailorpo-g", "spo", "d3po", "ddpo"]
-
-
-class Part(BaseModel):
-    """Base of every object of the document: unknown keys are refused, values do not change after parsing."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        strict=True,  # as the API server: "20" is no number
-        allow_inf_nan=False,
-        alias_generator=to_camel,
-        validate_by_name=True,
-        validate_by_alias=True,
-    )
 
 
 class ScoringDecoder(Part):
@@ -88,8 +68,8 @@ class LoRA(Part):
 class ConfigMapKey(Part):
     """A key of a ConfigMap in the job's namespace."""
 
-    name: Text = Field(description="Name of the ConfigMap.")
-    key: Text = Field("prompts.txt", description="Key whose value holds one prompt a line.")
+    name: ObjectName = Field(description="Name of the ConfigMap.")
+    key: DataKey = Field("prompts.txt", description="Key whose value holds one prompt a line.")
 
 
 class Prompts(Part):
@@ -362,8 +342,8 @@ class Checkpoint(Part):
         None,
         description="Key that the server encrypts objects with (SSE-KMS). Default: the bucket's own. `s3://` only.",
     )
-    secret_name: Text | None = Field(
-        None, max_length=253, description="Secret whose keys become the trainer's environment; on a cluster only."
+    secret_name: ObjectName | None = Field(
+        None, description="Secret whose keys become the trainer's environment; on a cluster only."
     )
 
 
@@ -419,13 +399,25 @@ class Spec(TrainingSpec):
 
     workers: int = Field(1, ge=1, le=1024, description="Pods of one gang.")
     processes_per_worker: int = Field(1, ge=1, le=64, description="Processes in one pod, one an accelerator.")
-    template: dict[str, Any] | None = Field(None, description="Image, resources, environment and placement of a pod.")
+    template: Template = Field(Template(), description="Image, resources, environment and placement of a pod.")
     run_policy: RunPolicy = Field(RunPolicy(), description="Deadlines, retries, suspension, clean-up.")
-    scheduling: dict[str, Any] | None = Field(None, description="Queue, priority and gang of the pods.")
+    scheduling: Scheduling = Field(Scheduling(), description="Queue, priority and gang of the pods.")
 
 
 CLUSTER_FIELDS = tuple(name for name in Spec.model_fields if name not in TrainingSpec.model_fields)
 """Fields of `Spec` that say where a run runs, not what it is."""
+
+LEFT_OUT: dict[str, Any] = dict.fromkeys((*CLUSTER_FIELDS, "evaluation", "checkpoint"), True)
+LEFT_OUT["training"] = {
+    "iterations",
+    "micro_batch_size",
+    "sampling_batch_size",
+    "decode_batch_size",
+    "gradient_checkpointing",
+    "vae_slicing",
+}
+"""Fields of `Spec` that do not define the experiment: where it runs, how it is watched and kept, how long, and in which
+portions. A run may be moved, watched otherwise, extended, given less memory; portions change only how sums round."""
 
 
 class Metadata(BaseModel):
@@ -434,7 +426,7 @@ class Metadata(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     name: Name = Field(description="Name of the job: lower-case letters, digits and `-`, at most 40.")
-    namespace: Text | None = Field(None, max_length=63, description="Namespace on a cluster.")
+    namespace: Label | None = Field(None, description="Namespace on a cluster.")
 
 
 class TailorPOJob(Part):

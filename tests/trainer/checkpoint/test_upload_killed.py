@@ -7,11 +7,11 @@ import sys
 from typing import Any
 
 import torch
-from tests.faults import Fault, Proxy, nth
 
 from tailorpo_trainer import checkpoint
 from tailorpo_trainer.checkpoint import Ref
 from tailorpo_trainer.document import parse
+from tests.faults import Fault, Proxy, nth
 
 DOCUMENT = {
     "apiVersion": "tailorpo.dev/v1alpha1",

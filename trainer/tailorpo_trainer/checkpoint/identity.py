@@ -9,19 +9,7 @@ from pydantic import ValidationError
 from tailorpo_trainer import rules
 from tailorpo_trainer.checkpoint.format import RunRecord
 from tailorpo_trainer.exits import ConfigurationError
-from tailorpo_trainer.spec import CLUSTER_FIELDS, Spec
-
-# Where it runs, how it is watched and kept, how long, and in which portions: a run may be moved, watched otherwise,
-# extended, and given less memory. Portions change only how sums round.
-LEFT_OUT: dict[str, Any] = dict.fromkeys((*CLUSTER_FIELDS, "evaluation", "checkpoint"), True)
-LEFT_OUT["training"] = {
-    "iterations",
-    "micro_batch_size",
-    "sampling_batch_size",
-    "decode_batch_size",
-    "gradient_checkpointing",
-    "vae_slicing",
-}
+from tailorpo_trainer.spec import LEFT_OUT, Spec
 
 
 class Difference(NamedTuple):

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from tailorpo_trainer import rules
 from tailorpo_trainer.document import overrides as overriding
 from tailorpo_trainer.document.explain import explain, show
-from tailorpo_trainer.document.fields import fields, model_at, part
+from tailorpo_trainer.document.fields import fields, is_map, is_open, model_at, part
 from tailorpo_trainer.document.problems import DocumentError, Loc, Problem, overlap, path_text, printable
 from tailorpo_trainer.document.source import Document, Node, documents
 from tailorpo_trainer.spec import API_VERSION, KIND, TailorPOJob
@@ -30,7 +30,10 @@ _STAND_INS: dict[str, Any] = {
     "prompts": {"builtin": "animals"},
     "rewards": [{}],
     "method": {},
-    "name": "tailorpo",  # of a job, a method, a reward and a ConfigMap alike
+    "name": "tailorpo",  # of a job, a method, a reward and a volume alike
+    "key": "key",
+    "fieldPath": "spec.nodeName",
+    "mountPath": "/stand-in",
 }
 _STAND_IN_ITEM = "http://stand-in"  # a prompt, a module's name and an endpoint alike
 
@@ -131,24 +134,25 @@ def _parse(data: Any, document: Document | None, source: str, overrides: Sequenc
 
 def _validated(data: dict[str, Any]) -> tuple[TailorPOJob | None, list[tuple[Loc, str]]]:
     """The job, or where each error is and what to say of it."""
-    errors = [
-        (loc, f"{show(value)} must be a finite number")
-        for name in ("template", "runPolicy", "scheduling")
-        for loc, value in _not_finite(_get(data, ("spec", name)), ("spec", name))
-    ]
+    job, errors = None, []
     try:
         # Aliases only: a snake_case name would be dropped in silence by the cluster.
-        return TailorPOJob.model_validate(data, by_alias=True, by_name=False), errors
+        job = TailorPOJob.model_validate(data, by_alias=True, by_name=False)
     except ValidationError as error:
         for details in error.errors(include_url=False):
             loc = tuple(key for key in details["loc"] if key != "[key]")
             sentence = explain(loc, details["type"], details["input"], details.get("ctx", {}), details["msg"])
             errors.append((loc, sentence))
-    return None, errors
+    errors += [
+        (loc, f"{show(value)} must be a finite number")
+        for loc, value in _not_finite(_get(data, ("spec", "template")), ("spec", "template"))
+        if not any(overlap(loc, known) for known, _ in errors)
+    ]
+    return job, errors
 
 
 def _not_finite(value: Any, loc: Loc) -> Iterator[tuple[Loc, float]]:
-    """Numbers in a free-form part that JSON cannot write."""
+    """Numbers in what is passed on unread that JSON cannot write."""
     if isinstance(value, float) and not math.isfinite(value):
         yield loc, value
     entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
@@ -166,6 +170,8 @@ def _prune_nulls(data: Any, model: type[BaseModel]) -> None:
     for name, field in fields(model).items():
         if name in data and data[name] is None:
             del data[name]
+        if is_map(field) and isinstance(data.get(name), dict):
+            data[name] = {key: value for key, value in data[name].items() if value is not None}
         inner = part(field)
         if inner is not None and name in data:
             _prune_nulls(data[name], inner)
@@ -178,7 +184,7 @@ def _mended(data: dict[str, Any], broken: Iterable[Loc]) -> TailorPOJob | None:
         if isinstance(parent, dict) and loc:
             parent.pop(loc[-1], None)
         elif isinstance(parent, list):
-            parent[int(loc[-1])] = {} if model_at(loc) else _STAND_IN_ITEM
+            parent[int(loc[-1])] = {} if model_at(loc) or is_open(loc) else _STAND_IN_ITEM
     _fill(data, TailorPOJob)
     return _validated(data)[0]
 

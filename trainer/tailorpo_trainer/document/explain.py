@@ -10,6 +10,7 @@ from typing import Any, get_args
 from tailorpo_trainer.document.fields import field_at, fields, model_at
 from tailorpo_trainer.document.problems import Loc, printable
 from tailorpo_trainer.document.source import resolve
+from tailorpo_trainer.parts import PATTERNS
 
 _TRUE = {"y", "yes", "on", "true"}
 _FALSE = {"n", "no", "off", "false"}
@@ -50,10 +51,10 @@ def explain(loc: Loc, kind: str, given: Any, context: Mapping[str, Any], fallbac
             return f"{value} must be a mapping"
         case "list_type":
             return f"{value} must be a list"
-        case "string_pattern_mismatch" if loc[-1] == "name":
-            return f"{value} must be lower-case letters, digits and '-', from a letter to a letter or digit"
-        case "string_pattern_mismatch" if "endpoints" in loc:
-            return f"{value} must be a URL, http://... or https://..., without spaces"
+        case "string_pattern_mismatch" if context["pattern"] in PATTERNS:
+            return f"{value} {PATTERNS[context['pattern']]}"
+        case "quantity":
+            return f"{value} {fallback}"
         case "string_too_short" | "too_short":
             return "must not be empty" if context["min_length"] == 1 else f"{value} is too short"
         case "string_too_long":

@@ -1,7 +1,7 @@
 """What the models know about the document: its fields by their YAML names."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -35,6 +35,23 @@ def field_at(loc: Loc) -> FieldInfo | None:
     """The field at a path."""
     model = model_at(loc[:-1])
     return None if model is None or not loc else fields(model).get(str(loc[-1]))
+
+
+def is_open(loc: Loc) -> bool:
+    """Whether the entry of a list at a path is a mapping that is passed on unread."""
+    field = field_at(loc[:-1])
+    return field is not None and any(get_origin(inner) is dict for inner in _nested(field.annotation))
+
+
+def is_map(field: FieldInfo) -> bool:
+    """Whether a field holds a mapping of free keys to values of one kind, such as labels."""
+    return any(get_origin(inner) is dict and Any not in get_args(inner) for inner in _nested(field.annotation))
+
+
+def _nested(annotation: Any) -> Iterable[Any]:
+    yield annotation
+    for argument in get_args(annotation):
+        yield from _nested(argument)
 
 
 def _parts(annotation: Any) -> Iterable[type[BaseModel]]:

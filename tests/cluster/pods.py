@@ -1,0 +1,249 @@
+"""Plays the kubelet of Node objects that have none: reports how their pods fare, and confirms their deletion."""
+
+import contextlib
+import itertools
+import threading
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from http import HTTPStatus
+from types import TracebackType
+from typing import Any, Self
+
+from kubernetes import client, watch
+from kubernetes.client import ApiClient, V1Container, V1Pod
+from kubernetes.client.exceptions import ApiException
+from urllib3.exceptions import HTTPError
+
+from tests.cluster.nodes import ALLOCATABLE, create_node, set_ready
+from tests.cluster.waiting import until
+
+SIGTERM_EXIT = 128 + 15
+OOM_EXIT = 128 + 9
+DONE = ("Succeeded", "Failed")
+SCHEDULED = "spec.nodeName!="
+RECONNECT_SECONDS = 0.2
+
+Fields = dict[str, Any]
+
+_addresses = itertools.count(1)
+
+
+class PodDriver:
+    """Reports for the pods of its nodes, as their kubelets would, from `with` to its end.
+
+    In the background it confirms the deletion of pods whose node is alive: their containers exit with `sigterm_exit`,
+    then the pod goes. With `run_all` it also makes every pod that gets to its nodes Running. At the end its nodes
+    and what is on them vanish.
+    """
+
+    def __init__(self, api: ApiClient, *, run_all: bool = False, sigterm_exit: int = SIGTERM_EXIT) -> None:
+        self.run_all = run_all
+        self.sigterm_exit = sigterm_exit
+        self._api = api
+        self._core = client.CoreV1Api(api)
+        self._alive: dict[str, bool] = {}
+        self._watch = watch.Watch()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="pod driver", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stopping.set()
+        while self._thread.is_alive():
+            self._watch.stop()
+            self._thread.join(0.05)
+        for node in self._alive:
+            self._core.delete_node(node)  # first, so that no pod comes any more
+            for pod in self._on(node):
+                self._remove(pod)
+
+    @property
+    def nodes(self) -> list[str]:
+        return list(self._alive)
+
+    # Nodes
+
+    def add_node(self, name: str, allocatable: Mapping[str, str] = ALLOCATABLE) -> str:
+        """Makes a ready node that this driver plays."""
+        create_node(self._api, name, allocatable)
+        self._alive[name] = True
+        return name
+
+    def lose(self, node: str) -> None:
+        """Power cut: the node is no longer heard of, and nothing is reported or confirmed for its pods."""
+        self._alive[node] = False
+        set_ready(self._api, node, "Unknown", "NodeStatusUnknown")
+
+    def not_ready(self, node: str) -> None:
+        """The kubelet says that the node is not ready, and still reports for its pods."""
+        set_ready(self._api, node, "False", "KubeletNotReady")
+
+    def recover(self, node: str) -> None:
+        """The node is back: it confirms the deletions that hang, and takes pods again."""
+        self._alive[node] = True
+        set_ready(self._api, node, "True", "KubeletReady")
+        for pod in self._on(node):
+            self._attend(pod)
+
+    # Pods
+
+    def scheduled(self, namespace: str, count: int, selector: str = "") -> list[V1Pod]:
+        """Waits until there are exactly that many living pods and all are on this driver's nodes; in order of names."""
+
+        def living() -> list[V1Pod]:
+            pods = self._core.list_namespaced_pod(namespace, label_selector=selector).items
+            living = [pod for pod in pods if pod.status.phase not in DONE and not pod.metadata.deletion_timestamp]
+            nodes = [pod.spec.node_name for pod in living]
+            assert len(nodes) == count, nodes
+            assert all(node in self._alive for node in nodes), nodes
+            return sorted(living, key=lambda pod: str(pod.metadata.name))
+
+        return until(living, f"{count} pods of {namespace} are scheduled")
+
+    def run(self, pod: V1Pod) -> None:
+        """The pod's containers run and are ready."""
+        now, address = _now(), next(_addresses)
+        self._report(
+            pod,
+            phase="Running",
+            startTime=now,
+            podIP=f"10.128.{address // 250 % 256}.{address % 250 + 1}",
+            conditions=_conditions(True),
+            containerStatuses=[_container(each, {"running": {"startedAt": now}}) for each in pod.spec.containers],
+        )
+
+    def end(self, pod: V1Pod, exit_code: int = 0, message: str = "", reason: str = "") -> None:
+        """The first container exits with this code and termination message, the others with 0.
+
+        The phase follows: Succeeded where all exited with 0. `reason` is the container's: Completed or Error unless
+        given.
+        """
+        first = pod.spec.containers[0].name
+        statuses = [
+            _container(each, _terminated(exit_code, message, reason) if each.name == first else _terminated(0))
+            for each in pod.spec.containers
+        ]
+        phase = "Failed" if exit_code else "Succeeded"
+        self._report(pod, phase=phase, conditions=_conditions(False), containerStatuses=statuses)
+
+    def oom(self, pod: V1Pod) -> None:
+        """The first container goes beyond its memory limit."""
+        self.end(pod, OOM_EXIT, reason="OOMKilled")
+
+    def refuse_image(self, pod: V1Pod, reason: str = "ImagePullBackOff", message: str = "not found") -> None:
+        """The first container waits for an image that cannot be had."""
+        first, *others = pod.spec.containers
+        waiting = {"waiting": {"reason": reason, "message": f"{first.image}: {message}"}}
+        creating = {"waiting": {"reason": "ContainerCreating"}}
+        statuses = [_container(first, waiting), *(_container(each, creating) for each in others)]
+        self._report(pod, phase="Pending", conditions=_conditions(False), containerStatuses=statuses)
+
+    def disrupt(self, pod: V1Pod, reason: str = "TerminationByKubelet", message: str = "") -> None:
+        """Says that the pod is about to end for a cause outside of it; the end is a call of its own."""
+        self._report(pod, conditions=[_condition("DisruptionTarget", True, reason, message)])
+
+    def evict(self, pod: V1Pod, message: str = "The node was low on resource: memory.") -> None:
+        """The kubelet ends the pod because its node runs short of something."""
+        self.disrupt(pod, message=message)
+        self.end(pod, OOM_EXIT)
+        self._report(pod, reason="Evicted", message=message)
+
+    # The background
+
+    def _follow(self) -> None:
+        """Sees each pod once and at every change, until the end of the driver; survives an API server's restart."""
+        while not self._stopping.is_set():
+            # From no version on: the first events are the pods that exist.
+            with contextlib.suppress(ApiException, HTTPError):
+                for event in self._watch.stream(self._core.list_pod_for_all_namespaces, field_selector=SCHEDULED):
+                    if self._stopping.is_set():
+                        return
+                    if event["type"] != "DELETED":
+                        self._attend(event["object"])
+            self._stopping.wait(RECONNECT_SECONDS)
+
+    def _attend(self, pod: V1Pod) -> None:
+        """One step towards what is asked of the pod; the next follows when its change is seen."""
+        if not self._alive.get(pod.spec.node_name, False):
+            return
+        if pod.metadata.deletion_timestamp is not None:
+            if pod.status.phase not in DONE:
+                self.end(pod, self.sigterm_exit)
+            elif pod.metadata.deletion_grace_period_seconds:  # else deleted already, and held by a finalizer
+                self._remove(pod)
+        elif self.run_all and pod.status.phase == "Pending":
+            self.run(pod)
+
+    def _on(self, node: str) -> list[V1Pod]:
+        return list(self._core.list_pod_for_all_namespaces(field_selector=f"spec.nodeName={node}").items)
+
+    def _remove(self, pod: V1Pod) -> None:
+        options = {"gracePeriodSeconds": 0, "preconditions": {"uid": pod.metadata.uid}}
+        with _unless_gone():
+            self._core.delete_namespaced_pod(pod.metadata.name, pod.metadata.namespace, body=options)
+
+    def _report(self, pod: V1Pod, **status: object) -> None:
+        body = {"metadata": {"uid": pod.metadata.uid}, "status": status}
+        with _unless_gone():
+            self._core.patch_namespaced_pod_status(pod.metadata.name, pod.metadata.namespace, body)
+
+
+@contextlib.contextmanager
+def _unless_gone() -> Iterator[None]:
+    """As for a kubelet, it is no error that the pod went meanwhile, or that another one has its name."""
+    try:
+        yield
+    except ApiException as error:
+        if error.status not in (HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT):
+            raise
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat()
+
+
+def _condition(kind: str, holds: bool, reason: str = "", message: str = "") -> Fields:
+    return {
+        "type": kind,
+        "status": str(holds),
+        "reason": reason,
+        "message": message,
+        "lastTransitionTime": _now(),
+    }
+
+
+def _conditions(ready: bool) -> list[Fields]:
+    """The list is merged by type: the scheduler's condition and DisruptionTarget stay."""
+    return [_condition("Initialized", True), *(_condition(kind, ready) for kind in ("ContainersReady", "Ready"))]
+
+
+def _container(container: V1Container, state: Fields) -> Fields:
+    """The status of a container in that state."""
+    running = "running" in state
+    return {
+        "name": container.name,
+        "image": container.image,
+        "imageID": container.image if "waiting" not in state else "",
+        "restartCount": 0,
+        "ready": running,
+        "started": running,
+        "state": state,
+    }
+
+
+def _terminated(exit_code: int, message: str = "", reason: str = "") -> Fields:
+    now = _now()
+    return {
+        "terminated": {
+            "exitCode": exit_code,
+            "reason": reason or ("Error" if exit_code else "Completed"),
+            "message": message,
+            "startedAt": now,
+            "finishedAt": now,
+        }
+    }

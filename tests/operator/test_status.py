@@ -1,0 +1,145 @@
+"""The status tells what it was told, and stays small and acceptable whatever that is."""
+
+import json
+import math
+from datetime import UTC, datetime, timedelta, timezone
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tailorpo_operator.api import KEPT_ATTEMPTS, Attempt, Checkpoint, Condition, Metrics, Progress, Status, duration
+from tailorpo_operator.size import MAX_BYTES, fitted, size
+from tailorpo_trainer import progress as trainer
+
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
+CONDITIONS = ["Suspended", "PodsReady", "Running", "Restarting", "Succeeded", "Failed"]
+
+
+def long(length: int) -> st.SearchStrategy[str]:
+    """Texts, most of them as long as that, of characters that cost one to six bytes."""
+    return st.builds(lambda text, times: (text * times)[:length], st.text(min_size=1), st.integers(1, length))
+
+
+times = st.datetimes(datetime(1970, 1, 2), datetime(2100, 1, 1), timezones=st.just(UTC))
+counts = st.integers(0, 2**31 - 1)
+figures = st.floats()
+checkpoints = st.builds(Checkpoint, uri=long(2176), step=counts, time=times)
+statuses = st.builds(
+    Status,
+    observed_generation=st.none() | st.integers(0, 2**53),
+    message=st.none() | long(5000),
+    start_time=times,
+    restarts=counts,
+    progress=st.builds(Progress, step=counts, steps=long(90), eta=long(90), eta_seconds=figures, percent=figures),
+    metrics=st.builds(Metrics, reward=figures, gap=figures, loss=figures, evaluation=figures),
+    checkpoint=st.none() | checkpoints,
+    resumed_from=st.none() | checkpoints,
+    adapter=st.none() | long(2176),
+    conditions=st.lists(
+        st.builds(
+            Condition,
+            type=st.sampled_from(CONDITIONS),
+            status=st.just("True"),
+            lastTransitionTime=times,  # by alias: hypothesis reads the signature
+            reason=long(90),
+            message=long(5000),
+        ),
+        max_size=8,
+    ),
+    attempts=st.lists(
+        st.builds(
+            Attempt,
+            number=st.integers(1, 9),
+            start=times,
+            end=times,
+            reason=long(90),
+            node=long(300),
+            message=long(900),
+        ),
+        max_size=20,
+    ),
+)
+
+
+@given(statuses)
+def test_a_status_stays_small_and_keeps_what_matters(status: Status) -> None:
+    small = fitted(status)
+    assert size(small) <= MAX_BYTES < 8192
+    assert (small.phase, small.restarts, small.progress, small.metrics) == (
+        status.phase,
+        status.restarts,
+        status.progress,
+        status.metrics,
+    )
+    outline = [(condition.type, condition.status, condition.reason) for condition in status.conditions]
+    assert [(condition.type, condition.status, condition.reason) for condition in small.conditions] == outline
+    if status.attempts:
+        assert small.attempts[-1].having(message=None) == status.attempts[-1].having(message=None)
+    assert fitted(small) == small
+    json.dumps(small.tree(), allow_nan=False)
+
+
+@given(statuses)
+def test_what_was_written_is_read_again(status: Status) -> None:
+    assert Status.model_validate(status.tree()) == status
+
+
+def test_a_small_status_is_left_alone() -> None:
+    status = Status(message="waits", attempts=[Attempt(number=n, message="x" * 50) for n in range(1, 11)])
+    assert fitted(status) is status
+
+
+def test_the_last_attempts_are_kept() -> None:
+    status = Status(attempts=[Attempt(number=number) for number in range(1, 15)])
+    assert [attempt.number for attempt in status.attempts] == [*range(15 - KEPT_ATTEMPTS, 15)]
+
+
+def test_figures_are_finite_and_readable() -> None:
+    metrics = Metrics(reward=0.28600001335144043, gap=math.nan, loss=math.inf)
+    assert metrics == Metrics(reward=0.286)
+
+
+def test_times_are_in_utc_and_whole_seconds() -> None:
+    there = datetime(2026, 1, 1, 14, 0, 0, 999_999, tzinfo=timezone(timedelta(hours=2)))
+    assert Status(start_time=there).tree()["startTime"] == "2026-01-01T12:00:00Z"
+    assert Status(start_time=there).start_time == NOON
+
+
+def test_what_the_trainer_says_is_taken_over() -> None:
+    saved = trainer.Checkpoint(uri="s3://a/b/attempt-0001/step-00000003", step=3, time="2026-01-01T12:00:00Z")
+    seen = trainer.Progress(
+        phase="Running",
+        step=3,
+        of=7,
+        percent=300 / 7,
+        eta_seconds=4321.0,
+        rates=trainer.Rates(images_per_second=1.5),
+        metrics=trainer.Metrics(reward=0.5, gap=0.25),
+        checkpoint=saved,
+        updated="2026-01-01T12:00:01Z",
+    )
+    status = Status(metrics=Metrics(evaluation=0.75), resumed_from=Checkpoint(uri="s3://a", step=1, time=NOON))
+    tree = status.seeing(seen).tree()
+    assert tree["progress"] == {
+        "step": 3,
+        "of": 7,
+        "steps": "3/7",
+        "percent": 42.857,
+        "etaSeconds": 4321.0,
+        "eta": "1h12m",
+        "imagesPerSecond": 1.5,
+        "updated": "2026-01-01T12:00:01Z",
+    }
+    assert tree["metrics"] == {"reward": 0.5, "gap": 0.25, "evaluation": 0.75}
+    assert tree["checkpoint"] == saved.model_dump()
+    assert tree["resumedFrom"]["uri"] == "s3://a"
+
+
+def test_a_uri_is_never_cut() -> None:
+    saved = trainer.Checkpoint(uri="s3://a/" + "b" * 4000, step=3, time="2026-01-01T12:00:00Z")
+    assert Status().seeing(trainer.Progress(checkpoint=saved)).checkpoint is None
+
+
+def test_spans_of_time_for_people() -> None:
+    spans = {0: "0s", 59.4: "59s", 60: "1m", 61: "1m1s", 3600: "1h", 4321: "1h12m", 90_000: "1d1h", 8_640_000: "100d"}
+    assert {seconds: duration(seconds) for seconds in spans} == spans

@@ -1,0 +1,115 @@
+"""Rules of `spec.template` that span several fields; as in `rules.py`, the API server is given the same ones."""
+
+from collections.abc import Iterator
+
+from tailorpo_trainer.findings import Finding, Path, alias, both, either
+from tailorpo_trainer.parts import Part
+from tailorpo_trainer.placement import ModelCache, ValueFrom, VariablesFrom, Volume
+from tailorpo_trainer.spec import Spec
+
+TEMPLATE = ("spec", "template")
+
+UNIQUE = {"imagePullSecrets": "name", "env": "name", "volumes": "name", "volumeMounts": "mountPath"}
+"""Lists of the template that hold one entry for each value of a key; the API server merges by it."""
+
+RESERVED_VARIABLES = (
+    "JOB_COMPLETION_INDEX",
+    "TAILORPO_ATTEMPT",
+    "TAILORPO_DOCUMENT",
+    "TAILORPO_JOB",
+    "TAILORPO_LAUNCHER",
+    "TAILORPO_REPORTS",
+    "TAILORPO_TERMINATION_LOG",
+)
+RESERVED_LABELS = ("tailorpo.dev/", "batch.kubernetes.io/")
+RESERVED_VOLUMES = "tailorpo-"
+SHARED_MEMORY = "/dev/shm"
+
+ONE_OF: dict[type[Part], tuple[str, ...]] = {
+    Volume: tuple(field for field in Volume.model_fields if field != "name"),
+    ValueFrom: tuple(ValueFrom.model_fields),
+    VariablesFrom: ("config_map_ref", "secret_ref"),
+    ModelCache: ("claim_name", "host_path"),
+}
+"""Objects that need exactly one of these fields."""
+
+
+def unique_entries(spec: Spec) -> Iterator[Finding]:
+    """Of two entries with one name, which counts is a guess."""
+    tree = spec.template.model_dump(by_alias=True, include={"image_pull_secrets", "env", "volumes", "volume_mounts"})
+    for name, key in UNIQUE.items():
+        seen: dict[str, int] = {}
+        for number, entry in enumerate(tree[name]):
+            path = (*TEMPLATE, name)
+            first = seen.setdefault(entry[key], number)
+            if first != number:
+                yield Finding(
+                    (*path, number, key),
+                    ((*path, first, key),),
+                    f"{entry[key]!r} stands twice: first in spec.template.{name}[{first}]",
+                )
+
+
+def one_source(spec: Spec) -> Iterator[Finding]:
+    """Of several sources all but one would be ignored, and of none there is nothing."""
+    template = spec.template
+    places: list[tuple[Path, Part]] = []
+    places += [(("volumes", n), volume) for n, volume in enumerate(template.volumes)]
+    places += [(("env", n, "valueFrom"), entry.value_from) for n, entry in enumerate(template.env) if entry.value_from]
+    places += [(("envFrom", n), entry) for n, entry in enumerate(template.env_from)]
+    places += [(("modelCache",), template.model_cache)] if template.model_cache else []
+    for path, part in places:
+        fields = ONE_OF[type(part)]
+        given = [alias(part, field) for field in fields if getattr(part, field) is not None]
+        if len(given) != 1:
+            names = [alias(part, field) for field in fields]
+            yield Finding((*TEMPLATE, *path), (), f"needs exactly one of {either(names)}, has {both(given) or 'none'}")
+
+
+def one_value(spec: Spec) -> Iterator[Finding]:
+    """A variable has a value or a source of it."""
+    for number, entry in enumerate(spec.template.env):
+        if entry.value is not None and entry.value_from is not None:
+            path = (*TEMPLATE, "env", number)
+            yield Finding((*path, "valueFrom"), ((*path, "value"),), "stands beside `value`: leave one of them out")
+
+
+def mounted_volumes(spec: Spec) -> Iterator[Finding]:
+    """Kubernetes would take no such pod."""
+    names = {volume.name for volume in spec.template.volumes}
+    for number, mount in enumerate(spec.template.volume_mounts):
+        if mount.name not in names:
+            yield Finding(
+                (*TEMPLATE, "volumeMounts", number, "name"),
+                ((*TEMPLATE, "volumes"),),
+                f"{mount.name!r} is the name of none of spec.template.volumes",
+            )
+
+
+def reserved(spec: Spec) -> Iterator[Finding]:
+    """What the operator sets itself would be in two minds."""
+    template = spec.template
+    for number, variable in enumerate(template.env):
+        if variable.name in RESERVED_VARIABLES:
+            yield Finding((*TEMPLATE, "env", number, "name"), (), f"{variable.name!r} is set by TailorPO: leave it out")
+    for name in ("labels", "annotations"):
+        for key in getattr(template, name):
+            if key.startswith(RESERVED_LABELS):
+                yield Finding((*TEMPLATE, name, key), (), "is set by TailorPO or Kubernetes: leave it out")
+    for number, volume in enumerate(template.volumes):
+        if volume.name.startswith(RESERVED_VOLUMES):
+            yield Finding(
+                (*TEMPLATE, "volumes", number, "name"),
+                (),
+                f"{volume.name!r} is a name of TailorPO's own: use one without {RESERVED_VOLUMES!r}",
+            )
+    for number, mount in enumerate(template.volume_mounts):
+        if mount.mount_path in (SHARED_MEMORY, SHARED_MEMORY + "/"):
+            yield Finding(
+                (*TEMPLATE, "volumeMounts", number, "mountPath"),
+                (),
+                f"{SHARED_MEMORY} is mounted by TailorPO: set its size as spec.template.shmSize",
+            )
+
+
+RULES = (unique_entries, one_source, one_value, mounted_volumes, reserved)
