@@ -17,7 +17,7 @@ export UV_PROJECT_ENVIRONMENT := $(VENV)
 unexport VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test soak lint format bench clean
+.PHONY: help setup demo test soak lint format generate bench clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -43,6 +43,11 @@ lint: $(READY) ## Check style, types and that rooms import downward only
 format: $(READY) ## Put the code into the one style
 	$(BIN)/ruff check --fix-only
 	$(BIN)/ruff format
+
+generate: $(READY) ## Write what is generated from the models: the definition and the reference page
+	mkdir -p manifests
+	$(BIN)/python -m tailorpo_operator.crd > manifests/crd.yaml
+	$(BIN)/python -m tailorpo_trainer.reference > docs/reference.md
 
 bench: $(READY) ## Measure our loop against a plain one; BENCH_ARGS passes arguments
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
