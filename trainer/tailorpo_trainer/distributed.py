@@ -8,6 +8,7 @@ takes part in the next vote, wherever that is; from there on all are at the same
 import hashlib
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -281,5 +282,10 @@ def _met() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # torch raises several of its subclasses
-        reason = next(iter(str(error).splitlines()), "")
-        raise StalledError(f"another process of this run is gone ({reason[:300]})") from None
+        raise StalledError(f"another process of this run is gone ({_reason(error)})") from None
+
+
+def _reason(error: RuntimeError) -> str:
+    """What torch says first, without where in its sources and without its advice."""
+    text = next(iter(str(error).splitlines()), "")
+    return re.sub(r"^\[[^\]]*\] ?", "", text).split(". ")[0][:200]

@@ -16,6 +16,7 @@ def export(store: Store, to: Path, attempt: int | None = None, step: int | None 
     Without `attempt` and `step` it is the one that a resume would take, with one of them the newest that fits. Raises
     `DataError` if there is none, or if it is damaged.
     """
+    models.quiet()
     found = _choose(store, attempt, step)
     lora = LoRA.model_validate(RunRecord.decode(store.read(RUN), store.uri(RUN)).defines["lora"])
     models.export_adapter(found.tensors("ema" if "ema" in found.groups else "adapter"), lora, to)
