@@ -1,0 +1,121 @@
+"""What is compared: which trials, each with which document, and how long. The same effort for every method."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+from tailorpo_trainer import document
+from tailorpo_trainer.spec import TailorPOJob
+
+METHODS = ("tailorpo", "tailorpo-g", "spo", "d3po", "ddpo")
+REWARDS = ("colourfulness", "clip-score")
+"""Each is maximised alone while the other is watched; both have gradients, which `tailorpo-g` needs."""
+
+LEARNING_RATES = (1e-3, 3e-3, 1e-2, 3e-2)
+BETAS = (0.1, 10.0)
+"""Every method's default is one of these. Tried with each learning rate."""
+DDPO_LEARNING_RATES = (1e-3, 1.6e-3, 2.6e-3, 4.3e-3, 7e-3, 1.1e-2, 1.8e-2, 3e-2)
+"""DDPO has no beta, and at one update an iteration its clip range never acts: it gets as many learning rates."""
+
+TUNING_SEED = 100
+SEEDS = (0, 1, 2, 3, 4)
+
+BUDGET = 3.0e12
+"""FLOPs that a final run trains for; a tuning run for half of them. Evaluations are not counted."""
+PROMPTS, IMAGES = 4, 8
+"""Prompts and trajectories of one iteration, of every method: D3PO's pair is two trajectories."""
+POINTS = 8
+"""Evaluations of a final run besides the first, at least."""
+EVALUATED = 30
+"""Pictures of one evaluation: five of each held-out prompt. A run keeps 32, so the judge sees all of them."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run. stage: `tuning` or `final`."""
+
+    stage: str
+    reward: str
+    method: str
+    learning_rate: float
+    beta: float | None
+    seed: int
+
+    @property
+    def key(self) -> str:
+        """The same for the same trial, and for no other."""
+        beta = "" if self.beta is None else f"/beta={self.beta:g}"
+        return f"{self.stage}/{self.reward}/{self.method}/lr={self.learning_rate:g}{beta}/seed={self.seed}"
+
+    @property
+    def budget(self) -> float:
+        """FLOPs of training."""
+        return BUDGET if self.stage == "final" else BUDGET / 2
+
+
+def settings(method: str) -> list[tuple[float, float | None]]:
+    """Learning rates and betas that are tried for a method; equally many for each."""
+    if method == "ddpo":
+        return [(rate, None) for rate in DDPO_LEARNING_RATES]
+    return [(rate, beta) for beta in BETAS for rate in LEARNING_RATES]
+
+
+def tuning() -> Iterator[Trial]:
+    """All tuning trials, in an order in which methods and rewards take turns."""
+    grids = {method: settings(method) for method in METHODS}
+    for number in range(len(grids[METHODS[0]])):
+        for reward in REWARDS:
+            for method in METHODS:
+                yield Trial("tuning", reward, method, *grids[method][number], TUNING_SEED)
+
+
+def finals(chosen: Mapping[tuple[str, str], tuple[float, float | None]]) -> Iterator[Trial]:
+    """All final trials, seed by seed. chosen: learning rate and beta of each reward and method."""
+    for seed in SEEDS:
+        for reward in REWARDS:
+            for method in METHODS:
+                yield Trial("final", reward, method, *chosen[reward, method], seed)
+
+
+def iterations(budget: float, flops: float) -> int:
+    """The fewest that spend a budget. flops: of one."""
+    return max(1, ceil(budget / flops))
+
+
+def job(trial: Trial, count: int, model: str = "tiny-animals", images: int = EVALUATED) -> TailorPOJob:
+    """The document of a trial of `count` iterations, and for the rest each method's own defaults."""
+    (watched,) = (name for name in REWARDS if name != trial.reward)
+    every = count if trial.stage == "tuning" else max(1, count // POINTS)
+    method: dict[str, Any] = {"name": trial.method} | ({} if trial.beta is None else {"beta": trial.beta})
+    per_sample = 2 if trial.method == "d3po" else 1
+    return document.parse(
+        {
+            "apiVersion": "tailorpo.dev/v1alpha1",
+            "kind": "TailorPOJob",
+            "metadata": {"name": f"{trial.stage}-{trial.method}"},
+            "spec": {
+                "model": {"name": model},
+                "lora": {"rank": 8, "alpha": 8},
+                "prompts": {"builtin": "tiny-animals"},
+                "rewards": [{"name": trial.reward}],
+                "method": method,
+                "sampling": {"steps": 10, "guidanceScale": 3.0},
+                "optimizer": {"learningRate": trial.learning_rate},
+                "training": {
+                    "iterations": count,
+                    "promptsPerIteration": PROMPTS,
+                    "samplesPerPrompt": IMAGES // PROMPTS // per_sample,
+                    "seed": trial.seed,
+                    "precision": "fp32",
+                },
+                "evaluation": {
+                    "everyIterations": every,
+                    "images": images,
+                    "prompts": {"builtin": "tiny-animals-held-out"},
+                    "rewards": [{"name": watched}],
+                },
+                "checkpoint": {"everyIterations": count},
+            },
+        }
+    )
