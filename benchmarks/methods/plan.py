@@ -21,12 +21,14 @@ DDPO_LEARNING_RATES = (1e-3, 1.6e-3, 2.6e-3, 4.3e-3, 7e-3, 1.1e-2, 1.8e-2, 3e-2)
 TUNING_SEED = 100
 SEEDS = (0, 1, 2, 3, 4)
 
-BUDGET = 3.0e12
-"""FLOPs that a final run trains for; a tuning run for half of them. Evaluations are not counted."""
+TUNING_BUDGET, BUDGET = 1.5e12, 2.0e12
+"""FLOPs that a tuning run and a final run train for. Evaluations are not counted."""
+SPOILT = 0.05
+"""A setting is not chosen if its tuning run loses more than this share of pictures in the judge's eyes."""
 PROMPTS, IMAGES = 4, 8
 """Prompts and trajectories of one iteration, of every method: D3PO's pair is two trajectories."""
-POINTS = 8
-"""Evaluations of a final run besides the first, at least."""
+POINTS = 5
+"""Evaluations of a final run besides the first, about: they cost more than some methods' iterations between them."""
 EVALUATED = 30
 """Pictures of one evaluation: five of each held-out prompt. A run keeps 32, so the judge sees all of them."""
 
@@ -51,7 +53,7 @@ class Trial:
     @property
     def budget(self) -> float:
         """FLOPs of training."""
-        return BUDGET if self.stage == "final" else BUDGET / 2
+        return BUDGET if self.stage == "final" else TUNING_BUDGET
 
 
 def settings(method: str) -> list[tuple[float, float | None]]:
@@ -86,7 +88,7 @@ def iterations(budget: float, flops: float) -> int:
 def job(trial: Trial, count: int, model: str = "tiny-animals", images: int = EVALUATED) -> TailorPOJob:
     """The document of a trial of `count` iterations, and for the rest each method's own defaults."""
     (watched,) = (name for name in REWARDS if name != trial.reward)
-    every = count if trial.stage == "tuning" else max(1, count // POINTS)
+    every = count if trial.stage == "tuning" else ceil(count / POINTS)
     method: dict[str, Any] = {"name": trial.method} | ({} if trial.beta is None else {"beta": trial.beta})
     per_sample = 2 if trial.method == "d3po" else 1
     return document.parse(

@@ -44,14 +44,22 @@ def of(results: Sequence[Result], **wanted: Any) -> list[Result]:
     return [result for result in results if all(result[key] == value for key, value in wanted.items())]
 
 
-def chosen(results: Sequence[Result]) -> dict[tuple[str, str], Setting]:
-    """By reward and method, the setting whose tuning run ended with the greatest held-out reward."""
+def chosen(results: Sequence[Result], spoilt: float) -> dict[tuple[str, str], Setting]:
+    """By reward and method, the setting whose tuning run ended with the greatest held-out reward.
+
+    Of those that lost no more than the share `spoilt` of pictures in the judge's eyes, or of all where all did.
+    """
     best: dict[tuple[str, str], Result] = {}
     for result in of(results, stage="tuning", error=None):
         at = result["reward"], result["method"]
-        if at not in best or end(result) > end(best[at]):
+        if at not in best or rank(result, spoilt) > rank(best[at], spoilt):
             best[at] = result
     return {at: (result["learning_rate"], result["beta"]) for at, result in best.items()}
+
+
+def rank(result: Result, spoilt: float) -> tuple[bool, float]:
+    """What tuning prefers the greatest of."""
+    return round(change(result, "named")[-1] + spoilt, 6) >= 0, end(result)
 
 
 def end(result: Result) -> float:

@@ -16,7 +16,7 @@ from benchmarks.methods import costs, kept, plan, reading
 from benchmarks.methods.kept import Result
 from benchmarks.methods.plan import Trial
 from tailorpo_trainer import train
-from tailorpo_trainer.exits import TailorPOError
+from tailorpo_trainer.exits import StoppedError, TailorPOError
 from tailorpo_trainer.outputs import Output
 
 
@@ -25,7 +25,7 @@ def run(folder: Path, say: Callable[[str], None] = print) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "trials.jsonl"
     _go_through(plan.tuning(), path, say)
-    _go_through(plan.finals(reading.chosen(kept.read(path))), path, say)
+    _go_through(plan.finals(reading.chosen(kept.read(path), plan.SPOILT)), path, say)
 
 
 def _go_through(trials: Iterable[Trial], path: Path, say: Callable[[str], None]) -> None:
@@ -45,10 +45,12 @@ def run_trial(trial: Trial, folder: Path, model: str = "tiny-animals", images: i
     output = Output(Path(tempfile.mkdtemp(dir=folder)))
     error = None
     try:
-        train.run(job, output.root, display="quiet")
-    except TailorPOError as found:
-        error = str(found)
-    try:
+        try:
+            train.run(job, output.root, display="quiet")
+        except StoppedError:
+            raise  # no result: the next sweep runs it again
+        except TailorPOError as found:
+            error = str(found)
         evaluations = [_evaluation(output, line) for line in output.read_metrics() if line["kind"] == "evaluation"]
         if trial.stage == "final" and trial.seed == plan.SEEDS[0] and not error:
             _keep_pictures(output, folder / "pictures" / trial.reward / trial.method)

@@ -66,14 +66,14 @@ def test_tuning_chooses_the_greatest_held_out_reward_of_what_did_not_fail() -> N
         result([1.0, 9.0], stage="tuning", learning_rate=3.0, beta=0.1, error="loss not finite"),
         result([1.0, 8.0], stage="final", learning_rate=4.0, beta=0.1),
     ]
-    assert reading.chosen(trials) == {("colourfulness", "spo"): (2.0, 0.1)}
+    assert reading.chosen(trials, 0.05) == {("colourfulness", "spo"): (2.0, 0.1)}
 
 
 def test_every_method_is_tuned_with_the_same_effort() -> None:
     trials = list(plan.tuning())
     assert len({trial.key for trial in trials}) == len(trials)
     assert len(set(Counter((trial.method, trial.reward) for trial in trials).values())) == 1
-    assert {trial.budget for trial in trials} == {plan.BUDGET / 2}
+    assert {trial.budget for trial in trials} == {plan.TUNING_BUDGET}
     assert {trial.seed for trial in trials}.isdisjoint(plan.SEEDS)
 
 
@@ -124,7 +124,7 @@ def test_a_killed_sweep_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_the_committed_results_are_those_of_the_plan() -> None:
-    planned = [*plan.tuning(), *plan.finals(reading.chosen(RESULTS))]
+    planned = [*plan.tuning(), *plan.finals(reading.chosen(RESULTS, plan.SPOILT))]
     assert sorted(found["key"] for found in RESULTS) == sorted(trial.key for trial in planned)
     for found in reading.of(RESULTS, stage="final"):
         assert reading.spent(found, "flops")[-1] >= plan.BUDGET
