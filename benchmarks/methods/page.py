@@ -141,39 +141,47 @@ def _what_was_run(results: Sequence[Result]) -> Iterator[str]:
 
 def _tuning(results: Sequence[Result]) -> Iterator[str]:
     trials = reading.of(results, stage="tuning")
-    best = reading.chosen(results, plan.SPOILT)
+    first, best = (reading.chosen(some, plan.SPOILT) for some in (reading.grid(trials), trials))
+    grid = len(plan.settings(plan.METHODS[0]))
     yield "## Tuning\n"
     yield (
-        f"The same number of trials for each method and reward ({len(plan.settings(plan.METHODS[0]))}), each of "
-        f"{plan.TUNING_BUDGET / 1e12:g} TFLOP, on seed {plan.TUNING_SEED}, which no final uses. The greatest held-out "
-        f"reward at the end wins (bold), but not a setting that lost more than {plan.SPOILT:.0%} of the pictures in "
-        "the judge's eyes (†): those maximise the reward with pictures of nothing. DDPO has no β, so it gets as many "
-        "learning rates over the same range. Change of the held-out reward, by β and learning rate:\n"
+        f"The same number of trials for each method and reward: a grid of {grid}, then two half-way to the neighbours of "
+        f"its best learning rate; each {plan.TUNING_BUDGET / 1e12:g} TFLOP, on seed {plan.TUNING_SEED}, which no final "
+        f"uses. The greatest held-out reward at the end wins (bold), but no setting that lost more than "
+        f"{plan.SPOILT:.0%} of the pictures in the judge's eyes (†): such a one gets its reward for pictures of nothing. "
+        "DDPO has no β, so its grid has as many learning rates over the same range. Change of the held-out reward, by "
+        "β and learning rate:\n"
     )
-    edges = []
     for reward in plan.REWARDS:
-        columns = [(beta, rate) for beta in plan.BETAS for rate in plan.LEARNING_RATES]
-        yield f"| {reward} | " + " | ".join(f"β {beta:g}, {rate:g}" for beta, rate in columns) + " |"
-        yield "|---|" + "--:|" * len(columns)
+        columns = [f"β {beta:g}, {rate:g}" for beta in plan.BETAS for rate in plan.LEARNING_RATES]
+        yield f"| {reward} | {' | '.join(columns)} | finer | finer |"
+        yield "|---|" + "--:|" * (grid + 2)
         for method in plan.METHODS:
-            cells = [_trial(trials, reward, method, setting, best[reward, method]) for setting in plan.settings(method)]
-            if method == "ddpo":
-                cells = [f"{rate:g}: {cell}" for (rate, _), cell in zip(plan.settings(method), cells, strict=True)]
+            rate, beta = first[reward, method]
+            named = [(near, beta) for near in plan.finer(method, rate)]
+            settings = [*plan.settings(method), *named]
+            cells = [_trial(trials, reward, method, setting, best[reward, method]) for setting in settings]
+            for number, (near, _) in enumerate(settings):
+                if method == "ddpo" or number >= grid:
+                    cells[number] = f"{near:g}: {cells[number]}"
             yield f"| `{method}` | " + " | ".join(cells) + " |"
-            if best[reward, method][0] in (plan.LEARNING_RATES[0], plan.LEARNING_RATES[-1]):
-                edges.append(f"`{method}` on {reward} ({best[reward, method][0]:g})")
         yield ""
-    if edges:
-        yield (
-            "Chosen at the edge of the learning rates that were tried, so that one beyond might do better: "
-            + ", ".join(edges)
-            + "."
+    yield (
+        "Chosen: "
+        + "; ".join(
+            f"{reward}: " + ", ".join(f"`{method}` {_setting(best[reward, method])}" for method in plan.METHODS)
+            for reward in plan.REWARDS
         )
-    else:
-        yield "No learning rate that was chosen is at the edge of those tried."
+        + ". β made no difference worth the name: the optimiser divides it out while logits are small."
+    )
 
 
-def _trial(trials: Sequence[Result], reward: str, method: str, setting: reading.Setting, best: reading.Setting) -> str:
+def _setting(setting: plan.Setting) -> str:
+    rate, beta = setting
+    return f"{rate:g}" if beta is None else f"{rate:g} (β {beta:g})"
+
+
+def _trial(trials: Sequence[Result], reward: str, method: str, setting: plan.Setting, best: plan.Setting) -> str:
     (found,) = reading.of(trials, reward=reward, method=method, learning_rate=setting[0], beta=setting[1])
     if found["error"]:
         return "failed"

@@ -8,6 +8,9 @@ from typing import Any
 from tailorpo_trainer import document
 from tailorpo_trainer.spec import TailorPOJob
 
+Setting = tuple[float, float | None]
+"""Learning rate and beta."""
+
 METHODS = ("tailorpo", "tailorpo-g", "spo", "d3po", "ddpo")
 REWARDS = ("colourfulness", "clip-score")
 """Each is maximised alone while the other is watched; both have gradients, which `tailorpo-g` needs."""
@@ -56,15 +59,15 @@ class Trial:
         return BUDGET if self.stage == "final" else TUNING_BUDGET
 
 
-def settings(method: str) -> list[tuple[float, float | None]]:
-    """Learning rates and betas that are tried for a method; equally many for each."""
+def settings(method: str) -> list[Setting]:
+    """The grid of a method; equally large for each."""
     if method == "ddpo":
         return [(rate, None) for rate in DDPO_LEARNING_RATES]
     return [(rate, beta) for beta in BETAS for rate in LEARNING_RATES]
 
 
 def tuning() -> Iterator[Trial]:
-    """All tuning trials, in an order in which methods and rewards take turns."""
+    """The grid of tuning trials, in an order in which methods and rewards take turns."""
     grids = {method: settings(method) for method in METHODS}
     for number in range(len(grids[METHODS[0]])):
         for reward in REWARDS:
@@ -72,7 +75,21 @@ def tuning() -> Iterator[Trial]:
                 yield Trial("tuning", reward, method, *grids[method][number], TUNING_SEED)
 
 
-def finals(chosen: Mapping[tuple[str, str], tuple[float, float | None]]) -> Iterator[Trial]:
+def finer(method: str, rate: float) -> tuple[float, float]:
+    """Learning rates half-way to the neighbours of one of a method's grid, on a logarithmic scale; two digits."""
+    rates = DDPO_LEARNING_RATES if method == "ddpo" else LEARNING_RATES
+    step = (rates[-1] / rates[0]) ** (0.5 / (len(rates) - 1))
+    return float(f"{rate / step:.2g}"), float(f"{rate * step:.2g}")
+
+
+def refinement(chosen: Mapping[tuple[str, str], Setting]) -> Iterator[Trial]:
+    """Two more tuning trials for each reward and method, around what the grid chose."""
+    for (reward, method), (rate, beta) in chosen.items():
+        for near in finer(method, rate):
+            yield Trial("tuning", reward, method, near, beta, TUNING_SEED)
+
+
+def finals(chosen: Mapping[tuple[str, str], Setting]) -> Iterator[Trial]:
     """All final trials, seed by seed. chosen: learning rate and beta of each reward and method."""
     for seed in SEEDS:
         for reward in REWARDS:

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
+from benchmarks.methods import plan
 from benchmarks.methods.kept import Result
+from benchmarks.methods.plan import Setting
 from tailorpo_trainer.report.measures import mean, standard_error, t_quantile
-
-Setting = tuple[float, float | None]
-"""Learning rate and beta."""
 
 AXES = ("images", "reward_queries", "flops")
 """What can be held equal."""
@@ -55,6 +54,12 @@ def chosen(results: Sequence[Result], spoilt: float) -> dict[tuple[str, str], Se
         if at not in best or rank(result, spoilt) > rank(best[at], spoilt):
             best[at] = result
     return {at: (result["learning_rate"], result["beta"]) for at, result in best.items()}
+
+
+def grid(results: Sequence[Result]) -> list[Result]:
+    """Those of the plan's first tuning trials."""
+    keys = {trial.key for trial in plan.tuning()}
+    return [result for result in results if result["key"] in keys]
 
 
 def rank(result: Result, spoilt: float) -> tuple[bool, float]:

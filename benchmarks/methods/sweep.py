@@ -21,10 +21,11 @@ from tailorpo_trainer.outputs import Output
 
 
 def run(folder: Path, say: Callable[[str], None] = print) -> None:
-    """All trials of the plan that `folder/trials.jsonl` does not have yet: tuning, then finals with what it chose."""
+    """All trials of the plan that `folder/trials.jsonl` does not have yet: a grid, finer, and finals of the best."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "trials.jsonl"
     _go_through(plan.tuning(), path, say)
+    _go_through(plan.refinement(reading.chosen(reading.grid(kept.read(path)), plan.SPOILT)), path, say)
     _go_through(plan.finals(reading.chosen(kept.read(path), plan.SPOILT)), path, say)
 
 

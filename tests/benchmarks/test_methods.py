@@ -78,6 +78,15 @@ def test_every_method_is_tuned_with_the_same_effort() -> None:
 
 
 @pytest.mark.parametrize("method", plan.METHODS)
+def test_two_more_learning_rates_lie_half_way_to_the_neighbours(method: str) -> None:
+    rates = [rate for rate, _ in plan.settings(method)]
+    for below, rate, above in zip(rates, rates[1:], rates[2:], strict=False):
+        if below < rate < above:
+            lower, higher = plan.finer(method, rate)
+            assert below < lower < rate < higher < above
+
+
+@pytest.mark.parametrize("method", plan.METHODS)
 def test_every_method_draws_as_many_trajectories_an_iteration(method: str) -> None:
     rate, beta = plan.settings(method)[0]
     training = plan.job(Trial("final", plan.REWARDS[0], method, rate, beta, 3), 16).spec.training
@@ -124,7 +133,8 @@ def test_a_killed_sweep_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_the_committed_results_are_those_of_the_plan() -> None:
-    planned = [*plan.tuning(), *plan.finals(reading.chosen(RESULTS, plan.SPOILT))]
+    grid, best = (reading.chosen(some, plan.SPOILT) for some in (reading.grid(RESULTS), RESULTS))
+    planned = [*plan.tuning(), *plan.refinement(grid), *plan.finals(best)]
     assert sorted(found["key"] for found in RESULTS) == sorted(trial.key for trial in planned)
     for found in reading.of(RESULTS, stage="final"):
         assert reading.spent(found, "flops")[-1] >= plan.BUDGET
