@@ -1,5 +1,6 @@
 """`docs/methods-compared.md`, from the results alone: every number of the page, and what they can tell apart."""
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
 from benchmarks.methods import plan, reading
@@ -145,10 +146,10 @@ def _tuning(results: Sequence[Result]) -> Iterator[str]:
     grid = len(plan.settings(plan.METHODS[0]))
     yield "## Tuning\n"
     yield (
-        f"The same number of trials for each method and reward: a grid of {grid}, then two half-way to the neighbours of "
-        f"its best learning rate; each {plan.TUNING_BUDGET / 1e12:g} TFLOP, on seed {plan.TUNING_SEED}, which no final "
+        f"The same number of trials for each method and reward: a grid of {grid}, then two half-way to the neighbours "
+        f"of its best learning rate; each {plan.TUNING_BUDGET / 1e12:g} TFLOP, on seed {plan.TUNING_SEED}, which no final "
         f"uses. The greatest held-out reward at the end wins (bold), but no setting that lost more than "
-        f"{plan.SPOILT:.0%} of the pictures in the judge's eyes (†): such a one gets its reward for pictures of nothing. "
+        f"{plan.SPOILT:.0%} of the pictures in the judge's eyes (†): such a one is rewarded for pictures of nothing. "
         "DDPO has no β, so its grid has as many learning rates over the same range. Change of the held-out reward, by "
         "β and learning rate:\n"
     )
@@ -172,8 +173,22 @@ def _tuning(results: Sequence[Result]) -> Iterator[str]:
             f"{reward}: " + ", ".join(f"`{method}` {_setting(best[reward, method])}" for method in plan.METHODS)
             for reward in plan.REWARDS
         )
-        + ". β made no difference worth the name: the optimiser divides it out while logits are small."
+        + "."
     )
+    apart = " and ".join(f"{_beta(trials, reward)} ({reward})" for reward in plan.REWARDS)
+    yield (
+        "\nβ matters little here: Adam divides it out while logits are small. Where pictures stayed whole, trials that "
+        f"differ in β alone ended within {apart} of each other."
+    )
+
+
+def _beta(trials: Sequence[Result], reward: str) -> str:
+    """The greatest difference that beta made among settings that kept pictures whole."""
+    ends: dict[tuple[str, float], list[float]] = defaultdict(list)
+    for trial in reading.of(trials, reward=reward, error=None):
+        if trial["beta"] is not None and reading.rank(trial, plan.SPOILT)[0]:
+            ends[trial["method"], trial["learning_rate"]].append(reading.end(trial))
+    return f"{max(max(values) - min(values) for values in ends.values()):.{DECIMALS[reward]}f}"
 
 
 def _setting(setting: plan.Setting) -> str:
