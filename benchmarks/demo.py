@@ -103,10 +103,13 @@ def markdown(found: Sequence[dict[str, Any]]) -> str:
             + " | ".join(f"{change[name]:+.1f} ± {error[name]:.1f}" for name in parts)
             + f" | {judge['before']:.1%} | {judge['after']:.1%} | {'kept' if kept(one) else 'broken'} |"
         )
-    text.append(f"\n± is the standard error over the {found[0]['pictures']} pictures of a seed, paired.")
+    text.append(
+        f"\n± is the standard error over a seed's {found[0]['pictures']} pictures, paired; the pictures show six "
+        "animals, and nothing is said of others. The reward is the document's weighted sum."
+    )
     if len(found) > 1:
         changes = [one["change"]["reward"] for one in found]
-        text[-1] += f" Over the {len(found)} seeds: {mean(changes):+.1f} ± {standard_error(changes):.1f} between seeds."
+        text[-1] += f" Over the {len(found)} seeds it rose by {mean(changes):.1f} ± {standard_error(changes):.1f}."
     return "\n".join(text)
 
 

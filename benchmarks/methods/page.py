@@ -23,7 +23,8 @@ Diffusion; no number is from a paper.
 
 ![Change of the held-out reward against images, reward queries and FLOPs](images/methods-compared.png)
 
-*Lines: mean over the seeds, with its standard error. Dots: each seed, at the budget of the dashed line.*
+*Lines: mean over the seeds, with its standard error; dotted from where the judge names over 5 points fewer animals
+right than before. Dots: each seed, at the budget of the dashed line.*
 """
 
 LIMITS = """\
@@ -67,11 +68,16 @@ def _reward(finals: Sequence[Result], reward: str) -> Iterator[str]:
     base = reading.mean([run["evaluations"][0]["rewards"][reward] for run in finals])
     digits = DECIMALS[reward]
     yield f"## Trained on `{reward}`\n"
-    yield f"Change of the held-out reward, from {base:.{digits}f} before; ± is the standard error over the seeds.\n"
+    yield f"Change of the held-out reward, from {base:.{digits}f} before; ± is the standard error over the seeds."
+    yield f"†: by then the judge names over {100 * plan.SPOILT:.0f} points fewer animals right than before, on average.\n"
     yield "| method | " + " | ".join(f"at {_amount(axis, budgets[axis])}" for axis in reading.AXES) + " |"
     yield "|---|" + "--:|" * len(reading.AXES)
     for method in plan.METHODS:
-        yield f"| `{method}` | " + " | ".join(_signed(found[axis][method], digits) for axis in reading.AXES) + " |"
+        lost = {axis: -reading.read(by_method[method], axis, budgets[axis], "named").mean for axis in reading.AXES}
+        cells = [
+            _signed(found[axis][method], digits) + (" †" if lost[axis] > plan.SPOILT else "") for axis in reading.AXES
+        ]
+        yield f"| `{method}` | " + " | ".join(cells) + " |"
     yield ""
     for axis in reading.AXES:
         yield f"- {_verdict(axis, found[axis])}"
@@ -147,8 +153,8 @@ def _tuning(results: Sequence[Result]) -> Iterator[str]:
     yield "## Tuning\n"
     yield (
         f"The same number of trials for each method and reward: a grid of {grid}, then two half-way to the neighbours "
-        f"of its best learning rate; each {plan.TUNING_BUDGET / 1e12:g} TFLOP, on seed {plan.TUNING_SEED}, which no final "
-        f"uses. The greatest held-out reward at the end wins (bold), but no setting that lost more than "
+        f"of its best learning rate; each {plan.TUNING_BUDGET / 1e12:g} TFLOP, on seed {plan.TUNING_SEED}, which no "
+        "final uses. The greatest held-out reward at the end wins (bold), but no setting that lost more than "
         f"{plan.SPOILT:.0%} of the pictures in the judge's eyes (†): such a one is rewarded for pictures of nothing. "
         "DDPO has no β, so its grid has as many learning rates over the same range. Change of the held-out reward, by "
         "β and learning rate:\n"

@@ -65,7 +65,11 @@ def _panel(axes: Any, finals: Sequence[Result], reward: str, axis: str) -> None:
         xs[-1] = most  # rounding must not lead outside of what was measured
         readings = [reading.read(runs, axis, float(x), reward) for x in xs]
         means, errors = np.array([r.mean for r in readings]), np.array([r.error for r in readings])
-        axes.plot(xs / unit, means, color=colour, linewidth=2, label=method, zorder=3)
+        whole = np.array([reading.read(runs, axis, float(x), "named").mean for x in xs]) >= -plan.SPOILT
+        spoilt = int(np.argmin(whole)) if not whole.all() else len(xs)
+        axes.plot(xs[:spoilt] / unit, means[:spoilt], color=colour, linewidth=2, label=method, zorder=3)
+        rest = slice(max(0, spoilt - 1), None)
+        axes.plot(xs[rest] / unit, means[rest], color=colour, linewidth=2, linestyle=(0, (1, 1.2)), zorder=3)
         axes.fill_between(xs / unit, means - errors, means + errors, color=colour, alpha=0.18, linewidth=0, zorder=2)
         seeds = reading.read(runs, axis, budget, reward).values
         aside = number - (len(COLOURS) - 1) / 2  # beside each other, or they hide each other
