@@ -68,8 +68,8 @@ def _reward(finals: Sequence[Result], reward: str) -> Iterator[str]:
     base = reading.mean([run["evaluations"][0]["rewards"][reward] for run in finals])
     digits = DECIMALS[reward]
     yield f"## Trained on `{reward}`\n"
-    yield f"Change of the held-out reward, from {base:.{digits}f} before; ± is the standard error over the seeds."
-    yield f"†: by then the judge names over {100 * plan.SPOILT:.0f} points fewer animals right than before, on average.\n"
+    yield f"Change of the held-out reward, from {base:.{digits}f} before; ± is the standard error over the seeds. †: by"
+    yield f"then the judge names over {100 * plan.SPOILT:.0f} points fewer animals right than before, on average.\n"
     yield "| method | " + " | ".join(f"at {_amount(axis, budgets[axis])}" for axis in reading.AXES) + " |"
     yield "|---|" + "--:|" * len(reading.AXES)
     for method in plan.METHODS:
