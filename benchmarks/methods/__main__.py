@@ -31,9 +31,9 @@ def run(folder: Path) -> None:
 
 
 def page(folder: Path) -> None:
-    from benchmarks.methods import kept, page, pictures, plot
+    from benchmarks.methods import kept, page, pictures, plot, reading
 
-    results = kept.read(folder / "trials.jsonl") or kept.read(kept.RESULTS)
+    results = reading.whole_seeds(kept.read(folder / "trials.jsonl") or kept.read(kept.RESULTS))
     kept.write(results, kept.RESULTS)
     kept.PAGE.write_text(page.markdown(results), encoding="utf-8")
     plot.draw(results, kept.PLOT)

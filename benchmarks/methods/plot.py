@@ -56,6 +56,8 @@ def _panel(axes: Any, finals: Sequence[Result], reward: str, axis: str) -> None:
     widest = max(reading.spent(run, axis)[-1] for run in finals)
     axes.axhline(0, color="#999999", linewidth=0.8)
     axes.axvline(budget / unit, color=INK, linewidth=1, linestyle=(0, (4, 3)))
+    if axis == "flops":
+        axes.axvline(plan.TUNING_BUDGET / unit, color=INK, linewidth=1, linestyle=(0, (1, 3)))
     for number, (method, colour) in enumerate(COLOURS.items()):
         runs = reading.of(finals, method=method)
         least = min(reading.spent(run, axis)[1] for run in runs)

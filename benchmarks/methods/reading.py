@@ -4,6 +4,7 @@ Changes are those of a run's own held-out pictures since before its first iterat
 """
 
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -97,6 +98,19 @@ def interpolated(xs: Sequence[float], ys: Sequence[float], x: float) -> float:
 def budget(results: Sequence[Result], axis: str) -> float:
     """The largest that all of some runs have reached."""
     return min(spent(result, axis)[-1] for result in results)
+
+
+def points(results: Sequence[Result]) -> list[tuple[str, float]]:
+    """The budgets that finals are compared at, as axis and amount: what all reached, and what was tuned for."""
+    reached = [(axis, budget(results, axis)) for axis in AXES]
+    return [*reached[:-1], ("flops", plan.TUNING_BUDGET), reached[-1]]
+
+
+def whole_seeds(results: Sequence[Result]) -> list[Result]:
+    """Without finals of seeds that not every method and reward has been run with yet."""
+    runs = len(plan.METHODS) * len(plan.REWARDS)
+    finals = Counter(result["seed"] for result in of(results, stage="final"))
+    return [result for result in results if result["stage"] != "final" or finals[result["seed"]] == runs]
 
 
 def read(results: Sequence[Result], axis: str, at: float, quantity: str) -> Reading:
