@@ -34,8 +34,8 @@ PICTURES = """\
 LIMITS = """\
 ## What this does not say
 
-- One model of 64 × 64 pictures, two rewards, one batch size, half a minute of one core each: no claim about other models, longer
-  training or Stable Diffusion, and none about the papers' own results.
+- One model of 64 × 64 pictures, two rewards, one batch size, half a minute of one core a run: no claim about other
+  models, longer training or Stable Diffusion, and none about the papers' own results.
 - Learning rate and β are tuned on a coarse grid, on one seed and below the final budget: that favours what is fast and
   just keeps pictures whole. Everything else is each method's default here, also what has a unit, such as SPO's
   `threshold` of 0.3, which its authors set for another scorer's scale.
@@ -103,7 +103,7 @@ def _what_was_run(results: Sequence[Result]) -> Iterator[str]:
 def _again(results: Sequence[Result]) -> Iterator[str]:
     seconds = [result["seconds"] for result in results]
     yield "## Run it again\n"
-    yield "```sh\npython -m benchmarks.methods run     # about an hour on a core of its own; goes on where it was stopped"
+    yield "```sh\npython -m benchmarks.methods run     # about an hour on a core of its own; goes on where it stopped"
     yield "python -m benchmarks.methods page    # this page, its pictures, and benchmarks/methods/results.json\n```\n"
     yield (
         f"These {len(results)} trials shared two cores with other work and took from {min(seconds):.0f} to "
