@@ -7,8 +7,8 @@ from PIL import Image
 from benchmarks.methods import plan
 from tailorpo_trainer import prompts, sheet
 
-SIDE = 72
-"""Pixels of a picture on the sheet."""
+SIDE = 64
+"""Pixels of a picture on the sheet: as many as it has."""
 
 
 def draw(folder: Path, to: Path) -> None:
@@ -28,7 +28,7 @@ def draw(folder: Path, to: Path) -> None:
     for one in sheets:
         whole.paste(one, (0, top))
         top += one.height
-    whole.quantize(256, dither=Image.Dither.NONE).save(to, optimize=True)  # a third of the size, and looks the same
+    whole.save(to, optimize=True)
 
 
 def _pictures(folder: Path, count: int) -> list[Image.Image]:
