@@ -44,7 +44,9 @@ LIMITS = """\
 - Learning rate and β are tuned on a coarse grid, on one seed and below the final budget: that favours what is fast and
   just keeps pictures whole. Everything else is each method's default here, also what has a unit, such as SPO's
   `threshold` of 0.3, which its authors set for another scorer's scale.
-- The judge decided which settings were admitted, so its accuracy after the finals is not quite an unseen measure.
+- The judge decided which settings were admitted, so its accuracy after the finals is not quite an unseen measure. That
+  rule was made when part of the grid had been seen, the finer learning rates and the finals' length when most of it
+  had; all before any final run.
 - Held-out means other animals and other noise than in training. Tuning and finals use the same six held-out prompts,
   with different noise.
 - One update an iteration, as is the default here: DDPO's clip range then never acts, though its official code makes
