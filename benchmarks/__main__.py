@@ -19,6 +19,9 @@ written: four log-probabilities a pair from a denoiser call each, the reference 
 denoiser, each candidate judged alone, all steps rolled out, the prediction at the next step made anew. It
 computes the same as ours, which is asserted before anything is timed: same noise, steps, decoder and
 reward, and equal gradients of the adapter.
+
+Two further pages: [the five methods at equal budgets](methods-compared.md) and [the demo over several
+seeds](demo.md).
 """
 
 

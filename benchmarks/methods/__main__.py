@@ -1,0 +1,45 @@
+"""`python -m benchmarks.methods run` trains and keeps the figures; `page` makes the page and its pictures of them."""
+
+import argparse
+import os
+from pathlib import Path
+
+BUILD = Path("build/benchmarks/methods")
+"""Trials that are finished: outside of what is committed."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.methods", description=__doc__)
+    parser.add_argument("--folder", type=Path, default=BUILD, help="where finished trials are kept")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("run", help="train what is not trained yet: about an hour on one core")
+    commands.add_parser("page", help="write results, page and pictures; without trials in --folder, from the results")
+    given = parser.parse_args()
+    if given.command == "run":
+        run(given.folder)
+    else:
+        page(given.folder)
+
+
+def run(folder: Path) -> None:
+    import torch
+
+    from benchmarks.methods import sweep
+
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    sweep.run(folder, say=lambda line: print(line, flush=True))
+
+
+def page(folder: Path) -> None:
+    from benchmarks.methods import kept, page, pictures, plot, reading
+
+    results = reading.whole_seeds(kept.read(folder / "trials.jsonl") or kept.read(kept.RESULTS))
+    kept.write(results, kept.RESULTS)
+    kept.PAGE.write_text(page.markdown(results), encoding="utf-8")
+    plot.draw(results, kept.PLOT)
+    if (folder / "pictures").is_dir():
+        pictures.draw(folder / "pictures", kept.PICTURES)
+
+
+if __name__ == "__main__":
+    main()

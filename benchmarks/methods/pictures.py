@@ -1,0 +1,35 @@
+"""The pictures of `docs/methods-compared.md`: the base model and each method on the same prompts and noise."""
+
+from pathlib import Path
+
+from PIL import Image
+
+from benchmarks.methods import plan
+from tailorpo_trainer import prompts, sheet
+
+SIDE = 64
+"""Pixels of a picture on the sheet: as many as it has."""
+
+
+def draw(folder: Path, to: Path) -> None:
+    """One picture of each held-out prompt, the first of each, after the final run of the first seed.
+
+    folder: as `sweep` leaves it, REWARD/METHOD/first and last. Rewards stand below each other.
+    """
+    wanted = prompts.builtin("tiny-animals-held-out")
+    sheets = []
+    for reward in plan.REWARDS:
+        runs = {method: folder / reward / method for method in plan.METHODS}
+        groups = {"before": _pictures(runs[plan.METHODS[0]] / "first", len(wanted))}
+        groups |= {method: _pictures(run / "last", len(wanted)) for method, run in runs.items()}
+        sheets.append(sheet.lay_out(groups, [f"{prompt}, {reward}" for prompt in wanted], SIDE))
+    whole = Image.new("RGB", (max(one.width for one in sheets), sum(one.height for one in sheets)), sheet.PAPER)
+    top = 0
+    for one in sheets:
+        whole.paste(one, (0, top))
+        top += one.height
+    whole.save(to, optimize=True)
+
+
+def _pictures(folder: Path, count: int) -> list[Image.Image]:
+    return [Image.open(path).convert("RGB") for path in sorted(folder.glob("*.png"))[:count]]

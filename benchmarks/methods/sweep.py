@@ -1,0 +1,111 @@
+"""Runs the plan in one process, and appends each finished trial to a JSON-lines file: a killed sweep goes on."""
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from benchmarks import judging
+from benchmarks.methods import costs, kept, plan, reading
+from benchmarks.methods.kept import Result
+from benchmarks.methods.plan import Trial
+from tailorpo_trainer import train
+from tailorpo_trainer.exits import StoppedError, TailorPOError
+from tailorpo_trainer.outputs import Output
+
+
+def run(folder: Path, say: Callable[[str], None] = print) -> None:
+    """All trials of the plan that `folder/trials.jsonl` does not have yet: a grid, finer, and finals of the best."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "trials.jsonl"
+    _go_through(plan.tuning(), path, say)
+    _go_through(plan.refinement(reading.chosen(reading.grid(kept.read(path)), plan.SPOILT)), path, say)
+    _go_through(plan.finals(reading.chosen(kept.read(path), plan.SPOILT)), path, say)
+
+
+def _go_through(trials: Iterable[Trial], path: Path, say: Callable[[str], None]) -> None:
+    done = {result["key"] for result in kept.read(path)}
+    for trial in trials:
+        if trial.key not in done:
+            result = run_trial(trial, path.parent)
+            kept.append(result, path)
+            say(f"{trial.key}: {_last(result)} in {result['seconds']:.0f} s")
+
+
+def run_trial(trial: Trial, folder: Path, model: str = "tiny-animals", images: int = plan.EVALUATED) -> Result:
+    """Train one trial in a folder that is deleted afterwards. A failure, such as a loss not finite, is a result."""
+    since = time.perf_counter()
+    flops = _flops(trial.reward, trial.method, model)
+    job = plan.job(trial, plan.iterations(trial.budget, flops), model, images)
+    output = Output(Path(tempfile.mkdtemp(dir=folder)))
+    error = None
+    try:
+        try:
+            train.run(job, output.root, display="quiet")
+        except StoppedError:
+            raise  # no result: the next sweep runs it again
+        except TailorPOError as found:
+            error = str(found)
+        evaluations = [_evaluation(output, line) for line in output.read_metrics() if line["kind"] == "evaluation"]
+        if trial.stage == "final" and trial.seed == plan.SEEDS[0] and not error:
+            _keep_pictures(output, folder / "pictures" / trial.reward / trial.method)
+    finally:
+        shutil.rmtree(output.root)
+    return {
+        "key": trial.key,
+        **vars(trial),
+        "iterations": job.spec.training.iterations,
+        "flops_per_iteration": flops,
+        "evaluations": evaluations,
+        "error": error,
+        "seconds": round(time.perf_counter() - since, 1),
+    }
+
+
+@cache
+def _flops(reward: str, method: str, model: str) -> float:
+    rate, beta = plan.settings(method)[0]
+    return costs.of_iteration(plan.job(Trial("tuning", reward, method, rate, beta, 0), 1, model))
+
+
+def _evaluation(output: Output, line: dict[str, Any]) -> dict[str, Any]:
+    totals = line["totals"]
+    job = output.read_job().spec
+    return {
+        "iteration": line["iteration"],
+        # A pair of D3PO is one sample of the trainer's count, and two trajectories.
+        "images": totals.get("images", 0) * (2 if job.method.name == "d3po" else 1),
+        "reward_queries": totals.get("reward_queries", 0),
+        "denoiser_forwards": totals.get("denoiser_forwards", 0),
+        "rewards": {name: round(value, 5) for name, value in line["rewards"].items()},
+        "standard_error": round(line["reward_standard_error"], 5),
+        "diversity": None if line["diversity"] is None else round(line["diversity"], 6),
+        "named": named(output, line["iteration"], line["prompts"]),
+    }
+
+
+def _keep_pictures(output: Output, folder: Path) -> None:
+    """Of the first and of the last evaluation."""
+    first, *_, last = sorted(output.samples.iterdir())
+    for name, source in (("first", first), ("last", last)):
+        shutil.copytree(source, folder / name, dirs_exist_ok=True)
+
+
+def named(output: Output, iteration: int, prompts: Sequence[str]) -> float:
+    """Share of an evaluation's kept pictures in which the judge names the animal that was asked for."""
+    pictures = [np.asarray(Image.open(output.sample(iteration, n)).convert("RGB")) for n in range(len(prompts))]
+    return round(judging.share_right(np.stack(pictures), prompts), 5)
+
+
+def _last(result: Result) -> str:
+    if result["error"] or not result["evaluations"]:
+        return f"failed: {result['error']}"
+    first, last = result["evaluations"][0], result["evaluations"][-1]
+    change = last["rewards"][result["reward"]] - first["rewards"][result["reward"]]
+    return f"{change:+.3f}, judge {first['named']:.2f} -> {last['named']:.2f}"
