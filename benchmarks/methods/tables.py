@@ -7,6 +7,7 @@ from itertools import combinations
 from benchmarks.methods import plan, reading
 from benchmarks.methods.kept import Result
 from benchmarks.methods.reading import Reading
+from tailorpo_trainer.report.measures import mean
 
 AXIS_NAMES = {"images": "images", "reward_queries": "reward queries", "flops": "FLOPs"}
 DECIMALS = {"colourfulness": 1, "clip-score": 2}
@@ -17,7 +18,7 @@ def of_reward(results: Sequence[Result], reward: str) -> Iterator[str]:
     finals = reading.of(results, stage="final", reward=reward)
     by_method = {method: reading.of(finals, method=method) for method in plan.METHODS}
     points, digits = reading.points(finals), DECIMALS[reward]
-    base = reading.mean([run["evaluations"][0]["rewards"][reward] for run in finals])
+    base = mean([run["evaluations"][0]["rewards"][reward] for run in finals])
     yield f"## Trained on `{reward}`\n"
     yield f"Change of the held-out reward, from {base:.{digits}f} before; ± is the standard error over the seeds. †: by"
     yield f"then the judge names over {100 * plan.SPOILT:.0f} points fewer animals right than before, on average.\n"
@@ -90,15 +91,15 @@ def _besides(by_method: Mapping[str, Sequence[Result]], reward: str, budgets: Se
     yield f"| method | {' | '.join(head)} |"
     yield "|---|" + "--:|" * len(head)
     for method, runs in by_method.items():
-        before = reading.mean([run["evaluations"][0]["named"] for run in runs])
+        before = mean([run["evaluations"][0]["named"] for run in runs])
         cells = [_signed(reading.read(runs, "flops", at, watched), DECIMALS[watched]) for at in budgets]
         cells += [_signed(reading.read(runs, "flops", at, "diversity"), 3) for at in budgets]
         for at in budgets:
             named = reading.read(runs, "flops", at, "named")
             cells.append(f"{before + named.mean:.0%} ± {100 * named.error:.0f}")
         yield f"| `{method}` | " + " | ".join(cells) + " |"
-    named = reading.mean([run["evaluations"][0]["named"] for runs in by_method.values() for run in runs])
-    yield f"\nBefore training the judge named {named:.1%} right."
+    first = mean([run["evaluations"][0]["named"] for runs in by_method.values() for run in runs])
+    yield f"\nBefore training the judge named {first:.1%} right."
 
 
 def of_tuning(results: Sequence[Result]) -> Iterator[str]:
