@@ -25,8 +25,8 @@ from torch.distributed.rendezvous import rendezvous as rendezvous_by
 from tailorpo_trainer.exits import StalledError, TailorPOError
 from tailorpo_trainer.stopping import Stop, StopRequested
 
-END = "tailorpo/end"
-"""Key of the store under which the first process that ends early says why."""
+SPACE, END = "tailorpo", "end"
+"""Part and key of the store under which the first process that ends early says why."""
 
 ASK_SECONDS = 0.5
 """Seconds between two looks at that key."""
@@ -224,8 +224,7 @@ class World:
             return
         self._told = vote
         with self._peers():
-            said = json.dumps({"vote": int(vote), "rank": self.rank, "text": text[:2000]})
-            self._store.compare_set(END, "", said)
+            _say(self._store, vote, self.rank, text)
 
     def _end_as_told(self) -> NoReturn:
         with self._peers():
@@ -262,10 +261,24 @@ def join(stop: Stop, rendezvous: float, stall: float) -> Iterator[World]:
             timeout=timedelta(seconds=stall + MARGIN_SECONDS),
         )
     try:
-        yield World(stop, rank, size, PrefixStore("tailorpo", store))
+        yield World(stop, rank, size, PrefixStore(SPACE, store))
     finally:
         with suppress(RuntimeError):
             dist.destroy_process_group()
+
+
+def tell(host: str, port: int, rank: int, text: str, timeout: float = 10.0) -> None:
+    """Say for a process that cannot any more that it ended the run: its peers hear it between two denoiser calls.
+
+    For the launcher. Nothing happens if the store is gone, or an end is told already.
+    """
+    with suppress(RuntimeError):
+        store = TCPStore(host, port, is_master=False, timeout=timedelta(seconds=timeout))
+        _say(PrefixStore(SPACE, store), Vote.FAIL, rank, text)
+
+
+def _say(store: Any, vote: Vote, rank: int, text: str) -> None:
+    store.compare_set(END, "", json.dumps({"vote": int(vote), "rank": rank, "text": text[:2000]}))
 
 
 def _backend() -> str:

@@ -73,6 +73,8 @@ def launch(arguments: Sequence[str], gang: Gang, policy: "RunPolicy") -> tuple[i
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import elastic_launch
 
+    from tailorpo_trainer import distributed
+
     with tempfile.TemporaryDirectory(prefix="tailorpo-") as folder, _environment(gang, folder):
         failed: dict[int, int] = {}
         config = _config(gang, policy, folder)
@@ -91,6 +93,8 @@ def launch(arguments: Sequence[str], gang: Gang, policy: "RunPolicy") -> tuple[i
             ) from None
         messages = _read(Path(folder))
         rank, code, message = _decide(failed, messages)
+        if gang.nodes > 1 and code != _code(message):  # it died without a word, and others may wait for it
+            distributed.tell(gang.master_addr, gang.master_port, rank, f"it {_how(code)}")
         _tell(rank, code, messages)
         return rank, code, message
 
@@ -216,9 +220,12 @@ def _tell(rank: int, code: int, messages: Mapping[int, dict[str, Any]]) -> None:
         termination.begin(last.having(phase="Succeeded", eta_seconds=None, error=None))
         return
     if error is None or error.exit_code != code:
-        how = f"was killed by signal {code - 128}" if code > 128 else f"ended with exit code {code}"
-        error = Error(class_="ProcessEnded", text=f"rank {rank} {how} and said nothing", exit_code=code)
+        error = Error(class_="ProcessEnded", text=f"rank {rank} {_how(code)} and said nothing", exit_code=code)
     termination.begin(last.ended_by(error.model_copy(update={"rank": rank})))
+
+
+def _how(code: int) -> str:
+    return f"was killed by signal {code - 128}" if code > 128 else f"ended with exit code {code}"
 
 
 def _code(message: Mapping[str, Any]) -> int:

@@ -33,8 +33,8 @@ class Gang:
         folder.mkdir(parents=True, exist_ok=True)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        self.pids = [self._fork(rank, count, port, work) for rank in range(count)]
+            self.port = free.getsockname()[1]
+        self.pids = [self._fork(rank, count, self.port, work) for rank in range(count)]
 
     def _fork(self, rank: int, count: int, port: int, work: Callable[[int], Any]) -> int:
         pid = os.fork()

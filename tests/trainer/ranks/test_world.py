@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from tailorpo_trainer.distributed import World, join
+from tailorpo_trainer.distributed import World, join, tell
 from tailorpo_trainer.exits import ConfigurationError, ExitCode, StalledError, TailorPOError
 from tailorpo_trainer.stopping import Stop, StopRequested
 
@@ -147,6 +147,26 @@ def test_a_peer_that_is_gone_is_noticed_by_who_waits(start: Start) -> None:
 
     first, second = start(2, in_world(work)).wait()
     assert (first.value, second.code) == ("broken: True", -signal.SIGKILL)
+
+
+def test_a_launcher_speaks_for_who_died_far_from_any_exchange(start: Start) -> None:
+    def work(world: World) -> None:
+        world.barrier()
+        if not world.first:
+            os.kill(os.getpid(), signal.SIGKILL)
+        with world.together():
+            while True:  # a long rollout
+                world.check()
+
+    gang = start(2, in_world(work))
+    assert os.waitstatus_to_exitcode(os.waitpid(gang.pids[1], 0)[1]) == -signal.SIGKILL
+    tell("127.0.0.1", gang.port, 1, "it was killed by signal 9")
+    tell("127.0.0.1", gang.port, 1, "too late")
+    del gang.pids[1]
+    [first] = gang.wait()
+    assert first.code == ExitCode.STALLED
+    assert "rank 1 ended the run: it was killed by signal 9" in first.said
+    tell("127.0.0.1", gang.port, 1, "nobody is there", timeout=0.1)
 
 
 def test_who_does_not_come_is_not_waited_for_for_ever(start: Start) -> None:
