@@ -6,7 +6,8 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,10 +82,20 @@ class Gang:
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Callable[..., Gang]:
+def start(tmp_path: Path) -> Iterator[Callable[..., Gang]]:
     """start(count, work): `work(rank)` in that many processes, which find each other as under torchrun."""
-    number = iter(range(1000))
-    return lambda count, work: Gang(count, work, tmp_path / f"gang-{next(number)}")
+    gangs: list[Gang] = []
+
+    def begin(count: int, work: Callable[[int], Any]) -> Gang:
+        gangs.append(Gang(count, work, tmp_path / f"gang-{len(gangs)}"))
+        return gangs[-1]
+
+    yield begin
+    for pid in (pid for gang in gangs for pid in gang.pids):
+        with suppress(ProcessLookupError, ChildProcessError):  # nothing outlives a test that failed
+            if os.waitpid(pid, os.WNOHANG) == (0, 0):
+                os.kill(pid, 9)
+                os.waitpid(pid, 0)
 
 
 @pytest.fixture
