@@ -163,7 +163,17 @@ def new_bucket(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
     for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
     name = f"test-{random.SystemRandom().getrandbits(64):016x}"
-    server.client().create_bucket(Bucket=name)
+    client, deadline = server.client(), time.monotonic() + START_SECONDS
+    client.create_bucket(Bucket=name)
+    while True:
+        try:
+            client.put_object(Bucket=name, Key="ready", Body=b"ready")
+            break
+        except Exception:  # SeaweedFS gives a new bucket volumes of its own, which on a busy machine takes a while
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+    client.delete_object(Bucket=name, Key="ready")
     return name
 
 
