@@ -285,7 +285,7 @@ def test_a_method_takes_its_own_parameters_and_no_others(problems: Problems, met
         ("[" * 5000, ["1: is nested deeper than 64 levels"]),
         ("a: " + "[" * 70 + "]" * 70, ["1: is nested deeper than 64 levels"]),
         ("- " * 5000, ["1: is nested deeper than 64 levels"]),
-        ('a: "\\UFFFFFFFF"\n', ["is not YAML: Python int too large to convert to C int"]),
+        ('a: "\\UFFFFFFFF"\n', ["is not YAML: an escape (\\x, \\u or \\U) names no character that there is"]),
         (b"#" * 2_000_000, ["is larger than 1572864 bytes"]),
     ],
 )  # fmt: skip
