@@ -103,7 +103,7 @@ def documents(text: str, source: str) -> list[Document]:
     except (ValueError, ArithmeticError, LookupError, RecursionError) as error:
         # What ruamel's scanner lets through, such as `"\UFFFFFFFF"`, which is no code point.
         no_character = isinstance(error, OverflowError) or "chr()" in str(error)  # worded anew by each Python
-        reason = "an escape (\\x, \\u or \\U) names no character that there is" if no_character else error
+        reason = "an escape (\\x, \\u or \\U) names no character that there is" if no_character else str(error)
         raise DocumentError([Problem(source, None, "", f"is not YAML: {reason}")]) from None
     return [document for document in found if document.root.value is not None or document.problems]
 
