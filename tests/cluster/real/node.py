@@ -43,7 +43,7 @@ class Node:
         self.pods = _pods(number)
         self._site = site
         self._number = number
-        self._cgroup = f"{site.cgroup}/{self.name}"
+        self.cgroup = f"{site.cgroup}/{self.name}"
         self._folder = site.family.folder / self.name
         self._write()
         isolated = [tool("unshare"), "--net", "--mount", "--uts", "--ipc", "--pid", "--fork", "--kill-child"]
@@ -60,7 +60,7 @@ class Node:
 
     def power_on(self) -> None:
         """Starts the node; it is ready some seconds later, and what ran on it before its power was cut is known."""
-        cgroups.make(self._cgroup)
+        cgroups.make(self.cgroup)
         self.started = datetime.now(UTC).replace(microsecond=0)  # as exact as Kubernetes' times
         self._server.start()
         outside = self._site.network.path.stat()
@@ -85,7 +85,7 @@ class Node:
     def power_off(self) -> None:
         """A power cut: all its processes end at once, without a word; its disk stays as it is."""
         self._server.stop()
-        for path in cgroups.paths(self._cgroup):
+        for path in cgroups.paths(self.cgroup):
             remove_cgroup(str(path))
 
     def partition(self) -> None:
@@ -136,7 +136,7 @@ class Node:
             "resolv.conf": f"nameserver {GATEWAY}\n",
             "containerd.toml": settings.containerd(folder, site.programs.folder, runc, site.spec),
             "cni/10-pods.conflist": settings.cni(folder, self.pods),
-            "kubelet.json": settings.kubelet(folder, self._cgroup, site.family.folder / "ca.crt"),
+            "kubelet.json": settings.kubelet(folder, self.cgroup, site.family.folder / "ca.crt"),
         }.items():
             (folder / name).write_text(content)
 
