@@ -22,18 +22,17 @@ NAMESPACE, NAME = "tailorpo-system", "tailorpo-operator"
 
 @pytest.fixture(scope="module")
 def installed(control_plane: ControlPlane) -> Iterator[Kubectl]:
-    """kubectl in the operator's namespace, once all manifests are applied; the definition stays, which others use.
+    """kubectl in the operator's namespace, once all manifests are applied.
 
-    On a control plane of our own: a cluster that is given may have its operator already.
+    On a control plane of our own: a cluster that is given may have its operator already. Other tests use the
+    definition and the rights, so they stay.
     """
     kubectl = control_plane.kubectl(NAMESPACE)
     kubectl("apply", "--server-side", "--kustomize", str(MANIFESTS))
     kubectl("wait", "--for=condition=Established", "crd/tailorpojobs.tailorpo.dev", "--timeout=60s")
     kubectl("wait", "--for=create", "serviceaccount/default", "--timeout=60s")
     yield kubectl
-    kubectl("delete", "namespace", NAMESPACE, "--wait=false")
-    kubectl("delete", "clusterrolebinding", NAME)
-    kubectl("delete", "clusterrole", NAME, "tailorpo-edit", "tailorpo-view")
+    kubectl("delete", "deployment", NAME)
 
 
 Rights = dict[str, set[str]]
