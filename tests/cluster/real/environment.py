@@ -1,0 +1,61 @@
+"""What of this machine a container needs to run the project: the system, the Python that runs now, the sources."""
+
+import importlib.util
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from tests.cluster.real.programs import SYSTEM_PATH
+
+SYSTEM = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")  # beside /usr; links into it on most machines
+# Where libraries are found that lie elsewhere, and what some links in /usr lead through.
+SETTINGS = ("/etc/ld.so.cache", "/etc/alternatives")
+PACKAGES = ("tailorpo_trainer", "tailorpo_operator")
+
+
+def links() -> dict[str, str]:
+    """Links in the root folder that an image needs, and where they lead."""
+    found = (Path("/", name) for name in SYSTEM)
+    return {path.name: str(path.readlink()) for path in found if path.is_symlink()}
+
+
+def folders() -> list[Path]:
+    """What of this machine has to be seen in a container at the same place, read-only; none is within another."""
+    system = [Path("/usr"), *(Path("/", name) for name in SYSTEM), *map(Path, SETTINGS)]
+    present = [path for path in system if path.exists() and not path.is_symlink()]
+    return list(_outermost([*present, *_python(), *sources()]))
+
+
+def sources() -> list[Path]:
+    """The folders from which this process imports the project."""
+    found = (importlib.util.find_spec(name) for name in PACKAGES)
+    return [Path(spec.origin).parents[1] for spec in found if spec is not None and spec.origin is not None]
+
+
+def variables() -> dict[str, str]:
+    """What makes a command find the environment's programs and the project."""
+    return {
+        "PATH": f"{Path(sys.prefix, 'bin')}:{SYSTEM_PATH}",
+        "PYTHONPATH": ":".join(map(str, sources())),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+
+
+def _python() -> Iterator[Path]:
+    """The virtual environment, and the Python below it: every folder on the way there, for it may be a link."""
+    yield Path(sys.prefix)
+    yield Path(sys.base_prefix)
+    yield Path(sys.base_prefix).resolve()
+    program = Path(sys.executable)
+    while program.is_symlink():
+        program = program.parent / program.readlink()
+        yield program.parent.parent
+    yield program.resolve().parent.parent
+
+
+def _outermost(paths: Iterable[Path]) -> Iterator[Path]:
+    kept = list[Path]()
+    for path in sorted(set(paths)):  # a folder comes before what is in it
+        if not any(path.is_relative_to(each) for each in kept):
+            kept.append(path)
+            yield path
