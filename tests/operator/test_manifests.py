@@ -1,4 +1,4 @@
-"""`kubectl apply -k manifests/`: everything is taken, the operator's pod may run, and it may do no more than it must."""
+"""`kubectl apply -k manifests/`: all is taken, the operator's pod may run, and it may do no more than it must."""
 
 from collections.abc import Iterator
 from importlib.metadata import version

@@ -161,7 +161,8 @@ class ModelCache(Part):
     )
     host_path: MountPath | None = Field(
         None,
-        description="A folder of each node, which the trainer's user must be able to write to; made where it is missing, as root's.",
+        description="A folder of each node, which the trainer's user must be able to write to; made where it is "
+        "missing, as root's.",
     )
     mount_path: MountPath = Field("/var/cache/huggingface", description="Where the trainer sees it.")
 
