@@ -109,7 +109,7 @@ def kubelet(folder: Path, cgroup: str, authority: Path) -> str:
         "resolvConf": f"{folder}/resolv.conf",
         "clusterDNS": [GATEWAY],
         "clusterDomain": "cluster.local",
-        "nodeStatusUpdateFrequency": "1s",
+        "nodeStatusUpdateFrequency": "2s",  # also how long a sign of life may take on a busy machine
         "nodeLeaseDurationSeconds": GRACE_SECONDS,
         "maxOpenFiles": min(files, 1_000_000) if files != resource.RLIM_INFINITY else 1_000_000,
         "oomScoreAdj": 0,
