@@ -7,7 +7,6 @@ from pathlib import Path
 
 from tests.cluster.real.programs import UnfitError
 
-
 CONTROLLERS = {"cpu", "cpuset", "hugetlb", "io", "memory", "pids"}  # what a kubelet asks for, where there is one
 
 
