@@ -95,8 +95,8 @@ def test_the_trainer_runs_in_a_pod_that_may_do_nothing(kubectl: Kubectl):
         pod(
             "trainer",
             "tailorpo --version && tailorpo validate /job/job.yaml && python -c 'import torch; print(torch.ones(2))'",
-            volumes=[{"name": "job", "configMap": {"name": "job"}}],
-            volumeMounts=[{"name": "job", "mountPath": "/job"}],
+            volumes=[{"name": "job", "configMap": {"name": "job"}}, {"name": "scratch", "emptyDir": {}}],
+            volumeMounts=[{"name": "job", "mountPath": "/job"}, {"name": "scratch", "mountPath": "/tmp"}],
         ),
     )
     assert ended(kubectl, "trainer", IMPORT_SECONDS)["exitCode"] == 0, kubectl("logs", "trainer")
