@@ -49,7 +49,9 @@ def up(nodes: int, real: bool, run_pods: bool, gates: tuple[str, ...], apis: tup
         click.echo(f"export KUBECONFIG={shlex.quote(str(plane.kubeconfig))}")
         click.echo(f"Kubernetes {build.kubernetes_version()} until Ctrl-C; logs in {plane.logs}", err=True)
         if isinstance(plane, RealCluster):
-            click.echo(f"in the pods' network, with them at {GATEWAY}: {shlex.join(plane.network.enter)} COMMAND", err=True)
+            click.echo(
+                f"in the pods' network, with them at {GATEWAY}: {shlex.join(plane.network.enter)} COMMAND", err=True
+            )
             click.echo(f"the image with this environment: {TRAINER}", err=True)
         stopped = threading.Event()
         for number in (signal.SIGINT, signal.SIGTERM):

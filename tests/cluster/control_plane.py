@@ -34,7 +34,9 @@ class ControlPlane(Cluster):
         endpoint = Endpoint(f"https://127.0.0.1:{port}", authority.certificate)
         self.logs = logs
         self.endpoint = endpoint
-        self.servers = {name: Server([*enter, *each], logs / f"{name}.log", family, name) for name, each in made.items()}
+        self.servers = {
+            name: Server([*enter, *each], logs / f"{name}.log", family, name) for name, each in made.items()
+        }
         self.audit = AuditLog(logs / "audit.jsonl", self._get)
         self._authority = authority
         administrator = authority.client("admin", ["system:masters"])

@@ -1,8 +1,13 @@
-"""Control groups of our own, in version 1, 2 or both at once, whatever this machine has."""
+"""Control groups of our own, in version 1, 2 or both at once, whatever this machine has.
+
+Version 2 alone has not been tried yet.
+"""
 
 from pathlib import Path
 
 from tests.cluster.real.programs import UnfitError
+
+CONTROLLERS = {"cpu", "cpuset", "hugetlb", "io", "memory", "pids"}  # what a kubelet asks for, where there is one
 
 
 def hierarchies() -> list[Path]:
@@ -43,7 +48,6 @@ def _pass_on(path: Path) -> None:
     """In version 2 a cgroup gives its children the controllers that it is told to give."""
     switch = path / "cgroup.subtree_control"
     if switch.exists():
-        controllers = (path / "cgroup.controllers").read_text().split()
-        missing = set(controllers) - set(switch.read_text().split())
-        if missing:
-            switch.write_text(" ".join(f"+{each}" for each in sorted(missing)))
+        available = CONTROLLERS & set((path / "cgroup.controllers").read_text().split())
+        for each in sorted(available - set(switch.read_text().split())):
+            switch.write_text(f"+{each}")

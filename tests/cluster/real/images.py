@@ -17,6 +17,8 @@ USER = 65532
 
 TYPE = "application/vnd.oci.image"
 MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
+HOLD, COMMAND = "pause", f"{environment.HOME}/bin/tailorpo".lstrip("/")
+PROGRAMS = (HOLD, COMMAND)
 FILES = {
     "etc/passwd": f"root:x:0:0::/root:/bin/sh\nnonroot:x:{USER}:{USER}::/home/nonroot:/bin/sh\n",
     "etc/group": f"root:x:0:\nnonroot:x:{USER}:\n",
@@ -28,10 +30,11 @@ def write(folder: Path, programs: Installed, machine: str) -> list[Path]:
     """The images of the pause container and of the trainer; `machine` as `os.uname` says it."""
     pause, trainer = folder / "pause.tar", folder / "trainer.tar"
     architecture = MACHINES.get(machine, machine)
-    held = _layer({"pause": (programs / "pause").read_bytes()}, {}, ())
-    _image(pause, PAUSE, held, {"Entrypoint": ["/pause"]}, architecture)
+    held = _layer({HOLD: (programs / "pause").read_bytes()}, {}, ())
+    _image(pause, PAUSE, held, {"Entrypoint": [f"/{HOLD}"]}, architecture)
     # Its /usr, Python and sources are this machine's own, mounted by the container runtime: see `runtime_spec`.
-    base = _layer({name: text.encode() for name, text in FILES.items()}, environment.links(), ("tmp", "home/nonroot"))
+    files = FILES | {COMMAND: environment.COMMAND}
+    base = _layer({name: text.encode() for name, text in files.items()}, environment.links(), ("tmp", "home/nonroot"))
     settings = [f"{name}={value}" for name, value in environment.variables().items()]
     _image(trainer, TRAINER, base, {"Env": settings, "User": f"{USER}:{USER}"}, architecture)
     return [pause, trainer]
@@ -47,8 +50,8 @@ def runtime_spec(default: Mapping[str, Any]) -> dict[str, Any]:
         for name in names:
             spec[section].pop(name, None)
     spec["mounts"] += [
-        {"destination": str(path), "source": str(path), "type": "bind", "options": ["rbind", "ro", "nosuid", "nodev"]}
-        for path in environment.folders()
+        {"destination": str(place), "source": str(own), "type": "bind", "options": ["rbind", "ro", "nosuid", "nodev"]}
+        for place, own in environment.mounts().items()
     ]
     return dict(spec)
 
@@ -58,7 +61,7 @@ def _layer(files: Mapping[str, bytes], links: Mapping[str, str], writable: Seque
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         for name, content in files.items():
             file = tarfile.TarInfo(name)
-            file.size, file.mode = len(content), 0o755 if name == "pause" else 0o644
+            file.size, file.mode = len(content), 0o755 if name in PROGRAMS else 0o644
             archive.addfile(file, io.BytesIO(content))
         for name, target in links.items():
             link = tarfile.TarInfo(name)

@@ -46,7 +46,17 @@ def _namespaces(folder: Path) -> None:
             "ip link add three type bridge",
         ]
     )
-    isolated = [tool("unshare"), "--net", "--mount", "--uts", "--ipc", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    isolated = [
+        tool("unshare"),
+        "--net",
+        "--mount",
+        "--uts",
+        "--ipc",
+        "--pid",
+        "--fork",
+        "--kill-child",
+        "--mount-proc",
+    ]
     environment = {"PATH": SYSTEM_PATH, "LC_ALL": "C"}
     done = subprocess.run([*isolated, "sh", "-c", script], capture_output=True, text=True, env=environment)
     if done.returncode:

@@ -14,7 +14,17 @@ from tests.cluster.waiting import until
 
 BRIDGE = "tests0"
 GATEWAY = "10.77.0.1"  # on the bridge: where nodes and pods reach what runs beside them
+PREFIX = 24  # bits that all addresses on the bridge have in common
 MACHINE = "/proc/self/ns/net"  # this machine's network, as long as nobody leaves it
+
+
+def node_address(number: int) -> str:
+    return f"10.77.0.{10 + number}"
+
+
+def pod_addresses(number: int) -> str:
+    """The subnet of the pods of a node."""
+    return f"10.244.{number}.0/24"
 
 
 class Network:
@@ -29,12 +39,12 @@ class Network:
 
     def start(self) -> None:
         self._holder.start()
-        until(lambda: self.path.stat() != Path(MACHINE).stat(), "there is a network namespace")
+        until(lambda: is_elsewhere(self._holder, Path(MACHINE)), "there is a network namespace")
         # A fixed address: a bridge without one changes its own when a node comes or goes.
         self.ip(
             "link set lo up",
             f"link add {BRIDGE} address 02:00:0a:4d:00:01 type bridge",
-            f"addr add {GATEWAY}/24 dev {BRIDGE}",
+            f"addr add {GATEWAY}/{PREFIX} dev {BRIDGE}",
             f"link set {BRIDGE} up",
         )
 
@@ -94,6 +104,13 @@ class Network:
             return "listening" in log.read_text()
 
         until(listens, f"{listen} leads to {target}")
+
+
+def is_elsewhere(server: Server, *networks: Path) -> bool:
+    """Whether a process has entered a network that is none of these; raises ServerError if it ended."""
+    server.check()
+    own = Path(f"/proc/{server.pid}/ns/net")
+    return own.exists() and not any(own.samefile(each) for each in networks)
 
 
 def within(pid: int) -> list[str]:

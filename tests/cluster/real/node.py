@@ -1,21 +1,37 @@
 """One node: containerd and a kubelet in namespaces of their own, with a disk that survives a power cut."""
 
+import itertools
 import json
+import os
+import select
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import IO
 
 from tests.cluster import kubeconfig
 from tests.cluster.certificates import Authority
 from tests.cluster.kubeconfig import Endpoint
 from tests.cluster.processes import Family, Server
 from tests.cluster.real import cgroups, settings
-from tests.cluster.real.network import BRIDGE, GATEWAY, Network, ip, within
+from tests.cluster.real.network import (
+    BRIDGE,
+    GATEWAY,
+    MACHINE,
+    PREFIX,
+    Network,
+    ip,
+    is_elsewhere,
+    node_address,
+    pod_addresses,
+)
 from tests.cluster.real.programs import SYSTEM_PATH, Installed, tool
 from tests.cluster.waiting import until
 from tests.cluster.watchdog import remove_cgroup
+
+OFF_SECONDS = 30.0  # until the kernel has ended what ran on a node
 
 
 @dataclass(frozen=True)
@@ -39,10 +55,11 @@ class Node:
 
     def __init__(self, site: Site, number: int) -> None:
         self.name = f"node-{number}"
-        self.address = f"10.77.0.{10 + number}"
-        self.pods = _pods(number)
+        self.address = node_address(number)
+        self.pods = pod_addresses(number)
         self._site = site
         self._number = number
+        self._starts = itertools.count(1)
         self.cgroup = f"{site.cgroup}/{self.name}"
         self._folder = site.family.folder / self.name
         self._write()
@@ -63,45 +80,45 @@ class Node:
         cgroups.make(self.cgroup)
         self.started = datetime.now(UTC).replace(microsecond=0)  # as exact as Kubernetes' times
         self._server.start()
-        outside = self._site.network.path.stat()
-        mine = Path(f"/proc/{self._server.pid}/ns/net")
-        # In a namespace that is neither the cluster's nor, before nsenter, this machine's.
-        until(lambda: mine.stat() not in (outside, Path("/proc/self/ns/net").stat()), f"{self.name} has a namespace")
-        self._site.network.ip(
-            f"link add {self.name} type veth peer name eth0 netns {self._server.pid}",
-            f"link set {self.name} master {BRIDGE} up",
+        outside = self._site.network
+        # Before nsenter it is in this machine's network, then in the cluster's.
+        until(lambda: is_elsewhere(self._server, Path(MACHINE), outside.path), f"{self.name} has a network")
+        self._cable = f"{self.name}.{next(self._starts)}"  # the kernel may still hold the last one
+        outside.ip(
+            f"link add {self._cable} type veth peer name eth0 netns {self._server.pid}",
+            f"link set {self._cable} master {BRIDGE} up",
             f"route replace {self.pods} via {self.address} dev {BRIDGE}",
         )
         others = [number for number in range(self._site.nodes) if number != self._number]
         ip(
             self._server.pid,
             "link set lo up",
-            f"addr add {self.address}/24 dev eth0",
+            f"addr add {self.address}/{PREFIX} dev eth0",
             "link set eth0 up",
-            *(f"route add {_pods(number)} via 10.77.0.{10 + number}" for number in others),
+            *(f"route add {pod_addresses(number)} via {node_address(number)}" for number in others),
             f"route add default via {GATEWAY}",
         )
 
     def power_off(self) -> None:
         """A power cut: all its processes end at once, without a word; its disk stays as it is."""
+        first = _child(self._server.pid) if self.running else None
         self._server.stop()
+        if first is not None:
+            with first:  # it ends after all others in its namespace
+                select.select([first], [], [], OFF_SECONDS)
         for path in cgroups.paths(self.cgroup):
             remove_cgroup(str(path))
 
     def partition(self) -> None:
         """Pulls the network cable: the node and its pods run on, and reach only each other."""
-        self._site.network.ip(f"link set {self.name} down")
+        self._site.network.ip(f"link set {self._cable} down")
 
     def heal(self) -> None:
-        self._site.network.ip(f"link set {self.name} up")
+        self._site.network.ip(f"link set {self._cable} up")
 
     def check(self) -> None:
         """Raises ServerError if the node ended by itself."""
         self._server.check()
-
-    def enter(self) -> list[str]:
-        """What stands before a command to run it in the node's network."""
-        return within(self._server.pid)
 
     def _write(self) -> None:
         """The node's disk, as it is before its first start."""
@@ -141,6 +158,7 @@ class Node:
             (folder / name).write_text(content)
 
 
-def _pods(number: int) -> str:
-    """The addresses of a node's pods."""
-    return f"10.244.{number}.0/24"
+def _child(pid: int) -> IO[bytes] | None:
+    """The one child of a process, as a file that can be read once that has ended."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return os.fdopen(os.pidfd_open(int(children[0])), "rb") if children else None

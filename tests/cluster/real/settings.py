@@ -21,21 +21,21 @@ SYSCTLS = {
     "kernel/keys/root_maxbytes": "25000000",
 }
 
-# Root may not lower a process' OOM score everywhere, as in containers and on some virtual machines.
+# Root may not lower a process' OOM score everywhere, as in containers and on some virtual machines. AppArmor's
+# profiles would be loaded into this machine and stay.
 CONTAINERD = """
-version = 3
+version = 4
+imports = []
 root = "{folder}/containerd"
-state = "/run/containerd"
 temp = "{folder}/temporary"
 oom_score = 0
 disabled_plugins = ["io.containerd.nri.v1.nri", "io.containerd.snapshotter.v1.blockfile", "io.containerd.snapshotter.v1.erofs"]
-[grpc]
-  address = "/run/containerd/containerd.sock"
 [plugins.'io.containerd.cri.v1.images']
   snapshotter = "overlayfs"
   [plugins.'io.containerd.cri.v1.images'.pinned_images]
     sandbox = "{pause}"
 [plugins.'io.containerd.cri.v1.runtime']
+  disable_apparmor = true
   restrict_oom_score_adj = true
   [plugins.'io.containerd.cri.v1.runtime'.cni]
     bin_dirs = ["{programs}"]
@@ -109,7 +109,7 @@ def kubelet(folder: Path, cgroup: str, authority: Path) -> str:
         "resolvConf": f"{folder}/resolv.conf",
         "clusterDNS": [GATEWAY],
         "clusterDomain": "cluster.local",
-        "nodeStatusUpdateFrequency": "1s",
+        "nodeStatusUpdateFrequency": "2s",  # also how long a sign of life may take on a busy machine
         "nodeLeaseDurationSeconds": GRACE_SECONDS,
         "maxOpenFiles": min(files, 1_000_000) if files != resource.RLIM_INFINITY else 1_000_000,
         "oomScoreAdj": 0,
