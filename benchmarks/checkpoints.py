@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.documents import tiny_animals
 from benchmarks.rollout import machine
 from tailorpo_trainer import checkpoint, document, train
 from tailorpo_trainer.checkpoint.attempts import Groups
@@ -34,22 +35,13 @@ EVERY, ITERATIONS, RANK = 10, 30, 16
 
 
 def job(storage: str | None = None, iterations: int = ITERATIONS) -> TailorPOJob:
-    """The demo's document with a checkpoint every ten iterations and no evaluation."""
+    """With a checkpoint every ten iterations."""
     return document.parse(
-        {
-            "apiVersion": "tailorpo.dev/v1alpha1",
-            "kind": "TailorPOJob",
-            "metadata": {"name": "benchmark"},
-            "spec": {
-                "prompts": {"builtin": "tiny-animals"},
-                "rewards": [{"name": "colourfulness"}],
-                "method": {"name": "tailorpo"},
-                "sampling": {"steps": 20, "trainedSteps": {"count": 5}, "guidanceScale": 3.0},
-                "training": {"iterations": iterations, "promptsPerIteration": 8},
-                "evaluation": {"everyIterations": 0},
-                "checkpoint": {"everyIterations": EVERY, "storage": storage},
-            },
-        }
+        tiny_animals(
+            "benchmark",
+            training={"iterations": iterations, "promptsPerIteration": 8},
+            checkpoint={"everyIterations": EVERY, "storage": storage},
+        )
     )
 
 
