@@ -19,6 +19,7 @@ LIGHT = [
     "tailorpo_trainer.cli",
     "tailorpo_trainer.document",
     "tailorpo_trainer.exits",
+    "tailorpo_trainer.launch",
     "tailorpo_trainer.places",
     "tailorpo_trainer.prompts",
     "tailorpo_trainer.spec",
