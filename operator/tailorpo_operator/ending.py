@@ -6,7 +6,18 @@ from datetime import timedelta
 from tailorpo_operator.api import Attempt
 from tailorpo_operator.conditions import holds
 from tailorpo_operator.draft import Draft
-from tailorpo_operator.failures import OURS, VANISHED, Cause, Verdict, of, remembered, vanished, worst
+from tailorpo_operator.failures import (
+    GANG_DELETED,
+    OURS,
+    VANISHED,
+    Cause,
+    Verdict,
+    gang_deleted,
+    of,
+    remembered,
+    vanished,
+    worst,
+)
 from tailorpo_operator.observed import Gang, Pod, Told
 from tailorpo_operator.waiting import why as why_waiting
 
@@ -27,12 +38,10 @@ def why(draft: Draft, attempt: Attempt) -> Cause | None:
         return asked
     found = [cause for pod in pods if (cause := of(pod)) is not None and cause.verdict is not Verdict.DONE]
     found += [known] if known is not None else []
-    found += _holes(draft, gang, pods)
+    found += _missing(draft, gang, pods, known)
     cause = worst(found)
-    if cause is None:
-        return _without_evidence(draft, gang, pods)
-    if known is None and cause.weight == VANISHED:
-        # The Job controller deletes pods too, when another has failed: seen together, or not at all.
+    if cause is not None and known is None and cause.weight in (GANG_DELETED, VANISHED):
+        # What is not there may not have been seen yet; and the Job controller deletes pods too, when one has failed.
         draft.need_fresh()
     return cause
 
@@ -86,23 +95,19 @@ def _stalled(draft: Draft, attempt: Attempt) -> Cause | None:
     return Cause("NoProgress", f"{words}: stopped at step {report.progress.step}", Verdict.COUNTED, OURS)
 
 
-def _holes(draft: Draft, gang: Gang | None, pods: tuple[Pod, ...]) -> Iterator[Cause]:
-    """Workers that ran and are gone, or have been replaced: a gang with a new member cannot go on."""
-    if gang is None or not holds(draft.status, "Running"):
+def _missing(draft: Draft, gang: Gang | None, pods: tuple[Pod, ...], known: Cause | None) -> Iterator[Cause]:
+    """What was there and is gone."""
+    if gang is None or gang.deleting:
+        if known is None:  # else we have deleted it ourselves
+            yield gang_deleted()
         return
     old = {pod.index for pod in pods if pod.phase != "Pending"}
-    yield from (vanished(index) for index in range(gang.workers) if index not in old)
-
-
-def _without_evidence(draft: Draft, gang: Gang | None, pods: tuple[Pod, ...]) -> Cause | None:
-    if gang is None or gang.deleting:
-        if draft.need_fresh():
-            return Cause("Unknown", "", Verdict.FREE, OURS)  # decides nothing
-        return Cause("JobDeleted", "the attempt's Job was deleted", Verdict.FREE, OURS)
-    if gang.failed:
-        # Pods that fail stay: those were deleted, by a drain or by hand, while nobody looked.
-        return vanished(min(set(range(gang.workers)) - {pod.index for pod in pods}, default=0))
-    return None
+    if holds(draft.status, "Running"):
+        # Gone, or replaced: a gang with a new member cannot go on.
+        yield from (vanished(index) for index in range(gang.workers) if index not in old)
+    elif gang.failed and len(old) < gang.workers:
+        # Pods that fail stay: this one was deleted, by a drain or by hand, while nobody looked.
+        yield vanished(min(set(range(gang.workers)) - old))
 
 
 def _ours(reason: str, message: str, verdict: Verdict) -> Cause:

@@ -71,7 +71,8 @@ _STEP = 10
 _BY_CODE = {code: (_STEP * place, reason, verdict) for place, (code, reason, verdict) in enumerate(_EXITS, start=1)}
 
 OURS, DISRUPTED, OUT_OF_MEMORY, REJECTED = 0, 1, 2, 3
-VANISHED = _BY_CODE[ExitCode.INTERRUPTED][0] + 1  # explains that its peers stopped, and nothing worse
+GANG_DELETED = _BY_CODE[ExitCode.INTERRUPTED][0] + 1  # explains that pods were stopped, and nothing worse
+VANISHED = GANG_DELETED + 1
 DONE = 1000
 """Weights beside those of exit codes."""
 
@@ -81,7 +82,7 @@ _REMEMBERED = {
     "Disrupted": (DISRUPTED, Verdict.FREE),
     "OOMKilled": (OUT_OF_MEMORY, Verdict.COUNTED),
     "PodDeleted": (VANISHED, Verdict.FREE),
-    "JobDeleted": (OURS, Verdict.FREE),
+    "JobDeleted": (GANG_DELETED, Verdict.FREE),
     "Suspended": (OURS, Verdict.OURS),
     "DeadlineExceeded": (OURS, Verdict.FATAL),
     "StartDeadlineExceeded": (OURS, Verdict.FATAL),
@@ -117,6 +118,11 @@ def remembered(attempt: Attempt) -> Cause | None:
     weight, verdict = _REMEMBERED.get(attempt.reason, (REJECTED, Verdict.FREE))
     message = attempt.message or ""
     return Cause(attempt.reason, message, verdict, weight, attempt.exit_code, attempt.rank, attempt.node)
+
+
+def gang_deleted() -> Cause:
+    """By hand, or by somebody's clean-up."""
+    return Cause("JobDeleted", "the attempt's Job was deleted", Verdict.FREE, GANG_DELETED)
 
 
 def vanished(index: int) -> Cause:

@@ -11,10 +11,9 @@ any more, from all evidence together; before that no other begins.
 
 from datetime import datetime, timedelta
 
-from tailorpo_operator import attempts, ending, waiting
+from tailorpo_operator import attempts, children, ending, waiting
 from tailorpo_operator.actions import CreateAttempt, CreateService, DeleteJob, DeletePod, Plan, StopAttempt
 from tailorpo_operator.api import Attempt, Job
-from tailorpo_operator.children import warnings
 from tailorpo_operator.conditions import Holds, holds, since
 from tailorpo_operator.draft import Draft
 from tailorpo_operator.failures import Cause, Verdict, lost, worst
@@ -78,7 +77,7 @@ def _going(draft: Draft, attempt: Attempt) -> None:
     )
     if ready or ran:
         draft.conditions(Restarting=Holds(False, "Running"))
-    draft.say("; ".join([words, *warnings(draft.job)]), starting=told is None)
+    draft.say("; ".join([words, *children.warnings(draft.job)]), starting=told is None)
     if draft.seen.report is not None and draft.seen.report.attempt == attempt.number:
         draft.status = draft.status.seeing(draft.seen.report.progress)
     if not ready and not ran:
@@ -193,13 +192,16 @@ def _begin(draft: Draft) -> None:
         PodsReady=Holds(False, "Starting"),
         Running=Holds(False, "Starting"),
     )
-    draft.say("; ".join([f"attempt {number}: {_pods(workers)} starting", *warnings(draft.job)]), starting=True)
+    draft.say("; ".join([f"attempt {number}: {_pods(workers)} starting", *children.warnings(draft.job)]), starting=True)
     draft.look_after(draft.now, FIRST_LOOK, LAST_LOOK)
 
 
 def _refused(draft: Draft, told: Told) -> None:
     """The API server did not take what was to be made: a quota, an admission, a name that is another's."""
     reason = waiting.refusal(told)
+    if reason == children.TooLarge.__name__:  # waiting will not help
+        attempts.fail(draft, Cause(reason, told.message, Verdict.FATAL, 0))
+        return
     draft.announce("Warning", reason, told.message, draft.status.restarts)
     draft.conditions(PodsReady=Holds(False, reason, told.message))
     draft.say(told.message, starting=False)

@@ -167,7 +167,7 @@ class Reconciler:
                 try:
                     gang = children.attempt(job, number, self._settings.image)
                 except children.TooLarge as problem:
-                    raise RefusedError(422, "TooLarge", str(problem)) from None
+                    raise RefusedError(422, children.TooLarge.__name__, str(problem)) from None
                 self._store.put_gang(await self._cluster.create(children.owned(gang, job)))
 
     async def _announce(self, job: Job, announcement: Announce) -> None:
