@@ -192,6 +192,6 @@ def _cause(pod: Pod, reason: str, words: str, verdict: Verdict, weight: int) -> 
         verdict,
         weight,
         pod.exit.code if pod.exit else None,
-        error.rank if error is not None and error.rank is not None else pod.index,
+        error.rank if error is not None and error.rank is not None and 0 <= error.rank < 2**31 else pod.index,
         pod.node,
     )

@@ -143,6 +143,10 @@ class Story:
     def status(self) -> Status:
         return self.job.status
 
+    @property
+    def phase(self) -> str:
+        return self.status.phase
+
     def look(self, seconds: float, *objects: Gang | Pod, **seen: Any) -> Plan:
         """Plans, and takes the status over; a second look at the same must change nothing more."""
         found = children(*objects, **seen)

@@ -175,7 +175,7 @@ def test_a_gang_of_another_owner_is_not_ours(store: Store) -> None:
 
 
 def test_a_deletion_is_timed_by_our_own_clock_from_when_it_was_first_seen(store: Store) -> None:
-    deleted = {"deletionTimestamp": "2030-01-01T00:00:00Z", "deletionGracePeriodSeconds": 120}
+    deleted: dict[str, Any] = {"deletionTimestamp": "2030-01-01T00:00:00Z", "deletionGracePeriodSeconds": 120}
     store.put_pod(pod_tree(3), NOON)
     assert store.children(job(store)).pods[0].terminating is None
     store.put_pod(pod_tree(4, **deleted), at(10))
