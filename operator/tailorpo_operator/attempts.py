@@ -1,10 +1,14 @@
 """The attempts of a job in its status: which is open, how one is judged, and how a job ends."""
 
+from datetime import timedelta
+
 from tailorpo_operator.api import Attempt, Status
-from tailorpo_operator.conditions import Holds, holds
+from tailorpo_operator.conditions import Holds, condition, holds
 from tailorpo_operator.draft import Draft
 from tailorpo_operator.ending import noted
 from tailorpo_operator.failures import Cause, Verdict
+from tailorpo_operator.retries import PLANNED
+from tailorpo_operator.waiting import QUEUED
 from tailorpo_trainer.progress import Progress
 
 
@@ -27,21 +31,53 @@ def adopt(draft: Draft) -> None:
     progress = draft.status.progress
     attempt = Attempt(number=newest, start=min(gang.created, draft.now), step_from=progress.step if progress else None)
     draft.change(attempts=[*draft.status.attempts, attempt], restarts=newest - 1, next_attempt_time=None)
+    announce(draft, newest, gang.workers)
+
+
+def announce(draft: Draft, number: int, workers: int) -> None:
+    """That it has begun."""
+    draft.announce("Normal", "AttemptStarted", f"attempt {number}: {pods(workers)}", number)
+
+
+def keep_clock(draft: Draft, attempt: Attempt) -> None:
+    """Since when the deadline of all attempts counts: from the first pod that ran, without time spent in a queue."""
+    began, gang = draft.status.start_time, draft.seen.gang(attempt.number)
+    if began is None:
+        if any(pod.ran for pod in draft.seen.of(attempt.number)):
+            draft.change(start_time=draft.now)
+        return
+    queued = gang is not None and gang.suspended and not draft.policy.suspend
+    before = condition(draft.status, "PodsReady")
+    if before is not None and before.reason == QUEUED and not queued and attempt.start is not None:
+        draft.change(start_time=min(draft.now, began + max(timedelta(), draft.now - attempt.start)))
+
+
+def hear(draft: Draft, attempt: Attempt) -> bool:
+    """Takes over the last words of its pods; returns whether they tell of anything to go on from."""
+    before = _reached(draft)
+    if (told := _last_word(draft, attempt)) is not None:
+        draft.see(told)
+    return _reached(draft) != before
+
+
+def note(draft: Draft, attempt: Attempt, cause: Cause) -> Attempt:
+    """The attempt with its cause and how far it came, known when the pods that told it are gone."""
+    reached = draft.status.progress
+    return noted(attempt, cause).having(step_to=reached.step if reached else None)
 
 
 def judge(draft: Draft, attempt: Attempt, cause: Cause) -> None:
     """The attempt is over: what it has reached, and what follows."""
-    told = _last_progress(draft, attempt)
-    if told is not None:
-        draft.status = draft.status.seeing(told)
-    reached = draft.status.progress
-    ended = noted(attempt, cause).having(end=draft.now, step_to=reached.step if reached else None)
+    told = _last_word(draft, attempt)
+    hear(draft, attempt)
+    ended = note(draft, attempt, cause).having(end=draft.now)
     if cause.verdict is Verdict.DONE and _extended(draft, told):
         ended = ended.having(reason="Extended", message="done, and training.iterations has grown meanwhile")
     draft.attempt(ended)
-    draft.change(failures=draft.status.failures + (1 if ended.counted else 0))
-    if ended.reason == "Extended" or cause.verdict is Verdict.OURS:
-        draft.change(next_attempt_time=draft.now)
+    draft.change(failures=draft.status.failures + (1 if ended.counted else 0), next_attempt_time=None)
+    draft.conditions(PodsReady=Holds(False, ended.reason or ""), Running=Holds(False, ended.reason or ""))
+    if ended.reason in PLANNED:
+        draft.conditions(Restarting=Holds(ended.reason == "Extended", ended.reason, ended.message or ""))
     elif cause.verdict is Verdict.DONE:
         _succeed(draft, ended)
     elif cause.verdict is Verdict.FATAL:
@@ -79,11 +115,7 @@ def _retry(draft: Draft, ended: Attempt, cause: Cause) -> None:
     delay = draft.retries.delay(draft.status.attempts)
     draft.change(next_attempt_time=draft.now + delay)
     draft.announce("Warning", cause.reason, f"attempt {ended.number} ended: {cause.message}", ended.number)
-    draft.conditions(
-        PodsReady=Holds(False, cause.reason),
-        Running=Holds(False, cause.reason),
-        Restarting=Holds(True, cause.reason, cause.message),
-    )
+    draft.conditions(Restarting=Holds(True, cause.reason, cause.message))
 
 
 def _over(draft: Draft, reason: str) -> None:
@@ -92,12 +124,22 @@ def _over(draft: Draft, reason: str) -> None:
     draft.conditions(PodsReady=Holds(False, reason), Running=Holds(False, reason), Restarting=Holds(False, reason))
 
 
-def _last_progress(draft: Draft, attempt: Attempt) -> Progress | None:
-    """The last word of the attempt: of the pod that came farthest, else what was last told while it ran."""
-    pods = draft.seen.of(attempt.number)
-    told = [pod.exit.progress for pod in pods if pod.exit is not None and pod.exit.progress is not None]
-    report = draft.seen.report
-    told += [report.progress] if not told and report is not None and report.attempt == attempt.number else []
+def _reached(draft: Draft) -> tuple[object, ...]:
+    status = draft.status
+    return status.progress.step if status.progress else None, status.checkpoint, status.adapter
+
+
+def pods(count: int) -> str:
+    return "1 pod" if count == 1 else f"{count} pods"
+
+
+def _last_word(draft: Draft, attempt: Attempt) -> Progress | None:
+    """That of the pod that came farthest, or what was told while it ran, if that is farther than what is known."""
+    exits = [pod.exit for pod in draft.seen.of(attempt.number) if pod.exit is not None]
+    told = [each.progress for each in exits if each.progress is not None]
+    report, known = draft.seen.report, draft.status.progress
+    if not told and report is not None and report.attempt == attempt.number:
+        told += [report.progress] if known is None or report.progress.step > known.step else []
     return max(told, key=lambda each: each.step, default=None)
 
 

@@ -43,7 +43,7 @@ def having(status: Status, now: datetime, generation: int, said: Mapping[Conditi
             status=value,
             observed_generation=generation,
             last_transition_time=before.last_transition_time if before is not None and same else now,
-            reason=reason,
+            reason=reason or "Unknown",
             message=message,
         )
     return status.having(conditions=[made[kind] for kind in ORDER if kind in made])

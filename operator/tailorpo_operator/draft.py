@@ -1,7 +1,10 @@
 """A plan in the making: the inputs, and what was decided so far."""
 
+from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any, Literal, cast
+
+from pydantic import ValidationError
 
 from tailorpo_operator import conditions
 from tailorpo_operator.actions import Announce, Create, Delete, Plan
@@ -10,6 +13,7 @@ from tailorpo_operator.conditions import Holds
 from tailorpo_operator.observed import Children
 from tailorpo_operator.retries import Retries
 from tailorpo_operator.size import fitted
+from tailorpo_trainer.progress import Progress
 from tailorpo_trainer.spec import RunPolicy
 
 
@@ -59,9 +63,14 @@ class Draft:
         phase = conditions.phase(self.status, starting=starting)
         self.change(message=message, phase=phase, observed_generation=self.job.generation)
 
-    def announce(self, kind: Literal["Normal", "Warning"], reason: str, message: str, attempt: int) -> None:
-        """At most one event of a reason in each attempt."""
-        self._announce.append(Announce(kind, reason, message, f"{self.job.uid}/{attempt}/{reason}"))
+    def see(self, told: Progress) -> None:
+        """What the trainer says of itself, unless it cannot be: whoever answers in a pod may say anything."""
+        with suppress(ValidationError):
+            self.status = self.status.seeing(told)
+
+    def announce(self, kind: Literal["Normal", "Warning"], reason: str, message: str, about: int) -> None:
+        """At most one event of a reason about the same: an attempt, a generation of the spec, or 0 for the job."""
+        self._announce.append(Announce(kind, reason, message, f"{self.job.uid}/{about}/{reason}"))
 
     def passed(self, since: datetime, seconds: float) -> bool:
         """Whether so much time has gone by; if not, there will be a look when it has."""

@@ -12,9 +12,11 @@ from tailorpo_operator.failures import (
     VANISHED,
     Cause,
     Verdict,
+    completed,
     gang_deleted,
     of,
     remembered,
+    requeued,
     vanished,
     worst,
 )
@@ -23,20 +25,25 @@ from tailorpo_operator.waiting import why as why_waiting
 
 STALLS = 2
 """Times `stallTimeoutSeconds` without a step: the trainer's own watchdog comes first."""
+ASKED = 30.0
+"""Seconds in which a trainer that can be reached has been asked again."""
 
 
 def why(draft: Draft, attempt: Attempt) -> Cause | None:
     """The cause that explains the others; None while the attempt goes on."""
     gang, pods = draft.seen.gang(attempt.number), draft.seen.of(attempt.number)
+    known = remembered(attempt)
     leader = next((pod for pod in pods if pod.index == 0 and pod.succeeded), None)
     if leader is not None:  # what it has written is the result, whatever the others say
         return of(leader)
-    known = remembered(attempt)
-    if known is not None and known.verdict is Verdict.OURS:
+    if known is not None and known.verdict in (Verdict.DONE, Verdict.OURS):
         return known
-    if known is None and (asked := _asked(draft, attempt, gang, pods)) is not None:
+    if gang is not None and gang.complete:
+        return completed()
+    found = list(_told(gang, pods))
+    own = any(cause.verdict in (Verdict.COUNTED, Verdict.FATAL) for cause in found)
+    if known is None and not own and (asked := _asked(draft, attempt, gang, pods)) is not None:
         return asked
-    found = [cause for pod in pods if (cause := of(pod)) is not None and cause.verdict is not Verdict.DONE]
     found += [known] if known is not None else []
     found += _missing(draft, gang, pods, known)
     cause = worst(found)
@@ -47,12 +54,12 @@ def why(draft: Draft, attempt: Attempt) -> Cause | None:
 
 
 def noted(attempt: Attempt, cause: Cause) -> Attempt:
-    """The attempt with its cause, so that it is known when the pods that told it are gone."""
+    """The attempt with its cause."""
     return attempt.having(
         reason=cause.reason,
         message=cause.message,
         counted=cause.verdict in (Verdict.COUNTED, Verdict.FATAL),
-        exit_code=cause.exit_code,
+        exit_code=cause.exit_code if cause.exit_code is not None and 0 <= cause.exit_code <= 255 else None,
         rank=cause.rank,
         node=cause.node,
     )
@@ -67,19 +74,38 @@ def start_deadline(seconds: int, told: Told | None) -> Cause:
     return _ours("StartDeadlineExceeded", f"{words}: {told.message}" if told and told.message else words, Verdict.FATAL)
 
 
+def ready(gang: Gang, pods: tuple[Pod, ...]) -> bool:
+    """Whether all workers run, or are done already."""
+    return len(pods) == gang.workers and all(pod.ready or pod.succeeded for pod in pods)
+
+
+def _told(gang: Gang | None, pods: tuple[Pod, ...]) -> Iterator[Cause]:
+    """What pods say, but that they are done."""
+    queued = gang is not None and gang.suspended
+    if queued and any(pod.ran for pod in pods):
+        yield requeued()
+    for pod in pods:
+        cause = of(pod)
+        # A queue may take back pods that never ran, and make them again.
+        if cause is not None and cause.verdict is not Verdict.DONE and (pod.ran or not queued):
+            yield cause
+
+
 def _asked(draft: Draft, attempt: Attempt, gang: Gang | None, pods: tuple[Pod, ...]) -> Cause | None:
     """An end that the job itself asks for."""
     policy, status = draft.policy, draft.status
     if policy.suspend:
         return _ours("Suspended", "runPolicy.suspend is true", Verdict.OURS)
     limit, began = policy.active_deadline_seconds, status.start_time
+    if gang is None or gang.suspended:  # no deadline passes in a queue
+        return None
     if limit is not None and began is not None and draft.passed(began, limit):
         return deadline(limit)
     limit = policy.start_deadline_seconds
-    if limit is not None and gang is not None and not gang.suspended and not holds(status, "Running"):
-        ready = len(pods) == gang.workers and all(pod.ready for pod in pods)
-        begun = max(time for time in (attempt.start, gang.started) if time is not None)
-        if not ready and draft.passed(begun, limit):
+    # A queue that lets a gang go does not start it: the Job controller does, and says when.
+    if limit is not None and gang.started is not None and not holds(status, "Running"):
+        begun = max(attempt.start or gang.started, gang.started)
+        if not ready(gang, pods) and draft.passed(begun, limit):
             return start_deadline(limit, why_waiting(draft.seen, gang))
     return _stalled(draft, attempt)
 
@@ -90,6 +116,9 @@ def _stalled(draft: Draft, attempt: Attempt) -> Cause | None:
         return None
     limit = STALLS * draft.policy.stall_timeout_seconds
     if not draft.passed(report.moved, limit):
+        return None
+    if (report.told - report.moved).total_seconds() < limit:  # out of reach since: nobody knows
+        draft.look_after(draft.now, ASKED, ASKED)
         return None
     words = f"no step for {timedelta(seconds=limit)}, though the trainer answers"
     return Cause("NoProgress", f"{words}: stopped at step {report.progress.step}", Verdict.COUNTED, OURS)

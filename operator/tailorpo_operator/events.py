@@ -9,7 +9,7 @@ from tailorpo_operator.api import Job
 from tailorpo_trainer.progress import shorten
 
 REPORTER = "tailorpo.dev/operator"
-MAX_NOTE = 1024
+MAX_NOTE, MAX_REASON = 1024, 128
 
 
 def event(job: Job, announcement: Announce, now: datetime) -> dict[str, Any]:
@@ -24,7 +24,7 @@ def event(job: Job, announcement: Announce, now: datetime) -> dict[str, Any]:
         "reportingInstance": "tailorpo-operator",
         "action": "Reconcile",
         "type": announcement.kind,
-        "reason": announcement.reason,
+        "reason": announcement.reason[:MAX_REASON],
         "note": shorten(announcement.message, MAX_NOTE),
         "regarding": {
             "apiVersion": job.api_version,

@@ -73,6 +73,7 @@ _BY_CODE = {code: (_STEP * place, reason, verdict) for place, (code, reason, ver
 OURS, DISRUPTED, OUT_OF_MEMORY, REJECTED = 0, 1, 2, 3
 GANG_DELETED = _BY_CODE[ExitCode.INTERRUPTED][0] + 1  # explains that pods were stopped, and nothing worse
 VANISHED = GANG_DELETED + 1
+SEEN_FIRST = _BY_CODE[ExitCode.STALLED][0] - 1  # a deletion that was seen before anything failed: its peers miss it
 DONE = 1000
 """Weights beside those of exit codes."""
 
@@ -80,13 +81,15 @@ _REMEMBERED = {
     **{reason: (weight, verdict) for weight, reason, verdict in reversed(_BY_CODE.values())},
     **{reason: (DISRUPTED, Verdict.FREE) for reason, _ in DISRUPTIONS.values()},
     "Disrupted": (DISRUPTED, Verdict.FREE),
+    "Requeued": (DISRUPTED, Verdict.FREE),
     "OOMKilled": (OUT_OF_MEMORY, Verdict.COUNTED),
-    "PodDeleted": (VANISHED, Verdict.FREE),
-    "JobDeleted": (GANG_DELETED, Verdict.FREE),
+    "PodDeleted": (SEEN_FIRST, Verdict.FREE),
+    "JobDeleted": (SEEN_FIRST, Verdict.FREE),
     "Suspended": (OURS, Verdict.OURS),
     "DeadlineExceeded": (OURS, Verdict.FATAL),
     "StartDeadlineExceeded": (OURS, Verdict.FATAL),
     "NoProgress": (OURS, Verdict.COUNTED),
+    "NotStarted": (_BY_CODE[None][0], Verdict.COUNTED),
     "Completed": (DONE, Verdict.DONE),
 }
 """Weight and verdict of every reason but those that a kubelet finds for a pod that it does not take."""
@@ -94,12 +97,12 @@ _REMEMBERED = {
 
 def of(pod: Pod) -> Cause | None:
     """What a pod says about the end of its attempt; None if it says nothing (yet)."""
+    if pod.succeeded:  # in spite of a disruption, too
+        return _cause(pod, "Completed", "is done", Verdict.DONE, DONE)
     if pod.disruption is not None:
         reason, words = DISRUPTIONS.get(pod.disruption.reason, ("Disrupted", pod.disruption.message))
         return _cause(pod, reason, words, Verdict.FREE, DISRUPTED)
-    if pod.succeeded:
-        return _cause(pod, "Completed", "is done", Verdict.DONE, DONE)
-    if pod.phase == "Failed":
+    if pod.phase == "Failed" or pod.exit is not None:
         return _failed(pod)
     if pod.terminating is not None:
         return _cause(pod, "PodDeleted", "was deleted", Verdict.FREE, VANISHED)
@@ -116,6 +119,8 @@ def remembered(attempt: Attempt) -> Cause | None:
     if attempt.reason is None:
         return None
     weight, verdict = _REMEMBERED.get(attempt.reason, (REJECTED, Verdict.FREE))
+    if attempt.counted is False and verdict in (Verdict.COUNTED, Verdict.FATAL):
+        weight, verdict = REJECTED, Verdict.FREE  # a kubelet's reason that reads like one of ours
     message = attempt.message or ""
     return Cause(attempt.reason, message, verdict, weight, attempt.exit_code, attempt.rank, attempt.node)
 
@@ -123,6 +128,16 @@ def remembered(attempt: Attempt) -> Cause | None:
 def gang_deleted() -> Cause:
     """By hand, or by somebody's clean-up."""
     return Cause("JobDeleted", "the attempt's Job was deleted", Verdict.FREE, GANG_DELETED)
+
+
+def completed() -> Cause:
+    """Every pod has succeeded, by the word of the Job controller."""
+    return Cause("Completed", "all pods are done", Verdict.DONE, DONE)
+
+
+def requeued() -> Cause:
+    """A queue suspends a gang that runs, to give its place to another."""
+    return Cause("Requeued", "its queue has taken back its place", Verdict.FREE, DISRUPTED)
 
 
 def vanished(index: int) -> Cause:
@@ -141,6 +156,11 @@ def _failed(pod: Pod) -> Cause:
     if end is None or end.reason == "ContainerStatusUnknown":
         if pod.ended is not None:  # the kubelet refused or evicted it
             return _cause(pod, pod.ended.reason, pod.ended.message, Verdict.FREE, REJECTED)
+        if pod.terminating is not None:  # before its container ran, as by the Job controller when another has failed
+            return _cause(pod, "PodDeleted", "was deleted", Verdict.FREE, VANISHED)
+        if pod.waiting is not None:  # a container that somebody put before ours
+            words = f"failed before its container began ({pod.waiting.reason})"
+            return _cause(pod, "NotStarted", words, Verdict.COUNTED, _BY_CODE[None][0])
         return _cause(pod, "NodeLost", "its node lost sight of it", Verdict.FREE, DISRUPTED)
     if end.reason == "OOMKilled":
         limit = f"its limit of {pod.memory}" if pod.memory else "the memory of its node"
@@ -172,6 +192,6 @@ def _cause(pod: Pod, reason: str, words: str, verdict: Verdict, weight: int) -> 
         verdict,
         weight,
         pod.exit.code if pod.exit else None,
-        error.rank if error is not None and error.rank is not None else pod.index,
+        error.rank if error is not None and error.rank is not None and 0 <= error.rank < 2**31 else pod.index,
         pod.node,
     )

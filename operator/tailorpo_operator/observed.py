@@ -100,17 +100,27 @@ class Pod:
         return self.phase in ("Succeeded", "Failed")
 
     @property
+    def ran(self) -> bool:
+        """Whether its container has begun."""
+        return self.phase in ("Running", "Succeeded") or self.exit is not None
+
+    @property
     def succeeded(self) -> bool:
-        return self.phase == "Succeeded"
+        """Whether its trainer is done: another container, as a mesh's, may keep the pod."""
+        return self.phase == "Succeeded" or (self.exit is not None and self.exit.code == 0)
 
 
 @dataclass(frozen=True)
 class Report:
-    """What rank 0 of an attempt says at `/progress`. moved: when its step last changed, by this process' own clock."""
+    """What rank 0 of an attempt says at `/progress`.
+
+    moved, told: when its step was first told, and when it last was, by this process' own clock.
+    """
 
     attempt: int
     progress: Progress
     moved: datetime
+    told: datetime
 
 
 @dataclass(frozen=True)
@@ -120,7 +130,7 @@ class Children:
     Attributes:
         gangs: its own, by attempt.
         pods: of its own gangs, by attempt and index.
-        strangers: pods of a deleted job of the same name that still run.
+        strangers: pods with its label that are of no gang of its own, as of a deleted job of the same name.
         trouble: what the newest Warning event says of the present gang.
         refused: why the API server did not take what was to be made, the last time it was tried.
         fresh: read from the API server just now. A watch may lag: what is missing in it may be there.

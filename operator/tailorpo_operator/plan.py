@@ -9,7 +9,7 @@ An attempt is ending at the first pod that has failed, goes, or is gone; it is j
 any more, from all evidence together; before that no other begins.
 """
 
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from tailorpo_operator import attempts, children, ending, waiting
 from tailorpo_operator.actions import CreateAttempt, CreateService, DeleteJob, DeletePod, Plan, StopAttempt
@@ -33,7 +33,11 @@ def plan(job: Job, seen: Children, now: datetime, retries: Retries = AS_KUBERNET
         _finished(draft)
     else:
         attempts.adopt(draft)
+        if holds(draft.status, "Suspended") and not draft.policy.suspend:
+            _resume(draft)
         present = attempts.present(draft.status)
+        if present is not None:
+            attempts.keep_clock(draft, present)
         if present is None:
             _between(draft)
         elif (cause := ending.why(draft, present)) is None:
@@ -45,10 +49,12 @@ def plan(job: Job, seen: Children, now: datetime, retries: Retries = AS_KUBERNET
 
 def _finished(draft: Draft) -> None:
     """Terminal stays terminal: what still runs is stopped, and the job goes when its time to live is over."""
+    draft.change(observed_generation=draft.job.generation)
     for gang in draft.seen.gangs:
-        if not gang.deleting and any(not pod.done for pod in draft.seen.of(gang.attempt)):
-            draft.delete.append(StopAttempt(gang))
-    _force(draft, draft.seen.pods)
+        pods, over = draft.seen.of(gang.attempt), gang.deleting or gang.complete or gang.failed
+        if any(not pod.done for pod in pods) if pods else not over:  # what has ended stays, for its log
+            draft.delete += [] if gang.deleting else [StopAttempt(gang)]
+    _force(draft, draft.seen.living)
     ttl, end = draft.policy.ttl_seconds_after_finished, draft.status.completion_time
     if ttl is not None and end is not None and draft.passed(end, ttl):
         draft.delete.append(DeleteJob())
@@ -59,16 +65,15 @@ def _going(draft: Draft, attempt: Attempt) -> None:
     gang = draft.seen.gang(attempt.number)
     assert gang is not None, "an attempt without a gang is ending"
     pods = draft.seen.of(attempt.number)
-    ready = len(pods) == gang.workers and all(pod.ready for pod in pods)
+    ready = ending.ready(gang, pods)
     ran = holds(draft.status, "Running")
+    words = f"attempt {attempt.number}: {attempts.pods(gang.workers)}" + (" running" if ready or ran else " starting")
     if ready and not ran:
-        draft.change(start_time=draft.status.start_time or draft.now)
-        draft.announce("Normal", "Running", f"attempt {attempt.number}: {_pods(gang.workers)} running", attempt.number)
-    told = None if ready or ran else waiting.why(draft.seen, gang)
-    words = f"attempt {attempt.number}: {_pods(gang.workers)}" + (" running" if ready or ran else " starting")
+        draft.announce("Normal", "Running", words, attempt.number)
+    told = None if ready else waiting.unready(pods) if ran else waiting.why(draft.seen, gang)
     if told is not None:
-        words = told.message
-        if told.reason != "Queued":
+        words = f"{words}, {told.message}" if ran else told.message
+        if not ran and told.reason != waiting.QUEUED:
             draft.announce("Warning", told.reason, told.message, attempt.number)
     draft.conditions(
         Suspended=Holds(False, "NotSuspended"),
@@ -79,7 +84,8 @@ def _going(draft: Draft, attempt: Attempt) -> None:
         draft.conditions(Restarting=Holds(False, "Running"))
     draft.say("; ".join([words, *children.warnings(draft.job)]), starting=told is None)
     if draft.seen.report is not None and draft.seen.report.attempt == attempt.number:
-        draft.status = draft.status.seeing(draft.seen.report.progress)
+        draft.see(draft.seen.report.progress)
+    _force(draft, pods)
     if not ready and not ran:
         draft.look_after(attempt.start, FIRST_LOOK, LAST_LOOK)
 
@@ -88,26 +94,30 @@ def _ended(draft: Draft, attempt: Attempt, cause: Cause) -> bool:
     """The attempt is to end: stop what runs. Once nothing can run any more it is judged; returns whether it was."""
     gang, pods = draft.seen.gang(attempt.number), draft.seen.of(attempt.number)
     living = [pod for pod in pods if not pod.done]
-    lost_ones = _overdue(draft, living)
-    cause = worst([cause, *map(lost, lost_ones)]) or cause
+    if cause.verdict is not Verdict.DONE:
+        cause = worst([cause, *map(lost, _overdue(draft, living))]) or cause
     stop = _must_stop(gang, pods, cause)
-    if not stop and not living:
+    news = attempts.hear(draft, attempt)
+    if news and not draft.seen.fresh and any(pod.terminating is not None for pod in pods):
+        draft.look_after(draft.now, 0, 0)  # it is written down first: such a pod may be gone at the next look
+    elif not stop and not living:
         if draft.need_fresh():
             return False
         attempts.judge(draft, attempt, cause)
         return True
-    draft.attempt(ending.noted(attempt, cause))
-    restarting = cause.verdict in (Verdict.FREE, Verdict.COUNTED)
-    draft.conditions(
-        PodsReady=Holds(False, cause.reason, cause.message),
-        Running=Holds(False, cause.reason, cause.message),
-        Restarting=Holds(restarting, cause.reason, cause.message if restarting else ""),
-    )
+    draft.attempt(attempts.note(draft, attempt, cause))
+    draft.conditions(PodsReady=Holds(False, cause.reason, cause.message))
+    if cause.verdict in (Verdict.FREE, Verdict.COUNTED):
+        draft.conditions(
+            Running=Holds(False, cause.reason, cause.message), Restarting=Holds(True, cause.reason, cause.message)
+        )
     draft.say(f"attempt {attempt.number} is ending: {cause.message}", starting=True)
     if stop and gang is not None:
         draft.delete.append(StopAttempt(gang))
-    if cause.verdict is Verdict.DONE:
-        _hurry(draft, living)
+    if gang is None:  # as the garbage collector will; it leaves those that were orphaned by a wish
+        draft.delete += [DeletePod(pod) for pod in living if pod.terminating is None]
+    else:
+        _hurry(draft, [pod for pod in living if cause.verdict is Verdict.DONE or pod.exit is not None])
     _force(draft, living)
     return False
 
@@ -116,12 +126,12 @@ def _must_stop(gang: Gang | None, pods: tuple[Pod, ...], cause: Cause) -> bool:
     """Whether the gang runs on unless we stop it: at a failed pod the Job controller stops the others itself."""
     if gang is None or gang.deleting or gang.complete or gang.failed or cause.verdict is Verdict.DONE:
         return False
-    return not any(pod.phase == "Failed" for pod in pods)
+    return not any(pod.phase == "Failed" or pod.exit is not None for pod in pods)
 
 
 def _hurry(draft: Draft, living: list[Pod]) -> None:
-    """The first worker is done, so the run is: the others may take as long as a stop may."""
-    begun = since(draft.status, "Running") or draft.now
+    """The first worker is done, so the run is; or a trainer is, but not its pod: they may take as long as a stop."""
+    begun = since(draft.status, "PodsReady") or draft.now
     grace = draft.policy.termination_grace_period_seconds
     staying = [pod for pod in living if pod.terminating is None]
     if staying and draft.passed(begun, grace):
@@ -145,21 +155,20 @@ def _force(draft: Draft, pods: tuple[Pod, ...] | list[Pod]) -> None:
 def _between(draft: Draft) -> None:
     """No attempt is open: hold, wait, or begin the next one."""
     if attempts.finished(draft.status):
+        _finished(draft)
         return
     if draft.policy.suspend:
         _suspended(draft)
         return
-    if holds(draft.status, "Suspended"):
-        _resume(draft)
-    if _past_active_deadline(draft) or _past_start_deadline(draft):
+    if _past_active_deadline(draft):
         return
     due = draft.status.next_attempt_time
     if due is not None and not draft.passed(due, 0):
         draft.say(_last_words(draft), starting=False)
         return
     if draft.seen.living:
-        _force(draft, draft.seen.living)
-        draft.say("waits until the pods of the attempt before have ended", starting=True)
+        if not _past_start_deadline(draft):
+            _clear(draft)
         return
     if draft.status.attempts and draft.need_fresh():
         return
@@ -178,7 +187,7 @@ def _begin(draft: Draft) -> None:
     draft.create.append(CreateAttempt(number))
     draft.delete += [StopAttempt(gang) for gang in draft.seen.gangs if gang.attempt < last and not gang.deleting]
     progress = draft.status.progress
-    draft.announce("Normal", "AttemptStarted", f"attempt {number}: {_pods(workers)}", number)
+    attempts.announce(draft, number, workers)
     draft.change(
         attempts=[
             *draft.status.attempts,
@@ -192,7 +201,8 @@ def _begin(draft: Draft) -> None:
         PodsReady=Holds(False, "Starting"),
         Running=Holds(False, "Starting"),
     )
-    draft.say("; ".join([f"attempt {number}: {_pods(workers)} starting", *children.warnings(draft.job)]), starting=True)
+    words = f"attempt {number}: {attempts.pods(workers)} starting"
+    draft.say("; ".join([words, *children.warnings(draft.job)]), starting=True)
     draft.look_after(draft.now, FIRST_LOOK, LAST_LOOK)
 
 
@@ -202,19 +212,34 @@ def _refused(draft: Draft, told: Told) -> None:
     if reason == children.TooLarge.__name__:  # waiting will not help
         attempts.fail(draft, Cause(reason, told.message, Verdict.FATAL, 0))
         return
-    draft.announce("Warning", reason, told.message, draft.status.restarts)
+    number = draft.status.attempts[-1].number + 1 if draft.status.attempts else 1
+    draft.announce("Warning", reason, told.message, number)
     draft.conditions(PodsReady=Holds(False, reason, told.message))
+    if _past_start_deadline(draft):
+        return
     draft.say(told.message, starting=False)
     draft.look_after(_waiting_since(draft), FIRST_LOOK, LAST_LOOK)
 
 
+def _clear(draft: Draft) -> None:
+    """Pods that may still write end before others begin. Another's are not ours to stop."""
+    _force(draft, draft.seen.living)
+    for pod in draft.seen.pods:
+        if not pod.done and pod.terminating is None:
+            gang = draft.seen.gang(pod.attempt)
+            stop = DeletePod(pod) if gang is None else StopAttempt(gang)
+            draft.delete += [] if stop in draft.delete or (gang is not None and gang.deleting) else [stop]
+    names = [pod.name for pod in draft.seen.living]
+    draft.say(f"waits until {', '.join(names[:3])}{', …' if len(names) > 3 else ''} have ended", starting=True)
+
+
 def _suspended(draft: Draft) -> None:
     if draft.seen.living:
-        _force(draft, draft.seen.living)
-        draft.say("waits until its pods have ended", starting=True)
+        _clear(draft)
         return
     if not holds(draft.status, "Suspended"):
-        draft.announce("Normal", "Suspended", "holds no pods until runPolicy.suspend is false", draft.status.restarts)
+        draft.announce("Normal", "Suspended", "holds no pods until runPolicy.suspend is false", draft.job.generation)
+    draft.change(next_attempt_time=None)
     draft.conditions(
         Suspended=Holds(True, "Suspended", "runPolicy.suspend is true"),
         PodsReady=Holds(False, "Suspended"),
@@ -229,7 +254,7 @@ def _resume(draft: Draft) -> None:
     began, stopped = draft.status.start_time, since(draft.status, "Suspended")
     if began is not None and stopped is not None:
         draft.change(start_time=began + max(timedelta(), draft.now - stopped))
-    draft.announce("Normal", "Resumed", "runPolicy.suspend is false again", draft.status.restarts)
+    draft.announce("Normal", "Resumed", "runPolicy.suspend is false again", draft.job.generation)
     draft.conditions(Suspended=Holds(False, "Resumed"))
 
 
@@ -242,12 +267,11 @@ def _past_active_deadline(draft: Draft) -> bool:
 
 
 def _past_start_deadline(draft: Draft) -> bool:
-    """While nothing could even be made."""
+    """While nothing can even be made; not while nobody has tried, as without an operator."""
     limit = draft.policy.start_deadline_seconds
     if limit is None or not draft.passed(_waiting_since(draft), limit):
         return False
-    last = draft.status.message if draft.status.phase == "Pending" else None
-    attempts.fail(draft, ending.start_deadline(limit, Told("", last or "")))
+    attempts.fail(draft, ending.start_deadline(limit, draft.seen.refused))
     return True
 
 
@@ -259,9 +283,5 @@ def _waiting_since(draft: Draft) -> datetime:
 
 def _last_words(draft: Draft) -> str:
     last, due = draft.status.attempts[-1], draft.status.next_attempt_time
-    when = f"{due:%H:%M:%S} UTC" if due is not None else "soon"
-    return f"attempt {last.number} ended: {last.message}; the next begins at {when}"
-
-
-def _pods(count: int) -> str:
-    return "1 pod" if count == 1 else f"{count} pods"
+    when = f"{due.astimezone(UTC):%H:%M:%S} UTC" if due is not None else "soon"
+    return f"attempt {last.number} ended: {last.message or last.reason}; the next begins at {when}"

@@ -68,8 +68,8 @@ class Progresses:
                 return
         before = self._reports.get(key)
         same = before is not None and before.attempt == pod.attempt and before.progress.step == told.step
-        moved = before.moved if before is not None and same else datetime.now(UTC)
-        self._reports[key] = Report(pod.attempt, told, moved)
+        now = datetime.now(UTC)
+        self._reports[key] = Report(pod.attempt, told, moved=before.moved if before and same else now, told=now)
         if before is None or before.progress != told:
             self._news(key)
 

@@ -65,14 +65,15 @@ class Store:
         return key
 
     def put_gang(self, tree: Tree) -> Key | None:
-        return self._put(self._gangs, tree, observed.gang(tree)) if (key_of(tree)) else None
+        owner = observed.owner(tree, "TailorPOJob")
+        return self._put(self._gangs, tree, observed.gang(tree), owner) if key_of(tree) else None
 
     def put_pod(self, tree: Tree, now: datetime) -> Key | None:
         if key_of(tree) is None:
             return None
         uid, deleted = tree["metadata"]["uid"], "deletionTimestamp" in tree["metadata"]
         since = self._terminating.setdefault(uid, now) if deleted else None
-        return self._put(self._pods, tree, observed.pod(tree, since))
+        return self._put(self._pods, tree, observed.pod(tree, since), observed.owner(tree, "Job"))
 
     def drop_gang(self, tree: Tree) -> Key | None:
         return self._drop(self._gangs, tree)
@@ -83,26 +84,27 @@ class Store:
 
     def stopping(self, key: Key, gang: Gang) -> None:
         """We have deleted this gang; the watch will say so."""
-        if (seen := self._gangs[key].get(gang.uid)) is not None:
-            self._gangs[key][gang.uid] = seen._replace(what=replace(gang, deleting=True))
+        if (seen := self._gangs.get(key, {}).get(gang.uid)) is not None:
+            self._gangs[key][gang.uid] = seen._replace(what=replace(seen.what, deleting=True))
 
     def children(self, job: Job) -> Children:
         """All there is of a job, and what is left of one that had its name."""
         key = Key(job.namespace, job.name)
         gangs = [seen.what for seen in self._gangs.get(key, {}).values() if seen.owner == job.uid]
-        pods: list[Pod] = [seen.what for seen in self._pods.get(key, {}).values()]
         created = observed.time(job.metadata["creationTimestamp"])
+        own, strangers = list[Pod](), list[Pod]()
+        for seen in self._pods.get(key, {}).values():
+            # One that no Job controls, as a copy for debugging, is no worker; yet it may write where workers do.
+            (own if seen.owner is not None and seen.what.created >= created else strangers).append(seen.what)
         return Children(
             gangs=tuple(sorted(gangs, key=lambda gang: gang.attempt)),
-            pods=tuple(
-                sorted((pod for pod in pods if pod.created >= created), key=lambda pod: (pod.attempt, pod.index))
-            ),
-            strangers=tuple(pod for pod in pods if pod.created < created),
+            pods=tuple(sorted(own, key=lambda pod: (pod.attempt, pod.index))),
+            strangers=tuple(strangers),
         )
 
     def leader(self, key: Key) -> Pod | None:
         """The first worker of the newest attempt, if it runs and can be asked."""
-        pods = [seen.what for seen in self._pods.get(key, {}).values()]
+        pods = [seen.what for seen in self._pods.get(key, {}).values() if seen.owner is not None]
         newest = max((pod.attempt for pod in pods), default=0)
         running = (pod for pod in pods if pod.attempt == newest and pod.phase == "Running")
         return next((pod for pod in running if pod.index == 0 and pod.address and pod.terminating is None), None)
@@ -143,13 +145,13 @@ class Store:
                 if not known:
                     by_key.pop(each, None)
 
-    def _put(self, by_key: dict[Key, dict[str, _Seen]], tree: Tree, what: Gang | Pod) -> Key | None:
+    def _put(self, by_key: dict[Key, dict[str, _Seen]], tree: Tree, what: Gang | Pod, owner: str | None) -> Key | None:
         key = key_of(tree)
         if key is not None:
             uid, seen = tree["metadata"]["uid"], version(tree)
             known = by_key[key].get(uid)
             if known is None or seen >= known.version:
-                by_key[key][uid] = _Seen(seen, what, observed.owner(tree, "TailorPOJob"))
+                by_key[key][uid] = _Seen(seen, what, owner)
         return key
 
     def _drop(self, by_key: dict[Key, dict[str, _Seen]], tree: Tree) -> Key | None:

@@ -41,6 +41,7 @@ class WorkQueue(Generic[Key]):
             self._due[key] = due
             self._count += 1
             heapq.heappush(self._heap, (due, self._count, key))
+            self._clear_out()
             self._sooner.set()
 
     async def get(self) -> Key:
@@ -63,6 +64,12 @@ class WorkQueue(Generic[Key]):
         if key in self._again:
             self._again.discard(key)
             self.add(key)
+
+    def _clear_out(self) -> None:
+        """Each look sets a time anew, which may be days off: what is no longer due must not pile up until then."""
+        if len(self._heap) > 2 * len(self._due) + 100:
+            self._heap = [entry for entry in self._heap if self._due.get(entry[2]) == entry[0]]
+            heapq.heapify(self._heap)
 
     async def keep_time(self) -> None:
         """Adds keys when they are due; runs until it is cancelled."""
