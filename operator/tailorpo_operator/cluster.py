@@ -1,6 +1,6 @@
 """What the operator does with the API server, and nothing that it has no right to."""
 
-from collections.abc import Awaitable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Mapping
 from typing import Any
 from urllib.parse import quote
 
@@ -57,12 +57,26 @@ class Cluster:
         )
         raise RefusedError(409, "NameTaken", words)
 
-    async def children(self, namespace: str | None, name: str | None) -> tuple[list[Tree], list[Tree], int]:
-        """Gangs and pods of a job, or of all jobs, and the version that both are at least of."""
-        selector = naming.JOB if name is None else f"{naming.JOB}={name}"
+    async def children(self, namespace: str, name: str) -> tuple[list[Tree], list[Tree], int]:
+        """Gangs and pods of a job, and the version that both are at least of."""
+        selector = f"{naming.JOB}={name}"
         gangs, first = await self._wire.all(_path("batch/v1", "jobs", namespace), labelSelector=selector)
         pods, second = await self._wire.all(_path("v1", "pods", namespace), labelSelector=selector)
         return gangs, pods, min(first, second)
+
+    async def gangs(self, namespace: str | None) -> tuple[list[Tree], int]:
+        """Gangs of all jobs, and the version of the list."""
+        return await self._wire.all(_path("batch/v1", "jobs", namespace), labelSelector=naming.JOB)
+
+    async def pods(self, namespace: str | None) -> tuple[list[Tree], int]:
+        """Pods of all jobs, and the version of the list."""
+        return await self._wire.all(_path("v1", "pods", namespace), labelSelector=naming.JOB)
+
+    def watch_gangs(self, namespace: str | None, version: int) -> AsyncIterator[tuple[str, Tree]]:
+        return self._wire.watch(_path("batch/v1", "jobs", namespace), version, labelSelector=naming.JOB)
+
+    def watch_pods(self, namespace: str | None, version: int) -> AsyncIterator[tuple[str, Tree]]:
+        return self._wire.watch(_path("v1", "pods", namespace), version, labelSelector=naming.JOB)
 
     async def stop(self, namespace: str, gang: Gang) -> None:
         """Deletes a gang's Job. Pods are orphaned unless the policy says otherwise."""

@@ -44,6 +44,7 @@ def plan(job: Job, seen: Children, now: datetime, retries: Retries = AS_KUBERNET
             _going(draft, present)
         elif _ended(draft, present, cause):
             _between(draft)
+    _forget_old(draft)
     return draft.plan()
 
 
@@ -58,6 +59,13 @@ def _finished(draft: Draft) -> None:
     ttl, end = draft.policy.ttl_seconds_after_finished, draft.status.completion_time
     if ttl is not None and end is not None and draft.passed(end, ttl):
         draft.delete.append(DeleteJob())
+
+
+def _forget_old(draft: Draft) -> None:
+    """The attempt before the present one stays, for its log."""
+    newest = draft.status.attempts[-1].number if draft.status.attempts else 0
+    old = [StopAttempt(gang) for gang in draft.seen.gangs if gang.attempt < newest - 1 and not gang.deleting]
+    draft.delete += [stop for stop in old if stop not in draft.delete]
 
 
 def _going(draft: Draft, attempt: Attempt) -> None:
@@ -185,7 +193,6 @@ def _begin(draft: Draft) -> None:
     if workers > 1:  # each time, for somebody may have deleted it
         draft.create.append(CreateService())
     draft.create.append(CreateAttempt(number))
-    draft.delete += [StopAttempt(gang) for gang in draft.seen.gangs if gang.attempt < last and not gang.deleting]
     progress = draft.status.progress
     attempts.announce(draft, number, workers)
     draft.change(

@@ -126,10 +126,11 @@ class Reconciler:
         """The job and its children as they are in the API server now."""
         tree = await self._cluster.job(key.namespace, key.name)
         if tree is None:
+            self._store.forget_job(key)
             return None
         gangs, pods, listed = await self._cluster.children(key.namespace, key.name)
         self._store.put_job(tree)
-        self._store.replace_children(gangs, pods, listed, now(), key=key)
+        self._store.replace_children(key, gangs, pods, listed, now())
         job = _job(tree)
         return None if job is None else (job, replace(await self._seen(key, job), fresh=True))
 

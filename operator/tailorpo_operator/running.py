@@ -5,7 +5,8 @@ import contextlib
 import logging
 import signal
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from tailorpo_operator.limits import RateLimit
 from tailorpo_operator.observed import Pod
 from tailorpo_operator.progress import Progresses
 from tailorpo_operator.reconciler import Reconciler, now
+from tailorpo_operator.reflector import Reflector
 from tailorpo_operator.settings import Settings
 from tailorpo_operator.store import Key, Store
 from tailorpo_operator.wire import AwayError, RefusedError, Wire
@@ -38,6 +40,7 @@ class Operator:
 
     def __init__(self, settings: Settings, kubeconfig: Path | None = None, context: str | None = None) -> None:
         self.settings, self._kubeconfig, self._context = settings, kubeconfig, context
+        self._namespaces: tuple[str | None, ...] = settings.namespaces or (None,)
         self._store = Store()
         self._stop, self._ready = asyncio.Event(), asyncio.Event()
         self._turned = self._clock()
@@ -68,17 +71,22 @@ class Operator:
             interval=self.settings.progress_interval,
             connections=self.settings.progress_connections,
         )
-        await self._resync(cluster, reconciler)
+        reflectors = list(self._reflectors(cluster, reconciler))
         loops = [
+            *(reflector.run() for reflector in reflectors),
             self._watch(cluster, reconciler),
             reconciler.queue.keep_time(),
             self._keep_looking(cluster, reconciler),
             self._keep_counting(),
             progresses.run(),
         ]
-        workers = [asyncio.create_task(reconciler.work()) for _ in range(self.settings.workers)]
         others = [asyncio.create_task(loop) for loop in loops]
         stop = asyncio.create_task(self._stop.wait())
+        for reflector in reflectors:  # nothing is decided before all children are known
+            listed = asyncio.create_task(reflector.listed.wait())
+            await asyncio.wait([stop, listed], return_when=asyncio.FIRST_COMPLETED)
+            listed.cancel()
+        workers = [asyncio.create_task(reconciler.work()) for _ in range(self.settings.workers)]
         self._ready.set()
         done, _ = await asyncio.wait([stop, *workers, *others], return_when=asyncio.FIRST_COMPLETED)
         self._ready.clear()
@@ -97,7 +105,7 @@ class Operator:
         said = None
         while not self._stop.is_set():
             try:
-                await cluster.jobs(self.settings.namespaces[0] if self.settings.namespaces else None)
+                await cluster.jobs(self._namespaces[0])
                 return True
             except RefusedError as refusal:
                 words = "apply manifests/crd.yaml" if refusal.status == 404 else "see manifests/rbac.yaml"
@@ -116,9 +124,7 @@ class Operator:
 
     async def _watch(self, cluster: Cluster, reconciler: Reconciler) -> None:
         """Watches, and begins anew where kopf gives up; ends when a stop is asked for, which kopf is told of first."""
-        made = handlers.registry(
-            self._store, reconciler.queue.add, now, connection.login(self._kubeconfig, self._context)
-        )
+        made = handlers.registry(self._store, reconciler.queue.add, connection.login(self._kubeconfig, self._context))
         while True:
             try:
                 await kopf.operator(
@@ -143,14 +149,33 @@ class Operator:
                 await self._resync(cluster, reconciler)
 
     async def _resync(self, cluster: Cluster, reconciler: Reconciler) -> None:
-        """Lists everything, and looks at every job."""
-        for namespace in self.settings.namespaces or (None,):
+        """Lists all jobs, and looks at each."""
+        for namespace in self._namespaces:
             jobs, listed = await cluster.jobs(namespace)
-            gangs, pods, children_listed = await cluster.children(namespace, None)
-            keys = self._store.replace_jobs(jobs, listed, namespace)
-            self._store.replace_children(gangs, pods, children_listed, now(), namespace=namespace)
-            for key in keys:
+            for key in self._store.replace_jobs(jobs, listed, namespace):
                 reconciler.queue.add(key)
+
+    def _reflectors(self, cluster: Cluster, reconciler: Reconciler) -> Iterator[Reflector]:
+        store = self._store
+        for namespace in self._namespaces:
+            yield Reflector(
+                "Jobs",
+                partial(cluster.gangs, namespace),
+                partial(cluster.watch_gangs, namespace),
+                put=store.put_gang,
+                drop=store.drop_gang,
+                replace=partial(store.replace_gangs, namespace=namespace),
+                news=reconciler.queue.add,
+            )
+            yield Reflector(
+                "pods",
+                partial(cluster.pods, namespace),
+                partial(cluster.watch_pods, namespace),
+                put=lambda tree: store.put_pod(tree, now()),
+                drop=store.drop_pod,
+                replace=partial(_replace_pods, store, namespace),
+                news=reconciler.queue.add,
+            )
 
     async def _keep_counting(self) -> None:
         """Figures of all jobs; and the sign that the loop turns."""
@@ -201,3 +226,9 @@ class Operator:
     @staticmethod
     def _clock() -> float:
         return asyncio.get_event_loop().time()
+
+
+def _replace_pods(
+    store: Store, namespace: str | None, items: Iterable[Mapping[str, Any]], listed: int
+) -> Iterable[Key]:
+    return store.replace_pods(items, listed, namespace, now())

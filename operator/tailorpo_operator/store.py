@@ -4,10 +4,11 @@ A watch may lag behind, and misses what is deleted while it is broken off: `repl
 must not be decided on a lag is read afresh.
 """
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from typing import Any, NamedTuple
 
 from tailorpo_operator import naming, observed
@@ -15,6 +16,9 @@ from tailorpo_operator.api import Job
 from tailorpo_operator.observed import Children, Gang, Pod
 
 Tree = Mapping[str, Any]
+
+REMEMBERED = 20_000
+"""Deleted objects."""
 
 
 class Key(NamedTuple):
@@ -40,6 +44,7 @@ class Store:
         self._gangs: dict[Key, dict[str, _Seen]] = defaultdict(dict)
         self._pods: dict[Key, dict[str, _Seen]] = defaultdict(dict)
         self._terminating: dict[str, datetime] = {}
+        self._gone: OrderedDict[str, None] = OrderedDict()
 
     @property
     def keys(self) -> list[Key]:
@@ -52,17 +57,22 @@ class Store:
         """A job as it was seen or written, unless a newer one is known."""
         key = Key(tree["metadata"]["namespace"], tree["metadata"]["name"])
         known = self._jobs.get(key)
-        if known is None or version(tree) >= version(known):
+        if tree["metadata"]["uid"] not in self._gone and (known is None or version(tree) >= version(known)):
             self._jobs[key] = _lean(tree)
         return key
 
     def drop_job(self, tree: Tree) -> Key:
         """A job that was deleted: not the one that has its name now."""
         key = Key(tree["metadata"]["namespace"], tree["metadata"]["name"])
+        self._bury(tree["metadata"]["uid"])
         known = self._jobs.get(key)
         if known is not None and known["metadata"]["uid"] == tree["metadata"]["uid"]:
             del self._jobs[key]
         return key
+
+    def forget_job(self, key: Key) -> None:
+        """It is not there any more, and no watch has said so."""
+        self._jobs.pop(key, None)
 
     def put_gang(self, tree: Tree) -> Key | None:
         owner = observed.owner(tree, "TailorPOJob")
@@ -118,44 +128,67 @@ class Store:
             del self._jobs[key]
         return [*now, *gone]
 
+    def replace_gangs(self, items: Iterable[Tree], listed: int, namespace: str | None) -> set[Key]:
+        """All gangs there are (of a namespace), as of a list's version. Returns whose there are or were."""
+        return self._replace(self._gangs, self.put_gang, items, listed, self._among(self._gangs, namespace))
+
+    def replace_pods(self, items: Iterable[Tree], listed: int, namespace: str | None, now: datetime) -> set[Key]:
+        """The same of pods."""
+        put = partial(self.put_pod, now=now)
+        return self._replace(self._pods, put, items, listed, self._among(self._pods, namespace))
+
     def replace_children(
-        self,
-        gangs: Iterable[Tree],
-        pods: Iterable[Tree],
-        listed: int,
-        now: datetime,
-        *,
-        namespace: str | None = None,
-        key: Key | None = None,
+        self, key: Key, gangs: Iterable[Tree], pods: Iterable[Tree], listed: int, now: datetime
     ) -> None:
-        """All children of a job, of a namespace's jobs or of all, as of a list's version."""
-        kept_gangs, kept_pods = set[str](), set[str]()
-        for tree in gangs:
-            self.put_gang(tree)
-            kept_gangs.add(tree["metadata"]["uid"])
-        for tree in pods:
-            self.put_pod(tree, now)
-            kept_pods.add(tree["metadata"]["uid"])
-        for kept, by_key in ((kept_gangs, self._gangs), (kept_pods, self._pods)):
-            for each in [key] if key is not None else [each for each in by_key if namespace in (None, each.namespace)]:
-                known = by_key.get(each, {})
-                for uid in [uid for uid, seen in known.items() if uid not in kept and seen.version <= listed]:
-                    del known[uid]
-                    self._terminating.pop(uid, None)
-                if not known:
-                    by_key.pop(each, None)
+        """All children of one job."""
+        self._replace(self._gangs, self.put_gang, gangs, listed, {key})
+        self._replace(self._pods, partial(self.put_pod, now=now), pods, listed, {key})
+
+    def _replace(
+        self,
+        by_key: dict[Key, dict[str, _Seen]],
+        put: Callable[[Tree], Key | None],
+        items: Iterable[Tree],
+        listed: int,
+        keys: set[Key],
+    ) -> set[Key]:
+        kept, found = set[str](), set[Key]()
+        for tree in items:
+            if (key := put(tree)) is not None:
+                found.add(key)
+                kept.add(tree["metadata"]["uid"])
+        for key in keys:
+            known = by_key.get(key, {})
+            for uid in [uid for uid, seen in known.items() if uid not in kept and seen.version <= listed]:
+                del known[uid]
+                self._terminating.pop(uid, None)
+            if not known:
+                by_key.pop(key, None)
+        return found | keys
+
+    @staticmethod
+    def _among(by_key: dict[Key, dict[str, _Seen]], namespace: str | None) -> set[Key]:
+        return {key for key in by_key if namespace in (None, key.namespace)}
+
+    def _bury(self, uid: str) -> None:
+        """A list or an answer that is older than the deletion must not bring it back."""
+        self._terminating.pop(uid, None)
+        self._gone[uid] = None
+        while len(self._gone) > REMEMBERED:
+            self._gone.popitem(last=False)
 
     def _put(self, by_key: dict[Key, dict[str, _Seen]], tree: Tree, what: Gang | Pod, owner: str | None) -> Key | None:
         key = key_of(tree)
         if key is not None:
             uid, seen = tree["metadata"]["uid"], version(tree)
             known = by_key[key].get(uid)
-            if known is None or seen >= known.version:
+            if uid not in self._gone and (known is None or seen >= known.version):
                 by_key[key][uid] = _Seen(seen, what, owner)
         return key
 
     def _drop(self, by_key: dict[Key, dict[str, _Seen]], tree: Tree) -> Key | None:
         key = key_of(tree)
+        self._bury(tree["metadata"]["uid"])
         if key is not None and key in by_key:
             by_key[key].pop(tree["metadata"]["uid"], None)
             if not by_key[key]:

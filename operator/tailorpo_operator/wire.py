@@ -7,12 +7,13 @@ in and out as it is: the package's typed models cost more than everything else t
 import asyncio
 import json
 import random
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Any, Literal
 from urllib.parse import urlencode
 
 import aiohttp
 from kubernetes.aio.client import ApiClient
+from kubernetes.aio.client.rest import RESTResponse
 
 from tailorpo_operator.limits import RateLimit
 from tailorpo_operator.metrics import REQUESTS
@@ -25,6 +26,9 @@ TRIES = 5
 FIRST_PAUSE, LAST_PAUSE = 0.2, 5.0
 """Seconds between tries, which double."""
 TIMEOUT = aiohttp.ClientTimeout(total=30, connect=10)
+WATCH_SECONDS = 300
+WATCHING = aiohttp.ClientTimeout(total=WATCH_SECONDS + 10, connect=10, sock_read=100)
+"""A watch ends by itself before a dead connection could go unnoticed for long: bookmarks come every minute."""
 PAGE = 500
 AGAIN = (429, 500, 502, 503, 504)
 METHODS: dict[Verb, str] = {"get": "GET", "list": "GET", "create": "POST", "patch": "PATCH", "delete": "DELETE"}
@@ -66,6 +70,23 @@ class Wire:
             if not more:
                 return items, int(page["metadata"]["resourceVersion"])
 
+    async def watch(self, path: str, version: int, **query: str) -> AsyncIterator[tuple[str, Tree]]:
+        """Kinds and objects of what happens after a version, until the server ends the watch.
+
+        Raises `RefusedError`; `AwayError` if the connection breaks, or nothing is heard for too long.
+        """
+        more = {"watch": "true", "allowWatchBookmarks": "true", "timeoutSeconds": str(WATCH_SECONDS)}
+        try:
+            answer = await self._send("list", path, None, {**query, **more, "resourceVersion": str(version)}, WATCHING)
+            async with answer.response as response:
+                if response.status != 200:
+                    raise _refusal(response.status, await response.read())
+                async for line in response.content:
+                    event = json.loads(line)
+                    yield event["type"], event["object"]
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+            raise AwayError(f"watch {path}: {type(error).__name__} {error}") from error
+
     async def request(self, verb: Verb, path: str, body: Any = None, query: Mapping[str, str] | None = None) -> Tree:
         """Tried again while the server is away or busy: everything sent here may be sent twice."""
         pause = FIRST_PAUSE
@@ -86,6 +107,17 @@ class Wire:
         raise AwayError(f"{verb} {path}: {problem}") from problem
 
     async def _once(self, verb: Verb, path: str, body: Any, query: Mapping[str, str] | None) -> Tree:
+        answer = await self._send(verb, path, body, query, TIMEOUT)
+        text = await answer.read()
+        REQUESTS.labels(verb, str(answer.status)).inc()
+        if 200 <= answer.status < 300:
+            tree: Tree = json.loads(text)
+            return tree
+        raise _refusal(answer.status, text)
+
+    async def _send(
+        self, verb: Verb, path: str, body: Any, query: Mapping[str, str] | None, timeout: aiohttp.ClientTimeout
+    ) -> RESTResponse:
         headers = {"Accept": "application/json"}
         if verb == "patch":
             headers["Content-Type"] = "application/merge-patch+json"
@@ -94,15 +126,9 @@ class Wire:
             METHODS[verb], address, header_params=headers, auth_settings=["BearerToken"]
         )
         method, url, sent_headers = serialized[:3]
-        answer = await self._client.rest_client.request(
-            method, url, headers=sent_headers, body=body, _request_timeout=TIMEOUT
+        return await self._client.rest_client.request(
+            method, url, headers=sent_headers, body=body, _request_timeout=timeout
         )
-        text = await answer.read()
-        REQUESTS.labels(verb, str(answer.status)).inc()
-        if 200 <= answer.status < 300:
-            tree: Tree = json.loads(text)
-            return tree
-        raise _refusal(answer.status, text)
 
 
 def merge_patch(old: Mapping[str, Any], new: Mapping[str, Any]) -> Tree:

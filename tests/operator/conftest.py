@@ -18,6 +18,7 @@ from tests.cluster.fixtures import (
     pytest_collection_finish,
     pytest_runtest_makereport,
 )
+from tests.cluster.waiting import until
 from tests.operator.operating import OperatorProcess
 
 ROOT = Path(__file__).parents[2]
@@ -39,7 +40,12 @@ def definition(cluster: Cluster) -> str:
     """The plural of the resource, once the cluster serves it."""
     kubectl = cluster.kubectl()
     kubectl.apply(crd.definition())
-    kubectl("wait", "--for=condition=Established", f"crd/{names.PLURAL}.{names.GROUP}", "--timeout=60s")
+
+    def established() -> bool:
+        status = kubectl.json("get", f"crd/{names.PLURAL}.{names.GROUP}").get("status", {})
+        return any(each["type"] == "Established" for each in status.get("conditions") or [])
+
+    until(established, "the API server serves the definition")
     return names.PLURAL
 
 

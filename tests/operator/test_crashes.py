@@ -31,6 +31,7 @@ def live(kubectl: Kubectl, driver: PodDriver) -> Watched:
     suspend(watched, False)
     watched.run(3)
     watched.finish(3)
+    until(lambda: len(watched.gangs()) == 1, "the gangs before the last ones are gone")
     return watched
 
 

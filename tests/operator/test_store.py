@@ -87,7 +87,8 @@ def test_a_list_finds_what_a_watch_has_missed(store: Store) -> None:
     store.put_gang(gang_tree(2))
     store.put_pod(pod_tree(3, 0), NOON)
     store.put_pod(pod_tree(4, 1), NOON)
-    store.replace_children([], [pod_tree(4, 1)], 10, NOON)
+    assert store.replace_gangs([], 10, None) == {KEY}
+    assert store.replace_pods([pod_tree(4, 1)], 10, None, NOON) == {KEY}
     seen = store.children(job(store))
     assert (seen.gangs, [pod.index for pod in seen.pods]) == ((), [1])
 
@@ -95,9 +96,19 @@ def test_a_list_finds_what_a_watch_has_missed(store: Store) -> None:
 def test_a_list_knows_nothing_of_what_is_newer(store: Store) -> None:
     store.put_gang(gang_tree(11))
     store.put_pod(pod_tree(12), NOON)
-    store.replace_children([], [], 10, NOON, key=KEY)
+    store.replace_children(KEY, [], [], 10, NOON)
     seen = store.children(job(store))
     assert (len(seen.gangs), len(seen.pods)) == (1, 1)
+
+
+def test_what_was_deleted_does_not_come_back_by_an_answer_that_is_older(store: Store) -> None:
+    store.put_pod(pod_tree(3), NOON)
+    store.drop_pod(pod_tree(5))
+    store.replace_children(KEY, [], [pod_tree(3)], 4, NOON)
+    assert pods(store) == []
+    store.drop_gang(gang_tree(5))
+    store.put_gang(gang_tree(2))
+    assert store.children(job(store)).gangs == ()
 
 
 def test_a_list_of_one_job_or_namespace_leaves_the_others_alone(store: Store) -> None:
@@ -105,12 +116,12 @@ def test_a_list_of_one_job_or_namespace_leaves_the_others_alone(store: Store) ->
     other["metadata"].update(namespace="other", uid="u")
     store.put_pod(other, NOON)
     store.put_pod(pod_tree(4), NOON)
-    store.replace_children([], [], 10, NOON, key=KEY)
+    store.replace_children(KEY, [], [], 10, NOON)
     assert pods(store) == []
-    store.replace_children([], [], 10, NOON, namespace="team")
+    store.replace_pods([], 10, "team", NOON)
     other_job = Job.model_validate({"metadata": meta("animals", "v", 1) | {"namespace": "other"}, "spec": SPEC})
     assert len(store.children(other_job).pods) == 1
-    store.replace_children([], [], 10, NOON)
+    store.replace_pods([], 10, None, NOON)
     assert store.children(other_job).pods == ()
 
 
@@ -180,7 +191,7 @@ def test_a_deletion_is_timed_by_our_own_clock_from_when_it_was_first_seen(store:
     assert store.children(job(store)).pods[0].terminating is None
     store.put_pod(pod_tree(4, **deleted), at(10))
     store.put_pod(pod_tree(5, **deleted), at(20))
-    store.replace_children([], [pod_tree(5, **deleted)], 9, at(30), key=KEY)
+    store.replace_children(KEY, [], [pod_tree(5, **deleted)], 9, at(30))
     [pod] = store.children(job(store)).pods
     assert (pod.terminating, pod.grace) == (at(10), 120.0)
 

@@ -1,0 +1,87 @@
+"""Keeps the store equal to what the API server has of gangs and pods: a list, then a watch from there on, and again.
+
+Not kopf's watch: after a break it lists too, but never tells what was deleted meanwhile, and a pod that is thought to
+live holds the next attempt back for ever.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import aclosing
+from typing import Any
+
+from tailorpo_operator.store import Key
+from tailorpo_operator.wire import AwayError, RefusedError
+
+log = logging.getLogger(__name__)
+
+PAUSE = 1.0
+GONE = 410
+"""The version to go on from is too old."""
+
+Tree = Mapping[str, Any]
+List = Callable[[], "Any"]
+Watch = Callable[[int], AsyncIterator[tuple[str, Tree]]]
+
+
+class Reflector:
+    """Of one kind in one namespace, or in all.
+
+    Attributes:
+        listed: set once the store has all there is.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        list_: List,
+        watch: Watch,
+        *,
+        put: Callable[[Tree], Key | None],
+        drop: Callable[[Tree], Key | None],
+        replace: Callable[[Iterable[Tree], int], Iterable[Key]],
+        news: Callable[[Key], None],
+    ) -> None:
+        self.name = name
+        self.listed = asyncio.Event()
+        self._list, self._watch = list_, watch
+        self._put, self._drop, self._replace, self._news = put, drop, replace, news
+
+    async def run(self) -> None:
+        """Until it is cancelled."""
+        version: int | None = None
+        while True:
+            try:
+                if version is None:
+                    items, version = await self._list()
+                    for key in self._replace(items, version):
+                        self._news(key)
+                    self.listed.set()
+                version = await self._follow(version)
+            except RefusedError as refusal:
+                version = None
+                if refusal.status != GONE:
+                    log.warning("watching %s: %s", self.name, refusal)
+                    await _pause()
+            except AwayError as away:  # what was missed is asked for from the last version on
+                log.warning("watching %s: %s", self.name, away)
+                await _pause()
+
+    async def _follow(self, version: int) -> int:
+        """One watch; returns the version that the next one goes on from."""
+        async with aclosing(self._watch(version)) as events:  # type: ignore[type-var]
+            async for kind, tree in events:
+                if kind == "ERROR":
+                    raise RefusedError(int(tree.get("code", 500)), str(tree.get("reason")), str(tree.get("message")))
+                version = int(tree["metadata"]["resourceVersion"])
+                if kind == "BOOKMARK":
+                    continue
+                key = self._drop(tree) if kind == "DELETED" else self._put(tree)
+                if key is not None:
+                    self._news(key)
+        return version
+
+
+async def _pause() -> None:
+    await asyncio.sleep(PAUSE * random.uniform(0.5, 1.5))
