@@ -17,7 +17,6 @@ from tailorpo_trainer.spec import CLUSTER_FIELDS, TRAINER_POLICY, ConfigMapKey, 
 MAX_BYTES = 65_536
 """Of the document. All annotations of a pod together may have four times as many."""
 
-FOLDER = "/etc/tailorpo"
 FILE = "job.yaml"
 EVALUATION = "evaluation"
 WORK = "/var/lib/tailorpo"

@@ -8,7 +8,7 @@ from tailorpo_operator import naming, payload
 from tailorpo_operator.api import Job
 from tailorpo_trainer.parts import Part
 from tailorpo_trainer.placement import ModelCache
-from tailorpo_trainer.placement_rules import SHARED_MEMORY
+from tailorpo_trainer.placement_rules import DOCUMENT_FOLDER, SHARED_MEMORY
 
 Fields = dict[str, Any]
 
@@ -88,7 +88,7 @@ def _container(job: Job, attempt: int, image: str) -> Fields:
 
 def _arguments(job: Job, attempt: int) -> list[str]:
     spec, name = job.spec, job.metadata["name"]
-    arguments = ["run", f"{payload.FOLDER}/{payload.FILE}"]
+    arguments = ["run", f"{DOCUMENT_FOLDER}/{payload.FILE}"]
     if spec.workers * spec.processes_per_worker > 1:
         arguments.append(f"--processes={spec.processes_per_worker}")
     if spec.workers > 1:
@@ -146,7 +146,7 @@ def _mounts(job: Job) -> list[Fields]:
     asked = job.spec.template
     paths = {"work": payload.WORK, "tmp": "/tmp", "shm": SHARED_MEMORY}
     paths |= {"models": asked.model_cache.mount_path} if asked.model_cache else {}
-    document = {"name": "tailorpo-document", "mountPath": payload.FOLDER, "readOnly": True}
+    document = {"name": "tailorpo-document", "mountPath": DOCUMENT_FOLDER, "readOnly": True}
     ours: list[Fields] = [{"name": f"tailorpo-{name}", "mountPath": path} for name, path in paths.items()]
     theirs = _trees(asked.volume_mounts)
     return [document, *_unless_named(ours, theirs, "mountPath"), *theirs]

@@ -28,6 +28,7 @@ from tailorpo_trainer.exits import UnavailableError
 log = logging.getLogger(__name__)
 
 TURN_SECONDS = 1.0
+WATCH_PAUSE = 2.0
 STOP_SECONDS = 10.0
 """For the looks that are under way when a stop is asked for."""
 
@@ -69,7 +70,7 @@ class Operator:
         )
         await self._resync(cluster, reconciler)
         loops = [
-            self._watch(reconciler),
+            self._watch(cluster, reconciler),
             reconciler.queue.keep_time(),
             self._keep_looking(cluster, reconciler),
             self._keep_counting(),
@@ -113,18 +114,27 @@ class Operator:
                 await asyncio.wait_for(self._stop.wait(), 2.0)
         return False
 
-    async def _watch(self, reconciler: Reconciler) -> None:
+    async def _watch(self, cluster: Cluster, reconciler: Reconciler) -> None:
+        """Watches, and begins anew where kopf gives up; ends when a stop is asked for, which kopf is told of first."""
         made = handlers.registry(
             self._store, reconciler.queue.add, now, connection.login(self._kubeconfig, self._context)
         )
-        await kopf.operator(
-            registry=made,
-            settings=handlers.settings(),
-            standalone=True,
-            clusterwide=not self.settings.namespaces,
-            namespaces=self.settings.namespaces,
-            stop_flag=self._stop,
-        )
+        while True:
+            try:
+                await kopf.operator(
+                    registry=made,
+                    settings=handlers.settings(),
+                    standalone=True,
+                    clusterwide=not self.settings.namespaces,
+                    namespaces=self.settings.namespaces,
+                    stop_flag=self._stop,
+                )
+                return
+            except Exception as error:
+                log.warning("the watch has ended, and begins anew: %s: %s", type(error).__name__, error)
+            await asyncio.sleep(WATCH_PAUSE)
+            with contextlib.suppress(AwayError):
+                await self._resync(cluster, reconciler)
 
     async def _keep_looking(self, cluster: Cluster, reconciler: Reconciler) -> None:
         while True:
