@@ -70,7 +70,7 @@ class Draft:
 
     def announce(self, kind: Literal["Normal", "Warning"], reason: str, message: str, about: int) -> None:
         """At most one event of a reason about the same: an attempt, a generation of the spec, or 0 for the job."""
-        self._announce.append(Announce(kind, reason, message, f"{self.job.uid}/{about}/{reason}"))
+        self._announce.append(Announce(kind, reason, message or reason, f"{self.job.uid}/{about}/{reason}"))
 
     def passed(self, since: datetime, seconds: float) -> bool:
         """Whether so much time has gone by; if not, there will be a look when it has."""

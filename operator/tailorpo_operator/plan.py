@@ -289,6 +289,6 @@ def _waiting_since(draft: Draft) -> datetime:
 
 
 def _last_words(draft: Draft) -> str:
-    last, due = draft.status.attempts[-1], draft.status.next_attempt_time
-    when = f"{due.astimezone(UTC):%H:%M:%S} UTC" if due is not None else "soon"
-    return f"attempt {last.number} ended: {last.message or last.reason}; the next begins at {when}"
+    last, due = draft.status.attempts[-1:], draft.status.next_attempt_time
+    ended = "".join(f"attempt {each.number} ended: {each.message or each.reason}; " for each in last)
+    return f"{ended}the next begins at {due.astimezone(UTC):%H:%M:%S} UTC" if due is not None else ended

@@ -1,0 +1,123 @@
+"""Jobs and pods as the API server tells them, bit by bit, and what is made of them."""
+
+from typing import Any
+
+import pytest
+
+from tailorpo_operator import naming, observed
+from tailorpo_operator.observed import Exit, Told
+from tests.operator.stories import NOON, at, last_word
+
+META = {
+    "name": "animals-0002-1-x",
+    "uid": "u",
+    "creationTimestamp": "2026-01-01T12:00:00Z",
+    "labels": naming.of_attempt("animals", 2),
+    "annotations": {"batch.kubernetes.io/job-completion-index": "1"},
+}
+TRAINER = {"name": naming.CONTAINER, "resources": {"limits": {"memory": "16Gi"}}}
+
+
+def pod(meta: dict[str, Any] | None = None, spec: dict[str, Any] | None = None, **status: Any) -> observed.Pod:
+    tree = {"metadata": {**META, **(meta or {})}, "spec": {"containers": [TRAINER], **(spec or {})}, "status": status}
+    return observed.pod(tree, terminating=at(5))
+
+
+def gang(spec: dict[str, Any] | None = None, *conditions: str, **status: Any) -> observed.Gang:
+    held = [{"type": kind.strip("!"), "status": "False" if "!" in kind else "True"} for kind in conditions]
+    tree = {"metadata": META, "spec": {"completions": 2, **(spec or {})}, "status": {"conditions": held, **status}}
+    return observed.gang(tree)
+
+
+def state(**container: Any) -> list[dict[str, Any]]:
+    """Of the trainer's container, beside another's."""
+    other = {"name": "mesh", "state": {"terminated": {"exitCode": 9, "reason": "Error"}}}
+    return [other, {"name": naming.CONTAINER, "state": container}]
+
+
+def test_a_pod_of_which_nothing_is_known_yet() -> None:
+    found = observed.pod({"metadata": META, "spec": {"containers": [{"name": naming.CONTAINER}]}})
+    assert (found.attempt, found.index, found.created) == (2, 1, NOON)
+    assert (found.phase, found.node, found.ready, found.terminating) == ("Pending", None, False, None)
+    assert (found.exit, found.waiting, found.disruption, found.unscheduled, found.ended) == (None,) * 5
+    assert (found.done, found.ran, found.succeeded) == (False, False, False)
+
+
+def test_a_pod_that_runs() -> None:
+    found = pod(
+        spec={"nodeName": "n"},
+        phase="Running",
+        podIP="10.0.0.1",
+        conditions=[{"type": "Ready", "status": "True"}, {"type": "PodScheduled", "status": "True"}],
+        containerStatuses=state(running={}),
+    )
+    assert (found.node, found.address, found.ready, found.memory) == ("n", "10.0.0.1", True, "16Gi")
+    assert (found.unscheduled, found.exit, found.ran, found.done) == (None, None, True, False)
+
+
+def test_only_the_trainers_container_counts() -> None:
+    ended = {"exitCode": 70, "reason": "Error", "message": last_word(70)}
+    found = pod(phase="Failed", containerStatuses=state(terminated=ended))
+    assert found.exit == Exit(70, "Error", last_word(70))
+    assert found.exit.progress is not None
+    assert found.exit.progress.step == 10
+    waits = {"reason": "ImagePullBackOff", "message": "no"}
+    assert pod(containerStatuses=state(waiting=waits)).waiting == Told("ImagePullBackOff", "no")
+
+
+@pytest.mark.parametrize("text", ["", "no JSON", "[]", '{"step": "many"}', '{"schemaVersion": 2}'])
+def test_what_is_no_last_word(text: str) -> None:
+    assert Exit(1, text=text).progress is None
+
+
+def test_conditions_hold_when_they_are_true() -> None:
+    target = {"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler"}
+    assert pod(conditions=[target]).disruption == Told("PreemptionByScheduler", "")
+    assert pod(conditions=[{**target, "status": "False"}]).disruption is None
+    unscheduled = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3"}
+    assert pod(conditions=[unscheduled]).unscheduled == Told("Unschedulable", "0/3")
+
+
+def test_a_pod_that_goes() -> None:
+    found = pod({"deletionTimestamp": "2026-01-01T12:00:00Z", "deletionGracePeriodSeconds": 30}, phase="Running")
+    assert (found.terminating, found.grace) == (at(5), 30.0)
+    assert pod().terminating is None
+    assert pod(phase="Failed", reason="Evicted", message="low on memory").ended == Told("Evicted", "low on memory")
+
+
+def test_a_gang() -> None:
+    found = gang()
+    assert (found.attempt, found.workers, found.created, found.started) == (2, 2, NOON, None)
+    assert (found.suspended, found.deleting, found.complete, found.failed) == (False,) * 4
+    assert gang({"suspend": True}).suspended
+    assert gang(startTime="2026-01-01T12:00:05Z").started == at(5)
+
+
+@pytest.mark.parametrize(
+    ("condition", "complete", "failed"),
+    [
+        ("Complete", True, False),
+        ("SuccessCriteriaMet", True, False),
+        ("Failed", False, True),
+        ("FailureTarget", False, True),
+        ("!Failed", False, False),
+        ("Suspended", False, False),
+    ],
+)
+def test_how_a_gang_ended(condition: str, complete: bool, failed: bool) -> None:
+    found = gang(None, condition)
+    assert (found.complete, found.failed) == (complete, failed)
+
+
+@pytest.mark.parametrize(("label", "attempt"), [("7", 7), ("", 0), ("-1", 0), ("x", 0), ("1.5", 0), ("²", 0)])
+def test_numbers_of_attempts(label: str, attempt: int) -> None:
+    assert observed.attempt_of({"labels": {naming.ATTEMPT: label}}) == attempt
+    assert observed.attempt_of({}) == 0
+
+
+def test_owners() -> None:
+    references = [{"kind": "Job", "uid": "a"}, {"kind": "Job", "uid": "b", "controller": True}]
+    tree = {"metadata": {"ownerReferences": references}}
+    assert observed.owner(tree, "Job") == "b"
+    assert observed.owner(tree, "TailorPOJob") is None
+    assert observed.owner({"metadata": {}}, "Job") is None
