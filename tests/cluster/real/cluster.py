@@ -147,5 +147,8 @@ def _options(folder: Path, authority: Authority, options: Options) -> Options:
 def _runtime_spec(folder: Path, programs: Installed) -> Path:
     path = folder / "runtime-spec.json"
     default = subprocess.run([programs / "ctr", "oci", "spec"], check=True, capture_output=True).stdout
-    path.write_text(json.dumps(images.runtime_spec(json.loads(default))))
+    bytecode = folder / "bytecode"
+    bytecode.mkdir()
+    bytecode.chmod(0o1777)  # whatever the umask says
+    path.write_text(json.dumps(images.runtime_spec(json.loads(default), bytecode)))
     return path
