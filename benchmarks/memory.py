@@ -14,27 +14,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.documents import tiny_animals
+
 GOAL = 0.02
 WINDOW = 50  # iterations whose median is compared: allocators breathe
 
 
 def job(iterations: int) -> dict[str, Any]:
     """TailorPO on few steps and samples: what could leak is the bookkeeping, which is the same for small and large."""
-    return {
-        "apiVersion": "tailorpo.dev/v1alpha1",
-        "kind": "TailorPOJob",
-        "metadata": {"name": "memory"},
-        "spec": {
-            "model": {"name": "tiny-animals"},
-            "prompts": {"builtin": "tiny-animals"},
-            "rewards": [{"name": "colourfulness"}],
-            "method": {"name": "tailorpo"},
-            "sampling": {"steps": 4, "trainedSteps": {"count": 2}, "guidanceScale": 3.0},
-            "training": {"iterations": iterations, "promptsPerIteration": 2},
-            "evaluation": {"everyIterations": 50, "images": 8},
-            "checkpoint": {"everyIterations": 10},
-        },
-    }
+    return tiny_animals(
+        "memory",
+        sampling={"steps": 4, "trainedSteps": {"count": 2}, "guidanceScale": 3.0},
+        training={"iterations": iterations, "promptsPerIteration": 2},
+        evaluation={"everyIterations": 50, "images": 8},
+        checkpoint={"everyIterations": 10},
+    )
 
 
 def megabytes(process: int) -> float:

@@ -15,28 +15,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.documents import tiny_animals
+
 ITERATIONS = 8
 SAMPLES = 8  # of one process
 GOAL = 0.9
 
 
 def job(samples: int) -> dict[str, Any]:
-    """TailorPO as in the demo, without evaluations: `samples` an iteration."""
-    return {
-        "apiVersion": "tailorpo.dev/v1alpha1",
-        "kind": "TailorPOJob",
-        "metadata": {"name": "ranks"},
-        "spec": {
-            "model": {"name": "tiny-animals"},
-            "prompts": {"builtin": "tiny-animals"},
-            "rewards": [{"name": "colourfulness"}],
-            "method": {"name": "tailorpo"},
-            "sampling": {"steps": 20, "trainedSteps": {"count": 5}, "guidanceScale": 3.0},
-            "training": {"iterations": ITERATIONS, "promptsPerIteration": samples},
-            "evaluation": {"everyIterations": 0},
-            "checkpoint": {"everyIterations": ITERATIONS},
-        },
-    }
+    """`samples` an iteration."""
+    return tiny_animals(
+        "ranks",
+        training={"iterations": ITERATIONS, "promptsPerIteration": samples},
+        checkpoint={"everyIterations": ITERATIONS},
+    )
 
 
 def rate(folder: Path) -> float:

@@ -324,7 +324,7 @@ def test_a_full_disk_ends_with_one_sentence_and_what_was_saved_stays(
 
     def submit(self: stream.Stream, snapshot: Any) -> None:
         if snapshot.step == 2:
-            while not self.facts.saved:
+            while not checkpoint.checkpoints(self.attempt.store):
                 time.sleep(0.01)
             resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 14, hard))
         whole(self, snapshot)

@@ -5,9 +5,10 @@ import sys
 from pathlib import Path
 
 from tailorpo_trainer.cli import main
+from tailorpo_trainer.launch import REPORTS
 
 if __name__ == "__main__":
-    if (folder := os.environ.get("TAILORPO_REPORTS")) and (rank := os.environ.get("RANK")):
+    if (folder := os.environ.get(REPORTS)) and (rank := os.environ.get("RANK")):
         from tailorpo_trainer import termination
 
         # The pod's own last word is the launcher's to write, from those of all ranks. Until then the pod's first

@@ -31,7 +31,6 @@ SPACE, END = "tailorpo", "end"
 ASK_SECONDS = 0.5
 """Seconds between two looks at that key."""
 
-
 MARGIN_SECONDS = 60
 """Who hangs ends first, by its own watchdog, and says where; only then do those who wait for it."""
 
@@ -295,10 +294,10 @@ def _met() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # torch raises several of its subclasses
-        raise StalledError(f"another process of this run is gone ({_reason(error)})") from None
+        raise StalledError(f"another process of this run is gone ({reason(error)})") from None
 
 
-def _reason(error: RuntimeError) -> str:
+def reason(error: RuntimeError) -> str:
     """What torch says first, without where in its sources and without its advice."""
     text = next(iter(str(error).splitlines()), "")
     return re.sub(r"^\[[^\]]*\] ?", "", text).split(". ")[0][:200]

@@ -2,23 +2,16 @@
 
 import os
 import platform
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-PACKAGES = ("tailorpo", "torch", "diffusers", "transformers", "peft", "accelerate", "numpy", "safetensors")
+from tailorpo_trainer.provenance import PACKAGES, versions
 
 
 def environment(device: torch.device, processes: int = 1) -> dict[str, Any]:
     """What a result depends on besides the document."""
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
     accelerator = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {
         "python": platform.python_version(),
@@ -29,7 +22,7 @@ def environment(device: torch.device, processes: int = 1) -> dict[str, Any]:
         "processes": processes,
         "device": str(device),
         "accelerator": accelerator,
-        "packages": versions,
+        "packages": versions((*PACKAGES, "accelerate")),
     }
 
 

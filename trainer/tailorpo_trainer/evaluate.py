@@ -13,6 +13,7 @@ from tailorpo_trainer.policy import Policy
 from tailorpo_trainer.rewards.clip_score import ClipScore
 from tailorpo_trainer.rewards.combine import RewardSum
 from tailorpo_trainer.rollout import follow
+from tailorpo_trainer.stopping import Stop
 
 SMALL = 32
 """Pixels of a side at which pictures are compared: shapes and colours, not noise."""
@@ -96,7 +97,8 @@ def measure(
     of `world` draws its share; what comes back is of all of them. look: is shown every batch [n, 3, H, W] of this
     process with its prompts.
     """
-    mine = world.share(count) if world is not None else range(count)
+    world = world or World(Stop())
+    mine = world.share(count)
     number = mine.start
     totals, kept, small, features = [], [], [], []
     clip = _clip(reward, watched)
@@ -119,7 +121,7 @@ def measure(
         number += len(wanted)
 
     def everywhere(rows: list[Tensor]) -> Tensor:
-        return torch.cat(rows) if world is None else world.gather(torch.cat(rows))
+        return world.gather(torch.cat(rows))
 
     drawn = [prompts[n % len(prompts)] for n in range(count)]
     spread, error = _spread(everywhere(small), drawn)

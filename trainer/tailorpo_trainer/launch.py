@@ -86,10 +86,10 @@ def launch(arguments: Sequence[str], gang: Gang, policy: "RunPolicy") -> tuple[i
         except SignalException:
             failed = {gang.node_rank * gang.processes: ExitCode.STOPPED}
         except RuntimeError as error:  # the store's: torch raises several of its subclasses
-            reason = next(iter(str(error).splitlines()), "")
             raise StalledError(
                 f"the {gang.nodes} nodes did not meet at {gang.master_addr}:{gang.master_port} within "
-                f"{policy.rendezvous_timeout_seconds} s (spec.runPolicy.rendezvousTimeoutSeconds): {reason[:200]}"
+                f"{policy.rendezvous_timeout_seconds} s (spec.runPolicy.rendezvousTimeoutSeconds): "
+                f"{distributed.reason(error)}"
             ) from None
         messages = _read(Path(folder))
         rank, code, message = _decide(failed, messages)

@@ -2,12 +2,12 @@
 
 import platform
 import time
-from importlib.metadata import PackageNotFoundError, version
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, Summary
 
 from tailorpo_trainer import alarms, termination
 from tailorpo_trainer.observing import Beginning, Line, Observer
+from tailorpo_trainer.provenance import installed
 
 LABELS = ("namespace", "job")
 """On every metric; `namespace` is empty where there is none. Never a pod or a uid: their number grows."""
@@ -89,7 +89,7 @@ class Metrics(Observer):
         )
         self._saved_step = self._gauge("tailorpo_checkpoint_step", "Iterations in the newest checkpoint")
         self._gauge("tailorpo_build_info", "What runs", *PACKAGES, "python").labels(
-            *self.identity, *map(_version, PACKAGES), platform.python_version()
+            *self.identity, *(installed(package) or "" for package in PACKAGES), platform.python_version()
         ).set(1)
         ProcessCollector(registry=self.registry)
 
@@ -164,10 +164,3 @@ def _set(gauge: Gauge, labels: tuple[str, ...], value: float | None) -> None:
         gauge.labels(*labels).set(value)
     else:
         gauge.remove(*labels)
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return ""

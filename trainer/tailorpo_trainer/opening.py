@@ -67,8 +67,9 @@ def open_session(
     attempt, saving = None, None
     if storage is not None:
         stored = publishing.restore(storage.store, start.attempt, done, output) if place.apart and start else set()
-        kept = not place.apart or (start is not None and publishing.is_whole(storage.store, start.attempt))
-        if not (complete and kept):
+        # The question lists the whole storage: only a complete run, which may have nothing left to do, is worth it.
+        kept = start is not None and complete and (not place.apart or publishing.is_whole(storage.store, start.attempt))
+        if not kept:
             attempt = storage.begin(start, at_least=least_attempt)
             publisher = publishing.Publisher(storage.store, attempt.number, output, stored) if place.apart else None
             saving = Saving(attempt, record, run.checkpoint, publisher)

@@ -6,7 +6,6 @@
 import math
 import os
 import re
-from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -14,6 +13,7 @@ from pydantic.alias_generators import to_camel
 
 from tailorpo_trainer import exits
 from tailorpo_trainer.exits import ExitCode
+from tailorpo_trainer.provenance import now
 
 MESSAGE_LENGTH = 256
 TEXT_LENGTH = 8192
@@ -122,7 +122,7 @@ class Progress(Part):
     adapter: Text | None = Field(None, description="Where the result is, once Succeeded.")
     error: Error | None = Field(None, description="Why it ended; missing while it runs and once Succeeded.")
     message: Message | None = Field(None, description="One line for a person.")
-    updated: str = Field(default_factory=lambda: now(), description="When this was true (RFC 3339).")
+    updated: str = Field(default_factory=now, description="When this was true (RFC 3339).")
 
     def having(self, **changes: Any) -> Self:
         """The same with some fields changed, as true now."""
@@ -148,8 +148,3 @@ class Progress(Part):
     def tree(self) -> dict[str, Any]:
         """As JSON values, without what is not known."""
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
-
-
-def now() -> str:
-    """The time, in seconds of UTC (RFC 3339)."""
-    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -8,8 +8,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from tailorpo_trainer.checkpoint import MissingError, Store, layout
-from tailorpo_trainer.checkpoint.format import AttemptRecord, CorruptError
+from tailorpo_trainer.checkpoint import MissingError, Ref, Store, layout
+from tailorpo_trainer.checkpoint.descent import descent
 from tailorpo_trainer.exits import TailorPOError
 from tailorpo_trainer.outputs import Output, whole_lines, write_text
 
@@ -123,17 +123,9 @@ def _until(step: int, lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _pictures(store: Store, attempt: int, step: int) -> Iterator[tuple[str, str]]:
     """File and object of each picture up to a checkpoint, from its attempt and those that this one descends from."""
-    while True:
-        prefix = layout.output_prefix(attempt)
+    for ref in descent(store, Ref(attempt, step)):
+        prefix = layout.output_prefix(ref.attempt)
         for where in store.names(prefix + SAMPLES):
             name = where.removeprefix(prefix)
-            if Output.is_sample(name) and Output.iteration_of(Path(name)) <= step:
+            if Output.is_sample(name) and Output.iteration_of(Path(name)) <= ref.step:
                 yield name, where
-        try:
-            record = layout.attempt_name(attempt)
-            parent = AttemptRecord.decode(store.read(record), store.uri(record)).parent
-        except (MissingError, CorruptError):
-            return
-        if parent is None or parent.attempt >= attempt:
-            return
-        attempt, step = parent.attempt, parent.step

@@ -102,14 +102,12 @@ class Scorer:
 
     def pool(self, world: World) -> None:
         """Make the statistics those of all processes' samples."""
-        for sums in self._sums.values():
-            pooled = torch.tensor(sums, dtype=torch.float64)
-            world.sum([pooled])
-            sums[:] = pooled.tolist()
-        if self.recheck:
-            counts = torch.tensor([self.agreement.agreed, self.agreement.compared], dtype=torch.float64)
-            world.sum([counts])
-            self._checks[:] = [Agreement(*map(int, counts.tolist()))]
+        checked = [self.agreement.agreed, self.agreement.compared]
+        *pooled, counts = (torch.tensor(sums, dtype=torch.float64) for sums in (*self._sums.values(), checked))
+        world.sum([*pooled, counts])
+        for sums, tensor in zip(self._sums.values(), pooled, strict=True):
+            sums[:] = tensor.tolist()
+        self._checks[:] = [Agreement(*map(int, counts.tolist()))]
 
     def mean(self, name: str = "") -> float:
         """Mean score of this iteration of one reward, or of the weighted sum (name `""`)."""

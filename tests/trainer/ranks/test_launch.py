@@ -14,7 +14,8 @@ import pytest
 
 from tailorpo_trainer import checkpoint, termination
 from tailorpo_trainer.exits import ExitCode, StalledError
-from tailorpo_trainer.launch import Gang, _await_name, _decide, _tell
+from tailorpo_trainer.launch import Gang, _await_name, _decide, _tell, launch
+from tailorpo_trainer.spec import RunPolicy
 
 Make = Callable[..., dict[str, Any]]
 
@@ -89,6 +90,20 @@ def test_a_name_that_never_gets_an_address_is_named() -> None:
     with pytest.raises(StalledError, match=r"nowhere.invalid has no address after 0.1 s .*rendezvousTimeoutSeconds"):
         _await_name("nowhere.invalid", 0.1)
     _await_name("localhost", 0.1)
+
+
+def test_machines_that_do_not_meet_are_told_where_in_one_line() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and nobody listens there
+        port = taken.getsockname()[1]
+        with pytest.raises(StalledError) as caught:
+            launch([], Gang(1, nodes=2, node_rank=1, master_port=port), RunPolicy(rendezvous_timeout_seconds=1))
+    where = f"the 2 nodes did not meet at 127.0.0.1:{port} within 1 s (spec.runPolicy.rendezvousTimeoutSeconds): "
+    assert str(caught.value).startswith(where)
+    reason = str(caught.value).removeprefix(where)
+    assert reason
+    assert reason.isprintable()
+    assert ".cpp" not in reason
 
 
 def test_a_gang_is_as_large_as_all_its_machines() -> None:

@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import email.utils
+import gc
 import io
 import itertools
 import json
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -187,6 +189,17 @@ def test_one_batch_a_call_still_goes_round_all_endpoints(serve, fake, pictures, 
     for _ in range(6):
         score(pictures(), prompts)
     assert [len(server.requests) for server in servers] == [2, 2, 2]
+
+
+def test_its_connections_end_with_it(serve, fake, pictures, prompts):
+    score = reward(fake, serve().url)
+    score(pictures(), prompts)
+    gc.collect()  # what others have left
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ResourceWarning)
+        del score
+        gc.collect()
+    assert [str(warning.message) for warning in caught] == []
 
 
 def test_batches_are_in_flight_together(serve, fake, pictures, prompts):

@@ -6,10 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tailorpo_trainer.checkpoint.format import Entry, Manifest, digest, now, versions
+from tailorpo_trainer.checkpoint.format import Entry, Manifest, digest
 from tailorpo_trainer.checkpoint.layout import OBJECT, RUN, STATE, TENSORS, Ref, inventory
 from tailorpo_trainer.checkpoint.retention import Evaluations
 from tailorpo_trainer.checkpoint.store import Store
+from tailorpo_trainer.provenance import now, software
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -81,7 +82,7 @@ class Attempt:
         self._unfinished = snapshot.step
         entries = {name: self._write(ref.prefix + name, data) for name, data in snapshot.objects.items()}
         manifest = Manifest(
-            time=snapshot.time, experiment=self.experiment, versions=versions(),
+            time=snapshot.time, experiment=self.experiment, versions=software(),
             attempt=self.number, step=snapshot.step, objects=entries, evaluation=snapshot.evaluation,
         )  # fmt: skip
         self.store.write(ref.manifest, manifest.encode(), if_absent=True)

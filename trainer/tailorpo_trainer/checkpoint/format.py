@@ -5,10 +5,6 @@ Readers accept their own format version and older ones, and ignore keys that the
 
 import hashlib
 import json
-import platform
-from datetime import UTC, datetime
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -16,10 +12,9 @@ from pydantic.alias_generators import to_camel
 
 from tailorpo_trainer.checkpoint.layout import Ref
 from tailorpo_trainer.exits import ConfigurationError, DataError
+from tailorpo_trainer.provenance import installed
 
 FORMAT_VERSION = 1
-
-PACKAGES = ("tailorpo", "torch", "diffusers", "peft", "transformers", "safetensors", "numpy")
 
 
 class CorruptError(DataError):
@@ -51,7 +46,7 @@ class Record(BaseModel):
         found = tree.get("formatVersion") if isinstance(tree, dict) else None
         if isinstance(found, int) and found > FORMAT_VERSION:
             raise ConfigurationError(
-                f"{where}: has checkpoint format version {found}, and this tailorpo ({version('tailorpo')}) "
+                f"{where}: has checkpoint format version {found}, and this tailorpo ({installed('tailorpo')}) "
                 f"reads versions up to {FORMAT_VERSION}: use the newer tailorpo that wrote it"
             )
         try:
@@ -114,23 +109,3 @@ class Manifest(Record):
 
 def digest(data: bytes | memoryview) -> Entry:
     return Entry(size=len(data), sha256=hashlib.sha256(data).hexdigest())
-
-
-def now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-
-
-@cache
-def _versions() -> tuple[tuple[str, str], ...]:
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return tuple(found.items())
-
-
-def versions() -> dict[str, str]:
-    """What is installed of all that decides the numbers of a run."""
-    return dict(_versions())

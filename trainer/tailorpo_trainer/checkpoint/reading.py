@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tailorpo_trainer.checkpoint.format import AttemptRecord, CorruptError, Entry, Manifest, digest
-from tailorpo_trainer.checkpoint.layout import OBJECT, STATE, TENSORS, Inventory, Ref, attempt_name, inventory
+from tailorpo_trainer.checkpoint.descent import parent
+from tailorpo_trainer.checkpoint.format import CorruptError, Entry, Manifest, digest
+from tailorpo_trainer.checkpoint.layout import OBJECT, STATE, TENSORS, Inventory, Ref, inventory
 from tailorpo_trainer.checkpoint.store import MissingError, Store
 from tailorpo_trainer.exits import UnavailableError
 
@@ -135,9 +136,8 @@ def _latest(store: Store, experiment: str | None) -> Loaded | None:
 
 
 def _began_from_nothing(store: Store, number: int) -> bool:
-    name = attempt_name(number)
     try:
-        return AttemptRecord.decode(store.read(name), store.uri(name)).parent is None
+        return parent(store, number) is None
     except (MissingError, CorruptError) as error:
         logger.warning("taken for an attempt that went on from an older one: %s", error)
         return False

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from tailorpo_trainer.checkpoint.format import AttemptRecord, CorruptError, Manifest
-from tailorpo_trainer.checkpoint.layout import Ref, attempt_name
+from tailorpo_trainer.checkpoint.descent import descent
+from tailorpo_trainer.checkpoint.format import CorruptError, Manifest
+from tailorpo_trainer.checkpoint.layout import Ref
 from tailorpo_trainer.checkpoint.store import MissingError, Store
 
 
@@ -22,25 +23,12 @@ class Evaluations:
         those are.
         """
         if self._origin is None:
-            self._origin = attempt if start is None else origin(store, start.attempt)
+            self._origin = attempt if start is None else min(ref.attempt for ref in descent(store, start.ref))
         for ref in committed:
             if ref.attempt >= self._origin and ref not in self._known:
                 self._known[ref] = _evaluation(store, ref)
         found = [(value, ref) for ref in committed if (value := self._known.get(ref)) is not None]
         return max(found)[1] if found else None
-
-
-def origin(store: Store, attempt: int) -> int:
-    """The attempt that an attempt descends from and that began from nothing."""
-    while True:
-        name = attempt_name(attempt)
-        try:
-            parent = AttemptRecord.decode(store.read(name), store.uri(name)).parent
-        except (MissingError, CorruptError):
-            return attempt
-        if parent is None or parent.attempt >= attempt:
-            return attempt
-        attempt = parent.attempt
 
 
 def _evaluation(store: Store, ref: Ref) -> float | None:

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 from tailorpo_trainer.checkpoint import identity, reading
 from tailorpo_trainer.checkpoint.attempts import Attempt
-from tailorpo_trainer.checkpoint.format import AttemptRecord, Parent, RunRecord, now, versions
+from tailorpo_trainer.checkpoint.format import AttemptRecord, Parent, RunRecord
 from tailorpo_trainer.checkpoint.layout import RUN, attempt_name, inventory
 from tailorpo_trainer.checkpoint.store import ExistsError, MissingError, Store
 from tailorpo_trainer.exits import ConfigurationError
+from tailorpo_trainer.provenance import now, software
 from tailorpo_trainer.spec import TailorPOJob
 
 logger = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ class Run:
         parent = None if start is None else Parent(attempt=start.attempt, step=start.step)
         while True:
             record = AttemptRecord(
-                time=now(), experiment=self.record.experiment, versions=versions(),
+                time=now(), experiment=self.record.experiment, versions=software(),
                 attempt=number, parent=parent, token=secrets.token_hex(16),
             )  # fmt: skip
             try:
@@ -56,8 +57,8 @@ class Run:
                 break
             except ExistsError:
                 number += 1
-        if start is not None and start.manifest.versions != versions():
-            changed = identity.differences(start.manifest.versions, versions(), "versions")
+        if start is not None and start.manifest.versions != software():
+            changed = identity.differences(start.manifest.versions, software(), "versions")
             text = "; ".join(map(str, changed))
             logger.warning("the run goes on with other software, so its last bits may differ: %s", text)
         return Attempt(self.store, self.record.experiment, number, None if start is None else start.manifest)
@@ -70,7 +71,7 @@ def open_run(store: Store, job: TailorPOJob) -> Run:
     """
     defines = identity.defining(job.spec)
     mine = RunRecord(
-        time=now(), experiment=identity.hash_of(defines), versions=versions(),
+        time=now(), experiment=identity.hash_of(defines), versions=software(),
         name=job.metadata.name, namespace=job.metadata.namespace, defines=defines,
     )  # fmt: skip
     stored = _read(store)

@@ -5,7 +5,6 @@ import random
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from tailorpo_trainer.checkpoint.attempts import Attempt, Groups, Snapshot, capture
@@ -22,24 +21,6 @@ FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
 
 PASSES = (UnavailableError, ResourceError)
 """What may be over in a minute: a store that does not answer, or has no space."""
-
-
-@dataclass
-class Facts:
-    """What became of the checkpoints of this process; written by the background thread, to be read by anyone.
-
-    seconds: from the beginning of a commit to its end, retries included; bytes: of all objects. failures: tries that
-    failed; failed_in_a_row: commits given up since the last success. last_success: Unix time.
-    """
-
-    saved: int = 0
-    seconds: float = 0.0
-    last_seconds: float = 0.0
-    bytes: int = 0
-    failures: int = 0
-    failed_in_a_row: int = 0
-    last_error: str | None = None
-    last_success: float | None = None
 
 
 class Stream:
@@ -63,14 +44,13 @@ class Stream:
         """Called in the thread, and what they raise is a warning: `before` a commit with its step, `after` it with its
         manifest and the seconds it took, retries included, and `failed` with the step after each try that failed."""
         self.attempt, self.keep, self.max_failures = attempt, keep, max_failures
-        self.facts = Facts()
-        self.newest: Manifest | None = None
         self._before, self._after, self._failed, self._sleep = before, after, failed, sleep
         self._changed = threading.Condition()
         self._waiting: Snapshot | None = None
         self._closing = False
         self._fatal: BaseException | None = None
         self._lost: TailorPOError | None = None
+        self._given_up = 0  # commits, since the last that succeeded
         self._unpruned = False
         self._chance = random.Random()  # not the global one, which belongs to the run and its plug-ins
         self._thread = threading.Thread(target=self._work, name="checkpoints", daemon=True)
@@ -143,20 +123,14 @@ class Stream:
             manifest = self._commit(snapshot)
         except PASSES as error:
             self._lost = error
-            self.facts.failed_in_a_row += 1
-            if (count := self.facts.failed_in_a_row) >= self.max_failures:
+            self._given_up += 1
+            if (count := self._given_up) >= self.max_failures:
                 several = f"; {count} checkpoints in a row could not be written" if count > 1 else ""
                 raise type(error)(f"{error}{several}") from None
             logger.warning("checkpoint of iteration %d given up, training goes on: %s", snapshot.step, error)
             return
-        facts = self.facts
-        facts.last_seconds = time.perf_counter() - since
-        facts.seconds += facts.last_seconds
-        facts.bytes += manifest.size
-        facts.saved += 1
-        facts.failed_in_a_row, facts.last_error, facts.last_success = 0, None, time.time()
-        self.newest, self._lost = manifest, None
-        _aside(self._after, manifest, facts.last_seconds)
+        self._given_up, self._lost = 0, None
+        _aside(self._after, manifest, time.perf_counter() - since)
         self._prune()
 
     def _commit(self, snapshot: Snapshot) -> Manifest:
@@ -165,8 +139,6 @@ class Stream:
             try:
                 return self.attempt.commit(snapshot)
             except PASSES as error:
-                self.facts.failures += 1
-                self.facts.last_error = str(error)
                 _aside(self._failed, snapshot.step, error)
                 if number == TRIES:
                     raise

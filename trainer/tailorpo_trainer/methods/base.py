@@ -99,8 +99,8 @@ def branch_out(scene: Scene, candidates: int, continue_from: str, push: Push | N
 def best_against_worst(branches: Sequence[Branch], threshold: float = 0.0) -> Pairs:
     """The pair of each branch; one whose gap is 0 or below the threshold weighs 0."""
     pairs = []
-    some = any(drawn.prediction is not None for drawn in branches)
-    every = all(drawn.prediction is not None for drawn in branches)
+    with_prediction = [drawn.prediction is not None for drawn in branches]
+    mixed = any(with_prediction) and not all(with_prediction)
     for drawn in branches:
         rows = torch.arange(len(drawn.x), device=drawn.x.device)
         gap = drawn.rewards[rows, drawn.winner] - drawn.rewards[rows, drawn.loser]
@@ -113,8 +113,8 @@ def best_against_worst(branches: Sequence[Branch], threshold: float = 0.0) -> Pa
                 loser=drawn.candidates[rows, drawn.loser],
                 gap=gap,
                 weight=((gap > 0) & (gap >= threshold)).float(),
-                prediction=torch.zeros_like(drawn.x) if some and drawn.prediction is None else drawn.prediction,
-                kept=torch.full_like(rows, drawn.prediction is not None, dtype=torch.bool) if some > every else None,
+                prediction=torch.zeros_like(drawn.x) if mixed and drawn.prediction is None else drawn.prediction,
+                kept=torch.full_like(rows, drawn.prediction is not None, dtype=torch.bool) if mixed else None,
             )
         )
     joined = {

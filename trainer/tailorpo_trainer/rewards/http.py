@@ -14,6 +14,7 @@ import os
 import random
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -105,6 +106,8 @@ class HttpReward:
             headers["authorization"] = f"Bearer {self._token}"
         timeout = httpx.Timeout(timeout_seconds, connect=min(timeout_seconds, 10.0))
         self._client = httpx.Client(timeout=timeout, headers=headers)
+        # A reward has no last call: its connections end with it, after any request that is still on its way.
+        weakref.finalize(self, self._client.close)
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Scores, float32 [n]; the device may be any.

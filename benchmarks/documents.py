@@ -1,0 +1,23 @@
+"""The document that several benchmarks run, each in its own sizes."""
+
+from typing import Any
+
+from tailorpo_trainer import spec
+
+
+def tiny_animals(name: str, **parts: Any) -> dict[str, Any]:
+    """TailorPO as in the demo, for colourfulness alone and without evaluations; `parts` replace those of `spec`."""
+    return {
+        "apiVersion": spec.API_VERSION,
+        "kind": spec.KIND,
+        "metadata": {"name": name},
+        "spec": {
+            "model": {"name": "tiny-animals"},
+            "prompts": {"builtin": "tiny-animals"},
+            "rewards": [{"name": "colourfulness"}],
+            "method": {"name": "tailorpo"},
+            "sampling": {"steps": 20, "trainedSteps": {"count": 5}, "guidanceScale": 3.0},
+            "evaluation": {"everyIterations": 0},
+            **parts,
+        },
+    }

@@ -1,0 +1,27 @@
+"""Which attempt went on from which checkpoint."""
+
+from collections.abc import Iterator
+
+from tailorpo_trainer.checkpoint.format import AttemptRecord, CorruptError, Parent
+from tailorpo_trainer.checkpoint.layout import Ref, attempt_name
+from tailorpo_trainer.checkpoint.store import MissingError, Store
+
+
+def parent(store: Store, attempt: int) -> Parent | None:
+    """The checkpoint that an attempt went on from, None if it began from nothing; `MissingError`, `CorruptError`."""
+    name = attempt_name(attempt)
+    return AttemptRecord.decode(store.read(name), store.uri(name)).parent
+
+
+def descent(store: Store, ref: Ref) -> Iterator[Ref]:
+    """This checkpoint, the one that its attempt went on from, and so on: the last is of an attempt that began from
+    nothing, or whose record cannot be read."""
+    while True:
+        yield ref
+        try:
+            before = parent(store, ref.attempt)
+        except (MissingError, CorruptError):
+            return
+        if before is None or before.attempt >= ref.attempt:
+            return
+        ref = Ref(before.attempt, before.step)
