@@ -1,6 +1,5 @@
 """A control plane with real nodes, in a network of its own on this machine."""
 
-import http.client
 import json
 import os
 import subprocess
@@ -13,12 +12,12 @@ from typing import Any
 
 from kubernetes import client
 
-from tests.cluster import build, kubeconfig
+from tests.cluster import build
 from tests.cluster.certificates import Authority
 from tests.cluster.control_plane import ControlPlane, new_folder, new_logs, reserved_port
 from tests.cluster.kubeconfig import Endpoint
-from tests.cluster.processes import Family, Server
-from tests.cluster.real import cgroups, images, settings
+from tests.cluster.processes import Family
+from tests.cluster.real import cgroups, dns, images, settings
 from tests.cluster.real.machine import check
 from tests.cluster.real.network import GATEWAY, Network
 from tests.cluster.real.node import Node, Site
@@ -114,15 +113,15 @@ def real_cluster(nodes: int = 2, logs: Path | None = None, options: Options | No
             authority=authority,
             nodes=nodes,
         )
-        dns = _dns(site)
-        stack.callback(dns.stop)
-        dns.start()
+        server = dns.server(site)
+        stack.callback(server.stop)
+        server.start()
         cluster.nodes = [Node(site, number) for number in range(nodes)]
         for node in cluster.nodes:
             stack.callback(node.power_off)
             node.power_on()
         cluster.wait_ready()
-        _wait_for_dns(network)
+        dns.wait_ready(network)
         yield cluster
 
 
@@ -148,32 +147,8 @@ def _options(folder: Path, authority: Authority, options: Options) -> Options:
 def _runtime_spec(folder: Path, programs: Installed) -> Path:
     path = folder / "runtime-spec.json"
     default = subprocess.run([programs / "ctr", "oci", "spec"], check=True, capture_output=True).stdout
-    path.write_text(json.dumps(images.runtime_spec(json.loads(default))))
+    bytecode = folder / "bytecode"
+    bytecode.mkdir()
+    bytecode.chmod(0o1777)  # whatever the umask says
+    path.write_text(json.dumps(images.runtime_spec(json.loads(default), bytecode)))
     return path
-
-
-def _dns(site: Site) -> Server:
-    """CoreDNS beside the nodes, at the address that kubelets give their pods."""
-    folder = site.family.folder
-    user = site.authority.client("dns", ["system:masters"])
-    own = kubeconfig.write(folder / "dns.kubeconfig", site.endpoint, user)
-    (folder / "Corefile").write_text(settings.corefile(own))
-    command = [*site.network.enter, str(site.programs / "coredns"), "-conf", str(folder / "Corefile")]
-    return Server(command, site.logs / "coredns.log", site.family, "coredns")
-
-
-def _wait_for_dns(network: Network) -> None:
-    """CoreDNS says that it is ready once it knows the cluster's Services."""
-    host, port = network.reach("127.0.0.1", settings.DNS_READY_PORT).split(":")
-
-    def ready() -> bool:
-        connection = http.client.HTTPConnection(host, int(port), timeout=10)
-        try:
-            connection.request("GET", "/ready")
-            return connection.getresponse().status == http.HTTPStatus.OK
-        except (OSError, http.client.HTTPException):
-            return False
-        finally:
-            connection.close()
-
-    until(ready, "CoreDNS is ready")

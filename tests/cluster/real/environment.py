@@ -9,6 +9,7 @@ from tests.cluster.real.programs import SYSTEM_PATH
 
 # Where a container has the virtual environment and the sources: they may lie in /tmp here, where pods have a volume.
 HOME = "/opt/tailorpo"
+BYTECODE = f"{HOME}/bytecode"  # written by whichever pod imports a module first: compiling torch takes seconds
 SYSTEM = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")  # beside /usr; links into it on most machines
 # Where libraries are found that lie elsewhere, and what some links in /usr lead through.
 SETTINGS = ("/etc/ld.so.cache", "/etc/alternatives")
@@ -42,7 +43,7 @@ def variables() -> dict[str, str]:
     return {
         "PATH": f"{HOME}/bin:{HOME}/environment/bin:{SYSTEM_PATH}",
         "PYTHONPATH": ":".join(map(str, _sources())),
-        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONPYCACHEPREFIX": BYTECODE,
     }
 
 

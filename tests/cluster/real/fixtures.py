@@ -1,4 +1,4 @@
-"""pytest's fixture of a cluster with real nodes; a conftest.py imports it beside those of tests.cluster.fixtures."""
+"""pytest's fixtures of a cluster with real nodes; a conftest.py imports them beside those of tests.cluster.fixtures."""
 
 import contextlib
 from collections.abc import Iterator
@@ -9,15 +9,20 @@ from tests.cluster import build
 from tests.cluster.real.cluster import RealCluster
 from tests.cluster.real.cluster import real_cluster as run_real_cluster
 from tests.cluster.real.machine import check
+from tests.cluster.real.node import Node
 from tests.cluster.real.programs import UnfitError, installed
 
 
-def prepare() -> None:
-    """Builds and fetches what nodes need, before the first test and its timeout, on a machine that can run them."""
-    with contextlib.suppress(UnfitError):  # the fixture says it
-        check()
-        build.binaries()
-        installed()
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Builds and fetches what nodes need before the first test that needs them, where it is seen, untimed."""
+    if session.config.option.collectonly:
+        return
+    if any("real_cluster" in getattr(item, "fixturenames", ()) for item in session.items):
+        capture = session.config.pluginmanager.getplugin("capturemanager")
+        with capture.global_and_fixture_disabled(), contextlib.suppress(UnfitError):  # the fixture says it
+            check()
+            build.binaries()
+            installed()
 
 
 @pytest.fixture(scope="session")
@@ -29,3 +34,15 @@ def real_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealClust
         except UnfitError as error:
             pytest.skip(f"no real nodes here: {error}")
         yield running
+
+
+@pytest.fixture
+def mortal_node(real_cluster: RealCluster) -> Iterator[Node]:
+    """A node that this test may cut off, drain or let die; afterwards it is as before."""
+    node = real_cluster.nodes[-1]
+    yield node
+    if not node.running:
+        node.power_on()
+    node.heal()
+    real_cluster.kubectl()("uncordon", node.name)
+    real_cluster.wait_ready()

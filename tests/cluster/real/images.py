@@ -40,8 +40,10 @@ def write(folder: Path, programs: Installed, machine: str) -> list[Path]:
     return [pause, trainer]
 
 
-def runtime_spec(default: Mapping[str, Any]) -> dict[str, Any]:
+def runtime_spec(default: Mapping[str, Any], bytecode: Path) -> dict[str, Any]:
     """What containerd makes every container from: its own default, with this machine's environment mounted.
+
+    `bytecode` is a folder that all containers share, for what Python compiles.
 
     Security is left open here, as containerd itself does it, since the kubelet says for each container what holds.
     """
@@ -49,11 +51,14 @@ def runtime_spec(default: Mapping[str, Any]) -> dict[str, Any]:
     for section, names in {"process": ("capabilities", "rlimits", "apparmorProfile"), "linux": ("seccomp",)}.items():
         for name in names:
             spec[section].pop(name, None)
-    spec["mounts"] += [
-        {"destination": str(place), "source": str(own), "type": "bind", "options": ["rbind", "ro", "nosuid", "nodev"]}
-        for place, own in environment.mounts().items()
-    ]
+    spec["mounts"] += [_mount(place, own, "ro") for place, own in environment.mounts().items()]
+    spec["mounts"].append(_mount(Path(environment.BYTECODE), bytecode, "rw"))
     return dict(spec)
+
+
+def _mount(place: Path, own: Path, mode: str) -> dict[str, Any]:
+    options = ["rbind", mode, "nosuid", "nodev"]
+    return {"destination": str(place), "source": str(own), "type": "bind", "options": options}
 
 
 def _layer(files: Mapping[str, bytes], links: Mapping[str, str], writable: Sequence[str]) -> bytes:

@@ -1,15 +1,14 @@
 """What a machine must have so that real nodes can run on it."""
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 from tests.cluster.control_plane import new_folder
+from tests.cluster.processes import Family
 from tests.cluster.real import cgroups
 from tests.cluster.real.programs import SYSTEM_PATH, UnfitError, tool
-from tests.cluster.watchdog import remove_cgroup
 
 TOOLS = ("ip", "mount", "nsenter", "setpriv", "sleep", "unshare")
 LAYERS = ("lower", "upper", "work", "all")
@@ -24,13 +23,12 @@ def check() -> None:
     for name in TOOLS:
         tool(name)
     folder = new_folder()
+    family = Family(folder, cgroups.paths(folder.name))
     try:
         cgroups.make(folder.name)
         _namespaces(folder)
     finally:
-        for path in cgroups.paths(folder.name):
-            remove_cgroup(str(path))
-        shutil.rmtree(folder)
+        family.end()
 
 
 def _namespaces(folder: Path) -> None:

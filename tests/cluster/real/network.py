@@ -34,6 +34,7 @@ class Network:
         self._family = family
         self._logs = logs
         self._numbers = itertools.count(1)
+        self._exposed = set[int]()
         self._forwards = ExitStack()
         self._holder = Server([tool("unshare"), "--net", tool("sleep"), "infinity"], logs / "network.log", family)
 
@@ -77,7 +78,9 @@ class Network:
 
     def expose(self, port: int) -> str:
         """Makes a port of this machine's 127.0.0.1 reachable for pods; answers under which host and port."""
-        self._relay(MACHINE, f"127.0.0.1:{port}", listen=f"{GATEWAY}:{port}", inside=True)
+        if port not in self._exposed:
+            self._relay(str(self.path), f"{GATEWAY}:{port}", MACHINE, f"127.0.0.1:{port}")
+            self._exposed.add(port)
         return f"{GATEWAY}:{port}"
 
     def reach(self, host: str, port: int) -> str:
@@ -88,11 +91,9 @@ class Network:
 
     def forward(self, port: int, target: str) -> None:
         """Carries what comes to that port of 127.0.0.1 on this machine to an address of this network."""
-        self._relay(MACHINE, target, listen=f"127.0.0.1:{port}", inside=False)
+        self._relay(MACHINE, f"127.0.0.1:{port}", str(self.path), target)
 
-    def _relay(self, machine: str, target: str, *, listen: str, inside: bool) -> None:
-        own = str(self.path)
-        near, far = (own, machine) if inside else (machine, own)
+    def _relay(self, near: str, listen: str, far: str, target: str) -> None:
         script = Path(__file__).with_name("relay.py")
         log = self._logs / f"relay-{next(self._numbers)}.log"
         relay = Server([sys.executable, "-I", str(script), near, listen, far, target], log, self._family, log.stem)

@@ -9,7 +9,6 @@ from tests.cluster.real.images import PAUSE
 from tests.cluster.real.network import GATEWAY
 
 GRACE_SECONDS = 8  # without a sign of life until a node is called lost; Kubernetes' default is 50
-DNS_READY_PORT = 8181
 
 # The kubelet sets these for the whole machine. A node sees files in their places, which hold what it wants.
 SYSCTLS = {
@@ -48,32 +47,9 @@ disabled_plugins = ["io.containerd.nri.v1.nri", "io.containerd.snapshotter.v1.bl
       SystemdCgroup = false
 """  # noqa: E501
 
-# Names of the cluster alone: nothing here asks the world.
-COREFILE = """
-cluster.local:53 in-addr.arpa:53 {{
-  bind {gateway}
-  errors
-  ready 127.0.0.1:{ready}
-  kubernetes cluster.local in-addr.arpa {{
-    kubeconfig {kubeconfig} tests
-    ttl 1
-  }}
-}}
-.:53 {{
-  bind {gateway}
-  template ANY ANY . {{
-    rcode NXDOMAIN
-  }}
-}}
-"""
-
 
 def containerd(folder: Path, programs: Path, runc: Path, spec: Path) -> str:
     return CONTAINERD.format(folder=folder, programs=programs, runc=runc, spec=spec, pause=PAUSE)
-
-
-def corefile(kubeconfig: Path) -> str:
-    return COREFILE.format(gateway=GATEWAY, ready=DNS_READY_PORT, kubeconfig=kubeconfig)
 
 
 def cni(folder: Path, subnet: str) -> str:
