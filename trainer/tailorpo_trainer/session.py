@@ -199,7 +199,7 @@ class Session:
     def last_words(self, error: TailorPOError) -> None:
         """Record why the run ends, and draw the page of what there is."""
         with suppress(TailorPOError, OSError):  # on a full disk there are none, and the cause counts
-            self.record.failed(error)
+            self.record.failed(error, self.world.cause)
             self.write_report()
 
     def finish(self) -> None:
