@@ -32,13 +32,15 @@ PATCH = 8
 COMPONENTS_FROM = 4_800  # pictures
 
 
-def build() -> AutoencoderTiny:
-    """The untrained autoencoder."""
+def build(
+    width: int = WIDTH, decoder_blocks: tuple[int, ...] = DECODER_BLOCKS, encoder_width: int = WIDTH
+) -> AutoencoderTiny:
+    """The untrained autoencoder, `width` of its decoder."""
     model = AutoencoderTiny(
-        encoder_block_out_channels=(WIDTH,) * 4,
-        decoder_block_out_channels=(WIDTH,) * 4,
+        encoder_block_out_channels=(encoder_width,) * 4,
+        decoder_block_out_channels=(width,) * 4,
         num_encoder_blocks=(0, 0, 0, 0),
-        num_decoder_blocks=DECODER_BLOCKS,
+        num_decoder_blocks=decoder_blocks,
         latent_channels=CHANNELS,
         scaling_factor=SCALING,
     )

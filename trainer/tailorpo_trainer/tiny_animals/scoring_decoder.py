@@ -16,8 +16,8 @@ from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline
 from diffusers.utils import logging
 from torch import Tensor
 
-from . import PIPELINE, SCORING_DECODER
-from .autoencoder import CHANNELS, SCALING, initialise, picture_loss
+from . import PIPELINE, SCORING_DECODER, autoencoder
+from .autoencoder import CHANNELS, SCALING, picture_loss
 from .loop import descend, learning_rate
 from .pictures import all_captions
 
@@ -32,18 +32,9 @@ STRETCH = (0.85, 1.25)
 
 
 def build() -> AutoencoderTiny:
-    """The untrained decoder, in a stock class; its encoder is as small as the class allows, and never trained."""
+    """The untrained decoder; its encoder is as small as the class allows, and never trained."""
     torch.manual_seed(0)
-    model = AutoencoderTiny(
-        encoder_block_out_channels=(1,) * 4,
-        decoder_block_out_channels=(WIDTH,) * 4,
-        num_encoder_blocks=(0, 0, 0, 0),
-        num_decoder_blocks=DECODER_BLOCKS,
-        latent_channels=CHANNELS,
-        scaling_factor=SCALING,
-    )
-    initialise(model.decoder)
-    return model
+    return autoencoder.build(WIDTH, DECODER_BLOCKS, encoder_width=1)
 
 
 @torch.no_grad()
