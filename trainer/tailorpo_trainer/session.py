@@ -118,13 +118,7 @@ class Session:
 
     def work(self, since: dict[str, float] | None = None) -> dict[str, float]:
         """Work of this process so far, or since an earlier reading."""
-        training = self.run.training
-        samples = training.prompts_per_iteration * training.samples_per_prompt
-        now: dict[str, float] = {
-            "images": self.iteration * len(self.world.share(samples)),
-            "reward_queries": self.reward.queries,
-            **self.policy.work.as_dict(),
-        }
+        now: dict[str, float] = {**self.policy.work.as_dict(), "reward_queries": self.reward.queries}
         return {key: value - since[key] for key, value in now.items()} if since else now
 
     def evaluation_due(self) -> bool:
