@@ -202,6 +202,26 @@ class Job(BaseModel):
     spec: Spec
     status: Status = Status()
 
+    @property
+    def name(self) -> str:
+        return str(self.metadata["name"])
+
+    @property
+    def namespace(self) -> str:
+        return str(self.metadata.get("namespace", "default"))
+
+    @property
+    def uid(self) -> str:
+        return str(self.metadata["uid"])
+
+    @property
+    def generation(self) -> int:
+        return int(self.metadata.get("generation", 1))
+
+    @property
+    def deleting(self) -> bool:
+        return "deletionTimestamp" in self.metadata
+
 
 def duration(seconds: float) -> str:
     """A time span in its two largest units, such as `1h12m`; at most five characters for less than 100 days."""

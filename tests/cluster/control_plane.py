@@ -5,7 +5,7 @@ import shutil
 import socket
 import ssl
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -26,11 +26,17 @@ class ControlPlane(Cluster):
     """A running control plane: a `Cluster` whose servers, users and requests are at hand."""
 
     def __init__(
-        self, folder: Path, logs: Path, endpoint: Endpoint, authority: Authority, servers: Mapping[str, Server]
+        self, family: Family, logs: Path, port: int, authority: Authority, options: Options, enter: Sequence[str] = ()
     ) -> None:
+        """Not started yet; `enter` stands before the command of each server."""
+        folder = family.folder
+        made = commands(build.binaries(), folder, port, authority, logs / "audit.jsonl", options)
+        endpoint = Endpoint(f"https://127.0.0.1:{port}", authority.certificate)
         self.logs = logs
         self.endpoint = endpoint
-        self.servers = servers
+        self.servers = {
+            name: Server([*enter, *each], logs / f"{name}.log", family, name) for name, each in made.items()
+        }
         self.audit = AuditLog(logs / "audit.jsonl", self._get)
         self._authority = authority
         administrator = authority.client("admin", ["system:masters"])
@@ -91,25 +97,28 @@ def control_plane(logs: Path | None = None, options: Options | None = None) -> I
     They end with this process, however it ends, and leave nothing but their logs: in `logs`, else in a new
     temporary folder. Builds the servers first where that has not been done.
     """
-    programs = build.binaries()
-    logs = logs or Path(tempfile.mkdtemp(prefix="tailorpo-cluster-logs-"))
-    folder = Path(tempfile.mkdtemp(prefix="tailorpo-cluster-", dir=_memory()))
-    authority = Authority()
+    build.binaries()  # before there is anything to clean up
     with ExitStack() as stack:
-        family = Family(folder)
+        family = Family(new_folder())
         stack.callback(family.end)
-        port = stack.enter_context(_reserved_port())
-        made = commands(programs, folder, port, authority, logs / "audit.jsonl", options or Options())
-        servers = {name: Server(command, logs / f"{name}.log", family) for name, command in made.items()}
-        endpoint = Endpoint(f"https://127.0.0.1:{port}", authority.certificate)
-        plane = ControlPlane(folder, logs, endpoint, authority, servers)
+        port = stack.enter_context(reserved_port())
+        plane = ControlPlane(family, logs or new_logs(), port, Authority(), options or Options())
         stack.callback(plane.stop)
         plane.start()
         yield plane
 
 
+def new_folder() -> Path:
+    """A folder for what goes with a cluster: in memory where there is room."""
+    return Path(tempfile.mkdtemp(prefix="tailorpo-cluster-", dir=_memory()))
+
+
+def new_logs() -> Path:
+    return Path(tempfile.mkdtemp(prefix="tailorpo-cluster-logs-"))
+
+
 @contextmanager
-def _reserved_port() -> Iterator[int]:
+def reserved_port() -> Iterator[int]:
     """A free port of 127.0.0.1 that nobody else gets meanwhile, even while the API server is down.
 
     The socket is bound and does not listen; SO_REUSEPORT lets the API server of the same user listen there.

@@ -17,6 +17,7 @@ from tests.cluster.api import Cluster, Kubectl
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.control_plane import control_plane as run_control_plane
 from tests.cluster.pods import PodDriver
+from tests.cluster.real.fixtures import prepare
 from tests.cluster.waiting import until
 
 VARIABLE = "TAILORPO_TEST_KUBECONFIG"
@@ -24,11 +25,14 @@ VARIABLE = "TAILORPO_TEST_KUBECONFIG"
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Builds the servers before the first test that needs them, where its progress is seen and no timeout runs."""
-    if VARIABLE in os.environ or session.config.option.collectonly:
+    if session.config.option.collectonly:
         return
-    if any("cluster" in getattr(item, "fixturenames", ()) for item in session.items):
-        capture = session.config.pluginmanager.getplugin("capturemanager")
-        with capture.global_and_fixture_disabled():
+    wanted = {name for item in session.items for name in getattr(item, "fixturenames", ())}
+    capture = session.config.pluginmanager.getplugin("capturemanager")
+    with capture.global_and_fixture_disabled():
+        if "real_cluster" in wanted:
+            prepare()
+        elif "cluster" in wanted and VARIABLE not in os.environ:
             build.binaries()
 
 

@@ -137,8 +137,12 @@ class PodDriver:
 
     def refuse_image(self, pod: V1Pod, reason: str = "ImagePullBackOff", message: str = "not found") -> None:
         """The first container waits for an image that cannot be had."""
+        self.wait(pod, reason, f"{pod.spec.containers[0].image}: {message}")
+
+    def wait(self, pod: V1Pod, reason: str, message: str) -> None:
+        """The first container cannot be made."""
         first, *others = pod.spec.containers
-        waiting = {"waiting": {"reason": reason, "message": f"{first.image}: {message}"}}
+        waiting = {"waiting": {"reason": reason, "message": message}}
         creating = {"waiting": {"reason": "ContainerCreating"}}
         statuses = [_container(first, waiting), *(_container(each, creating) for each in others)]
         self._report(pod, phase="Pending", conditions=_conditions(False), containerStatuses=statuses)

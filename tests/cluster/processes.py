@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -14,13 +14,14 @@ class ServerError(Exception):
 
 
 class Family:
-    """Children that end with this process; so does the folder that they share."""
+    """Children that end with this process; so do the folder that they share, and cgroups."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, cgroups: Iterable[Path] = ()) -> None:
         self.folder = folder
+        watchdog = Path(__file__).with_name("watchdog.py")
         # A session of its own: Ctrl-C at the terminal must not reach it before its owner is done.
         self._watchdog = subprocess.Popen(
-            [sys.executable, "-I", str(Path(__file__).with_name("watchdog.py")), str(folder)],
+            [sys.executable, "-I", str(watchdog), str(folder), *map(str, cgroups)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             text=True,
@@ -51,12 +52,17 @@ class Family:
 class Server:
     """One program that runs until it is stopped, and can be started again with what it left in its folder."""
 
-    def __init__(self, command: Sequence[str], log: Path, family: Family) -> None:
-        self.name = Path(command[0]).name
+    def __init__(self, command: Sequence[str], log: Path, family: Family, name: str = "") -> None:
+        self.name = name or Path(command[0]).name
         self.log = log
         self._command = list(command)
         self._family = family
         self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None, f"{self.name} was not started"
+        return self._process.pid
 
     @property
     def running(self) -> bool:

@@ -22,6 +22,7 @@ class Options:
     feature_gates: Mapping[str, bool] = field(default_factory=dict)  # of all servers but etcd
     runtime_config: Mapping[str, bool] = field(default_factory=dict)  # of the API server: {"api/all": True}
     arguments: Mapping[str, Sequence[str]] = field(default_factory=dict)  # by server; after ours, so they win
+    hosts: Sequence[str] = ()  # under which the API server answers besides
 
 
 def commands(
@@ -34,7 +35,7 @@ def commands(
     endpoint = kubeconfig.Endpoint(f"https://127.0.0.1:{port}", authority.certificate)
     for user in (MANAGER, SCHEDULER):
         kubeconfig.write(folder / f"{user.removeprefix('system:')}.kubeconfig", endpoint, authority.client(user))
-    serving, tokens = authority.server(HOSTS), token_keys()
+    serving, tokens = authority.server([*HOSTS, *options.hosts]), token_keys()
     for name, content in {
         "ca.crt": authority.certificate,
         "server.crt": serving.certificate,

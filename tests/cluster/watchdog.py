@@ -1,7 +1,7 @@
-"""Stops a control plane whose owner is gone, however it went: a program of its own, started by processes.py.
+"""Stops a cluster whose owner is gone, however it went: a program of its own, started by processes.py.
 
-Its argument is the folder to remove; its input names, a line each, a process that started (+pid) or was stopped
-(-pid). The input ends when the owner closes it or dies.
+Its arguments are the folder to remove, and cgroups to remove; its input names, a line each, a process that started
+(+pid) or was stopped (-pid). The input ends when the owner closes it or dies.
 """
 
 import contextlib
@@ -9,6 +9,9 @@ import os
 import shutil
 import signal
 import sys
+import time
+
+CGROUP_SECONDS = 30.0  # until the processes in a cgroup are gone that were killed
 
 
 def main() -> None:
@@ -22,7 +25,20 @@ def main() -> None:
     for pid in alive:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    shutil.rmtree(sys.argv[1], ignore_errors=True)
+    folder, *cgroups = sys.argv[1:]
+    for cgroup in cgroups:
+        remove_cgroup(cgroup)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_cgroup(path: str) -> None:
+    """Removes a cgroup with all below it, once the last process has left."""
+    deadline = time.monotonic() + CGROUP_SECONDS
+    while os.path.isdir(path) and time.monotonic() < deadline:
+        for below, _, _ in os.walk(path, topdown=False):
+            with contextlib.suppress(OSError):
+                os.rmdir(below)
+        time.sleep(0.02)
 
 
 if __name__ == "__main__":

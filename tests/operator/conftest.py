@@ -1,5 +1,8 @@
 """A real API server for the operator's tests."""
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 
 from tailorpo_operator import api as names
@@ -15,6 +18,9 @@ from tests.cluster.fixtures import (
     pytest_collection_finish,
     pytest_runtest_makereport,
 )
+from tests.operator.operating import OperatorProcess
+
+ROOT = Path(__file__).parents[2]
 
 __all__ = [
     "api",
@@ -35,3 +41,27 @@ def definition(cluster: Cluster) -> str:
     kubectl.apply(crd.definition())
     kubectl("wait", "--for=condition=Established", f"crd/{names.PLURAL}.{names.GROUP}", "--timeout=60s")
     return names.PLURAL
+
+
+@pytest.fixture(scope="session")
+def operator_user(cluster: Cluster, definition: str) -> Path:
+    """The kubeconfig of the operator's service account, with the rights of `manifests/` and no other."""
+    kubectl = cluster.kubectl("tailorpo-system")
+    for name in ("namespace", "rbac"):
+        kubectl("apply", "--server-side", f"--filename={ROOT / 'manifests' / name}.yaml")
+    return cluster.service_account("tailorpo-system", "tailorpo-operator")
+
+
+@pytest.fixture(scope="session")
+def running_operator(operator_user: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OperatorProcess]:
+    """One for the session."""
+    with OperatorProcess(operator_user, tmp_path_factory.mktemp("operator") / "log") as process:
+        yield process
+
+
+@pytest.fixture
+def operator(running_operator: OperatorProcess) -> OperatorProcess:
+    """`tailorpo operator`, for the whole cluster; started again if a test has killed it."""
+    if not running_operator.running:
+        running_operator.start()
+    return running_operator

@@ -112,6 +112,9 @@ BROKEN: list[tuple[int, str, Any]] = [
     (2, "spec.template.env", [{"name": "TAILORPO_ATTEMPT"}]),
     (2, "spec.template.env", [{"name": "A", "value": "", "valueFrom": {"fieldRef": {"fieldPath": "a"}}}]),
     (2, "spec.template.modelCache", {}),
+    (2, "spec.template.volumeMounts", [{"name": "data", "mountPath": "/etc/tailorpo"}]),
+    (2, "spec.template.volumeMounts", [{"name": "data", "mountPath": "/etc/tailorpo/"}]),
+    (2, "spec.template.volumeMounts", [{"name": "data", "mountPath": "/dev/shm/"}]),
     (0, "spec.checkpoint", {"storage": "folder", "region": "here"}),
 ]
 

@@ -74,6 +74,8 @@ TEMPLATES: list[tuple[dict[str, Any], str]] = [
      "volumeMounts[0].mountPath: 'a' must be an absolute path without ':'"),
     ({"volumes": [{"name": "a", "emptyDir": {}}], "volumeMounts": [{"name": "a", "mountPath": "/dev/shm"}]},
      "volumeMounts[0].mountPath: /dev/shm is mounted by TailorPO: set its size as spec.template.shmSize"),
+    ({"volumes": [{"name": "a", "emptyDir": {}}], "volumeMounts": [{"name": "a", "mountPath": "/etc/tailorpo/a"}]},
+     r"volumeMounts[0].mountPath: /etc/tailorpo holds the document, and nothing else: choose another folder"),
     ({"modelCache": {"claimName": "a", "hostPath": "/a"}},
      "modelCache: needs exactly one of 'claimName' or 'hostPath', has 'claimName' and 'hostPath'"),
     ({"labels": {"tailorpo.dev/job": "x"}},

@@ -154,12 +154,16 @@ class Resources(Part):
 
 
 class ModelCache(Part):
-    """Where downloaded models are kept between pods (`HF_HOME`): exactly one of the two sources."""
+    """Where downloaded models are kept between pods (`HF_HOME`, `XDG_CACHE_HOME`): exactly one of the two sources."""
 
     claim_name: ObjectName | None = Field(
         None, description="A PersistentVolumeClaim; with several workers it must allow access from all."
     )
-    host_path: MountPath | None = Field(None, description="A folder of each node; made where it is missing.")
+    host_path: MountPath | None = Field(
+        None,
+        description="A folder of each node, which the trainer's user must be able to write to; made where it is "
+        "missing, as root's.",
+    )
     mount_path: MountPath = Field("/var/cache/huggingface", description="Where the trainer sees it.")
 
 

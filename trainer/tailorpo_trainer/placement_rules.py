@@ -18,12 +18,16 @@ RESERVED_VARIABLES = (
     "TAILORPO_DOCUMENT",
     "TAILORPO_JOB",
     "TAILORPO_LAUNCHER",
+    "TAILORPO_METRICS_HOST",
+    "TAILORPO_METRICS_PORT",
+    "TAILORPO_METRICS_STALL_SECONDS",
     "TAILORPO_REPORTS",
     "TAILORPO_TERMINATION_LOG",
 )
 RESERVED_LABELS = ("tailorpo.dev/", "batch.kubernetes.io/")
 RESERVED_VOLUMES = "tailorpo-"
 SHARED_MEMORY = "/dev/shm"
+DOCUMENT_FOLDER = "/etc/tailorpo"
 
 ONE_OF: dict[type[Part], tuple[str, ...]] = {
     Volume: tuple(field for field in Volume.model_fields if field != "name"),
@@ -104,12 +108,12 @@ def reserved(spec: Spec) -> Iterator[Finding]:
                 f"{volume.name!r} is a name of TailorPO's own: use one without {RESERVED_VOLUMES!r}",
             )
     for number, mount in enumerate(template.volume_mounts):
+        path = (*TEMPLATE, "volumeMounts", number, "mountPath")
         if mount.mount_path in (SHARED_MEMORY, SHARED_MEMORY + "/"):
-            yield Finding(
-                (*TEMPLATE, "volumeMounts", number, "mountPath"),
-                (),
-                f"{SHARED_MEMORY} is mounted by TailorPO: set its size as spec.template.shmSize",
-            )
+            message = f"{SHARED_MEMORY} is mounted by TailorPO: set its size as spec.template.shmSize"
+            yield Finding(path, (), message)
+        if f"{mount.mount_path}/".startswith(f"{DOCUMENT_FOLDER}/"):
+            yield Finding(path, (), f"{DOCUMENT_FOLDER} holds the document, and nothing else: choose another folder")
 
 
 RULES = (unique_entries, one_source, one_value, mounted_volumes, reserved)

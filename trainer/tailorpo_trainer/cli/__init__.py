@@ -3,6 +3,9 @@
 import os
 import sys
 from collections.abc import Sequence
+from functools import cached_property
+from importlib import import_module
+from importlib.util import find_spec
 
 import click
 
@@ -11,10 +14,28 @@ from tailorpo_trainer.cli import checkpoints, completion, ending, results, run, 
 PROGRAM = "tailorpo"
 COMPLETE = "_TAILORPO_COMPLETE"
 """Set by the shell's completion script when it asks for completions."""
+OPERATOR = "tailorpo_operator"
+
+
+class Program(click.Group):
+    """All commands of one program. The operator's are looked for when asked for, since its package imports this one."""
+
+    @cached_property
+    def others(self) -> dict[str, click.Command]:
+        """The commands of the operator, where it is installed."""
+        found = import_module(f"{OPERATOR}.cli").COMMANDS if find_spec(OPERATOR) else ()
+        return {command.name: command for command in found}
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), *self.others])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        return super().get_command(ctx, cmd_name) or self.others.get(cmd_name)
 
 
 @click.group(
     name=PROGRAM,
+    cls=Program,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     epilog="Exit status: 0 done, 2 wrong use, 65 bad data, 69 a service is gone, 70 a bug, 71 out of memory "
     "or disk, 75 stopped after a checkpoint, 76 not finite, 78 wrong document, 130 interrupted.",

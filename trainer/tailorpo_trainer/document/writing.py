@@ -20,7 +20,10 @@ class _Representer(RoundTripRepresenter):
 
     def represent_text(self, value: str) -> ScalarNode:
         safe = _SAFE.fullmatch(value) and value == value.strip() and value.lower() not in _WORDS
-        node: ScalarNode = self.represent_scalar("tag:yaml.org,2002:str", value, style=None if safe else '"')
+        # Between single quotes, double ones need no escape: for JSON within YAML.
+        plain = '"' in value and value.isascii() and value.isprintable()
+        style = None if safe else "'" if plain else '"'
+        node: ScalarNode = self.represent_scalar("tag:yaml.org,2002:str", value, style=style)
         return node
 
 
@@ -29,12 +32,17 @@ _Representer.add_representer(str, _Representer.represent_text)
 
 def dump(job: TailorPOJob) -> str:
     """YAML of a resolved document: every default written out, nulls left out."""
+    return dump_values(values(job))
+
+
+def dump_values(tree: Any) -> str:
+    """YAML of plain values, for any reader."""
     yaml = YAML()
     yaml.Representer = _Representer
     yaml.indent(mapping=2, sequence=4, offset=2)
     yaml.width = 1 << 20  # a prompt is one line
     out = StringIO()
-    yaml.dump(values(job), out)
+    yaml.dump(tree, out)
     return out.getvalue()
 
 

@@ -1,0 +1,132 @@
+"""What a job becomes on a cluster: an Indexed Job for each attempt, and a headless Service between several workers."""
+
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+from typing import Any
+
+from tailorpo_operator import naming, payload, pods
+from tailorpo_operator.api import Job
+from tailorpo_operator.payload import TooLarge
+from tailorpo_trainer.placement import VolumeMount
+
+__all__ = ["TooLarge", "attempt", "owned", "service", "warnings"]
+
+Fields = dict[str, Any]
+
+
+def service(job: Job) -> Fields | None:
+    """Gives the pods of all attempts names, before they are ready, too. None for one worker, whom nobody calls."""
+    if job.spec.workers == 1:
+        return None
+    name = job.metadata["name"]
+    ports = naming.ports(job.spec.workers)
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": _metadata(job, name, naming.of_job(name)),
+        "spec": {
+            "clusterIP": "None",
+            "publishNotReadyAddresses": True,
+            "selector": {naming.JOB: name},
+            "ports": [{"name": port, "port": number} for port, number in ports.items()],
+        },
+    }
+
+
+def attempt(job: Job, number: int, image: str) -> Fields:
+    """The Job of an attempt: its pods live and die together, and none is replaced.
+
+    image: the trainer's, where `spec.template.image` names none.
+    Raises `TooLarge`.
+    """
+    name, queue = job.metadata["name"], job.spec.scheduling.queue_name
+    labels = naming.of_attempt(name, number) | ({naming.QUEUE: queue} if queue else {})
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": _metadata(job, naming.attempt_name(name, number), labels),
+        "spec": {
+            "completionMode": "Indexed",
+            "completions": job.spec.workers,
+            "parallelism": job.spec.workers,
+            # Data-parallel training cannot go on with a hole. A podFailurePolicy's `Ignore` would fill it.
+            "backoffLimit": 0,
+            "podReplacementPolicy": "Failed",
+            "template": pods.template(job, number, image),
+        },
+    }
+
+
+def owned(child: Fields, job: Job) -> Fields:
+    """The same, to be deleted with the job. (`blockOwnerDeletion` would need a right on finalizers.)"""
+    owner = {
+        "apiVersion": job.api_version,
+        "kind": job.kind,
+        "name": job.metadata["name"],
+        "uid": job.metadata["uid"],
+        "controller": True,
+    }
+    return {**child, "metadata": {**child["metadata"], "ownerReferences": [owner]}}
+
+
+def warnings(job: Job) -> list[str]:
+    """What will most likely not end as it was meant, in sentences for people."""
+    return [*_storage(job), *_relative(job)]
+
+
+LOST = "which goes with the pod: what is trained is lost with it"
+READ_ONLY = "which cannot be written"
+PASSING = {
+    "empty_dir": LOST,
+    "ephemeral": LOST,
+    "host_path": "which is a folder of one node: an attempt on another node begins anew",
+    "config_map": READ_ONLY,
+    "secret": READ_ONLY,
+    "projected": READ_ONLY,
+    "downward_api": READ_ONLY,
+    "image": READ_ONLY,
+}
+"""Sources of volumes that keep nothing for the next pod."""
+
+
+def _storage(job: Job) -> Iterator[str]:
+    storage, field = payload.in_pod(job.spec).checkpoint.storage, "spec.checkpoint.storage"
+    if storage is None:
+        yield f"{field} is not set: what is trained is lost with the pod; name an s3:// prefix or a mounted folder"
+    elif not storage.startswith("s3://"):
+        path = storage.removeprefix("file://")
+        mount = _mount(job, path)
+        if mount is None:
+            yield f"{field}: {path} is on none of spec.template.volumeMounts: what is trained is lost with the pod"
+            return
+        volume = next(volume for volume in job.spec.template.volumes if volume.name == mount.name)
+        given = (kind for kind in PASSING if getattr(volume, kind) is not None)
+        problem = READ_ONLY if mount.read_only else PASSING.get(next(given, ""))
+        if problem:
+            yield f"{field}: {path} is on volume {mount.name!r}, {problem}"
+
+
+def _relative(job: Job) -> Iterator[str]:
+    spec = job.spec
+    files = {
+        "spec.prompts.file": spec.prompts.file,
+        "spec.evaluation.prompts.file": spec.evaluation.prompts.file if spec.evaluation.prompts else None,
+        "spec.checkpoint.caFile": spec.checkpoint.ca_file,
+    }
+    for field, path in files.items():
+        if path is not None and payload.is_relative(path) and _mount(job, f"{payload.WORK}/{path}") is None:
+            yield (
+                f"{field}: {path!r} starts from {payload.WORK} in a pod, where nothing is but what "
+                "spec.template.volumeMounts puts there"
+            )
+
+
+def _mount(job: Job, path: str) -> VolumeMount | None:
+    """Where the user's volume that a path is on is mounted."""
+    found = [each for each in job.spec.template.volume_mounts if PurePosixPath(path).is_relative_to(each.mount_path)]
+    return max(found, key=lambda each: len(PurePosixPath(each.mount_path).parts), default=None)
+
+
+def _metadata(job: Job, name: str, labels: dict[str, str]) -> Fields:
+    namespace = job.metadata.get("namespace")
+    return {"name": name, **({"namespace": namespace} if namespace else {}), "labels": labels}

@@ -1,0 +1,161 @@
+"""The operator's commands, beside the trainer's. Nothing large is imported before one runs."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from tailorpo_operator import naming
+from tailorpo_trainer.cli.ending import message
+from tailorpo_trainer.exits import ConfigurationError
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+@click.command(short_help="Show what a document becomes on a cluster.")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--attempt", type=click.IntRange(1, 2**31 - 1), default=1, show_default=True, help="Of this attempt, from 1."
+)
+@click.option(
+    "--image", default=naming.IMAGE, show_default=True, help="Trainer image, where spec.template.image names none."
+)
+@click.option("--namespace", help="Namespace. Default: metadata.namespace, if there is one.")
+@click.option(
+    "--set",
+    "overrides",
+    metavar="PATH=VALUE",
+    multiple=True,
+    help="Override a field, such as spec.workers=2; may be repeated. Without VALUE: its default.",
+)
+def render(file: Path, attempt: int, image: str, namespace: str | None, overrides: tuple[str, ...]) -> None:
+    """Print as YAML what the operator makes of the jobs in FILE, without a cluster.
+
+    Only the reference to the job itself, with which its children are deleted, is missing.
+    """
+    from tailorpo_operator import api, children
+    from tailorpo_trainer import document
+
+    if namespace is not None:
+        overrides += (f"metadata.namespace={json.dumps(namespace)}",)
+    pages: list[str] = []
+    for read in document.read_all(file, overrides):
+        job = api.Job(metadata=read.metadata.model_dump(exclude_none=True), spec=read.spec)
+        try:
+            made = [children.service(job), children.attempt(job, attempt, image)]
+        except children.TooLarge as error:
+            raise ConfigurationError(f"{click.format_filename(file)}: {read.metadata.name}: {error}") from None
+        pages += [document.dump_values(child) for child in made if child]
+        for warning in children.warnings(job):
+            message(f"{read.metadata.name}: {warning}", "warning")
+    click.echo("---\n".join(pages), nl=False)
+
+
+def seconds(name: str, default: float, text: str) -> Callable[[Command], Command]:
+    """An option in seconds."""
+    kind = click.FloatRange(0, min_open=True)
+    return click.option(name, type=kind, default=default, show_default=True, metavar="SECONDS", help=text)
+
+
+@click.command(short_help="Run the Kubernetes operator.")
+@click.option(
+    "--kubeconfig",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Default: the pod's service account, or KUBECONFIG, or ~/.kube/config.",
+)
+@click.option("--context", help="Context of the kubeconfig. Default: its current one.")
+@click.option(
+    "--watch-namespace",
+    "namespaces",
+    multiple=True,
+    envvar="TAILORPO_WATCH_NAMESPACES",
+    show_envvar=True,
+    help="Namespace whose jobs are acted on; may be repeated. Default: all.",
+)
+@click.option(
+    "--image",
+    default=naming.IMAGE,
+    show_default=True,
+    envvar="TAILORPO_TRAINER_IMAGE",
+    show_envvar=True,
+    help="Trainer image, where spec.template.image names none.",
+)
+@click.option("--host", default="0.0.0.0", show_default=True, help="Address of /healthz, /readyz and /metrics.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="Port of them; 0 takes any free one."
+)
+@click.option(
+    "--workers", type=click.IntRange(1, 1000), default=16, show_default=True, help="Jobs looked at at the same time."
+)
+@click.option(
+    "--requests-per-second",
+    type=click.FloatRange(0, min_open=True),
+    default=200,
+    show_default=True,
+    help="Most requests to the API server, watches left out.",
+)
+@seconds("--retry-seconds", 10, "Before the second attempt; twice as long before each further one.")
+@seconds("--retry-seconds-max", 360, "Before any attempt, at most.")
+@seconds("--lost-seconds", 30, "After its grace period, until a pod that does not end is deleted by force.")
+@seconds("--progress-seconds", 15, "Between two questions to a running job for its progress.")
+@seconds("--status-seconds", 30, "Between two writes of a job's status that only tell of progress, at least.")
+@seconds("--resync-seconds", 300, "Between lists of everything, which find what watches missed.")
+@click.option("--log", type=click.Choice(["auto", "json", "plain"]), default="auto", help="Form of the log.")
+@click.option("--verbose", is_flag=True, help="Log more.")
+def operator(
+    kubeconfig: Path | None,
+    context: str | None,
+    namespaces: tuple[str, ...],
+    image: str,
+    host: str,
+    port: int,
+    workers: int,
+    requests_per_second: float,
+    retry_seconds: float,
+    retry_seconds_max: float,
+    lost_seconds: float,
+    progress_seconds: float,
+    status_seconds: float,
+    resync_seconds: float,
+    log: str,
+    verbose: bool,
+) -> None:
+    """Act on all TailorPOJobs of a cluster until SIGTERM or Ctrl-C."""
+    _need_operator()
+    import asyncio
+
+    from tailorpo_operator import logs
+    from tailorpo_operator.retries import Retries
+    from tailorpo_operator.running import Operator
+    from tailorpo_operator.settings import Settings
+
+    logs.begin(verbose=verbose, as_json=None if log == "auto" else log == "json")
+    settings = Settings(
+        namespaces=namespaces,
+        image=image,
+        workers=workers,
+        requests_per_second=requests_per_second,
+        burst=max(1, round(2 * requests_per_second)),
+        resync=resync_seconds,
+        progress_interval=progress_seconds,
+        status_interval=status_seconds,
+        retries=Retries(first=retry_seconds, most=retry_seconds_max, lost=lost_seconds),
+    )
+
+    async def run() -> None:
+        await Operator(settings, kubeconfig, context).run(host, port)
+
+    asyncio.run(run())
+
+
+def _need_operator() -> None:
+    from importlib.util import find_spec
+
+    if find_spec("kopf") is None:
+        raise ConfigurationError("the operator is not installed here: pip install 'tailorpo[operator]'")
+
+
+COMMANDS: tuple[click.Command, ...] = (render, operator)
+"""What `tailorpo` has besides the trainer's commands."""

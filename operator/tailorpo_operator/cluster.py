@@ -1,0 +1,122 @@
+"""What the operator does with the API server, and nothing that it has no right to."""
+
+from collections.abc import Awaitable, Mapping
+from typing import Any
+from urllib.parse import quote
+
+from tailorpo_operator import naming
+from tailorpo_operator.api import GROUP, PLURAL, VERSION, Job
+from tailorpo_operator.observed import Gang, Pod, Told, owner
+from tailorpo_operator.wire import RefusedError, Tree, Wire, merge_patch
+
+
+class Cluster:
+    """Typed by what is meant; see `wire.py` for what is sent."""
+
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+
+    # Jobs
+
+    async def job(self, namespace: str, name: str) -> Tree | None:
+        return await _unless_gone(self._wire.request("get", _custom(namespace, name)))
+
+    async def jobs(self, namespace: str | None = None) -> tuple[list[Tree], int]:
+        """All of them, and the version of the list."""
+        return await self._wire.all(_custom(namespace))
+
+    async def write_status(self, tree: Mapping[str, Any], status: Mapping[str, Any]) -> Tree:
+        """Replaces the status of the version that `tree` is. Raises `RefusedError` 409 if there is a newer one."""
+        meta = tree["metadata"]
+        patch = {
+            "metadata": {"resourceVersion": meta["resourceVersion"], "uid": meta["uid"]},
+            "status": merge_patch(tree.get("status") or {}, status),
+        }
+        return await self._wire.request("patch", f"{_custom(meta['namespace'], meta['name'])}/status", patch)
+
+    async def delete_job(self, job: Job) -> None:
+        await _unless_gone(self._delete(_custom(job.namespace, job.name), job.uid))
+
+    # Children
+
+    async def create(self, child: Tree) -> Tree:
+        """Makes a child, or returns it if it is its owner's already. Raises `RefusedError` if it is another's."""
+        meta = child["metadata"]
+        path = _path(child["apiVersion"], f"{child['kind'].lower()}s", meta["namespace"])
+        try:
+            return await self._wire.request("create", path, child)
+        except RefusedError as refusal:
+            if refusal.status != 409 or refusal.reason != "AlreadyExists":
+                raise
+        wanted = meta["ownerReferences"][0]
+        there = await _unless_gone(self._wire.request("get", f"{path}/{meta['name']}"))
+        if there is not None and owner(there, wanted["kind"]) == wanted["uid"]:
+            return there
+        words = (
+            f"{child['kind']} {meta['name']} exists and is not of this {wanted['kind']}: delete it or rename the job"
+        )
+        raise RefusedError(409, "NameTaken", words)
+
+    async def children(self, namespace: str | None, name: str | None) -> tuple[list[Tree], list[Tree], int]:
+        """Gangs and pods of a job, or of all jobs, and the version that both are at least of."""
+        selector = naming.JOB if name is None else f"{naming.JOB}={name}"
+        gangs, first = await self._wire.all(_path("batch/v1", "jobs", namespace), labelSelector=selector)
+        pods, second = await self._wire.all(_path("v1", "pods", namespace), labelSelector=selector)
+        return gangs, pods, min(first, second)
+
+    async def stop(self, namespace: str, gang: Gang) -> None:
+        """Deletes a gang's Job. Pods are orphaned unless the policy says otherwise."""
+        await _unless_gone(self._delete(f"{_path('batch/v1', 'jobs', namespace)}/{gang.name}", gang.uid))
+
+    async def delete_pod(self, namespace: str, pod: Pod, *, force: bool) -> None:
+        grace = 0 if force else None
+        await _unless_gone(self._delete(f"{_path('v1', 'pods', namespace)}/{pod.name}", pod.uid, grace))
+
+    # Events
+
+    async def announce(self, event: Tree) -> None:
+        """An event, unless it was sent before."""
+        path = _path("events.k8s.io/v1", "events", event["metadata"]["namespace"])
+        try:
+            await self._wire.request("create", path, event)
+        except RefusedError as refusal:
+            if refusal.status != 409:
+                raise
+
+    async def trouble(self, namespace: str, uid: str) -> Told | None:
+        """The newest Warning event about an object."""
+        selector = f"involvedObject.uid={uid},type=Warning"
+        events, _ = await self._wire.all(_path("v1", "events", namespace), fieldSelector=selector)
+        newest = max(events, key=_last_time, default=None)
+        return None if newest is None else Told(newest.get("reason") or "", newest.get("message") or "")
+
+    async def _delete(self, path: str, uid: str, grace: int | None = None) -> Tree:
+        options: Tree = {"propagationPolicy": "Background", "preconditions": {"uid": uid}}
+        if grace is not None:
+            options["gracePeriodSeconds"] = grace
+        return await self._wire.request("delete", path, options)
+
+
+async def _unless_gone(request: Awaitable[Tree]) -> Tree | None:
+    """None where there is no such object, or another has its name."""
+    try:
+        return await request
+    except RefusedError as refusal:
+        if refusal.status == 404 or (refusal.status == 409 and refusal.reason == "Conflict"):
+            return None
+        raise
+
+
+def _custom(namespace: str | None = None, name: str | None = None) -> str:
+    return _path(f"{GROUP}/{VERSION}", PLURAL, namespace) + (f"/{quote(name)}" if name is not None else "")
+
+
+def _path(version: str, plural: str, namespace: str | None) -> str:
+    root = "/apis/" + version if "/" in version else "/api/" + version
+    return root + (f"/namespaces/{quote(namespace)}" if namespace is not None else "") + f"/{plural}"
+
+
+def _last_time(event: Tree) -> str:
+    series = event.get("series") or {}
+    times = (series.get("lastObservedTime"), event.get("lastTimestamp"), event.get("eventTime"))
+    return next((str(time) for time in times if time), event["metadata"]["creationTimestamp"])

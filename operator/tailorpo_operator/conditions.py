@@ -1,0 +1,64 @@
+"""Conditions in the form of `metav1.Condition`, and the phase that they make."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import NamedTuple
+
+from tailorpo_operator.api import Condition, ConditionType, Phase, Status
+
+
+class Holds(NamedTuple):
+    """What a condition says."""
+
+    holds: bool
+    reason: str
+    message: str = ""
+
+
+ORDER: tuple[ConditionType, ...] = ("Suspended", "PodsReady", "Running", "Restarting", "Succeeded", "Failed")
+
+
+def holds(status: Status, kind: ConditionType) -> bool:
+    return (found := condition(status, kind)) is not None and found.status == "True"
+
+
+def since(status: Status, kind: ConditionType) -> datetime | None:
+    """When it became what it is."""
+    return None if (found := condition(status, kind)) is None else found.last_transition_time
+
+
+def condition(status: Status, kind: ConditionType) -> Condition | None:
+    return next((each for each in status.conditions if each.type == kind), None)
+
+
+def having(status: Status, now: datetime, generation: int, said: Mapping[ConditionType, Holds]) -> Status:
+    """The status with these conditions; one whose truth stays the same keeps its time."""
+    made = {each.type: each for each in status.conditions}
+    for kind, (true, reason, message) in said.items():
+        before = made.get(kind)
+        value = "True" if true else "False"
+        same = before is not None and before.status == value
+        made[kind] = Condition(
+            type=kind,
+            status=value,
+            observed_generation=generation,
+            last_transition_time=before.last_transition_time if before is not None and same else now,
+            reason=reason or "Unknown",
+            message=message,
+        )
+    return status.having(conditions=[made[kind] for kind in ORDER if kind in made])
+
+
+def phase(status: Status, *, starting: bool) -> Phase:
+    """All conditions in one word. starting: nothing keeps the pods from running but time."""
+    if holds(status, "Failed"):
+        return "Failed"
+    if holds(status, "Succeeded"):
+        return "Succeeded"
+    if holds(status, "Suspended"):
+        return "Suspended"
+    if holds(status, "Restarting"):
+        return "Restarting"
+    if holds(status, "Running"):
+        return "Running"
+    return "Starting" if starting else "Pending"

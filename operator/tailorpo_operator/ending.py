@@ -1,0 +1,143 @@
+"""Whether the present attempt is to end, and why."""
+
+from collections.abc import Iterator
+from datetime import timedelta
+
+from tailorpo_operator.api import Attempt
+from tailorpo_operator.conditions import holds
+from tailorpo_operator.draft import Draft
+from tailorpo_operator.failures import (
+    GANG_DELETED,
+    OURS,
+    VANISHED,
+    Cause,
+    Verdict,
+    completed,
+    gang_deleted,
+    of,
+    remembered,
+    requeued,
+    vanished,
+    worst,
+)
+from tailorpo_operator.observed import Gang, Pod, Told
+from tailorpo_operator.waiting import why as why_waiting
+
+STALLS = 2
+"""Times `stallTimeoutSeconds` without a step: the trainer's own watchdog comes first."""
+ASKED = 30.0
+"""Seconds in which a trainer that can be reached has been asked again."""
+
+
+def why(draft: Draft, attempt: Attempt) -> Cause | None:
+    """The cause that explains the others; None while the attempt goes on."""
+    gang, pods = draft.seen.gang(attempt.number), draft.seen.of(attempt.number)
+    known = remembered(attempt)
+    leader = next((pod for pod in pods if pod.index == 0 and pod.succeeded), None)
+    if leader is not None:  # what it has written is the result, whatever the others say
+        return of(leader)
+    if known is not None and known.verdict in (Verdict.DONE, Verdict.OURS):
+        return known
+    if gang is not None and gang.complete:
+        return completed()
+    found = list(_told(gang, pods))
+    own = any(cause.verdict in (Verdict.COUNTED, Verdict.FATAL) for cause in found)
+    if known is None and not own and (asked := _asked(draft, attempt, gang, pods)) is not None:
+        return asked
+    found += [known] if known is not None else []
+    found += _missing(draft, gang, pods, known)
+    cause = worst(found)
+    if cause is not None and known is None and cause.weight in (GANG_DELETED, VANISHED):
+        # What is not there may not have been seen yet; and the Job controller deletes pods too, when one has failed.
+        draft.need_fresh()
+    return cause
+
+
+def noted(attempt: Attempt, cause: Cause) -> Attempt:
+    """The attempt with its cause."""
+    return attempt.having(
+        reason=cause.reason,
+        message=cause.message,
+        counted=cause.verdict in (Verdict.COUNTED, Verdict.FATAL),
+        exit_code=cause.exit_code if cause.exit_code is not None and 0 <= cause.exit_code <= 255 else None,
+        rank=cause.rank,
+        node=cause.node,
+    )
+
+
+def deadline(seconds: int) -> Cause:
+    return _ours("DeadlineExceeded", f"runPolicy.activeDeadlineSeconds: {seconds} s have passed", Verdict.FATAL)
+
+
+def start_deadline(seconds: int, told: Told | None) -> Cause:
+    words = f"runPolicy.startDeadlineSeconds: not all pods run after {seconds} s"
+    return _ours("StartDeadlineExceeded", f"{words}: {told.message}" if told and told.message else words, Verdict.FATAL)
+
+
+def ready(gang: Gang, pods: tuple[Pod, ...]) -> bool:
+    """Whether all workers run, or are done already."""
+    return len(pods) == gang.workers and all(pod.ready or pod.succeeded for pod in pods)
+
+
+def _told(gang: Gang | None, pods: tuple[Pod, ...]) -> Iterator[Cause]:
+    """What pods say, but that they are done."""
+    queued = gang is not None and gang.suspended
+    if queued and any(pod.ran for pod in pods):
+        yield requeued()
+    for pod in pods:
+        cause = of(pod)
+        # A queue may take back pods that never ran, and make them again.
+        if cause is not None and cause.verdict is not Verdict.DONE and (pod.ran or not queued):
+            yield cause
+
+
+def _asked(draft: Draft, attempt: Attempt, gang: Gang | None, pods: tuple[Pod, ...]) -> Cause | None:
+    """An end that the job itself asks for."""
+    policy, status = draft.policy, draft.status
+    if policy.suspend:
+        return _ours("Suspended", "runPolicy.suspend is true", Verdict.OURS)
+    limit, began = policy.active_deadline_seconds, status.start_time
+    if gang is None or gang.suspended:  # no deadline passes in a queue
+        return None
+    if limit is not None and began is not None and draft.passed(began, limit):
+        return deadline(limit)
+    limit = policy.start_deadline_seconds
+    # A queue that lets a gang go does not start it: the Job controller does, and says when.
+    if limit is not None and gang.started is not None and not holds(status, "Running"):
+        begun = max(attempt.start or gang.started, gang.started)
+        if not ready(gang, pods) and draft.passed(begun, limit):
+            return start_deadline(limit, why_waiting(draft.seen, gang))
+    return _stalled(draft, attempt)
+
+
+def _stalled(draft: Draft, attempt: Attempt) -> Cause | None:
+    report = draft.seen.report
+    if report is None or report.attempt != attempt.number or report.progress.phase != "Running":
+        return None
+    limit = STALLS * draft.policy.stall_timeout_seconds
+    if not draft.passed(report.moved, limit):
+        return None
+    if (report.told - report.moved).total_seconds() < limit:  # out of reach since: nobody knows
+        draft.look_after(draft.now, ASKED, ASKED)
+        return None
+    words = f"no step for {timedelta(seconds=limit)}, though the trainer answers"
+    return Cause("NoProgress", f"{words}: stopped at step {report.progress.step}", Verdict.COUNTED, OURS)
+
+
+def _missing(draft: Draft, gang: Gang | None, pods: tuple[Pod, ...], known: Cause | None) -> Iterator[Cause]:
+    """What was there and is gone."""
+    if gang is None or gang.deleting:
+        if known is None:  # else we have deleted it ourselves
+            yield gang_deleted()
+        return
+    old = {pod.index for pod in pods if pod.phase != "Pending"}
+    if holds(draft.status, "Running"):
+        # Gone, or replaced: a gang with a new member cannot go on.
+        yield from (vanished(index) for index in range(gang.workers) if index not in old)
+    elif gang.failed and len(old) < gang.workers:
+        # Pods that fail stay: this one was deleted, by a drain or by hand, while nobody looked.
+        yield vanished(min(set(range(gang.workers)) - old))
+
+
+def _ours(reason: str, message: str, verdict: Verdict) -> Cause:
+    return Cause(reason, message, verdict, OURS)

@@ -1,0 +1,38 @@
+"""Names that the children of a job have, and by which operator, users and Prometheus find them."""
+
+JOB = "tailorpo.dev/job"
+ATTEMPT = "tailorpo.dev/attempt"
+DOCUMENT = "tailorpo.dev/document"
+"""Annotation of the pods that holds the trainer's document, as JSON."""
+
+COMMON = {"app.kubernetes.io/name": "tailorpo-trainer", "app.kubernetes.io/managed-by": "tailorpo-operator"}
+QUEUE = "kueue.x-k8s.io/queue-name"
+
+CONTAINER = "trainer"
+METRICS = "metrics"
+METRICS_PORT = 9400
+MASTER = "master"
+MASTER_PORT = 29400
+
+IMAGE = "tailorpo-trainer:0.1.0"
+"""The trainer's image where neither a job nor the operator's settings name one."""
+
+
+def attempt_name(name: str, attempt: int) -> str:
+    """Of the Job of an attempt; its pods are `NAME-NNNN-INDEX-…`, and their host names `NAME-NNNN-INDEX`."""
+    return f"{name}-{attempt:04d}"
+
+
+def of_job(name: str) -> dict[str, str]:
+    """Labels of everything that belongs to a job."""
+    return {**COMMON, JOB: name}
+
+
+def of_attempt(name: str, attempt: int) -> dict[str, str]:
+    """Labels of everything that belongs to one of its attempts."""
+    return {**of_job(name), ATTEMPT: str(attempt)}
+
+
+def ports(workers: int) -> dict[str, int]:
+    """The ports of a pod by name. On a node's own network the scheduler keeps those of two pods apart."""
+    return {METRICS: METRICS_PORT, **({MASTER: MASTER_PORT} if workers > 1 else {})}

@@ -1,0 +1,25 @@
+"""Whether a status is worth a write: each is read by everyone who watches, and kept by etcd."""
+
+from typing import Any, Literal
+
+from tailorpo_operator.api import Status
+
+FLEETING = ("progress", "metrics")
+"""What changes all the time while a job trains."""
+
+
+def news(old: Status, new: Status) -> Literal["none", "progress", "change"]:
+    """Progress is news when a step is done or a figure changes; that time passes is none."""
+    before, after = old.tree(), new.tree()
+    if _without(before) != _without(after):
+        return "change"
+    return "progress" if _steps(before) != _steps(after) else "none"
+
+
+def _without(tree: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in tree.items() if key not in FLEETING}
+
+
+def _steps(tree: dict[str, Any]) -> tuple[Any, ...]:
+    progress = tree.get("progress", {})
+    return progress.get("step"), progress.get("of"), tree.get("metrics")

@@ -1,0 +1,239 @@
+"""What there is of a job in the cluster, as values: its gangs (one batch/v1 Job an attempt), their pods, what was said.
+
+Read from the API's own JSON, of which nothing is taken for granted: a status arrives bit by bit.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from typing import Any
+
+from pydantic import ValidationError
+
+from tailorpo_operator.naming import ATTEMPT, CONTAINER
+from tailorpo_trainer.progress import Progress
+
+Tree = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Gang:
+    """The batch/v1 Job of one attempt.
+
+    failed: pods are being stopped, or have been, because one has failed. suspended: by a queue; never by us.
+    """
+
+    name: str
+    uid: str
+    attempt: int
+    workers: int
+    created: datetime
+    started: datetime | None = None
+    suspended: bool = False
+    deleting: bool = False
+    complete: bool = False
+    failed: bool = False
+
+
+@dataclass(frozen=True)
+class Told:
+    """A reason with its text, in the API's words."""
+
+    reason: str
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class Exit:
+    """How the trainer's container ended. text: its termination message."""
+
+    code: int
+    reason: str = ""
+    text: str = ""
+
+    @cached_property
+    def progress(self) -> Progress | None:
+        """The trainer's last word; None if it had none."""
+        try:
+            return Progress.model_validate_json(self.text)
+        except ValidationError:
+            return None
+
+
+@dataclass(frozen=True)
+class Pod:
+    """A worker.
+
+    Attributes:
+        index: completion index, which is the node rank.
+        terminating: when its deletion was first seen, by this process' own clock: others' may differ.
+        disruption: the condition DisruptionTarget.
+        unscheduled: why it has no node, if the scheduler said so.
+        waiting: why its container does not run, if the kubelet said so.
+        ended: why the pod itself failed, as for an eviction.
+        trouble: what the newest Warning event says of it.
+    """
+
+    name: str
+    uid: str
+    attempt: int
+    index: int
+    created: datetime
+    phase: str = "Pending"
+    node: str | None = None
+    address: str | None = None
+    ready: bool = False
+    terminating: datetime | None = None
+    grace: float = 0.0
+    memory: str | None = None
+    disruption: Told | None = None
+    unscheduled: Told | None = None
+    waiting: Told | None = None
+    ended: Told | None = None
+    exit: Exit | None = None
+    trouble: Told | None = None
+
+    @property
+    def done(self) -> bool:
+        """Whether no process of it can run any more."""
+        return self.phase in ("Succeeded", "Failed")
+
+    @property
+    def ran(self) -> bool:
+        """Whether its container has begun."""
+        return self.phase in ("Running", "Succeeded") or self.exit is not None
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether its trainer is done: another container, as a mesh's, may keep the pod."""
+        return self.phase == "Succeeded" or (self.exit is not None and self.exit.code == 0)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What rank 0 of an attempt says at `/progress`.
+
+    moved, told: when its step was first told, and when it last was, by this process' own clock.
+    """
+
+    attempt: int
+    progress: Progress
+    moved: datetime
+    told: datetime
+
+
+@dataclass(frozen=True)
+class Children:
+    """All of a job's.
+
+    Attributes:
+        gangs: its own, by attempt.
+        pods: of its own gangs, by attempt and index.
+        strangers: pods with its label that are of no gang of its own, as of a deleted job of the same name.
+        trouble: what the newest Warning event says of the present gang.
+        refused: why the API server did not take what was to be made, the last time it was tried.
+        fresh: read from the API server just now. A watch may lag: what is missing in it may be there.
+    """
+
+    gangs: tuple[Gang, ...] = ()
+    pods: tuple[Pod, ...] = ()
+    strangers: tuple[Pod, ...] = ()
+    report: Report | None = None
+    trouble: Told | None = None
+    refused: Told | None = None
+    fresh: bool = False
+
+    def gang(self, attempt: int) -> Gang | None:
+        return next((gang for gang in self.gangs if gang.attempt == attempt), None)
+
+    def of(self, attempt: int) -> tuple[Pod, ...]:
+        """The pods of an attempt, by index."""
+        return tuple(pod for pod in self.pods if pod.attempt == attempt)
+
+    @property
+    def living(self) -> tuple[Pod, ...]:
+        """Pods that may still write to the storage."""
+        return tuple(pod for pod in (*self.strangers, *self.pods) if not pod.done)
+
+
+def gang(tree: Tree) -> Gang:
+    """From a batch/v1 Job of ours."""
+    meta, spec, status = tree["metadata"], tree["spec"], tree.get("status") or {}
+    held = {each["type"] for each in status.get("conditions") or () if each["status"] == "True"}
+    return Gang(
+        name=meta["name"],
+        uid=meta["uid"],
+        attempt=attempt_of(meta),
+        workers=spec.get("completions") or 1,
+        created=time(meta["creationTimestamp"]),
+        started=time(status["startTime"]) if status.get("startTime") else None,
+        suspended=bool(spec.get("suspend")),
+        deleting="deletionTimestamp" in meta,
+        complete=bool(held & {"Complete", "SuccessCriteriaMet"}),
+        failed=bool(held & {"Failed", "FailureTarget"}),
+    )
+
+
+def pod(tree: Tree, terminating: datetime | None = None, trouble: Told | None = None) -> Pod:
+    """From a pod of a gang of ours."""
+    meta, spec, status = tree["metadata"], tree["spec"], tree.get("status") or {}
+    conditions = {each["type"]: each for each in status.get("conditions") or ()}
+    state = _state(status)
+    disruption, scheduled = conditions.get("DisruptionTarget"), conditions.get("PodScheduled")
+    return Pod(
+        name=meta["name"],
+        uid=meta["uid"],
+        attempt=attempt_of(meta),
+        index=int(meta.get("annotations", {}).get("batch.kubernetes.io/job-completion-index", 0)),
+        created=time(meta["creationTimestamp"]),
+        phase=status.get("phase", "Pending"),
+        node=spec.get("nodeName"),
+        address=status.get("podIP"),
+        ready=conditions.get("Ready", {}).get("status") == "True",
+        terminating=terminating if "deletionTimestamp" in meta else None,
+        grace=float(meta.get("deletionGracePeriodSeconds") or 0),
+        memory=_memory(spec),
+        disruption=_told(disruption) if disruption and disruption["status"] == "True" else None,
+        unscheduled=_told(scheduled) if scheduled and scheduled["status"] == "False" else None,
+        waiting=_told(state["waiting"]) if state.get("waiting") else None,
+        ended=_told(status) if status.get("reason") else None,
+        exit=_exit(state["terminated"]) if state.get("terminated") else None,
+        trouble=trouble,
+    )
+
+
+def attempt_of(meta: Tree) -> int:
+    """The number on an object's label; 0 for one that is not ours."""
+    text = meta.get("labels", {}).get(ATTEMPT, "")
+    return int(text) if text.isdecimal() else 0
+
+
+def time(text: str) -> datetime:
+    """An instant as the API writes it."""
+    return datetime.fromisoformat(text)
+
+
+def owner(tree: Tree, kind: str) -> str | None:
+    """The uid of the controller of that kind."""
+    references: Iterable[Tree] = tree["metadata"].get("ownerReferences") or ()
+    return next((each["uid"] for each in references if each.get("controller") and each["kind"] == kind), None)
+
+
+def _state(status: Tree) -> Tree:
+    found = {each["name"]: each.get("state") or {} for each in status.get("containerStatuses") or ()}
+    return found.get(CONTAINER, {})
+
+
+def _told(tree: Tree) -> Told:
+    return Told(tree.get("reason") or "", tree.get("message") or "")
+
+
+def _exit(tree: Tree) -> Exit:
+    return Exit(tree.get("exitCode", 0), tree.get("reason") or "", tree.get("message") or "")
+
+
+def _memory(spec: Tree) -> str | None:
+    container: Tree = next((each for each in spec["containers"] if each["name"] == CONTAINER), {})
+    limit = container.get("resources", {}).get("limits", {}).get("memory")
+    return None if limit is None else str(limit)

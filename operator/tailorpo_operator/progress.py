@@ -1,0 +1,84 @@
+"""Asks the first worker of each running job how far it is. No answer is no failure: pods may be out of reach."""
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+
+import aiohttp
+from pydantic import ValidationError
+
+from tailorpo_operator import naming
+from tailorpo_operator.observed import Pod, Report
+from tailorpo_operator.store import Key
+from tailorpo_trainer.progress import Progress
+
+log = logging.getLogger(__name__)
+
+TIMEOUT = aiohttp.ClientTimeout(total=3, connect=2)
+MAX_BYTES = 64 * 1024
+TURN_SECONDS = 0.5
+
+
+class Progresses:
+    """The newest report of each job, kept in `reports`; `leaders` says whom to ask."""
+
+    def __init__(
+        self,
+        leaders: Callable[[], Mapping[Key, Pod]],
+        reports: dict[Key, Report],
+        news: Callable[[Key], None],
+        *,
+        interval: float,
+        connections: int,
+    ) -> None:
+        self._leaders, self._reports, self._news = leaders, reports, news
+        self._interval = interval
+        self._limit = asyncio.Semaphore(connections)
+        self._due: dict[str, float] = {}
+        self._asking: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> None:
+        """Until it is cancelled. The questions of many jobs are spread over the interval."""
+        loop = asyncio.get_running_loop()
+        async with aiohttp.ClientSession(timeout=TIMEOUT) as session:
+            try:
+                while True:
+                    leaders, clock = self._leaders(), loop.time()
+                    known = {pod.uid for pod in leaders.values()}
+                    self._due = {uid: due for uid, due in self._due.items() if uid in known}
+                    for key, pod in leaders.items():
+                        if clock >= self._due.setdefault(pod.uid, clock + random.uniform(0, min(1, self._interval))):
+                            self._due[pod.uid] = clock + self._interval * random.uniform(0.75, 1.25)
+                            task = asyncio.create_task(self._ask(session, key, pod))
+                            self._asking.add(task)
+                            task.add_done_callback(self._asking.discard)
+                    await asyncio.sleep(min(TURN_SECONDS, self._interval))
+            finally:
+                for task in self._asking:
+                    task.cancel()
+
+    async def _ask(self, session: aiohttp.ClientSession, key: Key, pod: Pod) -> None:
+        async with self._limit:
+            try:
+                told = await _get(session, pod)
+            except (aiohttp.ClientError, TimeoutError, OSError, ValidationError) as error:
+                log.debug("no progress of %s: %s", pod.name, error)
+                return
+        before = self._reports.get(key)
+        same = before is not None and before.attempt == pod.attempt and before.progress.step == told.step
+        now = datetime.now(UTC)
+        self._reports[key] = Report(pod.attempt, told, moved=before.moved if before and same else now, told=now)
+        if before is None or before.progress != told:
+            self._news(key)
+
+
+async def _get(session: aiohttp.ClientSession, pod: Pod) -> Progress:
+    host = f"[{pod.address}]" if ":" in str(pod.address) else pod.address
+    async with session.get(f"http://{host}:{naming.METRICS_PORT}/progress", allow_redirects=False) as answer:
+        answer.raise_for_status()
+        body = await answer.content.read(MAX_BYTES)
+        while not answer.content.at_eof() and len(body) < MAX_BYTES:
+            body += await answer.content.read(MAX_BYTES - len(body))
+    return Progress.model_validate_json(body)

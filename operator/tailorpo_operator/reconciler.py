@@ -1,0 +1,263 @@
+"""Looks at one job at a time, and makes the cluster what the plan says."""
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic import ValidationError
+
+from tailorpo_operator import children, metrics
+from tailorpo_operator.actions import Announce, CreateAttempt, CreateService, DeleteJob, DeletePod, Plan, StopAttempt
+from tailorpo_operator.api import Job
+from tailorpo_operator.attempts import present
+from tailorpo_operator.cluster import Cluster
+from tailorpo_operator.conditions import holds
+from tailorpo_operator.events import event
+from tailorpo_operator.limits import RateLimit
+from tailorpo_operator.news import news
+from tailorpo_operator.observed import Children, Report, Told
+from tailorpo_operator.plan import plan
+from tailorpo_operator.settings import Settings
+from tailorpo_operator.store import Key, Store
+from tailorpo_operator.wire import AwayError, RefusedError
+from tailorpo_operator.workqueue import WorkQueue
+
+log = logging.getLogger(__name__)
+
+REMEMBERED_EVENTS = 20_000
+TROUBLE_SECONDS = 10.0
+"""Between questions for the events of a gang that does not start."""
+FIRST_RETRY, LAST_RETRY = 0.5, 30.0
+
+
+class Reconciler:
+    """Everything it knows of the cluster it may forget: after a restart it is found again."""
+
+    def __init__(self, cluster: Cluster, store: Store, settings: Settings) -> None:
+        self.queue: WorkQueue[Key] = WorkQueue()
+        self.reports: dict[Key, Report] = {}
+        self._cluster, self._store, self._settings = cluster, store, settings
+        self._writes = RateLimit(settings.status_rate, max(1, int(settings.status_rate)))
+        self._told: dict[Key, float] = {}
+        self._sent: OrderedDict[str, None] = OrderedDict()
+        self._trouble: dict[str, tuple[float, Told | None]] = {}
+        self._failures: dict[Key, int] = {}
+        self._stopping = False
+
+    async def stop(self, seconds: float) -> None:
+        """Takes no job any more, and waits until the looks that are under way have ended, or for so long."""
+        self._stopping = True
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self.queue.idle(), seconds)
+
+    async def work(self) -> None:
+        """One worker; runs until it is cancelled."""
+        while True:
+            key = await self.queue.get()
+            try:
+                if self._stopping:
+                    continue
+                with metrics.RECONCILE.time():
+                    await self.reconcile(key)
+                self._failures.pop(key, None)
+            except asyncio.CancelledError:
+                raise
+            except Exception as error:
+                self._again(key, error)
+            finally:
+                self.queue.done(key)
+                metrics.QUEUE.set(len(self.queue))
+
+    async def reconcile(self, key: Key) -> None:
+        """One look at one job."""
+        tree = self._store.job(key)
+        if tree is None:
+            self._forget(key)
+            return
+        job = _job(tree)
+        if job is None:
+            return
+        seen = await self._seen(key, job)
+        made = plan(job, seen, now(), self._settings.retries)
+        if made.fresh:
+            fresh = await self._look(key)
+            if fresh is None:
+                return
+            job, seen = fresh
+            made = plan(job, seen, now(), self._settings.retries)
+        await self._carry_out(key, job, seen, made)
+
+    # What there is
+
+    async def _seen(self, key: Key, job: Job) -> Children:
+        seen = replace(self._store.children(job), report=self.reports.get(key))
+        attempt = present(job.status)
+        gang = seen.gang(attempt.number) if attempt is not None else None
+        if gang is None or holds(job.status, "Running"):
+            return seen
+        pods = seen.of(gang.attempt)
+        if len(pods) < gang.workers:
+            return replace(seen, trouble=await self._troubled(key.namespace, gang.uid, gang.created))
+        stuck = next((pod for pod in pods if pod.node and pod.phase == "Pending" and not pod.ready), None)
+        if stuck is not None:
+            told = await self._troubled(key.namespace, stuck.uid, stuck.created)
+            pods = tuple(replace(pod, trouble=told) if pod is stuck else pod for pod in seen.pods)
+            return replace(seen, pods=pods)
+        return seen
+
+    async def _troubled(self, namespace: str, uid: str, created: datetime) -> Told | None:
+        """What events say of an object that should be on its way."""
+        clock = asyncio.get_running_loop().time()
+        asked, told = self._trouble.get(uid, (0.0, None))
+        young = (now() - created).total_seconds() < 1.0
+        if not young and clock - asked > TROUBLE_SECONDS:
+            told = await self._cluster.trouble(namespace, uid)
+            self._trouble[uid] = (clock, told)
+            while len(self._trouble) > REMEMBERED_EVENTS:
+                del self._trouble[next(iter(self._trouble))]
+        return told
+
+    async def _look(self, key: Key) -> tuple[Job, Children] | None:
+        """The job and its children as they are in the API server now."""
+        tree = await self._cluster.job(key.namespace, key.name)
+        if tree is None:
+            return None
+        gangs, pods, listed = await self._cluster.children(key.namespace, key.name)
+        self._store.put_job(tree)
+        self._store.replace_children(gangs, pods, listed, now(), key=key)
+        job = _job(tree)
+        return None if job is None else (job, replace(await self._seen(key, job), fresh=True))
+
+    # What there shall be
+
+    async def _carry_out(self, key: Key, job: Job, seen: Children, made: Plan) -> None:
+        try:
+            for creation in made.create:
+                await self._create(job, creation)
+        except RefusedError as refusal:
+            log.warning("refused: %s", refusal, extra=_about(key))
+            made = plan(job, replace(seen, refused=refusal.told, fresh=True), now(), self._settings.retries)
+        for announcement in made.announce:
+            await self._announce(job, announcement)
+        if not await self._write(key, job, made):
+            return
+        for deletion in made.delete:
+            match deletion:
+                case StopAttempt(gang):
+                    await self._cluster.stop(key.namespace, gang)
+                    self._store.stopping(key, gang)
+                case DeletePod(pod, force):
+                    await self._cluster.delete_pod(key.namespace, pod, force=force)
+                case DeleteJob():
+                    await self._cluster.delete_job(job)
+        if made.look is not None:
+            self.queue.add_after(key, (made.look - now()).total_seconds())
+
+    async def _create(self, job: Job, creation: CreateService | CreateAttempt) -> None:
+        match creation:
+            case CreateService():
+                if (service := children.service(job)) is not None:
+                    await self._cluster.create(children.owned(service, job))
+            case CreateAttempt(number):
+                try:
+                    gang = children.attempt(job, number, self._settings.image)
+                except children.TooLarge as problem:
+                    raise RefusedError(422, children.TooLarge.__name__, str(problem)) from None
+                self._store.put_gang(await self._cluster.create(children.owned(gang, job)))
+
+    async def _announce(self, job: Job, announcement: Announce) -> None:
+        if announcement.key in self._sent:
+            return
+        await self._cluster.announce(event(job, announcement, now()))
+        self._sent[announcement.key] = None
+        while len(self._sent) > REMEMBERED_EVENTS:
+            self._sent.popitem(last=False)
+
+    async def _write(self, key: Key, job: Job, made: Plan) -> bool:
+        """The status, if it is worth it. Returns whether the plan still holds."""
+        kind = news(job.status, made.status)
+        if kind == "none" or (kind == "progress" and not self._may_tell(key)):
+            return True
+        tree = {"metadata": job.metadata, "status": self._raw_status(key)}
+        try:
+            written = await self._cluster.write_status(tree, made.status.tree())
+        except RefusedError as refusal:
+            if refusal.status == 404:
+                self._forget(key)
+                return False
+            if refusal.status != 409:
+                raise
+            # Somebody wrote meanwhile: what they wrote comes by the watch, or was missed by it.
+            if (newest := await self._cluster.job(key.namespace, key.name)) is not None:
+                self._store.put_job(newest)
+                self.queue.add(key)
+            return False
+        self._store.put_job(written)
+        self._told[key] = asyncio.get_running_loop().time()
+        _log(key, job, made)
+        return True
+
+    def _raw_status(self, key: Key) -> Mapping[str, Any]:
+        tree = self._store.job(key)
+        return {} if tree is None else tree.get("status") or {}
+
+    def _may_tell(self, key: Key) -> bool:
+        """Whether a write that only tells of progress may be made now; if not, there is a look when it may."""
+        clock = asyncio.get_running_loop().time()
+        wait = self._told.get(key, -self._settings.status_interval) + self._settings.status_interval - clock
+        if wait > 0 or not self._writes.try_take():
+            self.queue.add_after(key, max(wait, 1.0))
+            return False
+        return True
+
+    def _again(self, key: Key, error: Exception) -> None:
+        """Nothing is lost by an error: the next look finds what is to be done."""
+        metrics.FAILED.inc()
+        count = self._failures.get(key, 0)
+        self._failures[key] = count + 1
+        delay = min(FIRST_RETRY * 2.0**count, LAST_RETRY)
+        if isinstance(error, AwayError | RefusedError):
+            log.warning("again in %.1f s: %s", delay, error, extra=_about(key))
+        else:
+            log.error("again in %.1f s", delay, exc_info=error, extra=_about(key))
+        self.queue.add_after(key, delay)
+
+    def _forget(self, key: Key) -> None:
+        for known in (self.reports, self._told, self._failures):
+            known.pop(key, None)
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _job(tree: Mapping[str, Any]) -> Job | None:
+    """None for a job that another version of the definition let in."""
+    try:
+        return Job.model_validate(tree)
+    except ValidationError as error:
+        meta = tree["metadata"]
+        first = error.errors(include_url=False, include_input=False)[0]
+        path = ".".join(map(str, first["loc"]))
+        log.error("not understood: %s: %s", path, first["msg"], extra=_about(Key(meta["namespace"], meta["name"])))
+        return None
+
+
+def _about(key: Key, attempt: int | None = None) -> dict[str, Any]:
+    return {"job": f"{key.namespace}/{key.name}"} | ({} if attempt is None else {"attempt": attempt})
+
+
+def _log(key: Key, job: Job, made: Plan) -> None:
+    """One line whenever the phase changes, or an attempt ends."""
+    before, after = job.status, made.status
+    attempt = after.attempts[-1] if after.attempts else None
+    number = None if attempt is None else attempt.number
+    if attempt is not None and attempt.end is not None and (not before.attempts or before.attempts[-1] != attempt):
+        metrics.ATTEMPTS.labels(attempt.reason).inc()
+    if before.phase != after.phase or not before.conditions:
+        log.info("%s: %s", after.phase, after.message, extra=_about(key, number))

@@ -1,0 +1,203 @@
+"""The operator as a process: its loops, from start to a graceful stop."""
+
+import asyncio
+import contextlib
+import logging
+import signal
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import kopf
+from kubernetes.aio.client import ApiClient
+
+from tailorpo_operator import connection, handlers, health, metrics
+from tailorpo_operator.api import Status
+from tailorpo_operator.cluster import Cluster
+from tailorpo_operator.conditions import holds, since
+from tailorpo_operator.limits import RateLimit
+from tailorpo_operator.observed import Pod
+from tailorpo_operator.progress import Progresses
+from tailorpo_operator.reconciler import Reconciler, now
+from tailorpo_operator.settings import Settings
+from tailorpo_operator.store import Key, Store
+from tailorpo_operator.wire import AwayError, RefusedError, Wire
+from tailorpo_trainer.exits import UnavailableError
+
+log = logging.getLogger(__name__)
+
+TURN_SECONDS = 1.0
+WATCH_PAUSE = 2.0
+STOP_SECONDS = 10.0
+"""For the looks that are under way when a stop is asked for."""
+
+
+class Operator:
+    """All its loops, and what they share."""
+
+    def __init__(self, settings: Settings, kubeconfig: Path | None = None, context: str | None = None) -> None:
+        self.settings, self._kubeconfig, self._context = settings, kubeconfig, context
+        self._store = Store()
+        self._stop, self._ready = asyncio.Event(), asyncio.Event()
+        self._turned = self._clock()
+
+    async def run(self, host: str, port: int) -> None:
+        """Until SIGTERM or SIGINT. Raises `ConfigurationError`, `UnavailableError`."""
+        loop = asyncio.get_running_loop()
+        for sign in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(sign, self._stop.set)
+        configuration = await connection.load(self._kubeconfig, self._context)
+        limit = RateLimit(self.settings.requests_per_second, self.settings.burst)
+        async with (
+            health.serving(host, port, self._unhealthy, self._unready) as served,
+            ApiClient(configuration) as client,
+        ):
+            log.info("serving /healthz, /readyz and /metrics on port %d", served)
+            cluster = Cluster(Wire(client, limit))
+            reconciler = Reconciler(cluster, self._store, self.settings)
+            if await self._defined(cluster):
+                await self._work(cluster, reconciler)
+        log.info("stopped")
+
+    async def _work(self, cluster: Cluster, reconciler: Reconciler) -> None:
+        progresses = Progresses(
+            lambda: self._leaders(),
+            reconciler.reports,
+            reconciler.queue.add,
+            interval=self.settings.progress_interval,
+            connections=self.settings.progress_connections,
+        )
+        await self._resync(cluster, reconciler)
+        loops = [
+            self._watch(cluster, reconciler),
+            reconciler.queue.keep_time(),
+            self._keep_looking(cluster, reconciler),
+            self._keep_counting(),
+            progresses.run(),
+        ]
+        workers = [asyncio.create_task(reconciler.work()) for _ in range(self.settings.workers)]
+        others = [asyncio.create_task(loop) for loop in loops]
+        stop = asyncio.create_task(self._stop.wait())
+        self._ready.set()
+        done, _ = await asyncio.wait([stop, *workers, *others], return_when=asyncio.FIRST_COMPLETED)
+        self._ready.clear()
+        self._stop.set()
+        log.info("stopping")
+        await reconciler.stop(STOP_SECONDS)
+        for task in (*workers, *others, stop):
+            task.cancel()
+        await asyncio.gather(*workers, *others, stop, return_exceptions=True)
+        for task in done - {stop}:
+            if not task.cancelled() and (error := task.exception()) is not None:
+                raise error
+
+    async def _defined(self, cluster: Cluster) -> bool:
+        """Waits until the API server serves TailorPOJobs; returns whether it does: not if a stop was asked for."""
+        said = None
+        while not self._stop.is_set():
+            try:
+                await cluster.jobs(self.settings.namespaces[0] if self.settings.namespaces else None)
+                return True
+            except RefusedError as refusal:
+                words = "apply manifests/crd.yaml" if refusal.status == 404 else "see manifests/rbac.yaml"
+                problem = f"cannot list TailorPOJobs: {refusal}: {words}"
+                if refusal.status == 401:
+                    raise UnavailableError(f"the API server does not know who we are: {refusal}") from None
+            except AwayError as away:
+                problem = str(away)
+            if problem != said:
+                log.warning("waiting: %s", problem)
+                said = problem
+            self._turned = self._clock()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stop.wait(), 2.0)
+        return False
+
+    async def _watch(self, cluster: Cluster, reconciler: Reconciler) -> None:
+        """Watches, and begins anew where kopf gives up; ends when a stop is asked for, which kopf is told of first."""
+        made = handlers.registry(
+            self._store, reconciler.queue.add, now, connection.login(self._kubeconfig, self._context)
+        )
+        while True:
+            try:
+                await kopf.operator(
+                    registry=made,
+                    settings=handlers.settings(),
+                    standalone=True,
+                    clusterwide=not self.settings.namespaces,
+                    namespaces=self.settings.namespaces,
+                    stop_flag=self._stop,
+                )
+                return
+            except Exception as error:
+                log.warning("the watch has ended, and begins anew: %s: %s", type(error).__name__, error)
+            await asyncio.sleep(WATCH_PAUSE)
+            with contextlib.suppress(AwayError):
+                await self._resync(cluster, reconciler)
+
+    async def _keep_looking(self, cluster: Cluster, reconciler: Reconciler) -> None:
+        while True:
+            await asyncio.sleep(self.settings.resync)
+            with contextlib.suppress(AwayError):
+                await self._resync(cluster, reconciler)
+
+    async def _resync(self, cluster: Cluster, reconciler: Reconciler) -> None:
+        """Lists everything, and looks at every job."""
+        for namespace in self.settings.namespaces or (None,):
+            jobs, listed = await cluster.jobs(namespace)
+            gangs, pods, children_listed = await cluster.children(namespace, None)
+            keys = self._store.replace_jobs(jobs, listed, namespace)
+            self._store.replace_children(gangs, pods, children_listed, now(), namespace=namespace)
+            for key in keys:
+                reconciler.queue.add(key)
+
+    async def _keep_counting(self) -> None:
+        """Figures of all jobs; and the sign that the loop turns."""
+        waiting: set[Key] = set()
+        while True:
+            self._turned = self._clock()
+            phases: Counter[str] = Counter()
+            pending = dict(self._pending())
+            for _, status in self._statuses():
+                phases[str(status.get("phase", "Pending"))] += 1
+            for phase in metrics.PHASES:
+                metrics.JOBS.labels(phase).set(phases[phase])
+            for key in waiting - set(pending):
+                metrics.PENDING.remove(*key)
+            for key, seconds in pending.items():
+                metrics.PENDING.labels(*key).set(seconds)
+            waiting = set(pending)
+            await asyncio.sleep(TURN_SECONDS)
+
+    def _statuses(self) -> Iterator[tuple[Key, Mapping[str, Any]]]:
+        for key in self._store.keys:
+            if (tree := self._store.job(key)) is not None:
+                yield key, tree.get("status") or {}
+
+    def _pending(self) -> Iterator[tuple[Key, float]]:
+        for key, tree in self._statuses():
+            if tree.get("phase") in ("Pending", "Starting"):
+                status = Status.model_validate(tree)
+                begun = since(status, "PodsReady")
+                if begun is not None and not holds(status, "PodsReady"):
+                    yield key, max(0.0, (now() - begun).total_seconds())
+
+    def _leaders(self) -> dict[Key, Pod]:
+        """The first worker of each running job."""
+        return {
+            key: pod
+            for key, status in self._statuses()
+            if status.get("phase") == "Running" and (pod := self._store.leader(key)) is not None
+        }
+
+    def _unhealthy(self) -> str | None:
+        late = self._clock() - self._turned
+        return f"no turn for {late:.0f} s" if late > self.settings.stale else None
+
+    def _unready(self) -> str | None:
+        return None if self._ready.is_set() else "not started"
+
+    @staticmethod
+    def _clock() -> float:
+        return asyncio.get_event_loop().time()

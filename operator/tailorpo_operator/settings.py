@@ -1,0 +1,37 @@
+"""Settings of the operator: what `tailorpo operator` takes as options."""
+
+from dataclasses import dataclass, field
+
+from tailorpo_operator import naming
+from tailorpo_operator.retries import Retries
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the operator works. Seconds, unless it says otherwise.
+
+    Attributes:
+        namespaces: watched ones; none: all.
+        image: the trainer's, for jobs that name none.
+        workers: jobs that are looked at at the same time.
+        requests_per_second, burst: to the API server, watches left out.
+        resync: between lists of everything, which find what watches have missed.
+        progress_interval: between two questions to the same job's first worker, on average.
+        progress_connections: questions at the same time.
+        status_interval: between two writes of a job's status that only tell of progress.
+        status_rate: such writes a second, of all jobs.
+        stale: without a turn of the loops, after which the operator is not alive any more.
+    """
+
+    namespaces: tuple[str, ...] = ()
+    image: str = naming.IMAGE
+    workers: int = 16
+    requests_per_second: float = 200.0
+    burst: int = 400
+    resync: float = 300.0
+    progress_interval: float = 15.0
+    progress_connections: int = 32
+    status_interval: float = 30.0
+    status_rate: float = 20.0
+    stale: float = 120.0
+    retries: Retries = field(default_factory=Retries)

@@ -1,0 +1,181 @@
+"""What the watches have shown of every job, and what our own writes have answered since.
+
+A watch may lag behind, and misses what is deleted while it is broken off: `replace` takes a list instead, and what
+must not be decided on a lag is read afresh.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from tailorpo_operator import naming, observed
+from tailorpo_operator.api import Job
+from tailorpo_operator.observed import Children, Gang, Pod
+
+Tree = Mapping[str, Any]
+
+
+class Key(NamedTuple):
+    """Which job."""
+
+    namespace: str
+    name: str
+
+
+class _Seen(NamedTuple):
+    """An object and the version that it was."""
+
+    version: int
+    what: Any
+    owner: str | None
+
+
+class Store:
+    """By job. Pods and gangs are kept as values, without what is not needed of them."""
+
+    def __init__(self) -> None:
+        self._jobs: dict[Key, dict[str, Any]] = {}
+        self._gangs: dict[Key, dict[str, _Seen]] = defaultdict(dict)
+        self._pods: dict[Key, dict[str, _Seen]] = defaultdict(dict)
+        self._terminating: dict[str, datetime] = {}
+
+    @property
+    def keys(self) -> list[Key]:
+        return list(self._jobs)
+
+    def job(self, key: Key) -> dict[str, Any] | None:
+        return self._jobs.get(key)
+
+    def put_job(self, tree: Tree) -> Key:
+        """A job as it was seen or written, unless a newer one is known."""
+        key = Key(tree["metadata"]["namespace"], tree["metadata"]["name"])
+        known = self._jobs.get(key)
+        if known is None or version(tree) >= version(known):
+            self._jobs[key] = _lean(tree)
+        return key
+
+    def drop_job(self, tree: Tree) -> Key:
+        """A job that was deleted: not the one that has its name now."""
+        key = Key(tree["metadata"]["namespace"], tree["metadata"]["name"])
+        known = self._jobs.get(key)
+        if known is not None and known["metadata"]["uid"] == tree["metadata"]["uid"]:
+            del self._jobs[key]
+        return key
+
+    def put_gang(self, tree: Tree) -> Key | None:
+        owner = observed.owner(tree, "TailorPOJob")
+        return self._put(self._gangs, tree, observed.gang(tree), owner) if key_of(tree) else None
+
+    def put_pod(self, tree: Tree, now: datetime) -> Key | None:
+        if key_of(tree) is None:
+            return None
+        uid, deleted = tree["metadata"]["uid"], "deletionTimestamp" in tree["metadata"]
+        since = self._terminating.setdefault(uid, now) if deleted else None
+        return self._put(self._pods, tree, observed.pod(tree, since), observed.owner(tree, "Job"))
+
+    def drop_gang(self, tree: Tree) -> Key | None:
+        return self._drop(self._gangs, tree)
+
+    def drop_pod(self, tree: Tree) -> Key | None:
+        self._terminating.pop(tree["metadata"]["uid"], None)
+        return self._drop(self._pods, tree)
+
+    def stopping(self, key: Key, gang: Gang) -> None:
+        """We have deleted this gang; the watch will say so."""
+        if (seen := self._gangs.get(key, {}).get(gang.uid)) is not None:
+            self._gangs[key][gang.uid] = seen._replace(what=replace(seen.what, deleting=True))
+
+    def children(self, job: Job) -> Children:
+        """All there is of a job, and what is left of one that had its name."""
+        key = Key(job.namespace, job.name)
+        gangs = [seen.what for seen in self._gangs.get(key, {}).values() if seen.owner == job.uid]
+        created = observed.time(job.metadata["creationTimestamp"])
+        own, strangers = list[Pod](), list[Pod]()
+        for seen in self._pods.get(key, {}).values():
+            # One that no Job controls, as a copy for debugging, is no worker; yet it may write where workers do.
+            (own if seen.owner is not None and seen.what.created >= created else strangers).append(seen.what)
+        return Children(
+            gangs=tuple(sorted(gangs, key=lambda gang: gang.attempt)),
+            pods=tuple(sorted(own, key=lambda pod: (pod.attempt, pod.index))),
+            strangers=tuple(strangers),
+        )
+
+    def leader(self, key: Key) -> Pod | None:
+        """The first worker of the newest attempt, if it runs and can be asked."""
+        pods = [seen.what for seen in self._pods.get(key, {}).values() if seen.owner is not None]
+        newest = max((pod.attempt for pod in pods), default=0)
+        running = (pod for pod in pods if pod.attempt == newest and pod.phase == "Running")
+        return next((pod for pod in running if pod.index == 0 and pod.address and pod.terminating is None), None)
+
+    def replace_jobs(self, items: Iterable[Tree], listed: int, namespace: str | None) -> list[Key]:
+        """All jobs there are (of a namespace), as of a list's version. Returns all of them, and those that went."""
+        before = {key: tree for key, tree in self._jobs.items() if namespace in (None, key.namespace)}
+        now = {self.put_job(tree) for tree in items}
+        gone = [key for key, tree in before.items() if key not in now and version(tree) <= listed]
+        for key in gone:
+            del self._jobs[key]
+        return [*now, *gone]
+
+    def replace_children(
+        self,
+        gangs: Iterable[Tree],
+        pods: Iterable[Tree],
+        listed: int,
+        now: datetime,
+        *,
+        namespace: str | None = None,
+        key: Key | None = None,
+    ) -> None:
+        """All children of a job, of a namespace's jobs or of all, as of a list's version."""
+        kept_gangs, kept_pods = set[str](), set[str]()
+        for tree in gangs:
+            self.put_gang(tree)
+            kept_gangs.add(tree["metadata"]["uid"])
+        for tree in pods:
+            self.put_pod(tree, now)
+            kept_pods.add(tree["metadata"]["uid"])
+        for kept, by_key in ((kept_gangs, self._gangs), (kept_pods, self._pods)):
+            for each in [key] if key is not None else [each for each in by_key if namespace in (None, each.namespace)]:
+                known = by_key.get(each, {})
+                for uid in [uid for uid, seen in known.items() if uid not in kept and seen.version <= listed]:
+                    del known[uid]
+                    self._terminating.pop(uid, None)
+                if not known:
+                    by_key.pop(each, None)
+
+    def _put(self, by_key: dict[Key, dict[str, _Seen]], tree: Tree, what: Gang | Pod, owner: str | None) -> Key | None:
+        key = key_of(tree)
+        if key is not None:
+            uid, seen = tree["metadata"]["uid"], version(tree)
+            known = by_key[key].get(uid)
+            if known is None or seen >= known.version:
+                by_key[key][uid] = _Seen(seen, what, owner)
+        return key
+
+    def _drop(self, by_key: dict[Key, dict[str, _Seen]], tree: Tree) -> Key | None:
+        key = key_of(tree)
+        if key is not None and key in by_key:
+            by_key[key].pop(tree["metadata"]["uid"], None)
+            if not by_key[key]:
+                del by_key[key]
+        return key
+
+
+def key_of(tree: Tree) -> Key | None:
+    """Whose child it is, by its label; None for what is not ours."""
+    meta = tree["metadata"]
+    name = meta.get("labels", {}).get(naming.JOB)
+    return None if name is None else Key(meta["namespace"], name)
+
+
+def version(tree: Tree) -> int:
+    """Resource versions grow: Kubernetes promises it since 1.35, and etcd has always done so."""
+    return int(tree["metadata"]["resourceVersion"])
+
+
+def _lean(tree: Tree) -> dict[str, Any]:
+    """Without what nobody reads here and takes half of the memory."""
+    meta = {key: value for key, value in tree["metadata"].items() if key not in ("managedFields", "annotations")}
+    return {**tree, "metadata": meta}

@@ -1,0 +1,126 @@
+"""Requests to the API server, through `kubernetes.aio`: one at a time, at a limited rate, with retries.
+
+What the server does not take is `RefusedError`; what it does not answer is tried again, and then `AwayError`. JSON goes
+in and out as it is: the package's typed models cost more than everything else that is done with a job.
+"""
+
+import asyncio
+import json
+import random
+from collections.abc import Mapping
+from typing import Any, Literal
+from urllib.parse import urlencode
+
+import aiohttp
+from kubernetes.aio.client import ApiClient
+
+from tailorpo_operator.limits import RateLimit
+from tailorpo_operator.metrics import REQUESTS
+from tailorpo_operator.observed import Told
+
+Verb = Literal["get", "list", "create", "patch", "delete"]
+Tree = dict[str, Any]
+
+TRIES = 5
+FIRST_PAUSE, LAST_PAUSE = 0.2, 5.0
+"""Seconds between tries, which double."""
+TIMEOUT = aiohttp.ClientTimeout(total=30, connect=10)
+PAGE = 500
+AGAIN = (429, 500, 502, 503, 504)
+METHODS: dict[Verb, str] = {"get": "GET", "list": "GET", "create": "POST", "patch": "PATCH", "delete": "DELETE"}
+
+
+class RefusedError(Exception):
+    """The API server's word that it does not take something."""
+
+    def __init__(self, status: int, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.status, self.reason = status, reason
+
+    @property
+    def told(self) -> Told:
+        return Told(self.reason or f"Status{self.status}", str(self))
+
+
+class AwayError(Exception):
+    """The API server does not answer, or is too busy, after all tries."""
+
+
+class Wire:
+    """A connection as one user."""
+
+    def __init__(self, client: ApiClient, limit: RateLimit) -> None:
+        self._client = client
+        self._limit = limit
+
+    async def all(self, path: str, **query: str) -> tuple[list[Tree], int]:
+        """The items of all pages, and the version of the list."""
+        items: list[Tree] = []
+        more = ""
+        while True:
+            page = await self.request(
+                "list", path, query={**query, "limit": str(PAGE), **({"continue": more} if more else {})}
+            )
+            items += page["items"]
+            more = page["metadata"].get("continue", "")
+            if not more:
+                return items, int(page["metadata"]["resourceVersion"])
+
+    async def request(self, verb: Verb, path: str, body: Any = None, query: Mapping[str, str] | None = None) -> Tree:
+        """Tried again while the server is away or busy: everything sent here may be sent twice."""
+        pause = FIRST_PAUSE
+        for tried in range(1, TRIES + 1):
+            await self._limit.take()
+            try:
+                return await self._once(verb, path, body, query)
+            except RefusedError as refusal:
+                if refusal.status not in AGAIN:
+                    raise
+                problem: Exception = refusal
+            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                REQUESTS.labels(verb, "error").inc()
+                problem = error
+            if tried < TRIES:
+                await asyncio.sleep(pause * random.uniform(0.5, 1.5))
+                pause = min(2 * pause, LAST_PAUSE)
+        raise AwayError(f"{verb} {path}: {problem}") from problem
+
+    async def _once(self, verb: Verb, path: str, body: Any, query: Mapping[str, str] | None) -> Tree:
+        headers = {"Accept": "application/json"}
+        if verb == "patch":
+            headers["Content-Type"] = "application/merge-patch+json"
+        address = path + ("?" + urlencode(query) if query else "")
+        serialized = await self._client.param_serialize(
+            METHODS[verb], address, header_params=headers, auth_settings=["BearerToken"]
+        )
+        method, url, sent_headers = serialized[:3]
+        answer = await self._client.rest_client.request(
+            method, url, headers=sent_headers, body=body, _request_timeout=TIMEOUT
+        )
+        text = await answer.read()
+        REQUESTS.labels(verb, str(answer.status)).inc()
+        if 200 <= answer.status < 300:
+            tree: Tree = json.loads(text)
+            return tree
+        raise _refusal(answer.status, text)
+
+
+def merge_patch(old: Mapping[str, Any], new: Mapping[str, Any]) -> Tree:
+    """The JSON merge patch (RFC 7396) that makes one of the other."""
+    patch: Tree = {key: None for key in old if key not in new}
+    for key, value in new.items():
+        before = old.get(key)
+        if isinstance(before, Mapping) and isinstance(value, Mapping):
+            if inner := merge_patch(before, value):
+                patch[key] = inner
+        elif before != value:
+            patch[key] = value
+    return patch
+
+
+def _refusal(status: int, text: bytes) -> RefusedError:
+    try:
+        told = json.loads(text)
+        return RefusedError(status, str(told.get("reason") or ""), str(told.get("message") or ""))
+    except (ValueError, AttributeError):  # a proxy's page
+        return RefusedError(status, "", text[:200].decode(errors="replace"))

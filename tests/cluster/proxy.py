@@ -1,0 +1,131 @@
+"""A proxy before an API server, which sees every request of one user and may spoil it."""
+
+import asyncio
+import base64
+import json
+import ssl
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import aiohttp
+from aiohttp import web
+
+WRITING = ("POST", "PUT", "PATCH", "DELETE")
+LARGE = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request, as it came."""
+
+    method: str
+    path: str
+    body: bytes = b""
+
+    @property
+    def creates(self) -> str | None:
+        """The name of what it would make."""
+        return str(json.loads(self.body)["metadata"]["name"]) if self.method == "POST" else None
+
+    @property
+    def writes(self) -> bool:
+        return self.method in WRITING
+
+
+Rule = Callable[[Asked], int]
+"""What becomes of a request: 0 to let it through, a status to answer with, or DROP to break off the connection."""
+DROP = -1
+
+
+def through(asked: Asked) -> int:
+    return 0
+
+
+class ApiProxy:
+    """Speaks plain HTTP on loopback, and to the server as the user of a kubeconfig of `kubeconfig.write` with a token.
+
+    `rule` may change at any time.
+    """
+
+    def __init__(self, user: Path, folder: Path) -> None:
+        self.rule: Rule = through
+        self.seen: list[Asked] = []
+        self.kubeconfig = folder / "proxied.kubeconfig"
+        given = json.loads(user.read_text())
+        cluster = given["clusters"][0]["cluster"]
+        self._server: str = cluster["server"]
+        self._headers = {"Authorization": f"Bearer {given['users'][0]['user']['token']}"}
+        self._tls = ssl.create_default_context(cadata=base64.b64decode(cluster["certificate-authority-data"]).decode())
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="API proxy", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        port = asyncio.run_coroutine_threadsafe(self._start(), self._loop).result()
+        proxied: dict[str, Any] = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{"name": "proxied", "cluster": {"server": f"http://127.0.0.1:{port}"}}],
+            "users": [{"name": "proxied", "user": {}}],
+            "contexts": [{"name": "proxied", "context": {"cluster": "proxied", "user": "proxied"}}],
+            "current-context": "proxied",
+        }
+        self.kubeconfig.write_text(json.dumps(proxied))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    async def _start(self) -> int:
+        timeout = aiohttp.ClientTimeout(total=None)
+        self._session = aiohttp.ClientSession(
+            timeout=timeout, auto_decompress=False, connector=aiohttp.TCPConnector(limit=0)
+        )
+        app = web.Application(client_max_size=LARGE)
+        app.router.add_route("*", "/{path:.*}", self._forward)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1, handler_cancellation=True)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
+        port: int = self._runner.addresses[0][1]
+        return port
+
+    async def _end(self) -> None:
+        await self._runner.cleanup()
+        await self._session.close()
+
+    async def _forward(self, request: web.Request) -> web.StreamResponse:
+        asked = Asked(request.method, request.path, await request.read())
+        self.seen.append(asked)
+        verdict = self.rule(asked)
+        if verdict > 0:
+            return web.Response(status=verdict, text="injected")
+        if verdict == DROP:
+            assert request.transport is not None
+            request.transport.abort()
+            return web.Response()
+        kept = {name: request.headers[name] for name in ("Content-Type", "Accept") if name in request.headers}
+        async with self._session.request(
+            request.method,
+            self._server + request.path_qs,
+            data=asked.body or None,
+            headers=kept | self._headers,
+            ssl=self._tls,
+        ) as answer:
+            response = web.StreamResponse(status=answer.status)
+            response.content_type = answer.content_type
+            with suppress(ConnectionResetError):  # the client was killed
+                await response.prepare(request)
+                async for chunk in answer.content.iter_any():
+                    await response.write(chunk)
+                await response.write_eof()
+            return response

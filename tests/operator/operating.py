@@ -1,0 +1,224 @@
+"""The operator as a process of its own, and jobs for it."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kubernetes.client import V1Pod
+
+from tailorpo_operator import naming
+from tailorpo_trainer import termination
+from tailorpo_trainer.exits import ExitCode
+from tailorpo_trainer.progress import Checkpoint, Error, Progress
+from tests.cluster.api import Kubectl
+from tests.cluster.pods import PodDriver
+from tests.cluster.waiting import until
+
+Fields = dict[str, Any]
+
+QUICK = ("--retry-seconds=0.3", "--retry-seconds-max=2", "--lost-seconds=2", "--progress-seconds=0.5")
+"""Nobody waits for minutes in a test."""
+
+
+class OperatorProcess:
+    """`tailorpo operator`, which can be killed and started again."""
+
+    def __init__(self, kubeconfig: Path, log: Path, *arguments: str) -> None:
+        self.log = log
+        self._arguments = [f"--kubeconfig={kubeconfig}", "--host=127.0.0.1", "--port=0", *QUICK, *arguments]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> "OperatorProcess":
+        command = [sys.executable, "-c", "import sys; from tailorpo_trainer.cli import main; sys.exit(main())"]
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [*command, "operator", *self._arguments],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=os.environ | {"NO_PROXY": "127.0.0.1,localhost"},
+            )
+        return self
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def kill(self) -> None:
+        """As a power cut would."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def stop(self) -> int:
+        """As a kubelet would; returns its exit status."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGTERM)
+        return self._process.wait(60)
+
+    def __enter__(self) -> "OperatorProcess":
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+
+class WarmOperator:
+    """The same, forked from a process that has imported everything: it starts at once, and dies as really."""
+
+    def __init__(self, kubeconfig: Path, log: Path, *arguments: str) -> None:
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(["tailorpo_operator.running", "tailorpo_operator.cli", __name__])
+        self._arguments = [f"--kubeconfig={kubeconfig}", "--host=127.0.0.1", "--port=0", *QUICK, *arguments]
+        self.log = log
+        self._process: Any = None
+        self.starts = 0
+
+    def start(self) -> None:
+        self.starts += 1
+        self._process = self._context.Process(target=_operate, args=(self._arguments, str(self.log)))
+        self._process.start()
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.join()
+
+    def __enter__(self) -> "WarmOperator":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+
+def _operate(arguments: list[str], log: str) -> None:
+    from tailorpo_trainer.cli import main
+
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(file, stream)
+    os.environ["NO_PROXY"] = "127.0.0.1,localhost"
+    sys.exit(main(["operator", *arguments]))
+
+
+def job(name: str = "animals", **spec: Any) -> Fields:
+    """A job of 100 iterations on two workers."""
+    return {
+        "apiVersion": "tailorpo.dev/v1alpha1",
+        "kind": "TailorPOJob",
+        "metadata": {"name": name},
+        "spec": {
+            "prompts": {"builtin": "animals"},
+            "rewards": [{"name": "colourfulness"}],
+            "method": {"name": "tailorpo"},
+            "training": {"iterations": 100},
+            "checkpoint": {"storage": f"s3://models/{name}"},
+            "workers": 2,
+            **spec,
+        },
+    }
+
+
+def progress(step: int, **fields: Any) -> Progress:
+    """What a trainer says of itself at that step."""
+    kept = Checkpoint(uri=f"s3://models/animals/step-{step:08d}", step=step, time="2026-01-01T00:00:00Z")
+    return Progress(**{"attempt": 1, "phase": "Running", "step": step, "of": 100, "checkpoint": kept, **fields})
+
+
+def last_words(code: int, text: str = "", step: int = 40, **fields: Any) -> str:
+    """The termination message of a trainer that ends so."""
+    made = progress(step, **fields)
+    if code:
+        made = made.ended_by(Error(class_="AnyError", text=text or f"what exit code {code} means", exit_code=code))
+    else:
+        made = made.having(phase="Succeeded", adapter="s3://models/animals/adapter")
+    return termination.encode(made).decode()
+
+
+class Watched:
+    """A job in a test's namespace, as kubectl shows it."""
+
+    def __init__(self, kubectl: Kubectl, driver: PodDriver, document: Mapping[str, Any]) -> None:
+        self.kubectl, self.driver = kubectl, driver
+        self.name: str = document["metadata"]["name"]
+        self.workers: int = document["spec"].get("workers", 1)
+        kubectl.apply(document)
+
+    def get(self) -> Fields:
+        found: Fields = self.kubectl.json("get", "tpj", self.name)
+        return found
+
+    @property
+    def status(self) -> Fields:
+        found: Fields = self.get().get("status", {})
+        return found
+
+    def attempt(self, number: int) -> Fields:
+        """An attempt of the status; none yet is an AssertionError, which `until` takes for "not yet"."""
+        found = [each for each in self.status.get("attempts", []) if each["number"] == number]
+        assert found, f"no attempt {number} yet"
+        return dict(found[0])
+
+    def phase(self, phase: str) -> Fields:
+        """Waits for the phase; returns the status."""
+
+        def look() -> Fields | None:
+            status = self.status
+            assert status.get("phase") == phase, status
+            return status
+
+        return until(look, f"{self.name} is {phase}")
+
+    def pods(self, attempt: int, count: int | None = None) -> list[V1Pod]:
+        """Waits until the pods of an attempt have nodes; by index."""
+        selector = f"{naming.JOB}={self.name},{naming.ATTEMPT}={attempt}"
+        return self.driver.scheduled(self.kubectl.namespace, self.workers if count is None else count, selector)
+
+    def run(self, attempt: int) -> list[V1Pod]:
+        """The same, and makes them run until the status says so."""
+        pods = self.pods(attempt)
+        for pod in pods:
+            self.driver.run(pod)
+        until(lambda: self.condition("Running")["status"] == "True" and self.attempt(attempt), "the attempt runs")
+        return pods
+
+    def condition(self, kind: str) -> Fields:
+        found = [each for each in self.status.get("conditions", []) if each["type"] == kind]
+        assert found, f"no condition {kind} yet"
+        return dict(found[0])
+
+    def ended(self, attempt: int) -> Fields:
+        """Waits until an attempt was judged."""
+
+        def look() -> Fields | None:
+            found = self.attempt(attempt)
+            assert "end" in found, found
+            return found
+
+        return until(look, f"attempt {attempt} of {self.name} was judged")
+
+    def events(self) -> list[tuple[str, str]]:
+        """Reasons and texts of its events, oldest first."""
+        selector = f"involvedObject.kind=TailorPOJob,involvedObject.name={self.name}"
+        items = self.kubectl.json("get", "events", f"--field-selector={selector}")["items"]
+        return [(each["reason"], each["message"]) for each in sorted(items, key=lambda each: each["eventTime"])]
+
+    def gangs(self) -> list[Fields]:
+        """Its batch/v1 Jobs."""
+        return list(self.kubectl.json("get", "jobs", f"--selector={naming.JOB}={self.name}")["items"])
+
+    def finish(self, attempt: int, step: int = 100) -> Fields:
+        """All pods of an attempt end well."""
+        for pod in self.pods(attempt):
+            self.driver.end(pod, ExitCode.DONE, last_words(0, step=step))
+        return self.phase("Succeeded")

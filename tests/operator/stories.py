@@ -1,0 +1,207 @@
+"""Short words for what the operator's pure tests are about: a job, what there is of it, and what is planned for it."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from tailorpo_operator.actions import Announce, CreateAttempt, DeletePod, Plan, StopAttempt
+from tailorpo_operator.api import Attempt, Condition, ConditionType, Job, Status
+from tailorpo_operator.conditions import condition
+from tailorpo_operator.observed import Children, Exit, Gang, Pod, Report
+from tailorpo_operator.plan import plan
+from tailorpo_operator.retries import Retries
+from tailorpo_trainer.exits import ExitCode
+from tailorpo_trainer.progress import Error, Progress
+
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
+RETRIES = Retries()
+GRACE = 120.0
+SPEC: dict[str, Any] = {
+    "prompts": {"builtin": "animals"},
+    "rewards": [{"name": "colourfulness"}],
+    "method": {"name": "tailorpo"},
+    "checkpoint": {"storage": "s3://models/animals"},
+    "training": {"iterations": 100},
+}
+
+
+def at(seconds: float) -> datetime:
+    """So many seconds after noon."""
+    return NOON + timedelta(seconds=seconds)
+
+
+def job(status: Status | None = None, *, workers: int = 2, generation: int = 1, **policy: Any) -> Job:
+    """Made at noon; keyword arguments are fields of `runPolicy` under their YAML names."""
+    spec = {**SPEC, "workers": workers, "runPolicy": policy}
+    metadata = {
+        "name": "animals",
+        "namespace": "team",
+        "uid": "job-uid",
+        "generation": generation,
+        "creationTimestamp": "2026-01-01T12:00:00Z",
+    }
+    return Job(metadata=metadata, spec=spec, status=status or Status())
+
+
+def gang(attempt: int = 1, *, workers: int = 2, **fields: Any) -> Gang:
+    fields = {"created": NOON, "started": NOON, **fields}
+    return Gang(f"animals-{attempt:04d}", f"gang-{attempt}", attempt, workers, **fields)
+
+
+def pod(index: int = 0, attempt: int = 1, **fields: Any) -> Pod:
+    """One that runs on a node of its own, unless it is said otherwise."""
+    name = f"animals-{attempt:04d}-{index}"
+    given = {"phase": "Running", "ready": True, "node": f"node-{index}", "grace": GRACE, "created": NOON, **fields}
+    return Pod(name, f"{name}-uid", attempt, index, **given)
+
+
+def pending(index: int = 0, attempt: int = 1, **fields: Any) -> Pod:
+    return pod(index, attempt, **{"phase": "Pending", "ready": False, "node": None, **fields})
+
+
+def exited(code: int, index: int = 0, attempt: int = 1, *, reason: str = "", text: str = "", **fields: Any) -> Pod:
+    """One whose trainer has ended."""
+    phase = "Succeeded" if code == 0 else "Failed"
+    how = Exit(code, reason or ("Completed" if code == 0 else "Error"), text or last_word(code))
+    return pod(index, attempt, **{"phase": phase, "ready": False, "exit": how, **fields})
+
+
+def last_word(code: int, *, step: int = 10, of: int = 100, **error: Any) -> str:
+    """A termination message."""
+    if code == 0:
+        progress = Progress(phase="Succeeded", step=of, of=of, adapter="s3://models/animals/adapter")
+    else:
+        told = {"text": f"the trainer says {code}", **error}
+        phase: Any = "Stopped" if code == ExitCode.STOPPED else "Failed"
+        progress = Progress(phase=phase, step=step, of=of, error=Error(class_="E", exit_code=code, **told))
+    return progress.model_dump_json(by_alias=True, exclude_none=True)
+
+
+def report(step: int, *, attempt: int = 1, of: int = 100, moved: datetime = NOON, told: datetime = NOON) -> Report:
+    progress = Progress(phase="Running", step=step, of=of, updated="2026-01-01T12:00:00Z")
+    return Report(attempt, progress, moved=moved, told=told)
+
+
+def children(*objects: Gang | Pod, fresh: bool = True, **more: Any) -> Children:
+    """What was read from the API server just now, unless it is said otherwise."""
+    gangs = tuple(each for each in objects if isinstance(each, Gang))
+    pods = tuple(each for each in objects if isinstance(each, Pod))
+    return Children(gangs=gangs, pods=pods, fresh=fresh, **more)
+
+
+def begun(number: int = 1, **fields: Any) -> Attempt:
+    """An attempt that is open."""
+    return Attempt(number=number, **{"start": NOON, **fields})
+
+
+def over(number: int, reason: str = "InternalError", **fields: Any) -> Attempt:
+    """An attempt that was judged a minute after its start."""
+    given = {"start": NOON, "end": at(60), "counted": reason == "InternalError", "message": "why", **fields}
+    return Attempt(number=number, reason=reason, **given)
+
+
+def says(**said: str) -> list[Condition]:
+    """Conditions since noon, as `Running="True"`."""
+    given: list[tuple[Any, Any]] = list(said.items())
+    return [Condition(type=kind, status=value, reason="Before", last_transition_time=NOON) for kind, value in given]
+
+
+def running(*attempts: Attempt, **fields: Any) -> Status:
+    """That of a job whose last attempt has begun to run at noon."""
+    made = {
+        "phase": "Running",
+        "start_time": NOON,
+        "attempts": list(attempts) or [begun()],
+        "conditions": says(Suspended="False", PodsReady="True", Running="True", Restarting="False"),
+        **fields,
+    }
+    made.setdefault("restarts", made["attempts"][-1].number - 1)
+    return Status(**made)
+
+
+def finished(kind: ConditionType = "Succeeded", **fields: Any) -> Status:
+    """That of a job that ended at noon."""
+    made = {
+        "phase": kind,
+        "completion_time": NOON,
+        "attempts": [over(1, "Completed")],
+        "conditions": says(PodsReady="False", Running="False", **{kind: "True"}),
+        **fields,
+    }
+    return Status(**made)
+
+
+class Story:
+    """A job's life: what is seen at a time, what is planned then, and the status that comes of it."""
+
+    def __init__(self, status: Status | None = None, *, workers: int = 2, **policy: Any) -> None:
+        self.job = job(status, workers=workers, **policy)
+        self.made = Plan(self.job.status)
+
+    @property
+    def status(self) -> Status:
+        return self.job.status
+
+    @property
+    def phase(self) -> str:
+        return self.status.phase
+
+    def look(self, seconds: float, *objects: Gang | Pod, **seen: Any) -> Plan:
+        """Plans, and takes the status over; a second look at the same must change nothing more."""
+        found = children(*objects, **seen)
+        self.made = plan(self.job, found, at(seconds), RETRIES)
+        self.job = self.job.model_copy(update={"status": self.made.status})
+        if not self.made.create and not self.made.fresh:
+            again = plan(self.job, found, at(seconds), RETRIES)
+            assert again.status == self.made.status, "a second look finds something else"
+        return self.made
+
+    def edit(self, **policy: Any) -> None:
+        """Changes fields of `runPolicy`, under their Python names."""
+        spec = self.job.spec
+        self.respec(run_policy=spec.run_policy.model_copy(update=policy))
+
+    def respec(self, **fields: Any) -> None:
+        generation = self.job.generation + 1
+        self.job = self.job.model_copy(
+            update={
+                "spec": self.job.spec.model_copy(update=fields),
+                "metadata": {**self.job.metadata, "generation": generation},
+            }
+        )
+
+    def says(self, kind: ConditionType) -> tuple[str, str] | None:
+        """Status and reason of a condition."""
+        found = condition(self.status, kind)
+        return None if found is None else (found.status, found.reason)
+
+    @property
+    def begins(self) -> list[int]:
+        """Attempts that the last plan makes."""
+        return [each.number for each in self.made.create if isinstance(each, CreateAttempt)]
+
+    @property
+    def stops(self) -> list[int]:
+        """Attempts whose Job the last plan deletes."""
+        return [each.gang.attempt for each in self.made.delete if isinstance(each, StopAttempt)]
+
+    def deletes(self, *, force: bool) -> list[str]:
+        """Pods that the last plan deletes."""
+        return [each.pod.name for each in self.made.delete if isinstance(each, DeletePod) and each.force == force]
+
+    @property
+    def events(self) -> list[tuple[str, str]]:
+        return [(each.kind, each.reason) for each in self.made.announce]
+
+    @property
+    def last(self) -> Attempt:
+        return self.status.attempts[-1]
+
+
+def terminating(pods: Iterable[Pod], since: datetime = NOON) -> list[Pod]:
+    return [replace(each, terminating=since) for each in pods]
+
+
+def keys(announcements: Iterable[Announce]) -> set[str]:
+    return {each.key for each in announcements}

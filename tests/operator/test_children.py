@@ -1,0 +1,375 @@
+"""What a job becomes, as values."""
+
+import json
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tailorpo_operator import api, children, naming, payload
+from tailorpo_trainer import document
+from tailorpo_trainer.checkpoint import experiment_hash
+from tailorpo_trainer.cli.run import cluster_fields
+from tailorpo_trainer.placement_rules import RESERVED_VARIABLES
+from tests.documents import GOOD
+
+IMAGE = "trainer:1"
+HARDENED = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}, "readOnlyRootFilesystem": True}
+
+
+def job(*, name: str = "vivid", namespace: str | None = "team", **parts: Any) -> api.Job:
+    """A job of the API server; keyword arguments replace whole parts of `spec`, under their YAML names."""
+    metadata = {"name": name, "uid": "u-1", **({"namespace": namespace} if namespace else {})}
+    return api.Job(metadata=metadata, spec=deepcopy(GOOD[0]["spec"]) | parts)
+
+
+def pod(made: api.Job, number: int = 1) -> Any:
+    return children.attempt(made, number, IMAGE)["spec"]["template"]
+
+
+def container(made: api.Job, number: int = 1) -> Any:
+    [only] = pod(made, number)["spec"]["containers"]
+    return only
+
+
+def variables(made: api.Job) -> dict[str, Any]:
+    found = [(each["name"], each.get("value", each.get("valueFrom"))) for each in container(made)["env"]]
+    assert len(dict(found)) == len(found)
+    return dict(found)
+
+
+def volumes(made: api.Job) -> dict[str, Any]:
+    return {each["name"]: each for each in pod(made)["spec"]["volumes"]}
+
+
+def mounts(made: api.Job) -> dict[str, str]:
+    return {each["mountPath"]: each["name"] for each in container(made)["volumeMounts"]}
+
+
+def travelled(made: api.Job, folder: Path) -> Any:
+    """The document as the trainer reads it in the pod."""
+    text = pod(made)["metadata"]["annotations"][naming.DOCUMENT]
+    assert text.isascii()
+    (folder / "job.yaml").write_text(text)
+    return document.read(folder / "job.yaml")
+
+
+def test_an_attempt_is_one_gang_that_nothing_is_added_to() -> None:
+    made = children.attempt(job(workers=4), 3, IMAGE)
+    assert made["metadata"] == {
+        "name": "vivid-0003",
+        "namespace": "team",
+        "labels": {
+            "app.kubernetes.io/name": "tailorpo-trainer",
+            "app.kubernetes.io/managed-by": "tailorpo-operator",
+            "tailorpo.dev/job": "vivid",
+            "tailorpo.dev/attempt": "3",
+        },
+    }
+    assert {key: value for key, value in made["spec"].items() if key != "template"} == {
+        "completionMode": "Indexed",
+        "completions": 4,
+        "parallelism": 4,
+        "backoffLimit": 0,
+        "podReplacementPolicy": "Failed",
+    }
+    assert made["spec"]["template"]["spec"]["restartPolicy"] == "Never"
+    assert made["spec"]["template"]["metadata"]["labels"] == made["metadata"]["labels"]
+
+
+def test_names_have_room() -> None:
+    longest = children.attempt(job(name="a" * 40, workers=1), 9999, IMAGE)["metadata"]["name"]
+    assert len(f"{longest}-1023") <= 63, "the host name of the last pod is a label"
+
+
+def test_the_service_names_the_pods_of_every_attempt() -> None:
+    made = children.service(job(workers=2))
+    assert made is not None
+    assert made["spec"] == {
+        "clusterIP": "None",
+        "publishNotReadyAddresses": True,
+        "selector": {"tailorpo.dev/job": "vivid"},
+        "ports": [{"name": "metrics", "port": 9400}, {"name": "master", "port": 29400}],
+    }
+    for attempt in (1, 2):
+        template = pod(job(workers=2), attempt)
+        assert template["spec"]["subdomain"] == made["metadata"]["name"] == "vivid"
+        assert made["spec"]["selector"].items() <= template["metadata"]["labels"].items()
+
+
+def test_one_worker_needs_no_service() -> None:
+    assert children.service(job()) is None
+    assert "subdomain" not in pod(job())["spec"]
+
+
+@pytest.mark.parametrize(("workers", "processes", "arguments"), [
+    (1, 1, []),
+    (1, 4, ["--processes=4"]),
+    (2, 1, ["--processes=1", "--nodes=2", "--node-rank=$(JOB_COMPLETION_INDEX)",
+            "--master-addr=vivid-0007-0.vivid", "--master-port=29400"]),
+])  # fmt: skip
+def test_the_command_line(workers: int, processes: int, arguments: list[str]) -> None:
+    made = container(job(workers=workers, processesPerWorker=processes), 7)
+    assert made["command"] == ["tailorpo"]
+    assert made["args"] == ["run", "/etc/tailorpo/job.yaml", *arguments]
+
+
+def test_the_environment() -> None:
+    told = variables(job(runPolicy={"stallTimeoutSeconds": 60}))
+    assert told == {
+        "TAILORPO_ATTEMPT": "1",
+        "TAILORPO_METRICS_HOST": "0.0.0.0",
+        "TAILORPO_METRICS_PORT": "9400",
+        "TAILORPO_METRICS_STALL_SECONDS": "60",
+        "HOME": "/var/lib/tailorpo",
+    }
+    assert {name for name in told if name.startswith("TAILORPO_")} <= set(RESERVED_VARIABLES)
+
+
+def test_a_users_variable_stands_alone() -> None:
+    """Of two entries with one name the API server's patches would take either."""
+    template = {
+        "env": [{"name": "HOME", "value": "/data"}, {"name": "HF_HOME", "value": "/a"}, {"name": "A", "value": ""}],
+        "modelCache": {"claimName": "models"},
+        "hubToken": {"name": "hub", "key": "token"},
+    }
+    told = variables(job(template=template))
+    assert (told["HOME"], told["HF_HOME"], told["A"]) == ("/data", "/a", "")
+    assert told["HF_TOKEN"] == {"secretKeyRef": {"name": "hub", "key": "token"}}
+
+
+def test_variables_from_secrets() -> None:
+    template = {"envFrom": [{"prefix": "A_", "configMapRef": {"name": "c"}}]}
+    made = container(job(template=template, checkpoint={"storage": "s3://a/b", "secretName": "s3"}))
+    assert made["envFrom"] == [{"secretRef": {"name": "s3"}}, {"prefix": "A_", "configMapRef": {"name": "c"}}]
+
+
+def test_hardened_unless_a_document_says_otherwise() -> None:
+    spec = pod(job())["spec"]
+    assert spec["securityContext"] == {
+        "runAsNonRoot": True,
+        "runAsUser": 65532,
+        "runAsGroup": 65532,
+        "fsGroup": 65532,
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+    assert container(job())["securityContext"] == HARDENED
+    assert spec["automountServiceAccountToken"] is False
+    assert spec["enableServiceLinks"] is False
+
+    other = job(template={"securityContext": {}, "podSecurityContext": {"fsGroup": 5}})
+    assert pod(other)["spec"]["securityContext"] == {"fsGroup": 5}
+    assert not container(other).get("securityContext")
+
+
+def test_what_must_be_written_to_is_a_volume() -> None:
+    plain = job()
+    assert mounts(plain) == {
+        "/etc/tailorpo": "tailorpo-document",
+        "/var/lib/tailorpo": "tailorpo-work",
+        "/tmp": "tailorpo-tmp",
+        "/dev/shm": "tailorpo-shm",
+    }
+    assert set(volumes(plain)) == set(mounts(plain).values())
+    assert container(plain)["workingDir"] == "/var/lib/tailorpo"
+    assert volumes(plain)["tailorpo-shm"]["emptyDir"] == {"medium": "Memory"}
+    sized = volumes(job(template={"shmSize": "2Gi"}))
+    assert sized["tailorpo-shm"]["emptyDir"] == {"medium": "Memory", "sizeLimit": "2Gi"}
+
+
+def test_our_volume_gives_way_to_a_users() -> None:
+    template = {
+        "volumes": [{"name": "scratch", "nfs": {"server": "a", "path": "/"}}],
+        "volumeMounts": [{"name": "scratch", "mountPath": "/tmp/"}, {"name": "scratch", "mountPath": "/data"}],
+    }
+    made = job(template=template)
+    assert "/tmp" not in mounts(made)
+    assert "tailorpo-tmp" not in volumes(made)
+    assert set(volumes(made)) == set(mounts(made).values())
+
+
+@pytest.mark.parametrize(("cache", "source"), [
+    ({"claimName": "models"}, {"persistentVolumeClaim": {"claimName": "models"}}),
+    ({"hostPath": "/srv", "mountPath": "/m"}, {"hostPath": {"path": "/srv", "type": "DirectoryOrCreate"}}),
+])  # fmt: skip
+def test_the_cache_of_models(cache: dict[str, str], source: dict[str, Any]) -> None:
+    made, path = job(template={"modelCache": cache}), cache.get("mountPath", "/var/cache/huggingface")
+    assert volumes(made)["tailorpo-models"] == {"name": "tailorpo-models", **source}
+    assert mounts(made)[path] == "tailorpo-models"
+    assert variables(made)["HF_HOME"] == variables(made)["XDG_CACHE_HOME"] == path
+
+
+def test_where_and_in_which_queue_it_runs() -> None:
+    made = job(
+        template={"hostNetwork": True},
+        scheduling={"queueName": "research", "priorityClassName": "low", "schedulerName": "mine"},
+        runPolicy={"terminationGracePeriodSeconds": 33, "suspend": True},
+    )
+    child, spec = children.attempt(made, 1, IMAGE), pod(made)["spec"]
+    assert child["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "research"
+    assert "suspend" not in child["spec"], "the queue's to set"
+    assert "kueue.x-k8s.io/queue-name" not in pod(made)["metadata"]["labels"]
+    assert (spec["priorityClassName"], spec["schedulerName"], spec["terminationGracePeriodSeconds"]) == (
+        "low",
+        "mine",
+        33,
+    )
+    assert (spec["hostNetwork"], spec["dnsPolicy"]) == (True, "ClusterFirstWithHostNet")
+
+
+def test_the_image() -> None:
+    assert container(job())["image"] == IMAGE
+    assert container(job(template={"image": "mine:2"}))["image"] == "mine:2"
+
+
+def test_a_child_goes_with_its_job() -> None:
+    made = job(workers=2)
+    for child in (children.service(made), children.attempt(made, 1, IMAGE)):
+        assert child is not None
+        mine = children.owned(child, made)
+        assert mine["metadata"].pop("ownerReferences") == [
+            {
+                "apiVersion": "tailorpo.dev/v1alpha1",
+                "kind": "TailorPOJob",
+                "name": "vivid",
+                "uid": "u-1",
+                "controller": True,
+            }
+        ]
+        assert mine == child
+
+
+@pytest.mark.parametrize("data", GOOD, ids=lambda data: data["spec"]["method"]["name"])
+def test_the_trainer_reads_what_was_asked_for(data: dict[str, Any], tmp_path: Path) -> None:
+    made = api.Job(metadata={"name": "vivid", "namespace": "team", "labels": {"a": "b"}}, spec=data["spec"])
+    read, asked = travelled(made, tmp_path), document.parse(data)
+    assert cluster_fields(read) == [], "the trainer would say that it leaves them out"
+    assert (read.metadata.name, read.metadata.namespace) == ("vivid", "team")
+    assert read.spec.run_policy.termination_grace_period_seconds == 120
+    for part in ("model", "lora", "rewards", "method", "sampling", "optimizer", "training"):
+        assert getattr(read.spec, part) == getattr(asked.spec, part)
+
+
+def test_the_timeouts_travel(tmp_path: Path) -> None:
+    policy = {"rendezvousTimeoutSeconds": 5, "stallTimeoutSeconds": 6, "terminationGracePeriodSeconds": 7}
+    read = travelled(job(runPolicy=policy | {"backoffLimit": 9}), tmp_path).spec.run_policy
+    assert (read.rendezvous_timeout_seconds, read.stall_timeout_seconds, read.termination_grace_period_seconds) == (
+        5,
+        6,
+        7,
+    )
+    assert read.backoff_limit == 3
+
+
+def test_any_text_travels(tmp_path: Path) -> None:
+    prompts = [
+        "$(HOME) $$",
+        "ein Bär \U0001f98a",
+        "a\x7fb",
+        "tab\t, \u2028, \x85",
+        "'a' \"b\" \\n",
+        "# : {} []",
+        "yes",
+        "1e-4",
+    ]
+    read = travelled(job(prompts={"list": prompts}), tmp_path)
+    assert read.spec.prompts.list_ == prompts
+
+
+def test_a_document_that_no_pod_has_room_for() -> None:
+    fits = job(prompts={"list": ["x" * 1000] * 60})
+    assert len(payload.text(fits)) <= payload.MAX_BYTES
+    with pytest.raises(
+        children.TooLarge, match=r"has 6\d,\d{3} bytes, and pods take at most 65,536: .*configMapKeyRef"
+    ):
+        children.attempt(job(prompts={"list": ["x" * 1000] * 65}), 1, IMAGE)
+
+
+def test_prompts_of_config_maps_lie_beside_the_document(tmp_path: Path) -> None:
+    made = job(
+        prompts={"configMapKeyRef": {"name": "a"}},
+        evaluation={"prompts": {"configMapKeyRef": {"name": "b", "key": "prompts.txt"}}},
+    )
+    [_, first, second] = volumes(made)["tailorpo-document"]["projected"]["sources"]
+    assert first == {"configMap": {"name": "a", "items": [{"key": "prompts.txt", "path": "prompts.txt"}]}}
+    assert second == {"configMap": {"name": "b", "items": [{"key": "prompts.txt", "path": "evaluation/prompts.txt"}]}}
+    read = travelled(made, tmp_path)
+    assert read.spec.prompts.file == "prompts.txt"
+    assert read.spec.evaluation.prompts.file == "evaluation/prompts.txt"
+    # A run that began on a laptop goes on here.
+    laptop = document.parse({**GOOD[0], "spec": {**GOOD[0]["spec"], "prompts": {"file": "prompts.txt"}}})
+    assert experiment_hash(read.spec) == experiment_hash(laptop.spec)
+
+
+@pytest.mark.parametrize("key", ["job.yaml", "evaluation", "prompts"])
+def test_a_key_hides_nothing(key: str) -> None:
+    made = job(prompts={"configMapKeyRef": {"name": "a", "key": key}})
+    [_, source] = volumes(made)["tailorpo-document"]["projected"]["sources"]
+    assert source["configMap"]["items"] == [{"key": key, "path": f"prompts/{key}"}]
+
+
+def test_relative_paths_start_from_the_working_folder(tmp_path: Path) -> None:
+    made = job(
+        prompts={"file": "./a.txt"},
+        evaluation={"prompts": {"file": "/b.txt"}},
+        checkpoint={"storage": "s3://a/b", "caFile": "ca.pem"},
+    )
+    read = travelled(made, tmp_path).spec
+    assert read.prompts.file == "/var/lib/tailorpo/a.txt"
+    assert read.evaluation.prompts.file == "/b.txt"
+    assert (read.checkpoint.storage, read.checkpoint.ca_file) == ("s3://a/b", "/var/lib/tailorpo/ca.pem")
+    read = travelled(job(checkpoint={"storage": "file://out"}), tmp_path).spec
+    assert read.checkpoint.storage == "/var/lib/tailorpo/out"
+
+
+def on(source: dict[str, Any], path: str = "/data", **mount: Any) -> dict[str, Any]:
+    return {
+        "volumes": [{"name": "data", **source}, {"name": "deep", "persistentVolumeClaim": {"claimName": "b"}}],
+        "volumeMounts": [{"name": "data", "mountPath": path, **mount}, {"name": "deep", "mountPath": "/data/deep"}],
+    }
+
+
+CLAIM = {"persistentVolumeClaim": {"claimName": "a"}}
+
+
+@pytest.mark.parametrize(("storage", "template", "warning"), [
+    ("s3://a/b", {}, None),
+    (None, {}, "spec.checkpoint.storage is not set"),
+    ("/data/run", {}, "/data/run is on none of spec.template.volumeMounts"),
+    ("/data/run", on(CLAIM), None),
+    ("/data", on(CLAIM, "/data/"), None),
+    ("file:///data/run", on(CLAIM), None),
+    ("/database", on(CLAIM), "/database is on none"),
+    ("run", on(CLAIM), "/var/lib/tailorpo/run is on none"),
+    ("run", on(CLAIM, "/var/lib/tailorpo"), None),
+    ("/data/run", on(CLAIM, readOnly=True), "on volume 'data', which cannot be written"),
+    ("/data/run", on({"emptyDir": {}}), "on volume 'data', which goes with the pod"),
+    ("/data/deep/run", on({"emptyDir": {}}), None),
+    ("/data/run", on({"hostPath": {"path": "/srv"}}), "which is a folder of one node"),
+    ("/data/run", on({"secret": {"secretName": "a"}}), "which cannot be written"),
+])  # fmt: skip
+def test_a_storage_that_keeps_nothing_is_warned_of(storage: str | None, template: Any, warning: str | None) -> None:
+    said = children.warnings(job(checkpoint={"storage": storage} if storage else {}, template=template))
+    assert len(said) == (warning is not None)
+    assert warning is None or warning in said[0]
+
+
+def test_a_file_that_nothing_brings_is_warned_of() -> None:
+    kept = {"storage": "s3://a/b", "caFile": "ca.pem"}
+    [first, second] = children.warnings(job(prompts={"file": "a.txt"}, checkpoint=kept))
+    assert first.startswith("spec.prompts.file: 'a.txt' starts from /var/lib/tailorpo in a pod")
+    assert second.startswith("spec.checkpoint.caFile: 'ca.pem'")
+    mounted = on(CLAIM, "/var/lib/tailorpo/data")
+    assert (
+        children.warnings(job(prompts={"file": "data/a.txt"}, template=mounted, checkpoint={"storage": "s3://a/b"}))
+        == []
+    )
+
+
+def test_values_are_json() -> None:
+    """What a child is made of travels to the API server as it is."""
+    for data in GOOD:
+        made = api.Job(metadata={"name": "vivid"}, spec=data["spec"])
+        for child in filter(None, (children.service(made), children.attempt(made, 1, IMAGE))):
+            assert json.loads(json.dumps(child, allow_nan=False)) == child

@@ -1,0 +1,201 @@
+"""Why an attempt ended, from how its pods did: which one explains the others, and what follows."""
+
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+
+from tailorpo_operator import failures
+from tailorpo_operator.ending import noted
+from tailorpo_operator.failures import Cause, Verdict
+from tailorpo_operator.observed import Exit, Pod, Told
+from tailorpo_trainer.exits import ExitCode
+from tests.operator.stories import NOON, begun, exited, last_word, pending, pod
+
+FATAL, COUNTED, FREE, DONE = Verdict.FATAL, Verdict.COUNTED, Verdict.FREE, Verdict.DONE
+UNKNOWN = "ContainerStatusUnknown"
+
+
+def of(found: Pod) -> Cause:
+    cause = failures.of(found)
+    assert cause is not None
+    return cause
+
+
+def disrupted(reason: str, found: Pod | None = None) -> Pod:
+    return replace(found or pod(), disruption=Told(reason, "by somebody"))
+
+
+def rejected(reason: str) -> Pod:
+    return pending(phase="Failed", ended=Told(reason, "Node has no room"))
+
+
+@pytest.mark.parametrize(
+    ("code", "reason", "verdict"),
+    [
+        (ExitCode.DONE, "Completed", DONE),
+        (1, "Error", COUNTED),
+        (ExitCode.USAGE, "UsageError", FATAL),
+        (ExitCode.BAD_DATA, "DataError", FATAL),
+        (ExitCode.UNAVAILABLE, "Unavailable", COUNTED),
+        (ExitCode.INTERNAL, "InternalError", COUNTED),
+        (ExitCode.OUT_OF_RESOURCES, "OutOfResources", COUNTED),
+        (ExitCode.STALLED, "Stalled", COUNTED),
+        (ExitCode.STOPPED, "Stopped", FREE),
+        (ExitCode.NOT_FINITE, "NotFinite", FATAL),
+        (ExitCode.CONFIGURATION, "ConfigurationError", FATAL),
+        (ExitCode.INTERRUPTED, "Interrupted", COUNTED),
+        (128, "Error", COUNTED),
+        (137, "Killed", COUNTED),
+        (139, "Error", COUNTED),
+        (143, "Stopped", FREE),
+        (255, "Error", COUNTED),
+    ],
+)
+def test_every_exit_code(code: int, reason: str, verdict: Verdict) -> None:
+    cause = of(exited(code, index=3))
+    assert (cause.reason, cause.verdict, cause.exit_code, cause.rank, cause.node) == (
+        reason,
+        verdict,
+        code,
+        3,
+        "node-3",
+    )
+    if verdict is not DONE:
+        assert cause.message == f"the trainer says {code}"
+
+
+def test_no_exit_code_is_forgotten() -> None:
+    assert {code for code in ExitCode if of(exited(code)).reason == "Error"} == set()
+
+
+@pytest.mark.parametrize(
+    ("ended", "reason", "verdict"),
+    [
+        (disrupted("PreemptionByScheduler"), "Preempted", FREE),
+        (disrupted("DeletionByTaintManager"), "NodeLost", FREE),
+        (disrupted("DeletionByPodGC"), "NodeLost", FREE),
+        (disrupted("EvictionByEvictionAPI"), "Drained", FREE),
+        (disrupted("TerminationByKubelet"), "Evicted", FREE),
+        (disrupted("SomethingNew"), "Disrupted", FREE),
+        (disrupted("EvictionByEvictionAPI", exited(ExitCode.STOPPED)), "Drained", FREE),
+        (disrupted("EvictionByEvictionAPI", exited(137)), "Drained", FREE),
+        (disrupted("EvictionByEvictionAPI", exited(ExitCode.DONE)), "Completed", DONE),
+        (exited(137, reason="OOMKilled"), "OOMKilled", COUNTED),
+        (exited(137, terminating=NOON), "Stopped", FREE),
+        (exited(137, reason="OOMKilled", terminating=NOON), "OOMKilled", COUNTED),
+        (exited(137, reason=UNKNOWN), "NodeLost", FREE),
+        (exited(137, reason=UNKNOWN, terminating=NOON), "PodDeleted", FREE),
+        (rejected("UnexpectedAdmissionError"), "UnexpectedAdmissionError", FREE),
+        (rejected("Evicted"), "Evicted", FREE),
+        (pod(phase="Failed"), "NodeLost", FREE),
+        (pending(phase="Failed", terminating=NOON), "PodDeleted", FREE),
+        (pending(phase="Failed", waiting=Told("PodInitializing")), "NotStarted", COUNTED),
+        (pod(terminating=NOON), "PodDeleted", FREE),
+        (exited(ExitCode.CONFIGURATION, phase="Running"), "ConfigurationError", FATAL),
+        (exited(ExitCode.DONE, phase="Running"), "Completed", DONE),
+        (exited(ExitCode.DONE, phase="Failed"), "Completed", DONE),
+    ],
+)
+def test_every_other_end_of_a_pod(ended: Pod, reason: str, verdict: Verdict) -> None:
+    cause = of(ended)
+    assert (cause.reason, cause.verdict) == (reason, verdict)
+    assert cause.message
+
+
+@pytest.mark.parametrize("found", [pod(), pending(), pod(ready=False), pod(phase="Unknown")])
+def test_a_pod_that_goes_on_says_nothing(found: Pod) -> None:
+    assert failures.of(found) is None
+
+
+ORDER = [
+    [disrupted("PreemptionByScheduler")],
+    [exited(137, reason="OOMKilled")],
+    [exited(ExitCode.CONFIGURATION), exited(ExitCode.BAD_DATA), exited(ExitCode.NOT_FINITE)],
+    [exited(ExitCode.OUT_OF_RESOURCES), exited(ExitCode.INTERNAL)],
+    [exited(ExitCode.UNAVAILABLE), exited(ExitCode.STALLED)],
+    [pod(terminating=NOON)],
+    [exited(ExitCode.STOPPED), exited(143), exited(137, terminating=NOON)],
+    [exited(ExitCode.DONE)],
+]
+"""What explains the others first: design, and the failure table in `docs/`."""
+
+
+@pytest.mark.parametrize("place", range(len(ORDER) - 1))
+def test_who_explains_whom(place: int) -> None:
+    for better in ORDER[place]:
+        for worse in [each for group in ORDER[place + 1 :] for each in group]:
+            causes = [of(worse), of(better)]
+            assert failures.worst(causes) == failures.worst(reversed(causes)) == of(better)
+
+
+def test_of_equals_the_lowest_index_explains() -> None:
+    causes = [of(exited(ExitCode.INTERNAL, index)) for index in range(3)]
+    assert failures.worst(causes) == causes[0]
+    assert failures.worst([]) is None
+
+
+def test_a_peer_that_was_stopped_before_it_began_hides_no_error() -> None:
+    """The Job controller deletes a pod whose image is still being pulled; the kubelet finds no container of it."""
+    early = exited(137, 1, reason=UNKNOWN, terminating=NOON)
+    assert failures.worst([of(early), of(exited(ExitCode.CONFIGURATION))]) == of(exited(ExitCode.CONFIGURATION))
+
+
+def test_peers_miss_what_was_seen_to_be_deleted_first() -> None:
+    known = failures.remembered(noted(begun(), of(pod(1, terminating=NOON))))
+    assert known is not None
+    assert failures.worst([of(exited(ExitCode.STALLED)), known]) == known
+    internal = of(exited(ExitCode.INTERNAL))
+    assert failures.worst([internal, known]) == internal
+
+
+def test_out_of_memory_names_the_limit_and_the_way_out() -> None:
+    cause = of(exited(137, reason="OOMKilled", memory="16Gi"))
+    assert "its limit of 16Gi" in cause.message
+    assert "training.microBatchSize" in cause.message
+    assert "the memory of its node" in of(exited(137, reason="OOMKilled")).message
+
+
+def test_the_rank_is_the_process_own() -> None:
+    cause = of(exited(ExitCode.INTERNAL, 1, text=last_word(ExitCode.INTERNAL, rank=5)))
+    assert (cause.rank, cause.message) == (5, "the trainer says 70")
+
+
+def test_what_is_no_termination_message_is_quoted_without_secrets() -> None:
+    cause = of(exited(1, text="exec: s3://user:password@store/x: no such file"))
+    assert cause.message == "pod animals-0001-0 ended with exit code 1: exec: s3://store/x: no such file"
+    cause = of(exited(9, text=last_word(0)))
+    assert cause.message == "pod animals-0001-0 ended with exit code 9 after step 100"
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        *(exited(code) for code in [*ExitCode, 1, 137, 143]),
+        *(disrupted(reason) for reason in [*failures.DISRUPTIONS, "SomethingNew"]),
+        *(rejected(reason) for reason in ["Evicted", "NodeAffinity", "DeadlineExceeded", "Error"]),
+        pod(terminating=NOON),
+        pending(phase="Failed", waiting=Told("PodInitializing")),
+        exited(137, reason="OOMKilled"),
+    ],
+)
+def test_the_status_remembers_what_follows(found: Pod) -> None:
+    """A kubelet's reasons may read like ours: DeadlineExceeded is that of a pod, and no deadline of the job's."""
+    cause = of(found)
+    known = failures.remembered(noted(begun(), cause))
+    assert known is not None
+    assert (known.reason, known.verdict, known.exit_code) == (cause.reason, cause.verdict, cause.exit_code)
+
+
+def test_nothing_is_remembered_of_an_attempt_that_goes_on() -> None:
+    assert failures.remembered(begun()) is None
+
+
+def test_a_lost_pod_explains_what_its_peers_say() -> None:
+    cause = failures.lost(pod(1, terminating=NOON - timedelta(hours=1)))
+    assert (cause.reason, cause.verdict, cause.node) == ("NodeLost", FREE, "node-1")
+    assert failures.worst([of(exited(ExitCode.STALLED)), cause]) == cause
+
+
+def test_an_exit_status_that_no_process_has_is_left_out() -> None:
+    assert noted(begun(), of(pod(phase="Failed", exit=Exit(-1)))).exit_code is None

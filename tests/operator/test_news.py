@@ -1,0 +1,66 @@
+"""Which statuses are worth a write."""
+
+from typing import Any
+
+import pytest
+
+from tailorpo_operator.api import Checkpoint, Metrics, Progress, Status
+from tailorpo_operator.news import news
+from tests.operator.stories import NOON, at, begun, running
+
+STEP = {"step": 10, "of": 100, "steps": "10/100", "percent": 10.0, "updated": NOON}
+BEFORE = running(progress=Progress(**STEP), metrics=Metrics(reward=0.5))
+
+
+def progress(**changes: Any) -> Progress:
+    return Progress(**{**STEP, **changes})
+
+
+def test_the_same_is_none() -> None:
+    assert news(BEFORE, BEFORE) == "none"
+    assert news(Status(), Status()) == "none"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"progress": progress(updated=at(30))},
+        {"progress": progress(eta="1h", eta_seconds=3600.0)},
+        {"progress": progress(images_per_second=2.0)},
+    ],
+)
+def test_that_time_passes_is_none(fields: dict[str, Any]) -> None:
+    assert news(BEFORE, BEFORE.having(**fields)) == "none"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"progress": progress(step=11)},
+        {"progress": progress(of=200)},
+        {"progress": None},
+        {"metrics": Metrics(reward=0.6)},
+        {"metrics": Metrics(reward=0.5, gap=0.1)},
+        {"progress": progress(step=11), "metrics": None},
+    ],
+)
+def test_a_step_or_a_figure_is_progress(fields: dict[str, Any]) -> None:
+    assert news(BEFORE, BEFORE.having(**fields)) == "progress"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"message": "new"},
+        {"phase": "Restarting"},
+        {"observed_generation": 2},
+        {"restarts": 1},
+        {"checkpoint": Checkpoint(uri="s3://a/b", step=10, time=NOON)},
+        {"attempts": [begun(1, reason="Suspended")]},
+        {"conditions": []},
+        {"message": "new", "progress": progress(step=11)},
+    ],
+)
+def test_everything_else_is_a_change(fields: dict[str, Any]) -> None:
+    assert news(BEFORE, BEFORE.having(**fields)) == "change"
+    assert news(BEFORE.having(**fields), BEFORE) == "change"

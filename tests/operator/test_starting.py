@@ -1,0 +1,138 @@
+"""What keeps an attempt from running is said, in the words of whoever refuses; past a deadline the job fails of it."""
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.cluster.api import Kubectl
+from tests.cluster.pods import PodDriver
+from tests.cluster.waiting import until
+from tests.operator.operating import Watched, job
+
+pytestmark = pytest.mark.usefixtures("operator")
+
+
+def says(watched: Watched, reason: str, words: str) -> None:
+    """Waits until the status names this reason, in the condition, the message and an event."""
+
+    def look() -> bool:
+        condition, status = watched.condition("PodsReady"), watched.status
+        assert condition["reason"] == reason, condition
+        assert words in status["message"], status["message"]
+        assert status["phase"] == "Pending"
+        return True
+
+    until(look, f"{watched.name} waits because of {reason}")
+    until(lambda: words in dict(watched.events()).get(reason, ""), "the event")
+
+
+def quota(**hard: str) -> dict[str, Any]:
+    return {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "small"}, "spec": {"hard": hard}}
+
+
+def test_an_image_that_cannot_be_pulled(kubectl: Kubectl, pod_driver: PodDriver) -> None:
+    watched = Watched(kubectl, pod_driver, job(template={"image": "example.invalid/none:1"}))
+    for pod in watched.pods(1):
+        pod_driver.refuse_image(pod)
+    says(watched, "ImagePullBackOff", "example.invalid/none:1")
+    watched.run(1)  # somebody has pushed it
+
+
+def test_a_secret_that_is_missing(kubectl: Kubectl, pod_driver: PodDriver) -> None:
+    storage = {"storage": "s3://models/animals", "secretName": "s3"}
+    watched = Watched(kubectl, pod_driver, job(checkpoint=storage))
+    for pod in watched.pods(1):
+        pod_driver.wait(pod, "CreateContainerConfigError", 'secret "s3" not found')
+    says(watched, "CreateContainerConfigError", 'secret "s3" not found')
+
+
+def test_no_node_has_room(kubectl: Kubectl, pod_driver: PodDriver) -> None:
+    template = {"resources": {"limits": {"nvidia.com/gpu": 64}}}
+    says(Watched(kubectl, pod_driver, job(template=template)), "Unschedulable", "Insufficient nvidia.com/gpu")
+
+
+def test_a_service_account_that_is_missing(kubectl: Kubectl, pod_driver: PodDriver) -> None:
+    watched = Watched(kubectl, pod_driver, job(template={"serviceAccountName": "nobody"}))
+    says(watched, "ServiceAccountNotFound", "nobody")
+    kubectl("create", "serviceaccount", "nobody")
+    watched.run(1)
+
+
+def test_a_priority_class_that_is_missing(kubectl: Kubectl, pod_driver: PodDriver) -> None:
+    watched = Watched(kubectl, pod_driver, job(scheduling={"priorityClassName": "urgent"}))
+    says(watched, "PriorityClassNotFound", "urgent")
+
+
+def test_a_quota_of_pods(kubectl: Kubectl, pod_driver: PodDriver) -> None:
+    kubectl.apply(quota(pods="1"))
+    watched = Watched(kubectl, pod_driver, job())
+    says(watched, "QuotaExceeded", "exceeded quota: small")
+    kubectl("delete", "quota", "small")
+    watched.run(1)
+
+
+def test_a_quota_of_jobs(kubectl: Kubectl, pod_driver: PodDriver) -> None:
+    kubectl.apply(quota(**{"count/jobs.batch": "0"}))
+    until(lambda: kubectl.json("get", "quota", "small")["status"].get("hard"), "the quota counts")
+    watched = Watched(kubectl, pod_driver, job())
+    says(watched, "QuotaExceeded", "exceeded quota: small")
+    kubectl("delete", "quota", "small")
+    watched.run(1)
+
+
+def test_pod_security(kubectl: Kubectl, pod_driver: PodDriver) -> None:
+    kubectl("label", "namespace", kubectl.namespace, "pod-security.kubernetes.io/enforce=restricted")
+    watched = Watched(kubectl, pod_driver, job(template={"hostNetwork": True}))
+    says(watched, "PodSecurity", "hostNetwork=true")
+
+
+def test_a_name_that_is_taken(kubectl: Kubectl, pod_driver: PodDriver) -> None:
+    container = {"name": "other", "image": "example.invalid/other:1"}
+    template = {"spec": {"restartPolicy": "Never", "containers": [container]}}
+    kubectl.apply(
+        {
+            "apiVersion": "batch/v1",
+            "kind": "Job",
+            "metadata": {"name": "animals-0001"},
+            "spec": {"suspend": True, "template": template},
+        }
+    )
+    watched = Watched(kubectl, pod_driver, job())
+    says(watched, "NameTaken", "animals-0001")
+    assert kubectl.json("get", "job", "animals-0001")["spec"]["template"]["spec"]["containers"][0]["name"] == "other"
+    kubectl("delete", "job", "animals-0001")
+    watched.run(1)
+
+
+def test_a_pod_template_that_the_server_refuses(kubectl: Kubectl, pod_driver: PodDriver) -> None:
+    template = {"volumes": [{"name": "data", "hostPath": {"path": "/data", "type": "Cheese"}}]}
+    watched = Watched(kubectl, pod_driver, job(template=template))
+    says(watched, "Invalid", "Cheese")
+
+
+def test_a_document_that_is_too_large(kubectl: Kubectl, pod_driver: PodDriver) -> None:
+    prompts = [f"a photo of a cat, number {number}, " + "very " * 100 for number in range(200)]
+    watched = Watched(kubectl, pod_driver, job(prompts={"list": prompts}))
+    status = watched.phase("Failed")
+    assert watched.condition("Failed")["reason"] == "TooLarge"
+    assert "65,536" in status["message"]
+    assert "configMapKeyRef" in status["message"]
+
+
+def test_the_start_deadline(kubectl: Kubectl, pod_driver: PodDriver) -> None:
+    template = {"resources": {"limits": {"nvidia.com/gpu": 64}}}
+    watched = Watched(kubectl, pod_driver, job(template=template, runPolicy={"startDeadlineSeconds": 2}))
+    status = watched.phase("Failed")
+    assert watched.condition("Failed")["reason"] == "StartDeadlineExceeded"
+    assert "nvidia.com/gpu" in status["message"]
+    until(lambda: not json.loads(kubectl("get", "pods", "--output=json"))["items"], "nothing is left")
+
+
+def test_the_start_deadline_of_what_cannot_even_be_made(kubectl: Kubectl, pod_driver: PodDriver) -> None:
+    kubectl.apply(quota(**{"count/jobs.batch": "0"}))
+    until(lambda: kubectl.json("get", "quota", "small")["status"].get("hard"), "the quota counts")
+    watched = Watched(kubectl, pod_driver, job(runPolicy={"startDeadlineSeconds": 2}))
+    status = watched.phase("Failed")
+    assert watched.condition("Failed")["reason"] == "StartDeadlineExceeded"
+    assert "exceeded quota" in status["message"]

@@ -1,0 +1,216 @@
+"""What the store makes of watches that lag, repeat themselves and miss things."""
+
+from typing import Any
+
+import pytest
+
+from tailorpo_operator import naming
+from tailorpo_operator.api import Job
+from tailorpo_operator.store import Key, Store, key_of
+from tests.operator.stories import NOON, SPEC, at
+
+KEY = Key("team", "animals")
+
+
+def meta(name: str, uid: str, version: int, **more: Any) -> dict[str, Any]:
+    made = {"name": name, "namespace": "team", "uid": uid, "resourceVersion": str(version)}
+    return {"creationTimestamp": "2026-01-01T12:00:00Z", **made, **more}
+
+
+def job_tree(version: int = 1, uid: str = "job-uid", **more: Any) -> dict[str, Any]:
+    return {"metadata": meta("animals", uid, version, **more), "spec": SPEC}
+
+
+def owned(kind: str, uid: str, attempt: int) -> dict[str, Any]:
+    reference = {"kind": kind, "uid": uid, "controller": True}
+    return {"labels": naming.of_attempt("animals", attempt), "ownerReferences": [reference]}
+
+
+def gang_tree(version: int = 2, attempt: int = 1, owner: str = "job-uid", **more: Any) -> dict[str, Any]:
+    made = meta(f"animals-{attempt:04d}", f"gang-{attempt}", version, **owned("TailorPOJob", owner, attempt), **more)
+    return {"metadata": made, "spec": {"completions": 2}}
+
+
+def pod_tree(version: int = 3, index: int = 0, attempt: int = 1, phase: str = "Running", **more: Any) -> dict[str, Any]:
+    extra = {
+        **owned("Job", f"gang-{attempt}", attempt),
+        "annotations": {"batch.kubernetes.io/job-completion-index": str(index)},
+        **more,
+    }
+    return {
+        "metadata": meta(f"animals-{attempt:04d}-{index}", f"pod-{attempt}-{index}", version, **extra),
+        "spec": {"containers": [{"name": naming.CONTAINER}], "nodeName": f"node-{index}"},
+        "status": {"phase": phase, "podIP": "10.0.0.1"},
+    }
+
+
+@pytest.fixture
+def store() -> Store:
+    made = Store()
+    made.put_job(job_tree())
+    return made
+
+
+def job(store: Store) -> Job:
+    return Job.model_validate(store.job(KEY))
+
+
+def pods(store: Store) -> list[tuple[int, int, str]]:
+    return [(pod.attempt, pod.index, pod.phase) for pod in store.children(job(store)).pods]
+
+
+def test_an_older_event_changes_nothing(store: Store) -> None:
+    store.put_pod(pod_tree(9, phase="Failed"), NOON)
+    store.put_pod(pod_tree(8), NOON)
+    store.put_gang(gang_tree(9, deletionTimestamp="2026-01-01T12:01:00Z"))
+    store.put_gang(gang_tree(8))
+    store.put_job(job_tree(9, generation=2))
+    store.put_job(job_tree(8, generation=1))
+    assert pods(store) == [(1, 0, "Failed")]
+    assert store.children(job(store)).gangs[0].deleting
+    assert job(store).generation == 2
+
+
+def test_versions_are_numbers_and_no_texts(store: Store) -> None:
+    store.put_pod(pod_tree(9), NOON)
+    store.put_pod(pod_tree(10, phase="Failed"), NOON)
+    assert pods(store) == [(1, 0, "Failed")]
+
+
+def test_pods_are_in_order(store: Store) -> None:
+    for attempt, index in [(2, 0), (1, 10), (1, 9), (1, 0)]:
+        store.put_pod(pod_tree(index=index, attempt=attempt), NOON)
+    assert [found[:2] for found in pods(store)] == [(1, 0), (1, 9), (1, 10), (2, 0)]
+
+
+def test_a_list_finds_what_a_watch_has_missed(store: Store) -> None:
+    store.put_gang(gang_tree(2))
+    store.put_pod(pod_tree(3, 0), NOON)
+    store.put_pod(pod_tree(4, 1), NOON)
+    store.replace_children([], [pod_tree(4, 1)], 10, NOON)
+    seen = store.children(job(store))
+    assert (seen.gangs, [pod.index for pod in seen.pods]) == ((), [1])
+
+
+def test_a_list_knows_nothing_of_what_is_newer(store: Store) -> None:
+    store.put_gang(gang_tree(11))
+    store.put_pod(pod_tree(12), NOON)
+    store.replace_children([], [], 10, NOON, key=KEY)
+    seen = store.children(job(store))
+    assert (len(seen.gangs), len(seen.pods)) == (1, 1)
+
+
+def test_a_list_of_one_job_or_namespace_leaves_the_others_alone(store: Store) -> None:
+    other = pod_tree(3)
+    other["metadata"].update(namespace="other", uid="u")
+    store.put_pod(other, NOON)
+    store.put_pod(pod_tree(4), NOON)
+    store.replace_children([], [], 10, NOON, key=KEY)
+    assert pods(store) == []
+    store.replace_children([], [], 10, NOON, namespace="team")
+    other_job = Job.model_validate({"metadata": meta("animals", "v", 1) | {"namespace": "other"}, "spec": SPEC})
+    assert len(store.children(other_job).pods) == 1
+    store.replace_children([], [], 10, NOON)
+    assert store.children(other_job).pods == ()
+
+
+def test_a_list_of_jobs_finds_those_that_are_gone_and_those_that_are_new(store: Store) -> None:
+    new = {"metadata": meta("new", "n", 5), "spec": SPEC}
+    assert set(store.replace_jobs([new], 10, None)) == {KEY, Key("team", "new")}
+    assert store.keys == [Key("team", "new")]
+    assert store.replace_jobs([], 4, "team") == []
+    assert store.keys == [Key("team", "new")], "it is newer than the list"
+    store.replace_jobs([], 10, "other")
+    assert store.keys == [Key("team", "new")], "the list was of another namespace"
+
+
+def test_a_job_of_the_same_name_again(store: Store) -> None:
+    """Its children are its own; what is left of the other may still write, and its deletion may be told late."""
+    store.put_gang(gang_tree(2))
+    store.put_pod(pod_tree(3), NOON)
+    store.put_job(job_tree(20, "second", creationTimestamp="2026-01-01T13:00:00Z"))
+    store.drop_job(job_tree(19))
+    seen = store.children(job(store))
+    assert job(store).uid == "second"
+    assert (seen.gangs, seen.pods) == ((), ())
+    assert [pod.name for pod in seen.strangers] == [pod.name for pod in seen.living] == ["animals-0001-0"]
+
+
+def test_a_copy_of_a_pod_for_debugging_is_no_worker(store: Store) -> None:
+    store.put_pod(pod_tree(3), NOON)
+    copy = pod_tree(4, ownerReferences=[])
+    copy["metadata"].update(uid="copy", name="animals-debug")
+    store.put_pod(copy, NOON)
+    seen = store.children(job(store))
+    assert [pod.name for pod in seen.of(1)] == ["animals-0001-0"]
+    assert [pod.name for pod in seen.living] == ["animals-debug", "animals-0001-0"], "it may write, too"
+    leader = store.leader(KEY)
+    assert leader is not None
+    assert leader.name == "animals-0001-0"
+
+
+def test_deletions(store: Store) -> None:
+    store.put_gang(gang_tree())
+    store.put_pod(pod_tree(), NOON)
+    assert store.drop_pod(pod_tree()) == store.drop_gang(gang_tree()) == KEY
+    assert store.drop_pod(pod_tree()) == KEY, "twice is no error"
+    seen = store.children(job(store))
+    assert (seen.gangs, seen.pods) == ((), ())
+    assert store.drop_job(job_tree()) == KEY
+    assert store.job(KEY) is None
+
+
+def test_what_is_not_ours_is_not_kept(store: Store) -> None:
+    tree = pod_tree()
+    tree["metadata"]["labels"] = {}
+    assert key_of(tree) is None
+    assert store.put_pod(tree, NOON) is store.drop_pod(tree) is None
+    assert store.put_gang({"metadata": meta("x", "x", 1), "spec": {}}) is None
+    assert pods(store) == []
+
+
+def test_a_gang_of_another_owner_is_not_ours(store: Store) -> None:
+    store.put_gang(gang_tree(owner="somebody"))
+    assert store.children(job(store)).gangs == ()
+
+
+def test_a_deletion_is_timed_by_our_own_clock_from_when_it_was_first_seen(store: Store) -> None:
+    deleted: dict[str, Any] = {"deletionTimestamp": "2030-01-01T00:00:00Z", "deletionGracePeriodSeconds": 120}
+    store.put_pod(pod_tree(3), NOON)
+    assert store.children(job(store)).pods[0].terminating is None
+    store.put_pod(pod_tree(4, **deleted), at(10))
+    store.put_pod(pod_tree(5, **deleted), at(20))
+    store.replace_children([], [pod_tree(5, **deleted)], 9, at(30), key=KEY)
+    [pod] = store.children(job(store)).pods
+    assert (pod.terminating, pod.grace) == (at(10), 120.0)
+
+
+def test_what_we_have_deleted_is_known_before_a_watch_says_so(store: Store) -> None:
+    store.put_gang(gang_tree(2))
+    [gang] = store.children(job(store)).gangs
+    newer = gang_tree(3)
+    newer["status"] = {"conditions": [{"type": "FailureTarget", "status": "True"}]}
+    store.put_gang(newer)  # while the request was under way
+    store.stopping(KEY, gang)
+    [gang] = store.children(job(store)).gangs
+    assert (gang.deleting, gang.failed) == (True, True)
+    store.stopping(Key("other", "job"), gang)
+
+
+def test_whom_to_ask(store: Store) -> None:
+    assert store.leader(KEY) is None
+    store.put_pod(pod_tree(3, 1), NOON)
+    assert store.leader(KEY) is None, "that is not the first"
+    store.put_pod(pod_tree(4, 0), NOON)
+    leader = store.leader(KEY)
+    assert leader is not None
+    assert (leader.index, leader.address) == (0, "10.0.0.1")
+    store.put_pod(pod_tree(5, 0, attempt=2, phase="Pending"), NOON)
+    assert store.leader(KEY) is None, "a newer attempt begins"
+
+
+def test_what_takes_room_and_nobody_reads_is_not_kept(store: Store) -> None:
+    store.put_job(job_tree(2, managedFields=[{}], annotations={"a": "b"}))
+    kept = store.job(KEY)
+    assert kept is not None
+    assert not {"managedFields", "annotations"} & set(kept["metadata"])

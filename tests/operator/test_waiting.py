@@ -1,0 +1,102 @@
+"""Why an attempt does not run yet, in the words of who keeps it."""
+
+from dataclasses import replace
+
+import pytest
+
+from tailorpo_operator import waiting
+from tailorpo_operator.observed import Gang, Pod, Told
+from tests.operator.stories import children, gang, pending, pod
+
+UNSCHEDULABLE = Told("Unschedulable", "0/3 nodes are available: 3 Insufficient nvidia.com/gpu.")
+
+
+def why(*objects: Gang | Pod, trouble: Told | None = None) -> Told | None:
+    found = next((each for each in objects if isinstance(each, Gang)), None)
+    return waiting.why(children(*objects, trouble=trouble), found)
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        ('pods "a-0" is forbidden: exceeded quota: gpus, requested: requests.nvidia.com/gpu=1', "QuotaExceeded"),
+        ('pods "a-0" is forbidden: violates PodSecurity "restricted:latest": runAsNonRoot', "PodSecurity"),
+        (
+            'pods "a-0" is forbidden: error looking up service account team/x: serviceaccount "x" not found',
+            "ServiceAccountNotFound",
+        ),
+        ('pods "a-0" is forbidden: no PriorityClass with name high was found', "PriorityClassNotFound"),
+        ('pods "a-0" is forbidden: pod rejected: RuntimeClass "nvidia" not found', "RuntimeClassNotFound"),
+        (
+            'jobs.batch is forbidden: User "system:serviceaccount:tailorpo:operator" cannot create resource "jobs"',
+            "FailedCreate",
+        ),
+        ('admission webhook "x.example.com" denied the request: no', "FailedCreate"),
+    ],
+)
+def test_refusals(message: str, reason: str) -> None:
+    assert waiting.refusal(Told("FailedCreate", message)) == reason
+    assert why(gang(), pending(), trouble=Told("FailedCreate", message)) == Told(reason, message)
+
+
+def test_a_refusal_has_a_reason() -> None:
+    assert waiting.refusal(Told("", "no")) == "Refused"
+
+
+@pytest.mark.parametrize("normal", waiting.NORMAL)
+def test_nothing_is_out_of_order(normal: str) -> None:
+    starting = pending(node="node-0", waiting=Told(normal, "…"))
+    assert why(gang(), starting, pending(1, node="node-1")) is None
+    assert why(gang(), pending()) is None
+
+
+@pytest.mark.parametrize(
+    ("stuck", "told"),
+    [
+        (
+            pending(1, node="n", waiting=Told("ImagePullBackOff", "back-off pulling x")),
+            Told("ImagePullBackOff", "pod animals-0001-1: back-off pulling x"),
+        ),
+        (
+            pending(1, node="n", waiting=Told("CreateContainerConfigError", 'secret "s3" not found')),
+            Told("CreateContainerConfigError", 'pod animals-0001-1: secret "s3" not found'),
+        ),
+        (
+            pending(1, node="n", waiting=Told("ContainerCreating"), trouble=Told("FailedMount", "no such claim")),
+            Told("FailedMount", "pod animals-0001-1: no such claim"),
+        ),
+        (
+            pending(1, unscheduled=UNSCHEDULABLE),
+            Told("Unschedulable", f"pod animals-0001-1: {UNSCHEDULABLE.message}"),
+        ),
+        (pending(1, unscheduled=Told("", "…")), Told("Unschedulable", "pod animals-0001-1: …")),
+    ],
+)
+def test_what_keeps_a_pod(stuck: Pod, told: Told) -> None:
+    assert why(gang(), pod(), stuck) == told
+
+
+def test_a_kubelets_word_is_worth_more_than_the_schedulers() -> None:
+    pulling = pending(1, node="n", waiting=Told("ErrImagePull", "x"))
+    assert why(gang(), pending(unscheduled=UNSCHEDULABLE), pulling) == Told("ErrImagePull", "pod animals-0001-1: x")
+
+
+def test_trouble_of_a_gang_that_has_all_its_pods_is_over() -> None:
+    assert why(gang(), pending(), pending(1), trouble=Told("FailedCreate", "exceeded quota")) is None
+
+
+def test_a_queue() -> None:
+    assert why(gang(suspended=True), trouble=Told("FailedCreate", "exceeded quota")) == Told(
+        "Queued", "waits in its queue"
+    )
+
+
+def test_what_is_not_there_was_refused() -> None:
+    assert waiting.why(children(refused=Told("Forbidden", "no")), None) == Told("Forbidden", "no")
+
+
+def test_pods_that_are_not_ready_any_more_are_named() -> None:
+    found = (pod(), pod(1, ready=False), pod(2, phase="Succeeded", ready=False))
+    assert waiting.unready(found) == Told("NotReady", "1 of 3 pods not ready: animals-0001-1 on node-1")
+    many = tuple(replace(pod(index), ready=False) for index in range(1000))
+    assert len(waiting.unready(many).message) < 200
