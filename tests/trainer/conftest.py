@@ -2,10 +2,14 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+
+if TYPE_CHECKING:
+    from tailorpo_trainer.session import Session
+    from tailorpo_trainer.spec import Spec
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -50,6 +54,28 @@ def document(tiny_pipeline: Path) -> Callable[..., dict[str, Any]]:
             "metadata": {"name": "test"},
             "spec": spec | parts,
         }
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def trained_session() -> Callable[["Spec", Path], "Session"]:
+    """Trains a resolved document to its end in a folder, and returns the session."""
+    from tailorpo_trainer import places, spec, train
+    from tailorpo_trainer.distributed import World
+    from tailorpo_trainer.opening import open_session
+    from tailorpo_trainer.stopping import Stop
+
+    def make(run: "Spec", folder: Path) -> "Session":
+        job = spec.TailorPOJob.model_validate(
+            {"apiVersion": spec.API_VERSION, "kind": spec.KIND, "metadata": {"name": "test"}, "spec": run}
+        )
+        with Stop().listening() as stop:
+            session = open_session(job, places.choose(job, folder), None, False, "quiet", World(stop))
+            train.train(session)
+            session.settle()
+            session.display.close()
+        return session
 
     return make
 

@@ -137,6 +137,15 @@ def test_nobody_s_storage(command: list[str], tmp_path: Path, capsys: pytest.Cap
     assert f"{tmp_path}/none: holds no checkpoints of a run: it has no run.json" in err.replace("//", "/")
 
 
+def test_an_option_that_leads_nowhere_is_named(
+    capsys: pytest.CaptureFixture[str], s3_bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    status, _, err = run(capsys, "ls", f"s3://{s3_bucket}/run", "--endpoint", "http://127.0.0.1:9")
+    assert status == 69
+    assert "127.0.0.1:9 cannot be reached: check the network, or --endpoint" in err
+
+
 def test_commands_find_checkpoints_that_a_run_keeps_in_s3(
     document: Make, s3_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

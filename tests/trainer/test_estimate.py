@@ -9,29 +9,17 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from tailorpo_trainer import document, estimate, models, places, rules, train
-from tailorpo_trainer.distributed import World
+from tailorpo_trainer import document, estimate, models, rules
 from tailorpo_trainer.estimate import architectures, counts, meta
 from tailorpo_trainer.exits import ConfigurationError
-from tailorpo_trainer.opening import open_session
 from tailorpo_trainer.session import Session
-from tailorpo_trainer.spec import Model, TailorPOJob
-from tailorpo_trainer.stopping import Stop
+from tailorpo_trainer.spec import Model, Spec, TailorPOJob
 
 Make = Callable[..., dict[str, Any]]
+Train = Callable[[Spec, Path], Session]
 
 ONCE = {"iterations": 1, "promptsPerIteration": 2, "precision": "fp32"}
 SD15 = {"name": "stable-diffusion-v1-5/stable-diffusion-v1-5"}
-
-
-def trained(job: TailorPOJob, folder: Path) -> Session:
-    """The session of a whole run."""
-    with Stop().listening() as stop:
-        session = open_session(job, places.choose(job, folder), None, False, "quiet", World(stop))
-        train.train(session)
-        session.settle()
-        session.display.close()
-    return session
 
 
 def total(work: Mapping[counts.Key, float], what: str) -> float:
@@ -40,7 +28,9 @@ def total(work: Mapping[counts.Key, float], what: str) -> float:
 
 @pytest.mark.parametrize("choose", ["spread", "early", "late", "random"])
 @pytest.mark.parametrize("method", ["tailorpo", "tailorpo-g", "spo", "d3po", "ddpo"])
-def test_counts_are_those_of_a_run(document_of: Make, tmp_path: Path, method: str, choose: str) -> None:
+def test_counts_are_those_of_a_run(
+    document_of: Make, tmp_path: Path, method: str, choose: str, trained_session: Train
+) -> None:
     guided = choose in ("spread", "random")
     job = document.parse(
         document_of(
@@ -61,7 +51,7 @@ def test_counts_are_those_of_a_run(document_of: Make, tmp_path: Path, method: st
     )
     found, _ = estimate.work(job.spec, architectures.find(job.spec.model))
     run = found.run
-    session = trained(job, tmp_path)
+    session = trained_session(job.spec, tmp_path)
     work = session.policy.work
     assert work.forwards == total(run, "forward")
     assert work.forwards_with_gradient == total(run, "forward backward")
@@ -71,6 +61,7 @@ def test_counts_are_those_of_a_run(document_of: Make, tmp_path: Path, method: st
     assert session.watched.queries == run["reward", "watching"]
     assert len(session.policy._embeddings) == run["text", "prompts"]
     assert session.updater.updates == found.updates
+    assert session.record.totals["images"] == 3 * found.images
 
 
 @pytest.mark.parametrize(
@@ -86,11 +77,13 @@ def test_counts_are_those_of_a_run(document_of: Make, tmp_path: Path, method: st
     ],
     ids=lambda value: "-".join(str(item) for item in value.values()),
 )
-def test_flops_are_those_of_a_run(document_of: Make, tmp_path: Path, method: Any, training: Any) -> None:
+def test_flops_are_those_of_a_run(
+    document_of: Make, tmp_path: Path, method: Any, training: Any, trained_session: Train
+) -> None:
     job = document.parse(document_of(method=method, training=ONCE | training))
     found = json.loads(_json(job))
     with FlopCounterMode(display=False) as flops:
-        trained(job, tmp_path)
+        trained_session(job.spec, tmp_path)
     assert found["flops"]["run"] == flops.get_total_flops()
 
 
@@ -100,7 +93,7 @@ def _json(job: TailorPOJob) -> str:
     return report.as_json(estimate.estimate(job))
 
 
-def test_prompts_dealt_in_part_are_counted_as_drawn(document_of: Make, tmp_path: Path) -> None:
+def test_prompts_dealt_in_part_are_counted_as_drawn(document_of: Make, tmp_path: Path, trained_session: Train) -> None:
     prompts = {"list": ["a", "b", "c", "d", "e", "a"]}
     job = document.parse(
         document_of(
@@ -110,7 +103,7 @@ def test_prompts_dealt_in_part_are_counted_as_drawn(document_of: Make, tmp_path:
         )
     )
     found, _ = estimate.work(job.spec, architectures.find(job.spec.model))
-    assert len(trained(job, tmp_path).policy._embeddings) == found.run["text", "prompts"]
+    assert len(trained_session(job.spec, tmp_path).policy._embeddings) == found.run["text", "prompts"]
     assert found.evaluations == 0
 
 
@@ -160,9 +153,9 @@ def test_costs_are_linear_in_rows(document_of: Make) -> None:
     assert networks.denoise(1, adapted=False).forward < one.forward
 
 
-def test_checkpoint_size(document_of: Make, tmp_path: Path) -> None:
+def test_checkpoint_size(document_of: Make, tmp_path: Path, trained_session: Train) -> None:
     job = document.parse(document_of(optimizer={"learningRate": 1e-2, "emaDecay": 0.9}, training=ONCE))
-    trained(job, tmp_path)
+    trained_session(job.spec, tmp_path)
     files = [file for file in tmp_path.glob("attempt-*/step-*/*") if file.suffix == ".safetensors"]
     assert files
     written = sum(file.stat().st_size for file in files)

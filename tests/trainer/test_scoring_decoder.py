@@ -9,22 +9,20 @@ from typing import Any, cast
 import pytest
 import torch
 
-from tailorpo_trainer import alarms, estimate, models, places, prompts, report, rewards, spec, train, trained
+from tailorpo_trainer import alarms, estimate, models, prompts, report, rewards, spec, trained
 from tailorpo_trainer import document as documents
 from tailorpo_trainer.agreement import Agreement, rank_agreement
-from tailorpo_trainer.distributed import World
 from tailorpo_trainer.estimate import architectures
 from tailorpo_trainer.exits import ConfigurationError, DataError, TailorPOError
 from tailorpo_trainer.noise import Noise, Purpose
-from tailorpo_trainer.opening import open_session
 from tailorpo_trainer.rollout import branch
 from tailorpo_trainer.scoring import CHECKED, Scorer, rechecked
 from tailorpo_trainer.session import Session
 from tailorpo_trainer.spec import Spec
-from tailorpo_trainer.stopping import Stop
 from tailorpo_trainer.tiny_animals import PIPELINE, SCORING_DECODER
 
 Make = Callable[..., dict[str, Any]]
+Train = Callable[[Spec, Path], Session]
 PROMPTS = ["a cat", "a dog", "a bee"]
 
 
@@ -58,18 +56,6 @@ def run_of(document: Make, decoder: Path | str | None, **parts: Any) -> Spec:
     if decoder is not None:
         values["spec"]["model"] = values["spec"]["model"] | {"scoringDecoder": {"name": str(decoder)}}
     return documents.parse(values).spec
-
-
-def trained_session(run: Spec, folder: Path) -> Session:
-    job = spec.TailorPOJob.model_validate(
-        {"apiVersion": spec.API_VERSION, "kind": spec.KIND, "metadata": {"name": "test"}, "spec": run}
-    )
-    with Stop().listening() as stop:
-        session = open_session(job, places.choose(job, folder), None, False, "quiet", World(stop))
-        train.train(session)
-        session.settle()
-        session.display.close()
-    return session
 
 
 def lines(folder: Path, kind: str = "iteration") -> list[dict[str, Any]]:
@@ -173,7 +159,7 @@ def test_each_decoder_scales_latents_by_its_own_factor(document: Make, tmp_path:
         expected = (policy.scoring_decoder.decode(latents / scaling).sample / 2 + 0.5).clamp(0, 1)
         torch.testing.assert_close(policy.decode_to_rank(latents), expected)
     assert policy.work.as_dict() == {
-        "denoiser_forwards": 0, "denoiser_forwards_with_gradient": 0, "decodes": 0, "scoring_decodes": 2
+        "images": 0, "denoiser_forwards": 0, "denoiser_forwards_with_gradient": 0, "decodes": 0, "scoring_decodes": 2
     }  # fmt: skip
 
 
@@ -203,7 +189,9 @@ def test_the_push_follows_its_gradient(document: Make, decoder: Path) -> None:
     assert policy.work.decodes == 3
 
 
-def test_the_model_s_own_decoder_for_scoring_changes_nothing(document: Make, tmp_path: Path) -> None:
+def test_the_model_s_own_decoder_for_scoring_changes_nothing(
+    document: Make, tmp_path: Path, trained_session: Train
+) -> None:
     """Bit for bit the same weights, and all pairs ordered alike."""
     parts = {
         "model": {"name": "tiny-animals"},
@@ -221,7 +209,9 @@ def test_the_model_s_own_decoder_for_scoring_changes_nothing(document: Make, tmp
     assert "rank_agreement" not in lines(tmp_path / "0")[0]
 
 
-def test_what_comes_after_training_needs_no_scoring_decoder(document: Make, tmp_path: Path) -> None:
+def test_what_comes_after_training_needs_no_scoring_decoder(
+    document: Make, tmp_path: Path, trained_session: Train
+) -> None:
     folder = make_decoder(tmp_path / "decoder")
     trained_session(run_of(document, folder, training={"iterations": 1, "promptsPerIteration": 1}), tmp_path / "run")
     shutil.rmtree(folder)
@@ -256,7 +246,9 @@ def test_a_check_is_small_and_due_with_evaluations(document: Make, decoder: Path
     assert rechecked(wide, 0, range(3)) == 1
 
 
-def test_a_random_decoder_raises_the_alarm(document: Make, decoder: Path, tmp_path: Path) -> None:
+def test_a_random_decoder_raises_the_alarm(
+    document: Make, decoder: Path, tmp_path: Path, trained_session: Train
+) -> None:
     run = run_of(
         document,
         decoder,
@@ -315,7 +307,9 @@ def test_the_alarm_reads_the_newest_checks(checks: list[tuple[float, int]], rais
 
 
 @pytest.mark.parametrize(("method", "choose"), [("tailorpo", "random"), ("tailorpo-g", "late"), ("spo", "spread")])
-def test_counts_are_those_of_a_run(document: Make, decoder: Path, tmp_path: Path, method: str, choose: str) -> None:
+def test_counts_are_those_of_a_run(
+    document: Make, decoder: Path, tmp_path: Path, method: str, choose: str, trained_session: Train
+) -> None:
     run = run_of(
         document,
         decoder,

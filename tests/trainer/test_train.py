@@ -69,6 +69,18 @@ def test_a_run_leaves_what_it_promises(document: Make, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
+def test_images_are_the_trajectories_that_were_drawn_for_training(document: Make, tmp_path: Path, name: str) -> None:
+    for folder, batch in (("whole", 64), ("parts", 2)):
+        training = {"iterations": 2, "promptsPerIteration": 3, "samplesPerPrompt": 2, "samplingBatchSize": batch}
+        train.run(parse(document(method={"name": name}, training=training)), tmp_path / folder, display="quiet")
+        found = lines(tmp_path / folder, "iteration")
+        each = 12 if name == "d3po" else 6  # its pairs are of two trajectories
+        assert [line["totals"]["images"] for line in found] == [each, 2 * each]
+        first = found[0]
+        assert first["images_per_second"] == pytest.approx(each / first["totals"]["seconds"], rel=1e-2)
+
+
+@pytest.mark.parametrize("name", METHODS)
 def test_a_run_depends_on_its_seed_alone(document: Make, tmp_path: Path, name: str) -> None:
     parts = {"method": {"name": name} | ({"threshold": 0.0} if name == "spo" else {})}
     for folder, seed in (("one", 0), ("two", 0), ("other", 1)):

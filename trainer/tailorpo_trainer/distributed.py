@@ -50,12 +50,14 @@ class World:
         rank, size: this process' number, from 0, and how many there are.
         parted: whether a vote ended the common run; from then on only `barrier` and `same` are left.
         broken: whether a peer is gone, so that there is nobody to wait for.
+        cause: exit code of the peer that ended the run, if one said that it did.
     """
 
     def __init__(self, stop: Stop, rank: int = 0, size: int = 1, store: Any = None) -> None:
         self.stop, self.rank, self.size, self._store = stop, rank, size, store
         self.beat: Callable[[], None] = lambda: None
         self.parted = self.broken = False
+        self.cause: int | None = None
         self._held = False
         self._told = Vote.GO_ON
         self._asked = time.monotonic()
@@ -102,14 +104,14 @@ class World:
             self._part(Vote.STOP, self.stop.requested or "")
             raise
         except TailorPOError as error:
-            self._part(Vote.FAIL, str(error))
+            self._part(Vote.FAIL, str(error), error.exit_code)
             raise
 
-    def _part(self, vote: Vote, text: str) -> None:
+    def _part(self, vote: Vote, text: str, code: int | None = None) -> None:
         """The last vote; who learned the end from a vote has parted already."""
         if not self.parted and self.size > 1:
             with suppress(StalledError):  # then nobody is left to tell
-                self._tell(vote, text)
+                self._tell(vote, text, code)
                 self._vote(vote)
         self.parted = True
 
@@ -217,13 +219,13 @@ class World:
             dist.all_gather(parts, padded)
         return [part[:count] for part, count in zip(parts, counts.tolist(), strict=True)]
 
-    def _tell(self, vote: Vote, text: str) -> None:
+    def _tell(self, vote: Vote, text: str, code: int | None = None) -> None:
         """Let the peers know, unless one of them was first."""
         if self.size == 1 or self._told >= vote:
             return
         self._told = vote
         with self._peers():
-            _say(self._store, vote, self.rank, text)
+            _say(self._store, vote, self.rank, text, code)
 
     def _end_as_told(self) -> NoReturn:
         with self._peers():
@@ -233,6 +235,7 @@ class World:
                 self.stop.requested = f"{told['text']} at rank {told['rank']}"
             self._told = Vote.STOP
             raise StopRequested
+        self.cause = told["code"]
         raise StalledError(f"rank {told['rank']} ended the run: {told['text']}")
 
 
@@ -276,8 +279,8 @@ def tell(host: str, port: int, rank: int, text: str, timeout: float = 10.0) -> N
         _say(PrefixStore(SPACE, store), Vote.FAIL, rank, text)
 
 
-def _say(store: Any, vote: Vote, rank: int, text: str) -> None:
-    store.compare_set(END, "", json.dumps({"vote": int(vote), "rank": rank, "text": text[:2000]}))
+def _say(store: Any, vote: Vote, rank: int, text: str, code: int | None = None) -> None:
+    store.compare_set(END, "", json.dumps({"vote": int(vote), "rank": rank, "text": text[:2000], "code": code}))
 
 
 def _backend() -> str:

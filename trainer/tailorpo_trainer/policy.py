@@ -16,8 +16,12 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 
 @dataclass
 class Work:
-    """What was computed, in rows: a guided prediction of one latent counts two denoiser forwards."""
+    """What was computed, in rows: a guided prediction of one latent counts two denoiser forwards.
 
+    images: trajectories drawn, each of which leads to a picture.
+    """
+
+    images: int = 0
     forwards: int = 0
     forwards_with_gradient: int = 0
     decodes: int = 0
@@ -25,6 +29,7 @@ class Work:
 
     def as_dict(self) -> dict[str, int]:
         return {
+            "images": self.images,
             "denoiser_forwards": self.forwards,
             "denoiser_forwards_with_gradient": self.forwards_with_gradient,
             "decodes": self.decodes,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tailorpo_trainer import alarms, termination
 from tailorpo_trainer.evaluate import Measurement
-from tailorpo_trainer.exits import NotFiniteError, TailorPOError
+from tailorpo_trainer.exits import ExitCode, TailorPOError
 from tailorpo_trainer.observing import Beginning, Observer
 from tailorpo_trainer.outputs import Output, append_metrics, finite, rewrite_metrics
 from tailorpo_trainer.progress import Checkpoint, Metrics, Progress, Rates, redact
@@ -159,9 +159,12 @@ class Record:
         """All iterations are done, and this is where the result is."""
         self._know(phase="Succeeded", adapter=adapter)
 
-    def failed(self, error: TailorPOError) -> None:
-        """The run ends so: the last word, and an alarm if a number that is not finite is the cause."""
-        if isinstance(error, NotFiniteError):
+    def failed(self, error: TailorPOError, cause: int | None = None) -> None:
+        """The run ends so: the last word, and an alarm if a number that is not finite is the cause.
+
+        cause: exit code of another process, if it ended the run.
+        """
+        if ExitCode.NOT_FINITE in (error.exit_code, cause):
             self._alarm(termination.known().step + 1, alarms.Alarm("not-finite", str(error)))
         termination.last_word(error)
 

@@ -74,6 +74,7 @@ def branch(
             return policy.predict(x, step, text)
 
     sampler, rows = policy.sampler, torch.arange(len(text), device=text.device)
+    policy.work.images += len(text)
     x, branches = noise.initial(), []
     prediction = predict(x, 0)
     for step in range(max(trained) + 1):
@@ -122,6 +123,7 @@ def follow(
 ) -> tuple[Tensor, list[Transition]]:
     """Whole trajectories from noise (or from `x`): the clean latents [n, c, h, w], and the trained transitions."""
     sampler, transitions = policy.sampler, []
+    policy.work.images += len(text)
     x = noise.initial() if x is None else x
     for step in range(sampler.steps):
         prediction = policy.predict(x, step, text)

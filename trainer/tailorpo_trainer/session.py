@@ -118,13 +118,7 @@ class Session:
 
     def work(self, since: dict[str, float] | None = None) -> dict[str, float]:
         """Work of this process so far, or since an earlier reading."""
-        training = self.run.training
-        samples = training.prompts_per_iteration * training.samples_per_prompt
-        now: dict[str, float] = {
-            "images": self.iteration * len(self.world.share(samples)),
-            "reward_queries": self.reward.queries,
-            **self.policy.work.as_dict(),
-        }
+        now: dict[str, float] = {**self.policy.work.as_dict(), "reward_queries": self.reward.queries}
         return {key: value - since[key] for key, value in now.items()} if since else now
 
     def evaluation_due(self) -> bool:
@@ -199,7 +193,7 @@ class Session:
     def last_words(self, error: TailorPOError) -> None:
         """Record why the run ends, and draw the page of what there is."""
         with suppress(TailorPOError, OSError):  # on a full disk there are none, and the cause counts
-            self.record.failed(error)
+            self.record.failed(error, self.world.cause)
             self.write_report()
 
     def finish(self) -> None:

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import botocore
 import pytest
 
 from tailorpo_trainer import s3
@@ -246,6 +247,20 @@ def test_settings_of_the_document_go_before_the_environment(
     assert url.startswith(f"https://{s3_bucket}.s3.example/a?")
 
 
+def test_what_is_wrong_with_a_setting_is_said_of_whoever_gave_it(faults: Proxy, s3_bucket: str) -> None:
+    given = s3.Settings("http://127.0.0.1:9", region="eu-north-1")
+    with pytest.raises(UnavailableError, match=r"cannot be reached: check the network, or spec\.checkpoint\.endpoint"):
+        S3Store(f"s3://{s3_bucket}/x", given).read("a")
+    faults.rule = always(Fault(400, "AuthorizationHeaderMalformed"), method="GET")
+    for settings, name in (
+        (s3.Settings(region="eu-north-1"), "spec.checkpoint.region"),
+        (s3.Settings(region="eu-north-1", names={"region": "--region"}), "--region"),
+        (s3.Settings(), "AWS_REGION"),
+    ):
+        with pytest.raises(ConfigurationError, match=f"is in another region: set {name} to its own$"):
+            S3Store(f"s3://{s3_bucket}/x", settings).read("a")
+
+
 def test_encryption_is_asked_for_by_headers(s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """That a server does it is not tested here: SeaweedFS has no KMS without one of another vendor."""
     store = S3Store(f"s3://{s3_bucket}/x", s3.Settings(sse_kms_key_id="key-1"))
@@ -289,8 +304,13 @@ def test_a_server_with_a_certificate_of_its_own(tmp_path: Path, s3_bucket: str) 
         assert trusting.read("a") == b"{}"
         with pytest.raises(UnavailableError, match="has no certificate that is trusted here: set AWS_CA_BUNDLE"):
             S3Store("s3://bucket", s3.Settings(endpoint)).read("a")
+        others = s3.Settings(endpoint, ca_file=str(Path(botocore.__file__).parent / "cacert.pem"))
+        with pytest.raises(UnavailableError, match=r"is trusted here: check spec\.checkpoint\.caFile"):
+            S3Store("s3://bucket", others).read("a")
         server.shutdown()
-    with pytest.raises(ConfigurationError, match=r"there is no file of certificates at .*none\.pem"):
+    with pytest.raises(
+        ConfigurationError, match=r"no file of certificates at .*none\.pem: check spec\.checkpoint\.caFile"
+    ):
         S3Store("s3://bucket", s3.Settings(ca_file=str(tmp_path / "none.pem")))
 
 

@@ -266,6 +266,9 @@ def test_a_failure_in_one_process_ends_all_after_a_checkpoint(document: Make, st
     assert (first.code, second.code) == (ExitCode.STALLED, ExitCode.NOT_FINITE)
     assert "rank 1 ended the run: " in first.said
     assert newest(tmp_path)[0] == 1
+    (alarm,) = lines(tmp_path, "alarm")
+    assert (alarm["name"], alarm["iteration"]) == ("not-finite", 2)
+    assert alarm["message"].startswith("rank 1 ended the run: reward 'odd' returned nan for prompt ")
     assert json.loads((tmp_path / "progress.json").read_text())["phase"] == "Failed"
 
 
@@ -276,6 +279,7 @@ def test_a_process_that_is_killed_ends_all_and_the_first_saves_what_there_is(
     first, second = start(2, work).wait()
     assert (first.code, second.code) == (ExitCode.STALLED, -signal.SIGKILL)
     assert newest(tmp_path)[0] == 1
+    assert lines(tmp_path, "alarm") == []
 
 
 def test_a_process_that_hangs_is_ended_and_says_where(document: Make, start: Start, tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ class S3Store:
         self.subject = f"checkpoint storage {uri}"
         self.bucket, prefix = s3.split(uri, self.subject)
         self.prefix = f"{prefix}/" if prefix else ""
-        self.client = s3.connect(self.subject, settings)
+        self.client, self.settings = s3.connect(self.subject, settings), settings
         key = settings.sse_kms_key_id
         self.extra = {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": key} if key else {}
 
@@ -134,7 +134,7 @@ class S3Store:
     @contextmanager
     def _explained(self, name: str, *, writing: bool = False) -> Iterator[None]:
         try:
-            with s3.explained(self.subject, self.client, writing=writing):
+            with s3.explained(self.subject, self.client, self.settings, writing=writing):
                 yield
         except (ResourceError, UnavailableError) as error:
             raise type(error)(f"{error} ({name})") from None

@@ -126,7 +126,8 @@ def _find(uri: str, endpoint: str | None, region: str | None, ca_file: str | Non
     from tailorpo_trainer import places, s3
     from tailorpo_trainer.checkpoint import inspection
 
-    store = places.find(uri, s3.Settings(endpoint, region, ca_file=ca_file))
+    names = {"endpoint": "--endpoint", "region": "--region", "ca_file": "--ca-file"}
+    store = places.find(uri, s3.Settings(endpoint, region, ca_file=ca_file, names=names))
     inspection.require(store)
     return store
 

@@ -75,7 +75,6 @@ def estimate(job: TailorPOJob, base: Path | None = None) -> Estimate:
         measured.insert(0, memory.memory(networks, run, counted, precision))
     assert networks is not None
     flops, plain = _flops(networks, run, counted)
-    samples = run.training.prompts_per_iteration * run.training.samples_per_prompt
     denoiser = sum(flops[key] * rows for key, rows in counted.iteration.items() if key[0].startswith("forward"))
     adapter = meta.size(networks.adapter)
     return Estimate(
@@ -84,10 +83,10 @@ def estimate(job: TailorPOJob, base: Path | None = None) -> Estimate:
         architecture=architecture.name,
         method=run.method.name,
         iterations=run.training.iterations,
-        images=samples,
+        images=counted.images,
         counts=counted,
         flops=flops,
-        forward_equivalents=denoiser / samples / plain,
+        forward_equivalents=denoiser / counted.images / plain,
         batches=memory.batches(run, counted, networks.pixels),
         memory=tuple(measured),
         checkpointing=run.training.gradient_checkpointing,

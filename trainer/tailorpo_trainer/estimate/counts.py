@@ -39,7 +39,7 @@ class Counts:
     """Work of an iteration (the mean, where iterations differ), of one evaluation, and of the run.
 
     Attributes:
-        evaluations: how many there are. updates: optimiser steps.
+        images: trajectories that an iteration draws. evaluations: how many there are. updates: optimiser steps.
         trained_rows: rows of denoising steps that one sample is trained on.
         largest: rows of the largest call of each kind for one sample.
     """
@@ -47,6 +47,7 @@ class Counts:
     iteration: Work
     evaluation: Work
     run: Work
+    images: int
     evaluations: int
     updates: int
     trained_rows: int
@@ -58,10 +59,10 @@ def count(run: spec.Spec, sampler: DDIM, at_once: Portions) -> Counts:
     training = run.training
     samples = training.prompts_per_iteration * training.samples_per_prompt
     known: dict[tuple[int, ...], Work] = {}
-    total, largest, trained_rows = Work(), Work(), 0
+    total, largest, trained_rows, images = Work(), Work(), 0, 0
     for trained, times in _trained(run, sampler).items():
         if trained not in known:
-            known[trained] = _iteration(run, sampler, trained, largest, at_once)
+            known[trained], images = _iteration(run, sampler, trained, largest, at_once)
         total = add(total, scale(known[trained], times * samples))
         trained_rows = max(trained_rows, len(trained))
     checks = _checks(run, sampler, at_once)
@@ -72,6 +73,7 @@ def count(run: spec.Spec, sampler: DDIM, at_once: Portions) -> Counts:
         iteration=scale(total, 1 / training.iterations),
         evaluation=evaluation,
         run=add(total, scale(evaluation, number)),
+        images=images * samples,
         evaluations=number,
         updates=training.iterations * training.updates_per_iteration,
         trained_rows=trained_rows,
@@ -99,7 +101,7 @@ def _checks(run: spec.Spec, sampler: DDIM, at_once: Portions) -> Work:
     samples = min(run.training.prompts_per_iteration * run.training.samples_per_prompt, at_once.sampling)
     total = Work()
     for trained, times in _trained(run, sampler, every).items() if every else ():
-        without, checked = (_iteration(run, sampler, trained, {}, at_once, recheck=count) for count in (0, 1))
+        without, checked = (_iteration(run, sampler, trained, {}, at_once, recheck=count)[0] for count in (0, 1))
         more = add(checked, scale(without, -1))
         rows = times * min(samples, rechecked(run, 0, trained))
         for (what, _), value in more.items():
@@ -125,8 +127,11 @@ def _trained(run: spec.Spec, sampler: DDIM, every: int = 1) -> dict[tuple[int, .
 
 def _iteration(
     run: spec.Spec, sampler: DDIM, trained: Sequence[int], largest: Work, at_once: Portions, recheck: int = 0
-) -> Work:
-    """One iteration of one sample; `largest` takes in the rows of the largest calls. recheck: as `Scorer` has it."""
+) -> tuple[Work, int]:
+    """One iteration of one sample, and the trajectories it draws; `largest` takes in the rows of the largest calls.
+
+    recheck: as `Scorer` has it.
+    """
     hollow = Hollow(run, sampler)
     samples = run.training.prompts_per_iteration * run.training.samples_per_prompt
     scene = methods.Scene(
@@ -150,7 +155,7 @@ def _iteration(
         of_update = key[0] == "forward" and key[1] in ("training", "reference")
         per_call = (hollow.rows if scene.keep_graph else value / len(rows)) if of_update else value
         largest[key] = max(largest.get(key, 0), per_call)
-    return dict(hollow.work)
+    return dict(hollow.work), hollow.policy.work.images
 
 
 def _evaluation(run: spec.Spec, sampler: DDIM) -> Work:

@@ -1,8 +1,8 @@
 """A client of S3 and its kin, and one sentence for each way in which it can fail. No torch."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -12,15 +12,31 @@ from tailorpo_trainer.exits import ConfigurationError, ResourceError, TailorPOEr
 SCHEME = "s3://"
 
 
+VARIABLES = {"endpoint": "AWS_ENDPOINT_URL", "region": "AWS_REGION", "ca_file": "AWS_CA_BUNDLE"}
+FIELDS = {
+    "endpoint": "spec.checkpoint.endpoint",
+    "region": "spec.checkpoint.region",
+    "ca_file": "spec.checkpoint.caFile",
+}
+
+
 @dataclass(frozen=True)
 class Settings:
-    """What a document may say of a store; what is None is found by boto3's standard chain. Never a credential."""
+    """What a document may say of a store; what is None is found by boto3's standard chain. Never a credential.
+
+    names: what whoever gave the settings knows them by.
+    """
 
     endpoint: str | None = None
     region: str | None = None
     path_style: bool | None = None
     ca_file: str | None = None
     sse_kms_key_id: str | None = None
+    names: Mapping[str, str] = field(default_factory=lambda: FIELDS)
+
+    def name(self, setting: str) -> str:
+        """What a person changes to change this setting: that which gave it, else an environment variable."""
+        return (VARIABLES if getattr(self, setting) is None else self.names)[setting]
 
 
 STANDARD = Settings()
@@ -42,10 +58,11 @@ def connect(subject: str, settings: Settings = STANDARD) -> Any:
         raise ConfigurationError(f"{subject}: S3 needs boto3: pip install 'tailorpo[trainer]'") from None
 
     if settings.ca_file is not None and not Path(settings.ca_file).is_file():
-        raise ConfigurationError(f"{subject}: there is no file of certificates at {settings.ca_file}")
+        name = settings.name("ca_file")
+        raise ConfigurationError(f"{subject}: there is no file of certificates at {settings.ca_file}: check {name}")
     given = {"endpoint_url": settings.endpoint, "region_name": settings.region, "verify": settings.ca_file}
     config = Config(retries={"mode": "standard"}, connect_timeout=10, read_timeout=60)
-    with explained(subject):
+    with explained(subject, settings=settings):
         session = Session()
         client = session.client("s3", config=config, **given)
         style = (client.meta.config.s3 or {}).get("addressing_style")
@@ -59,8 +76,13 @@ def connect(subject: str, settings: Settings = STANDARD) -> Any:
 
 
 @contextmanager
-def explained(subject: str, client: Any = None, *, writing: bool = False) -> Iterator[None]:
-    """Turn what boto3 raises inside into one sentence that begins with `subject`."""
+def explained(
+    subject: str, client: Any = None, settings: Settings = STANDARD, *, writing: bool = False
+) -> Iterator[None]:
+    """Turn what boto3 raises inside into one sentence that begins with `subject`.
+
+    settings: those of the client, so that the sentence names what was used.
+    """
     from boto3.exceptions import Boto3Error
     from botocore.exceptions import BotoCoreError, ClientError
     from botocore.parsers import ResponseParserError
@@ -68,9 +90,9 @@ def explained(subject: str, client: Any = None, *, writing: bool = False) -> Ite
     try:
         yield
     except ClientError as error:
-        raise _refused(subject, client, error, writing) from None
+        raise _refused(subject, client, settings, error, writing) from None
     except (BotoCoreError, Boto3Error, ResponseParserError, ValueError) as error:
-        raise _failed(subject, client, error) from None
+        raise _failed(subject, client, settings, error) from None
 
 
 DENIED = {
@@ -96,7 +118,7 @@ NEEDED = {
 }
 
 
-def _refused(subject: str, client: Any, error: Any, writing: bool) -> TailorPOError:
+def _refused(subject: str, client: Any, settings: Settings, error: Any, writing: bool) -> TailorPOError:
     """For an answer that is an error."""
     answer = error.response
     code, text = str(answer.get("Error", {}).get("Code", "")), str(answer.get("Error", {}).get("Message", ""))
@@ -121,17 +143,20 @@ def _refused(subject: str, client: Any, error: Any, writing: bool) -> TailorPOEr
     if status == 501:
         return ConfigurationError(f"{subject}: {endpoint} does not know how to do this ({error.operation_name})")
     if status in (301, 307) or code == "AuthorizationHeaderMalformed":
-        return ConfigurationError(f"{subject}: the bucket is in another region: set AWS_REGION to its own")
+        return ConfigurationError(
+            f"{subject}: the bucket is in another region: set {settings.name('region')} to its own"
+        )
     return ConfigurationError(f"{subject}: {endpoint} answered {status} {code}: {text[:200]}")
 
 
-def _failed(subject: str, client: Any, error: Exception) -> TailorPOError:
+def _failed(subject: str, client: Any, settings: Settings, error: Exception) -> TailorPOError:
     """For no answer, or no question."""
     from boto3.exceptions import RetriesExceededError
     from botocore import exceptions as boto
     from botocore.parsers import ResponseParserError
 
     endpoint, text = _endpoint(client), " ".join(str(error).split())[:200]
+    address = settings.name("endpoint")
     if isinstance(error, boto.NoCredentialsError | boto.PartialCredentialsError | boto.CredentialRetrievalError):
         return ConfigurationError(
             f"{subject}: no S3 credentials were found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile or "
@@ -140,15 +165,16 @@ def _failed(subject: str, client: Any, error: Exception) -> TailorPOError:
     if "Invalid bucket name" in text:
         return ConfigurationError(f"{subject}: its bucket's name is none that S3 allows")
     if isinstance(error, boto.SSLError):
-        return UnavailableError(f"{subject}: {endpoint} has no certificate that is trusted here: set AWS_CA_BUNDLE")
+        trusted = f"{'set' if settings.ca_file is None else 'check'} {settings.name('ca_file')}"
+        return UnavailableError(f"{subject}: {endpoint} has no certificate that is trusted here: {trusted}")
     if isinstance(error, boto.EndpointConnectionError | boto.ConnectTimeoutError | boto.ProxyConnectionError):
-        return UnavailableError(f"{subject}: {endpoint} cannot be reached: check the network, or AWS_ENDPOINT_URL")
+        return UnavailableError(f"{subject}: {endpoint} cannot be reached: check the network, or {address}")
     if isinstance(error, boto.HTTPClientError | boto.ConnectionError | boto.IncompleteReadError | RetriesExceededError):
         return UnavailableError(f"{subject}: {endpoint} broke off, after all retries ({type(error).__name__})")
     if isinstance(error, ResponseParserError):
-        return UnavailableError(f"{subject}: {endpoint} does not answer as S3 does: check AWS_ENDPOINT_URL")
+        return UnavailableError(f"{subject}: {endpoint} does not answer as S3 does: check {address}")
     if text.startswith("Invalid endpoint"):
-        return ConfigurationError(f"{subject}: AWS_ENDPOINT_URL is no URL such as http://127.0.0.1:8333")
+        return ConfigurationError(f"{subject}: {address} is no URL such as http://127.0.0.1:8333")
     return ConfigurationError(f"{subject}: {text}")
 
 
