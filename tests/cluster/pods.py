@@ -105,14 +105,14 @@ class PodDriver:
 
         return until(living, f"{count} pods of {namespace} are scheduled")
 
-    def run(self, pod: V1Pod) -> None:
-        """The pod's containers run and are ready."""
-        now, address = _now(), next(_addresses)
+    def run(self, pod: V1Pod, address: str | None = None) -> None:
+        """The pod's containers run and are ready. address: its IP, where somebody answers for it."""
+        now, number = _now(), next(_addresses)
         self._report(
             pod,
             phase="Running",
             startTime=now,
-            podIP=f"10.128.{address // 250 % 256}.{address % 250 + 1}",
+            podIP=address or f"10.128.{number // 250 % 256}.{number % 250 + 1}",
             conditions=_conditions(True),
             containerStatuses=[_container(each, {"running": {"startedAt": now}}) for each in pod.spec.containers],
         )

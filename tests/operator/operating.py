@@ -1,13 +1,17 @@
 """The operator as a process of its own, and jobs for it."""
 
+import json
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 from kubernetes.client import V1Pod
 
@@ -32,8 +36,10 @@ class OperatorProcess:
         self.log = log
         self._arguments = [f"--kubeconfig={kubeconfig}", "--host=127.0.0.1", "--port=0", *QUICK, *arguments]
         self._process: subprocess.Popen[bytes] | None = None
+        self._starts = 0
 
     def start(self) -> "OperatorProcess":
+        self._starts += 1
         command = [sys.executable, "-c", "import sys; from tailorpo_trainer.cli import main; sys.exit(main())"]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
@@ -52,6 +58,30 @@ class OperatorProcess:
     @property
     def running(self) -> bool:
         return self._process is not None and self._process.poll() is None
+
+    def logged(self) -> list[Fields]:
+        """The lines of its log."""
+        return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
+
+    @property
+    def port(self) -> int:
+        """Where it serves its health and metrics since its last start."""
+
+        def look() -> int | None:
+            said = [re.search(r"on port (\d+)", line["message"]) for line in self.logged()]
+            found = [int(match[1]) for match in said if match]
+            return found[self._starts - 1] if len(found) >= self._starts else None
+
+        return until(look, "the operator serves its metrics")
+
+    def ask(self, path: str) -> tuple[int, str]:
+        """Status and text of what it answers."""
+        try:
+            with urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=10) as answer:
+                return answer.status, answer.read().decode()
+        except HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
 
     def kill(self) -> None:
         """As a power cut would."""
@@ -132,7 +162,9 @@ def job(name: str = "animals", **spec: Any) -> Fields:
 def progress(step: int, **fields: Any) -> Progress:
     """What a trainer says of itself at that step."""
     kept = Checkpoint(uri=f"s3://models/animals/step-{step:08d}", step=step, time="2026-01-01T00:00:00Z")
-    return Progress(**{"attempt": 1, "phase": "Running", "step": step, "of": 100, "checkpoint": kept, **fields})
+    return Progress(
+        **{"attempt": 1, "phase": "Running", "step": step, "of": 100, "percent": step, "checkpoint": kept, **fields}
+    )
 
 
 def last_words(code: int, text: str = "", step: int = 40, **fields: Any) -> str:
