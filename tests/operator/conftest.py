@@ -59,15 +59,25 @@ def operator_user(cluster: Cluster, definition: str) -> Path:
 
 
 @pytest.fixture(scope="session")
-def running_operator(operator_user: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OperatorProcess]:
-    """One for the session."""
-    with OperatorProcess(operator_user, tmp_path_factory.mktemp("operator") / "log") as process:
+def the_operator(operator_user: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OperatorProcess]:
+    """One for the session, not started yet."""
+    process = OperatorProcess(operator_user, tmp_path_factory.mktemp("operator") / "log")
+    try:
         yield process
+    finally:
+        process.kill()
 
 
 @pytest.fixture
-def operator(running_operator: OperatorProcess) -> OperatorProcess:
+def operator(the_operator: OperatorProcess) -> OperatorProcess:
     """`tailorpo operator`, for the whole cluster; started again if a test has killed it."""
-    if not running_operator.running:
-        running_operator.start()
-    return running_operator
+    if not the_operator.running:
+        the_operator.start()
+    return the_operator
+
+
+@pytest.fixture
+def alone(the_operator: OperatorProcess, operator_user: Path) -> Path:
+    """The kubeconfig for an operator of the test's own, with no other one about."""
+    the_operator.kill()
+    return operator_user

@@ -118,10 +118,10 @@ def created(control_plane: ControlPlane, mark: int, namespace: str) -> Counter[s
 
 @pytest.mark.timeout(600)
 def test_killed_before_each_of_its_writes(
-    kubectl: Kubectl, pod_driver: PodDriver, control_plane: ControlPlane, operator_user: Path, tmp_path: Path
+    kubectl: Kubectl, pod_driver: PodDriver, control_plane: ControlPlane, alone: Path, tmp_path: Path
 ) -> None:
     """After each start one new write gets through; at the next the process is killed, before it arrives."""
-    with ApiProxy(operator_user, tmp_path) as proxy:
+    with ApiProxy(alone, tmp_path) as proxy:
         arguments = (f"--watch-namespace={kubectl.namespace}",)
         operator = WarmOperator(proxy.kubeconfig, tmp_path / "log", *arguments)
         written, killed = threading.Semaphore(1), threading.Event()
@@ -172,14 +172,14 @@ def test_killed_before_each_of_its_writes(
 
 
 def test_two_at_once(
-    kubectl: Kubectl, pod_driver: PodDriver, control_plane: ControlPlane, operator_user: Path, tmp_path: Path
+    kubectl: Kubectl, pod_driver: PodDriver, control_plane: ControlPlane, alone: Path, tmp_path: Path
 ) -> None:
     """Without any election between them."""
     arguments = (f"--watch-namespace={kubectl.namespace}",)
     mark = control_plane.audit.mark()
     with (
-        WarmOperator(operator_user, tmp_path / "one", *arguments),
-        WarmOperator(operator_user, tmp_path / "other", *arguments),
+        WarmOperator(alone, tmp_path / "one", *arguments),
+        WarmOperator(alone, tmp_path / "other", *arguments),
         most_living_gangs(kubectl.namespace, control_plane) as together,
     ):
         watched = live(kubectl, pod_driver)
@@ -188,9 +188,9 @@ def test_two_at_once(
     assert max(together) == 1
 
 
-def test_an_undisturbed_life(kubectl: Kubectl, pod_driver: PodDriver, operator_user: Path, tmp_path: Path) -> None:
+def test_an_undisturbed_life(kubectl: Kubectl, pod_driver: PodDriver, alone: Path, tmp_path: Path) -> None:
     """What the other lives are compared with."""
-    with WarmOperator(operator_user, tmp_path / "log", f"--watch-namespace={kubectl.namespace}"):
+    with WarmOperator(alone, tmp_path / "log", f"--watch-namespace={kubectl.namespace}"):
         assert story(live(kubectl, pod_driver)) == EXPECTED
 
 

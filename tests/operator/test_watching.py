@@ -43,12 +43,12 @@ def run(watched: Watched, address: str) -> None:
 def test_progress_comes_into_the_status(
     kubectl: Kubectl,
     pod_driver: PodDriver,
-    operator_user: Path,
+    alone: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     quick = (f"--watch-namespace={kubectl.namespace}", "--status-seconds=0.2")
-    with trainer(monkeypatch) as address, WarmOperator(operator_user, tmp_path / "log", *quick):
+    with trainer(monkeypatch) as address, WarmOperator(alone, tmp_path / "log", *quick):
         watched = Watched(kubectl, pod_driver, job())
         told = progress(12, eta_seconds=4320.0, rates=Rates(images_per_second=3.5))
         termination.know(told.having(metrics=Metrics(reward=92.7, gap=1.25, loss=0.69)))
@@ -68,12 +68,12 @@ def test_progress_comes_into_the_status(
 def test_progress_is_written_now_and_then(
     kubectl: Kubectl,
     pod_driver: PodDriver,
-    operator_user: Path,
+    alone: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A trainer that does a step a tenth of a second does not make ten writes a second."""
-    with trainer(monkeypatch) as address, WarmOperator(operator_user, tmp_path / "log", "--status-seconds=3600"):
+    with trainer(monkeypatch) as address, WarmOperator(alone, tmp_path / "log", "--status-seconds=3600"):
         watched = Watched(kubectl, pod_driver, job())
         run(watched, address)
         watched.phase("Running")
@@ -98,12 +98,12 @@ def test_progress_is_written_now_and_then(
 def test_a_stalled_trainer_that_answers_is_stopped(
     kubectl: Kubectl,
     pod_driver: PodDriver,
-    operator_user: Path,
+    alone: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     arguments = (f"--watch-namespace={kubectl.namespace}", "--status-seconds=0.2")
-    with trainer(monkeypatch) as address, WarmOperator(operator_user, tmp_path / "log", *arguments):
+    with trainer(monkeypatch) as address, WarmOperator(alone, tmp_path / "log", *arguments):
         watched = Watched(kubectl, pod_driver, job(runPolicy={"stallTimeoutSeconds": 1}))
         termination.know(progress(7))
         run(watched, address)
@@ -112,10 +112,10 @@ def test_a_stalled_trainer_that_answers_is_stopped(
 
 
 def test_a_trainer_out_of_reach_is_no_failure(
-    kubectl: Kubectl, pod_driver: PodDriver, operator_user: Path, tmp_path: Path
+    kubectl: Kubectl, pod_driver: PodDriver, alone: Path, tmp_path: Path
 ) -> None:
     log = tmp_path / "log"
-    with WarmOperator(operator_user, log, f"--watch-namespace={kubectl.namespace}", "--verbose"):
+    with WarmOperator(alone, log, f"--watch-namespace={kubectl.namespace}", "--verbose"):
         watched = Watched(kubectl, pod_driver, job(runPolicy={"stallTimeoutSeconds": 1}))
         watched.run(1)
         until(lambda: "no progress of" in log.read_text(), "it was asked in vain")
@@ -124,12 +124,12 @@ def test_a_trainer_out_of_reach_is_no_failure(
 
 
 def test_only_the_namespaces_that_it_is_told(
-    cluster: Cluster, kubectl: Kubectl, pod_driver: PodDriver, operator_user: Path, tmp_path: Path
+    cluster: Cluster, kubectl: Kubectl, pod_driver: PodDriver, alone: Path, tmp_path: Path
 ) -> None:
     other = f"{kubectl.namespace}-other"
     kubectl("create", "namespace", other)
     try:
-        with WarmOperator(operator_user, tmp_path / "log", f"--watch-namespace={other}"):
+        with WarmOperator(alone, tmp_path / "log", f"--watch-namespace={other}"):
             kubectl.apply(job("here"))
             there = Watched(cluster.kubectl(other), pod_driver, job("there"))
             there.run(1)
@@ -179,8 +179,8 @@ def test_its_log_has_job_and_attempt(kubectl: Kubectl, pod_driver: PodDriver, op
     assert lines[-1]["message"].startswith("Running: ")
 
 
-def test_a_graceful_stop(operator_user: Path, tmp_path: Path) -> None:
-    operator = OperatorProcess(operator_user, tmp_path / "log").start()
+def test_a_graceful_stop(alone: Path, tmp_path: Path) -> None:
+    operator = OperatorProcess(alone, tmp_path / "log").start()
     until(lambda: operator.ask("/readyz")[0] == 200, "it is ready")
     assert operator.stop() == 0
     assert operator.logged()[-1]["message"] == "stopped"
