@@ -116,7 +116,7 @@ def worst(causes: Iterable[Cause]) -> Cause | None:
 
 def remembered(attempt: Attempt) -> Cause | None:
     """The cause that the status holds; None while it holds none."""
-    if attempt.reason is None:
+    if not attempt.reason:
         return None
     weight, verdict = _REMEMBERED.get(attempt.reason, (REJECTED, Verdict.FREE))
     if attempt.counted is False and verdict in (Verdict.COUNTED, Verdict.FATAL):
@@ -155,7 +155,7 @@ def _failed(pod: Pod) -> Cause:
     end = pod.exit
     if end is None or end.reason == "ContainerStatusUnknown":
         if pod.ended is not None:  # the kubelet refused or evicted it
-            return _cause(pod, pod.ended.reason, pod.ended.message, Verdict.FREE, REJECTED)
+            return _cause(pod, pod.ended.reason or "Rejected", pod.ended.message, Verdict.FREE, REJECTED)
         if pod.terminating is not None:  # before its container ran, as by the Job controller when another has failed
             return _cause(pod, "PodDeleted", "was deleted", Verdict.FREE, VANISHED)
         if pod.waiting is not None:  # a container that somebody put before ours

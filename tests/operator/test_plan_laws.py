@@ -331,7 +331,7 @@ def test_a_plan_is_total(made: Job, found: Children, now: datetime) -> None:
 
 
 @pytest.mark.soak
-@settings(deadline=None, max_examples=50_000, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=5_000, suppress_health_check=[HealthCheck.too_slow])
 @given(jobs, seen, near)
 def test_a_plan_is_total_at_length(made: Job, found: Children, now: datetime) -> None:
     judged(made, found, now)
