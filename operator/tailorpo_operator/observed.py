@@ -114,13 +114,15 @@ class Pod:
 class Report:
     """What rank 0 of an attempt says at `/progress`.
 
-    moved, told: when its step was first told, and when it last was, by this process' own clock.
+    moved, told: when its step was first told, and when it last was, by this process' own clock. pod: the uid of who
+    told it.
     """
 
     attempt: int
     progress: Progress
     moved: datetime
     told: datetime
+    pod: str = ""
 
 
 @dataclass(frozen=True)

@@ -67,9 +67,9 @@ class Progresses:
                 log.debug("no progress of %s: %s", pod.name, error)
                 return
         before = self._reports.get(key)
-        same = before is not None and before.attempt == pod.attempt and before.progress.step == told.step
+        same = before is not None and before.pod == pod.uid and before.progress.step == told.step
         now = datetime.now(UTC)
-        self._reports[key] = Report(pod.attempt, told, moved=before.moved if before and same else now, told=now)
+        self._reports[key] = Report(pod.attempt, told, before.moved if before and same else now, now, pod.uid)
         if before is None or before.progress != told:
             self._news(key)
 

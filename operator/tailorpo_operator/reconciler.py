@@ -95,7 +95,9 @@ class Reconciler:
     # What there is
 
     async def _seen(self, key: Key, job: Job) -> Children:
-        seen = replace(self._store.children(job), report=self.reports.get(key))
+        seen, report = self._store.children(job), self.reports.get(key)
+        if report is not None and any(pod.uid == report.pod for pod in seen.pods):  # else of a job that had this name
+            seen = replace(seen, report=report)
         attempt = present(job.status)
         gang = seen.gang(attempt.number) if attempt is not None else None
         if gang is None or holds(job.status, "Running"):
@@ -174,7 +176,10 @@ class Reconciler:
     async def _announce(self, job: Job, announcement: Announce) -> None:
         if announcement.key in self._sent:
             return
-        await self._cluster.announce(event(job, announcement, now()))
+        try:
+            await self._cluster.announce(event(job, announcement, now()))
+        except RefusedError as refusal:  # as by a quota: a status matters more
+            log.warning("event refused: %s", refusal, extra=_about(Key(job.namespace, job.name)))
         self._sent[announcement.key] = None
         while len(self._sent) > REMEMBERED_EVENTS:
             self._sent.popitem(last=False)

@@ -65,7 +65,7 @@ class Operator:
 
     async def _work(self, cluster: Cluster, reconciler: Reconciler) -> None:
         progresses = Progresses(
-            lambda: self._leaders(),
+            self._leaders,
             reconciler.reports,
             reconciler.queue.add,
             interval=self.settings.progress_interval,
@@ -202,7 +202,7 @@ class Operator:
 
     def _pending(self) -> Iterator[tuple[Key, float]]:
         for key, tree in self._statuses():
-            if tree.get("phase") in ("Pending", "Starting"):
+            if tree.get("phase") in ("Pending", "Starting", "Restarting"):
                 status = Status.model_validate(tree)
                 begun = since(status, "PodsReady")
                 if begun is not None and not holds(status, "PodsReady"):

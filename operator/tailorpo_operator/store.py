@@ -82,7 +82,7 @@ class Store:
         if key_of(tree) is None:
             return None
         uid, deleted = tree["metadata"]["uid"], "deletionTimestamp" in tree["metadata"]
-        since = self._terminating.setdefault(uid, now) if deleted else None
+        since = self._terminating.setdefault(uid, now) if deleted and uid not in self._gone else None
         return self._put(self._pods, tree, observed.pod(tree, since), observed.owner(tree, "Job"))
 
     def drop_gang(self, tree: Tree) -> Key | None:
@@ -113,8 +113,12 @@ class Store:
         )
 
     def leader(self, key: Key) -> Pod | None:
-        """The first worker of the newest attempt, if it runs and can be asked."""
+        """The first worker of a job's newest attempt, if it runs and can be asked."""
+        if (tree := self._jobs.get(key)) is None:
+            return None
+        created = observed.time(tree["metadata"]["creationTimestamp"])
         pods = [seen.what for seen in self._pods.get(key, {}).values() if seen.owner is not None]
+        pods = [pod for pod in pods if pod.created >= created]
         newest = max((pod.attempt for pod in pods), default=0)
         running = (pod for pod in pods if pod.attempt == newest and pod.phase == "Running")
         return next((pod for pod in running if pod.index == 0 and pod.address and pod.terminating is None), None)
