@@ -46,6 +46,9 @@ DISRUPTIONS = {
 }
 """From the reason of `DisruptionTarget`."""
 
+LOST_SIGHT = ("ContainerStatusUnknown", "Unknown")
+"""Reasons with which a kubelet finds a container ended after its node was away, as after a reboot."""
+
 SIGKILLED = 128 + 9
 TERMINATED = 128 + 15
 
@@ -153,7 +156,7 @@ def lost(pod: Pod) -> Cause:
 
 def _failed(pod: Pod) -> Cause:
     end = pod.exit
-    if end is None or end.reason == "ContainerStatusUnknown":
+    if end is None or end.reason in LOST_SIGHT:
         if pod.ended is not None:  # the kubelet refused or evicted it
             return _cause(pod, pod.ended.reason or "Rejected", pod.ended.message, Verdict.FREE, REJECTED)
         if pod.terminating is not None:  # before its container ran, as by the Job controller when another has failed
@@ -161,7 +164,7 @@ def _failed(pod: Pod) -> Cause:
         if pod.waiting is not None:  # a container that somebody put before ours
             words = f"failed before its container began ({pod.waiting.reason})"
             return _cause(pod, "NotStarted", words, Verdict.COUNTED, _BY_CODE[None][0])
-        return _cause(pod, "NodeLost", "its node lost sight of it", Verdict.FREE, DISRUPTED)
+        return _cause(pod, "NodeLost", "its node lost sight of it, as in a reboot", Verdict.FREE, DISRUPTED)
     if end.reason == "OOMKilled":
         limit = f"its limit of {pod.memory}" if pod.memory else "the memory of its node"
         words = f"was killed for its memory ({limit}): raise template.resources.limits.memory, or {_LOWER}"
