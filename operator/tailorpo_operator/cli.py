@@ -1,6 +1,7 @@
 """The operator's commands, beside the trainer's. Nothing large is imported before one runs."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -102,6 +103,19 @@ def seconds(name: str, default: float, text: str) -> Callable[[Command], Command
 @seconds("--progress-seconds", 15, "Between two questions to a running job for its progress.")
 @seconds("--status-seconds", 30, "Between two writes of a job's status that only tell of progress, at least.")
 @seconds("--resync-seconds", 300, "Between lists of everything, which find what watches missed.")
+@click.option(
+    "--leader-elect/--no-leader-elect",
+    default=None,
+    help="Whether of several operators one works, by a Lease. Default: in a pod, yes; else no.",
+)
+@click.option(
+    "--lease-namespace",
+    envvar="POD_NAMESPACE",
+    show_envvar=True,
+    default="tailorpo-system",
+    show_default=True,
+    help="Namespace of the Lease `tailorpo-operator`.",
+)
 @click.option("--log", type=click.Choice(["auto", "json", "plain"]), default="auto", help="Form of the log.")
 @click.option("--verbose", is_flag=True, help="Log more.")
 def operator(
@@ -119,6 +133,8 @@ def operator(
     progress_seconds: float,
     status_seconds: float,
     resync_seconds: float,
+    leader_elect: bool | None,
+    lease_namespace: str,
     log: str,
     verbose: bool,
 ) -> None:
@@ -129,9 +145,10 @@ def operator(
     from tailorpo_operator import logs
     from tailorpo_operator.retries import Retries
     from tailorpo_operator.running import Operator
-    from tailorpo_operator.settings import Settings
+    from tailorpo_operator.settings import Lease, Settings
 
     logs.begin(verbose=verbose, as_json=None if log == "auto" else log == "json")
+    elect = "KUBERNETES_SERVICE_HOST" in os.environ if leader_elect is None else leader_elect
     settings = Settings(
         namespaces=namespaces,
         image=image,
@@ -141,6 +158,7 @@ def operator(
         resync=resync_seconds,
         progress_interval=progress_seconds,
         status_interval=status_seconds,
+        lease=Lease(lease_namespace) if elect else None,
         retries=Retries(first=retry_seconds, most=retry_seconds_max, lost=lost_seconds),
     )
 

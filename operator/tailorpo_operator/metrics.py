@@ -9,7 +9,7 @@ PHASES: tuple[Phase, ...] = ("Pending", "Starting", "Running", "Restarting", "Su
 REQUESTS = Counter(
     "tailorpo_operator_api_requests_total", "Requests to the API server, watches left out.", ("verb", "code")
 )
-JOBS = Gauge("tailorpo_operator_jobs", "Jobs in each phase.", ("phase",))
+JOBS = Gauge("tailorpo_operator_jobs", "Jobs in each phase; of the operator that acts.", ("phase",))
 RECONCILE = Histogram(
     "tailorpo_operator_reconcile_seconds",
     "Time of one look at one job, with its requests.",
@@ -20,4 +20,5 @@ ATTEMPTS = Counter("tailorpo_operator_attempts_total", "Attempts that have ended
 PENDING = Gauge(
     "tailorpo_operator_job_pending_seconds", "How long a job has waited for its pods.", ("namespace", "job")
 )
+LEADING = Gauge("tailorpo_operator_leading", "1 where this operator acts, 0 where it stands by.")
 QUEUE = Gauge("tailorpo_operator_queue_length", "Jobs that wait to be looked at.")

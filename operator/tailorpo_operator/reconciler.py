@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -38,7 +38,9 @@ FIRST_RETRY, LAST_RETRY = 0.5, 30.0
 class Reconciler:
     """Everything it knows of the cluster it may forget: after a restart it is found again."""
 
-    def __init__(self, cluster: Cluster, store: Store, settings: Settings) -> None:
+    def __init__(
+        self, cluster: Cluster, store: Store, settings: Settings, leads: Callable[[], bool] = lambda: True
+    ) -> None:
         self.queue: WorkQueue[Key] = WorkQueue()
         self.reports: dict[Key, Report] = {}
         self._cluster, self._store, self._settings = cluster, store, settings
@@ -47,7 +49,7 @@ class Reconciler:
         self._sent: OrderedDict[str, None] = OrderedDict()
         self._trouble: dict[str, tuple[float, Told | None]] = {}
         self._failures: dict[Key, int] = {}
-        self._stopping = False
+        self._stopping, self._leads = False, leads
 
     async def stop(self, seconds: float) -> None:
         """Takes no job any more, and waits until the looks that are under way have ended, or for so long."""
@@ -60,7 +62,7 @@ class Reconciler:
         while True:
             key = await self.queue.get()
             try:
-                if self._stopping:
+                if self._stopping or not self._leads():  # whoever is elected looks at all jobs
                     continue
                 with metrics.RECONCILE.time():
                     await self.reconcile(key)

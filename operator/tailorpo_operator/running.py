@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import logging
+import secrets
 import signal
+import socket
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
@@ -17,6 +19,7 @@ from tailorpo_operator import connection, handlers, health, metrics
 from tailorpo_operator.api import Status
 from tailorpo_operator.cluster import Cluster
 from tailorpo_operator.conditions import holds, since
+from tailorpo_operator.election import Election
 from tailorpo_operator.limits import RateLimit
 from tailorpo_operator.observed import Pod
 from tailorpo_operator.progress import Progresses
@@ -44,6 +47,7 @@ class Operator:
         self._store = Store()
         self._stop, self._ready = asyncio.Event(), asyncio.Event()
         self._turned = self._clock()
+        self._election: Election | None = None
 
     async def run(self, host: str, port: int) -> None:
         """Until SIGTERM or SIGINT. Raises `ConfigurationError`, `UnavailableError`."""
@@ -57,8 +61,11 @@ class Operator:
             ApiClient(configuration) as client,
         ):
             log.info("serving /healthz, /readyz and /metrics on port %d", served)
-            cluster = Cluster(Wire(client, limit))
-            reconciler = Reconciler(cluster, self._store, self.settings)
+            lease = self.settings.lease
+            if lease is not None:
+                self._election = Election(Wire(client, limit), lease.namespace, lease.name, _identity())
+            cluster = Cluster(Wire(client, limit, self._leads))
+            reconciler = Reconciler(cluster, self._store, self.settings, self._leads)
             if await self._defined(cluster):
                 await self._work(cluster, reconciler)
         log.info("stopped")
@@ -73,6 +80,7 @@ class Operator:
         )
         reflectors = list(self._reflectors(cluster, reconciler))
         loops = [
+            *([self._election.run(partial(self._look_at_all, reconciler))] if self._election else []),
             *(reflector.run() for reflector in reflectors),
             self._watch(cluster, reconciler),
             reconciler.queue.keep_time(),
@@ -93,6 +101,8 @@ class Operator:
         self._stop.set()
         log.info("stopping")
         await reconciler.stop(STOP_SECONDS)
+        if self._election is not None:
+            await self._election.release()
         for task in (*workers, *others, stop):
             task.cancel()
         await asyncio.gather(*workers, *others, stop, return_exceptions=True)
@@ -183,8 +193,9 @@ class Operator:
         while True:
             self._turned = self._clock()
             phases: Counter[str] = Counter()
-            pending = dict(self._pending())
-            for _, status in self._statuses():
+            metrics.LEADING.set(leads := self._leads())
+            pending = dict(self._pending()) if leads else {}
+            for _, status in self._statuses() if leads else ():  # else each job would count for each operator
                 phases[str(status.get("phase", "Pending"))] += 1
             for phase in metrics.PHASES:
                 metrics.JOBS.labels(phase).set(phases[phase])
@@ -212,9 +223,16 @@ class Operator:
         """The first worker of each running job."""
         return {
             key: pod
-            for key, status in self._statuses()
+            for key, status in (self._statuses() if self._leads() else ())
             if status.get("phase") == "Running" and (pod := self._store.leader(key)) is not None
         }
+
+    def _leads(self) -> bool:
+        return self._election is None or self._election.held
+
+    def _look_at_all(self, reconciler: Reconciler) -> None:
+        for key in self._store.keys:
+            reconciler.queue.add(key)
 
     def _unhealthy(self) -> str | None:
         late = self._clock() - self._turned
@@ -226,6 +244,11 @@ class Operator:
     @staticmethod
     def _clock() -> float:
         return asyncio.get_event_loop().time()
+
+
+def _identity() -> str:
+    """Of this process and no other."""
+    return f"{socket.gethostname()}_{secrets.token_hex(4)}"
 
 
 def _replace_pods(

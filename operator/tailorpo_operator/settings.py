@@ -7,6 +7,14 @@ from tailorpo_operator.retries import Retries
 
 
 @dataclass(frozen=True)
+class Lease:
+    """Where operators agree on who works."""
+
+    namespace: str
+    name: str = "tailorpo-operator"
+
+
+@dataclass(frozen=True)
 class Settings:
     """How the operator works. Seconds, unless it says otherwise.
 
@@ -20,6 +28,7 @@ class Settings:
         progress_connections: questions at the same time.
         status_interval: between two writes of a job's status that only tell of progress.
         status_rate: such writes a second, of all jobs.
+        lease: whoever holds it works, of several; None: this one does.
         stale: without a turn of the loops, after which the operator is not alive any more.
     """
 
@@ -34,4 +43,5 @@ class Settings:
     status_interval: float = 30.0
     status_rate: float = 20.0
     stale: float = 120.0
+    lease: Lease | None = None
     retries: Retries = field(default_factory=Retries)

@@ -7,7 +7,7 @@ in and out as it is: the package's typed models cost more than everything else t
 import asyncio
 import json
 import random
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Literal
 from urllib.parse import urlencode
 
@@ -19,7 +19,7 @@ from tailorpo_operator.limits import RateLimit
 from tailorpo_operator.metrics import REQUESTS
 from tailorpo_operator.observed import Told
 
-Verb = Literal["get", "list", "create", "patch", "delete"]
+Verb = Literal["get", "list", "create", "update", "patch", "delete"]
 Tree = dict[str, Any]
 
 TRIES = 5
@@ -30,8 +30,16 @@ WATCH_SECONDS = 300
 WATCHING = aiohttp.ClientTimeout(total=WATCH_SECONDS + 10, connect=10, sock_read=100)
 """A watch ends by itself before a dead connection could go unnoticed for long: bookmarks come every minute."""
 PAGE = 500
+WRITES: tuple[Verb, ...] = ("create", "update", "patch", "delete")
 AGAIN = (429, 500, 502, 503, 504)
-METHODS: dict[Verb, str] = {"get": "GET", "list": "GET", "create": "POST", "patch": "PATCH", "delete": "DELETE"}
+METHODS: dict[Verb, str] = {
+    "get": "GET",
+    "list": "GET",
+    "create": "POST",
+    "update": "PUT",
+    "patch": "PATCH",
+    "delete": "DELETE",
+}
 
 
 class RefusedError(Exception):
@@ -53,9 +61,10 @@ class AwayError(Exception):
 class Wire:
     """A connection as one user."""
 
-    def __init__(self, client: ApiClient, limit: RateLimit) -> None:
+    def __init__(self, client: ApiClient, limit: RateLimit, may_write: Callable[[], bool] = lambda: True) -> None:
         self._client = client
         self._limit = limit
+        self._may_write = may_write
 
     async def all(self, path: str, **query: str) -> tuple[list[Tree], int]:
         """The items of all pages, and the version of the list."""
@@ -92,6 +101,8 @@ class Wire:
         pause = FIRST_PAUSE
         for tried in range(1, TRIES + 1):
             await self._limit.take()
+            if verb in WRITES and not self._may_write():
+                raise AwayError(f"{verb} {path}: left to another operator, which leads now")
             try:
                 return await self._once(verb, path, body, query)
             except RefusedError as refusal:

@@ -123,6 +123,21 @@ class WarmOperator:
             self._process.kill()
             self._process.join()
 
+    def signal(self, number: int) -> None:
+        os.kill(self._process.pid, number)
+
+    def stop(self) -> int | None:
+        """As a kubelet would; returns its exit status."""
+        self._process.terminate()
+        self._process.join(60)
+        code: int | None = self._process.exitcode
+        return code
+
+    def logged(self) -> list[str]:
+        """The messages of its log."""
+        lines = self.log.read_text().splitlines() if self.log.exists() else []
+        return [json.loads(line)["message"] for line in lines if line.startswith("{")]
+
     def __enter__(self) -> "WarmOperator":
         self.start()
         return self
