@@ -54,12 +54,12 @@ def _begin(draft: Draft) -> None:
         restarts=number - 1,
         next_attempt_time=None,
     )
+    words = f"attempt {number}: {attempts.pods(workers)} starting"  # as the next look will: it is worth no write
     draft.conditions(
         Suspended=Holds(False, "NotSuspended"),
-        PodsReady=Holds(False, "Starting"),
+        PodsReady=Holds(False, "Starting", words),
         Running=Holds(False, "Starting"),
     )
-    words = f"attempt {number}: {attempts.pods(workers)} starting"
     draft.say("; ".join([words, *children.warnings(draft.job)]), starting=True)
     draft.look_after(draft.now, FIRST_LOOK, LAST_LOOK)
 

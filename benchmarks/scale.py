@@ -1,0 +1,306 @@
+"""Many jobs at once: `python -m benchmarks.scale --jobs 1000`, on a real control plane of the tests.
+
+The floor is the same number of plain Indexed Jobs, made directly; then the same as TailorPOJobs with the operator.
+Both until all pods exist; pods have no node, and no scheduler looks at them. Each on a control plane of its own, one
+after the other on the same machine.
+"""
+
+import argparse
+import asyncio
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from kubernetes.aio.client import ApiClient
+
+from tailorpo_operator import api as names
+from tailorpo_operator import connection, crd, naming
+from tailorpo_operator.limits import RateLimit
+from tailorpo_operator.wire import Wire
+from tests.cluster.control_plane import ControlPlane, control_plane
+
+ROOT = Path(__file__).parents[1]
+NAMESPACE = "scale"
+WORKERS = 2
+CLIENTS = 32
+NOBODY = "nobody"  # a scheduler that there is not
+SETTLE = 30.0
+"""Seconds over which an idle operator is watched."""
+ALONE = 20
+"""Jobs that are applied one by one."""
+
+Tree = dict[str, Any]
+
+
+def plain(number: int) -> Tree:
+    """A Job as each attempt is one, with as little in it as can be."""
+    container = {"name": "trainer", "image": "example.invalid/trainer:1"}
+    template = {"spec": {"restartPolicy": "Never", "schedulerName": NOBODY, "containers": [container]}}
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"name": f"job-{number}", "namespace": NAMESPACE},
+        "spec": {
+            "completionMode": "Indexed",
+            "completions": WORKERS,
+            "parallelism": WORKERS,
+            "backoffLimit": 0,
+            "podReplacementPolicy": "Failed",
+            "template": template,
+        },
+    }
+
+
+def ours(number: int) -> Tree:
+    return {
+        "apiVersion": names.API_VERSION,
+        "kind": "TailorPOJob",
+        "metadata": {"name": f"job-{number}", "namespace": NAMESPACE},
+        "spec": {
+            "prompts": {"builtin": "animals"},
+            "rewards": [{"name": "colourfulness"}],
+            "method": {"name": "tailorpo"},
+            "checkpoint": {"storage": f"s3://models/job-{number}"},
+            "workers": WORKERS,
+            "scheduling": {"schedulerName": NOBODY},
+        },
+    }
+
+
+JOBS = "/apis/batch/v1/namespaces/scale/jobs"
+TAILORPOJOBS = f"/apis/{names.API_VERSION}/namespaces/scale/{names.PLURAL}"
+PODS = "/api/v1/namespaces/scale/pods"
+
+
+class Operator:
+    """The operator as a process, and what it costs."""
+
+    def __init__(self, user: Path, log: Path) -> None:
+        command = [sys.executable, "-c", "import sys; from tailorpo_trainer.cli import main; sys.exit(main())"]
+        self._path, self._start = log, log.stat().st_size if log.exists() else 0
+        self._log = log.open("ab")
+        options = ["--host=127.0.0.1", "--port=0", "--requests-per-second=1000"]
+        self.process = subprocess.Popen([*command, "operator", f"--kubeconfig={user}", *options], stderr=self._log)
+
+    @property
+    def port(self) -> int | None:
+        """Where it serves its metrics, once it does."""
+        found = re.search(r"on port (\d+)", self._path.read_bytes()[self._start :].decode())
+        return int(found[1]) if found else None
+
+    @property
+    def cpu(self) -> float:
+        """Seconds of CPU so far."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / 100
+
+    @property
+    def rss(self) -> float:
+        """MB."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS")) / 1024
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.wait(60)
+        self._log.close()
+
+
+async def count(wire: Wire, path: str) -> int:
+    """How many objects there are."""
+    page = await wire.request("list", path, query={"limit": "1"})
+    return len(page["items"]) + int(page["metadata"].get("remainingItemCount", 0))
+
+
+async def create(wire: Wire, path: str, made: Sequence[Tree]) -> None:
+    waiting = iter(made)
+
+    async def client() -> None:
+        for tree in waiting:
+            await wire.request("create", path, tree)
+
+    await asyncio.gather(*(client() for _ in range(CLIENTS)))
+
+
+async def until_pods(wire: Wire, total: int) -> None:
+    while await count(wire, PODS) < total:
+        await asyncio.sleep(0.1)
+
+
+@contextmanager
+def cluster(folder: Path) -> Iterator[tuple[ControlPlane, Path]]:
+    """A control plane with the definition and the operator's rights."""
+    with control_plane(logs=folder) as plane:
+        kubectl = plane.kubectl("tailorpo-system")
+        kubectl("create", "namespace", NAMESPACE)
+        kubectl.apply(crd.definition())
+        for name in ("namespace", "rbac"):
+            kubectl("apply", "--server-side", f"--filename={ROOT / 'manifests' / name}.yaml")
+        kubectl("wait", "--for=create", "serviceaccount/default", f"--namespace={NAMESPACE}", "--timeout=30s")
+        yield plane, plane.service_account("tailorpo-system", "tailorpo-operator")
+
+
+@asynccontextmanager
+async def administrator(plane: ControlPlane) -> AsyncIterator[Wire]:
+    """Requests without a limit."""
+    async with ApiClient(await connection.load(plane.kubeconfig, None)) as client:
+        client.rest_client.maxsize = 2 * CLIENTS
+        yield Wire(client, RateLimit(1e6, 1_000_000))
+
+
+@dataclass(frozen=True)
+class Found:
+    """Of one number of jobs. Seconds, MB, and the operator's writes a job by resource."""
+
+    jobs: int
+    floor: float
+    ours: float
+    cpu: float
+    rss: float
+    writes: dict[str, float]
+    idle_cpu: float
+    idle_rss: float
+    restart: float
+    restart_writes: int
+    alone: tuple[float, ...]
+
+
+async def measure_floor(plane: ControlPlane, jobs: int) -> float:
+    async with administrator(plane) as wire:
+        begun = time.monotonic()
+        await create(wire, JOBS, [plain(number) for number in range(jobs)])
+        await until_pods(wire, WORKERS * jobs)
+        return time.monotonic() - begun
+
+
+def writes(plane: ControlPlane, mark: int) -> Counter[str]:
+    """The operator's, by resource."""
+    requests = plane.audit.since(mark)
+    return Counter(each.resource for each in requests if each.writes and "tailorpo-operator" in each.user)
+
+
+async def quiet(plane: ControlPlane, operator: Operator) -> None:
+    """Until the operator has nothing to do any more."""
+    last = -1.0
+    while operator.cpu - last > 0.05:
+        last = operator.cpu
+        await asyncio.sleep(2)
+
+
+async def apply_alone(wire: Wire, number: int) -> float:
+    """Seconds from a job's creation to its pods'."""
+    begun = time.monotonic()
+    await wire.request("create", TAILORPOJOBS, ours(number))
+    query = {"labelSelector": f"{naming.JOB}=job-{number}"}
+    while len((await wire.request("list", PODS, query=query))["items"]) < WORKERS:
+        await asyncio.sleep(0.01)
+    return time.monotonic() - begun
+
+
+async def reconciled(operator: Operator, jobs: int) -> None:
+    """Until an operator that was just started has looked at all jobs."""
+    pattern = re.compile(r"^tailorpo_operator_reconcile_seconds_count (\S+)$", re.MULTILINE)
+    async with aiohttp.ClientSession() as session:
+        while True:
+            if (port := operator.port) is not None:
+                async with session.get(f"http://127.0.0.1:{port}/metrics") as answer:
+                    found = pattern.search(await answer.text())
+                    if found is not None and float(found[1]) >= jobs:
+                        return
+            await asyncio.sleep(0.2)
+
+
+async def measure_ours(plane: ControlPlane, user: Path, jobs: int, floor: float, log: Path) -> Found:
+    async with administrator(plane) as wire:
+        operator = Operator(user, log)
+        await asyncio.sleep(8)  # it has started, and does nothing
+        mark, cpu, begun = plane.audit.mark(), operator.cpu, time.monotonic()
+        await create(wire, TAILORPOJOBS, [ours(number) for number in range(jobs)])
+        await until_pods(wire, WORKERS * jobs)
+        seconds, used, rss = time.monotonic() - begun, operator.cpu - cpu, operator.rss
+        await quiet(plane, operator)
+        made = writes(plane, mark)
+        alone = [await apply_alone(wire, jobs + number) for number in range(ALONE)]
+        total = jobs + ALONE
+        await quiet(plane, operator)
+        cpu = operator.cpu
+        await asyncio.sleep(SETTLE)
+        idle = (operator.cpu - cpu) / SETTLE
+        idle_rss = operator.rss
+        operator.stop()
+        mark, begun = plane.audit.mark(), time.monotonic()
+        operator = Operator(user, log)
+        try:
+            await reconciled(operator, total)
+            restart = time.monotonic() - begun
+        finally:
+            await quiet(plane, operator)
+            operator.stop()
+        again = writes(plane, mark)
+    per_job = {resource: number / jobs for resource, number in sorted(made.items())}
+    return Found(jobs, floor, seconds, used, rss, per_job, idle, idle_rss, restart, sum(again.values()), tuple(alone))
+
+
+def measure(jobs: int) -> Found:
+    """The floor, then ours, in one run."""
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        (work / "floor").mkdir()
+        (work / "ours").mkdir()
+        with cluster(work / "floor") as (plane, _):
+            floor = asyncio.run(measure_floor(plane, jobs))
+        print(f"{jobs} plain Jobs: {floor:.1f} s", file=sys.stderr, flush=True)
+        with cluster(work / "ours") as (plane, user):
+            found = asyncio.run(measure_ours(plane, user, jobs, floor, work / "operator.log"))
+        print(f"{jobs} TailorPOJobs: {found.ours:.1f} s", file=sys.stderr, flush=True)
+        return found
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    return sorted(values)[min(len(values) - 1, round(share * len(values)))]
+
+
+def markdown(all_found: Sequence[Found]) -> str:
+    rows = [
+        ("plain Indexed Jobs, until all pods exist", "s", lambda each: f"{each.floor:.1f}"),
+        ("TailorPOJobs, until all pods exist", "s", lambda each: f"{each.ours:.1f}"),
+        ("**ours / floor** (goal: ≤ 2)", "", lambda each: f"**{each.ours / each.floor:.2f}**"),
+        ("jobs a second", "", lambda each: f"{each.jobs / each.ours:.1f}"),
+        ("operator's CPU a job until then", "ms", lambda each: f"{1000 * each.cpu / each.jobs:.1f}"),
+        ("operator's memory then", "MB", lambda each: f"{each.rss:.0f}"),
+        ("operator's writes a job until then, events included", "", lambda each: f"{sum(each.writes.values()):.2f}"),
+        (f"idle, {SETTLE:.0f} s: CPU", "%", lambda each: f"{100 * each.idle_cpu:.1f}"),
+        ("idle: memory", "MB", lambda each: f"{each.idle_rss:.0f}"),
+        ("restart until each job was looked at", "s", lambda each: f"{each.restart:.1f}"),
+        ("writes of the restart", "", lambda each: f"{each.restart_writes}"),
+        (f"a job applied alone until its pods exist, median of {ALONE}", "s", lambda each: _alone(each, 0.5)),
+        ("the same, 95th percentile (goal: ≤ 1)", "s", lambda each: _alone(each, 0.95)),
+    ]
+    head = "| | | " + " | ".join(f"{each.jobs:,} jobs" for each in all_found) + " |"
+    lines = [head, "|---|---|" + "--:|" * len(all_found)]
+    lines += [f"| {name} | {unit} | " + " | ".join(map(show, all_found)) + " |" for name, unit, show in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _alone(found: Found, share: float) -> str:
+    return f"{quantile(found.alone, share):.2f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.scale", description=__doc__)
+    parser.add_argument("--jobs", type=int, nargs="+", default=[1000, 5000])
+    given = parser.parse_args()
+    print(markdown([measure(jobs) for jobs in given.jobs]))
+
+
+if __name__ == "__main__":
+    main()
