@@ -52,9 +52,21 @@ def attempt(job: Job, number: int, image: str) -> Fields:
             # Data-parallel training cannot go on with a hole. A podFailurePolicy's `Ignore` would fill it.
             "backoffLimit": 0,
             "podReplacementPolicy": "Failed",
+            **(_gang(job) if wants_gang(job) else {}),
             "template": pods.template(job, number, image),
         },
     }
+
+
+def wants_gang(job: Job) -> bool:
+    """Whether a scheduler is asked to place all workers or none. A queue does so by itself."""
+    scheduling = job.spec.scheduling
+    return job.spec.workers > 1 and scheduling.gang != "None" and scheduling.queue_name is None
+
+
+def _gang(job: Job) -> Fields:
+    """Kubernetes' own, alpha in 1.37; a server without it drops the field."""
+    return {"scheduling": {"schedulingPolicy": {"gang": {"minCount": job.spec.workers}}}}
 
 
 def owned(child: Fields, job: Job) -> Fields:

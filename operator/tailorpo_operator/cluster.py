@@ -39,6 +39,12 @@ class Cluster:
 
     # Children
 
+    async def keeps_gangs(self, child: Tree) -> bool:
+        """Whether the API server keeps what a Job says of gang scheduling: one that has none drops it."""
+        path = _path(child["apiVersion"], "jobs", child["metadata"]["namespace"])
+        made = await self._wire.request("create", path, child, {"dryRun": "All"})
+        return "scheduling" in made["spec"]
+
     async def create(self, child: Tree) -> Tree:
         """Makes a child, or returns it if it is its owner's already. Raises `RefusedError` if it is another's."""
         meta = child["metadata"]

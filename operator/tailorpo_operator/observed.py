@@ -21,7 +21,8 @@ Tree = Mapping[str, Any]
 class Gang:
     """The batch/v1 Job of one attempt.
 
-    failed: pods are being stopped, or have been, because one has failed. suspended: by a queue; never by us.
+    failed: pods are being stopped, or have been, because one has failed. suspended: by a queue; never by us. together:
+    the scheduler places all pods or none.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Gang:
     deleting: bool = False
     complete: bool = False
     failed: bool = False
+    together: bool = False
 
 
 @dataclass(frozen=True)
@@ -174,6 +176,7 @@ def gang(tree: Tree) -> Gang:
         deleting="deletionTimestamp" in meta,
         complete=bool(held & {"Complete", "SuccessCriteriaMet"}),
         failed=bool(held & {"Failed", "FailureTarget"}),
+        together=bool(spec.get("scheduling")),
     )
 
 

@@ -21,6 +21,8 @@ from tailorpo_operator.failures import Cause, Verdict, lost, worst
 from tailorpo_operator.observed import Children
 from tailorpo_operator.retries import AS_KUBERNETES, Retries
 
+ONE_BY_ONE = "placed one by one, for this cluster schedules no gangs"
+
 
 def plan(job: Job, seen: Children, now: datetime, retries: Retries = AS_KUBERNETES) -> Plan:
     """What should exist, what should go, what the user should read, and when to look again."""
@@ -95,7 +97,8 @@ def _going(draft: Draft, attempt: Attempt) -> None:
     )
     if ready or ran:
         draft.conditions(Restarting=Holds(False, "Running"))
-    draft.say("; ".join([words, *children.warnings(draft.job)]), starting=told is None)
+    alone = [ONE_BY_ONE] if not ran and told and not gang.together and children.wants_gang(draft.job) else []
+    draft.say("; ".join([words, *alone, *children.warnings(draft.job)]), starting=told is None)
     if draft.seen.report is not None and draft.seen.report.attempt == attempt.number:
         draft.see(draft.seen.report.progress)
     stopping.force(draft, pods)

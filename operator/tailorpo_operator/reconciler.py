@@ -173,7 +173,24 @@ class Reconciler:
                     gang = children.attempt(job, number, self._settings.image)
                 except children.TooLarge as problem:
                     raise RefusedError(422, children.TooLarge.__name__, str(problem)) from None
-                self._store.put_gang(await self._cluster.create(children.owned(gang, job)))
+                gang = children.owned(gang, job)
+                if job.spec.scheduling.gang == "Required" and children.wants_gang(job):
+                    await self._require_gangs(gang)
+                self._store.put_gang(await self._cluster.create(gang))
+
+    async def _require_gangs(self, gang: dict[str, Any]) -> None:
+        try:
+            if await self._cluster.keeps_gangs(gang):
+                return
+        except RefusedError as refusal:
+            if refusal.reason == "AlreadyExists":
+                return
+            raise
+        words = (
+            "spec.scheduling.gang: Required, and this cluster schedules no gangs: set it to Auto, name a queue in "
+            "spec.scheduling.queueName, or switch on Kubernetes' feature gates GenericWorkload and WorkloadWithJob"
+        )
+        raise RefusedError(422, "NoGangScheduling", words)
 
     async def _announce(self, job: Job, announcement: Announce) -> None:
         if announcement.key in self._sent:

@@ -35,9 +35,8 @@ __all__ = [
 ]
 
 
-@pytest.fixture(scope="session")
-def definition(cluster: Cluster) -> str:
-    """The plural of the resource, once the cluster serves it."""
+def serve(cluster: Cluster) -> str:
+    """Makes the cluster serve TailorPOJobs; returns their plural."""
     kubectl = cluster.kubectl()
     kubectl.apply(crd.definition())
 
@@ -49,13 +48,24 @@ def definition(cluster: Cluster) -> str:
     return names.PLURAL
 
 
-@pytest.fixture(scope="session")
-def operator_user(cluster: Cluster, definition: str) -> Path:
+def rights(cluster: Cluster) -> Path:
     """The kubeconfig of the operator's service account, with the rights of `manifests/` and no other."""
     kubectl = cluster.kubectl("tailorpo-system")
     for name in ("namespace", "rbac"):
         kubectl("apply", "--server-side", f"--filename={ROOT / 'manifests' / name}.yaml")
     return cluster.service_account("tailorpo-system", "tailorpo-operator")
+
+
+@pytest.fixture(scope="session")
+def definition(cluster: Cluster) -> str:
+    """The plural of the resource, once the cluster serves it."""
+    return serve(cluster)
+
+
+@pytest.fixture(scope="session")
+def operator_user(cluster: Cluster, definition: str) -> Path:
+    """The kubeconfig of the operator."""
+    return rights(cluster)
 
 
 @pytest.fixture(scope="session")
