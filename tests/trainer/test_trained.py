@@ -215,6 +215,9 @@ def test_many_pictures_make_a_sheet_of_the_first(done: Path, tmp_path: Path, mon
     monkeypatch.setattr(sheet, "MOST", 2)
     trained.sample(done, ["a cat"], 3, 0, tmp_path, before=False)
     assert len(list(tmp_path.glob("*-after.png"))) == 3
-    small = Image.open(tmp_path / "sheet.png").size
     trained.sample(done, ["a cat"], 2, 0, tmp_path / "two", before=False)
-    assert small == Image.open(tmp_path / "two" / "sheet.png").size
+    with (
+        Image.open(tmp_path / "sheet.png") as sheet_of_some,
+        Image.open(tmp_path / "two" / "sheet.png") as sheet_of_all,
+    ):
+        assert sheet_of_some.size == sheet_of_all.size
