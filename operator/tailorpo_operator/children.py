@@ -76,7 +76,8 @@ def owned(child: Fields, job: Job) -> Fields:
         "kind": job.kind,
         "name": job.metadata["name"],
         "uid": job.metadata["uid"],
-        "controller": True,
+        # Kubernetes makes a gang only of a Job that nobody controls; it is deleted with its owner all the same.
+        "controller": "scheduling" not in child["spec"],
     }
     return {**child, "metadata": {**child["metadata"], "ownerReferences": [owner]}}
 

@@ -220,9 +220,10 @@ def time(text: str) -> datetime:
 
 
 def owner(tree: Tree, kind: str) -> str | None:
-    """The uid of the controller of that kind."""
+    """The uid of its owner of that kind; of several the one that controls it."""
     references: Iterable[Tree] = tree["metadata"].get("ownerReferences") or ()
-    return next((each["uid"] for each in references if each.get("controller") and each["kind"] == kind), None)
+    found = sorted((each for each in references if each["kind"] == kind), key=lambda each: not each.get("controller"))
+    return next((each["uid"] for each in found), None)
 
 
 def _state(status: Tree) -> Tree:

@@ -73,6 +73,7 @@ def test_an_attempt_is_one_gang_that_nothing_is_added_to() -> None:
         "parallelism": 4,
         "backoffLimit": 0,
         "podReplacementPolicy": "Failed",
+        "scheduling": {"schedulingPolicy": {"gang": {"minCount": 4}}},
     }
     assert made["spec"]["template"]["spec"]["restartPolicy"] == "Never"
     assert made["spec"]["template"]["metadata"]["labels"] == made["metadata"]["labels"]
@@ -234,10 +235,21 @@ def test_a_child_goes_with_its_job() -> None:
                 "kind": "TailorPOJob",
                 "name": "vivid",
                 "uid": "u-1",
-                "controller": True,
+                "controller": child["kind"] == "Service",  # Kubernetes makes no gang of a Job that somebody controls
             }
         ]
         assert mine == child
+
+
+def test_who_is_asked_for_a_gang() -> None:
+    def asked(**spec: Any) -> bool:
+        return "scheduling" in children.attempt(job(**spec), 1, IMAGE)["spec"]
+
+    assert asked(workers=2)
+    assert asked(workers=2, scheduling={"gang": "Required"})
+    assert not asked(workers=2, scheduling={"gang": "None"})
+    assert not asked(workers=2, scheduling={"queueName": "research"}), "a queue does so itself"
+    assert not asked(workers=1)
 
 
 @pytest.mark.parametrize("data", GOOD, ids=lambda data: data["spec"]["method"]["name"])

@@ -94,6 +94,9 @@ def test_the_probe_sees_what_is_lost() -> None:
     assert list(missing(sent, {"a": [{"b": 1}]})) == [".a[0].c: 'x' became None"]
 
 
+GANG = ".spec.scheduling."
+"""Dropped by a server whose feature gates are as Kubernetes 1.37 has them."""
+
 DOCUMENTS: list[dict[str, Any]] = [
     {},
     {"workers": 2, "processesPerWorker": 2},
@@ -118,7 +121,8 @@ def test_what_was_sent_is_what_is_stored(cluster: Cluster, parts: dict[str, Any]
     for child in made(job("default", **parts)):
         stored = kubectl("create", "--dry-run=server", "--validate=strict", "--output=json", "--filename=-",
                          stdin=json.dumps(child))  # fmt: skip
-        assert list(missing(child, json.loads(stored))) == []
+        lost = [each for each in missing(child, json.loads(stored)) if not each.startswith(GANG)]
+        assert lost == []
 
 
 @pytest.fixture

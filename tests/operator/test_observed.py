@@ -119,5 +119,6 @@ def test_owners() -> None:
     references = [{"kind": "Job", "uid": "a"}, {"kind": "Job", "uid": "b", "controller": True}]
     tree = {"metadata": {"ownerReferences": references}}
     assert observed.owner(tree, "Job") == "b"
+    assert observed.owner({"metadata": {"ownerReferences": references[:1]}}, "Job") == "a"
     assert observed.owner(tree, "TailorPOJob") is None
     assert observed.owner({"metadata": {}}, "Job") is None
