@@ -187,7 +187,7 @@ def pod(tree: Tree, terminating: datetime | None = None, trouble: Told | None = 
         name=meta["name"],
         uid=meta["uid"],
         attempt=attempt_of(meta),
-        index=int(meta.get("annotations", {}).get("batch.kubernetes.io/job-completion-index", 0)),
+        index=_number(meta.get("annotations", {}).get("batch.kubernetes.io/job-completion-index", "")),
         created=time(meta["creationTimestamp"]),
         phase=status.get("phase", "Pending"),
         node=spec.get("nodeName"),
@@ -207,8 +207,7 @@ def pod(tree: Tree, terminating: datetime | None = None, trouble: Told | None = 
 
 def attempt_of(meta: Tree) -> int:
     """The number on an object's label; 0 for one that is not ours."""
-    text = meta.get("labels", {}).get(ATTEMPT, "")
-    return int(text) if text.isdecimal() else 0
+    return _number(meta.get("labels", {}).get(ATTEMPT, ""))
 
 
 def time(text: str) -> datetime:
@@ -220,6 +219,11 @@ def owner(tree: Tree, kind: str) -> str | None:
     """The uid of the controller of that kind."""
     references: Iterable[Tree] = tree["metadata"].get("ownerReferences") or ()
     return next((each["uid"] for each in references if each.get("controller") and each["kind"] == kind), None)
+
+
+def _number(text: str) -> int:
+    """0 for what is no number of ours: whoever may make pods may give them any label and annotation."""
+    return int(text) if text.isdecimal() and len(text) < 10 else 0
 
 
 def _state(status: Tree) -> Tree:
