@@ -149,12 +149,16 @@ def cluster(folder: Path) -> Iterator[tuple[ControlPlane, Path]]:
         yield plane, plane.service_account("tailorpo-system", "tailorpo-operator")
 
 
+async def _nothing() -> None:
+    """Its credentials last."""
+
+
 @asynccontextmanager
 async def administrator(plane: ControlPlane) -> AsyncIterator[Wire]:
     """Requests without a limit."""
     async with ApiClient(await connection.load(plane.kubeconfig, None)) as client:
         client.rest_client.maxsize = 2 * CLIENTS
-        yield Wire(client, RateLimit(1e6, 1_000_000))
+        yield Wire(client, RateLimit(1e6, 1_000_000), _nothing)
 
 
 @dataclass(frozen=True)

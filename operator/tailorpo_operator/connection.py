@@ -1,5 +1,6 @@
 """How the API server is reached, for `kubernetes.aio` and for kopf alike."""
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from kubernetes.aio.config import ConfigException, load_incluster_config, load_k
 
 from tailorpo_trainer.exits import ConfigurationError
 
+log = logging.getLogger(__name__)
+
 IN_POD = "KUBERNETES_SERVICE_HOST"
 
 
@@ -19,8 +22,13 @@ async def load(kubeconfig: Path | None, context: str | None) -> Configuration:
     Raises `ConfigurationError`.
     """
     made: Any = Configuration()
+    made.connection_pool_maxsize = 0  # no bound: each watch holds one for minutes
+    where = str(kubeconfig or os.environ.get("KUBECONFIG") or "~/.kube/config")
+    in_pod = kubeconfig is None and context is None and IN_POD in os.environ
+    if not in_pod and not any(Path(each).expanduser().is_file() for each in where.split(os.pathsep)):
+        raise ConfigurationError(f"there is no kubeconfig {where}, and this is no pod: name one with --kubeconfig")
     try:
-        if kubeconfig is None and context is None and IN_POD in os.environ:
+        if in_pod:
             load_incluster_config(client_configuration=made)
         else:
             await load_kube_config(
@@ -29,10 +37,23 @@ async def load(kubeconfig: Path | None, context: str | None) -> Configuration:
                 client_configuration=made,
                 persist_config=False,
             )
-    except (ConfigException, OSError) as error:
-        where = kubeconfig or os.environ.get("KUBECONFIG") or "~/.kube/config"
-        raise ConfigurationError(f"kubeconfig {where}: {error}: name another with --kubeconfig") from None
+    except ConfigException as error:
+        words = str(error).removeprefix("Invalid kube-config file. ")
+        raise ConfigurationError(f"{'service account' if in_pod else f'kubeconfig {where}'}: {words}") from None
+    except Exception as error:  # what its parsers raise at a file that is something else
+        raise ConfigurationError(f"kubeconfig {where} is none, or damaged ({type(error).__name__})") from None
     return made
+
+
+async def renew(known: Any, kubeconfig: Path | None, context: str | None) -> None:
+    """Takes over the credentials that hold now; the ones that are known if there are no others."""
+    try:
+        made: Any = await load(kubeconfig, context)
+    except ConfigurationError as error:
+        log.warning("credentials cannot be renewed: %s", error)
+        return
+    for name in ("api_key", "api_key_prefix", "refresh_api_key_hook", "username", "password"):
+        setattr(known, name, getattr(made, name))
 
 
 def login(kubeconfig: Path | None, context: str | None) -> Any:

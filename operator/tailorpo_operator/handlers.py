@@ -3,7 +3,13 @@
 Only `on.event`, which writes nothing by itself: no annotation, no finalizer, no last-handled state.
 """
 
+import asyncio
+import logging
+import threading
 from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import kopf
@@ -11,17 +17,66 @@ import kopf
 from tailorpo_operator.api import GROUP, PLURAL, VERSION
 from tailorpo_operator.store import Key, Store
 
+log = logging.getLogger(__name__)
+
 SERVER_SECONDS, CLIENT_SECONDS, CONNECT_SECONDS = 300, 310, 30
 """A watch ends by itself before a dead connection could go unnoticed for long."""
+BACKOFFS = (1, 2)
+"""Seconds between its tries, before it gives up and we begin anew: it takes every refusal for a failure."""
+
+
+async def watch(registry: kopf.OperatorRegistry, namespaces: tuple[str, ...]) -> None:
+    """Runs kopf until it gives up, and raises why.
+
+    In a thread with a loop of its own: what begins in kopf's loop after kopf is cancelled when kopf ends, whoever
+    began it; and in the main thread it would take the signals.
+    """
+    begun: Future[Callable[[], object]] = Future()
+    ended: Future[None] = Future()
+
+    async def operate() -> None:
+        stop, loop = asyncio.Event(), asyncio.get_running_loop()
+        begun.set_result(partial(loop.call_soon_threadsafe, stop.set))
+        loop.set_exception_handler(lambda _, told: log.debug("kopf: %s", told["message"]))  # as of tasks cut short
+        await kopf.operator(
+            registry=registry,
+            settings=settings(),
+            standalone=True,
+            clusterwide=not namespaces,
+            namespaces=namespaces,
+            stop_flag=stop,
+        )
+
+    def run() -> None:
+        try:
+            asyncio.run(operate())
+            ended.set_result(None)
+        except BaseException as error:
+            ended.set_exception(error)
+
+    threading.Thread(target=run, name="kopf", daemon=True).start()
+    stop, end = await asyncio.wrap_future(begun), asyncio.wrap_future(ended)
+    try:
+        await asyncio.wait([end])
+    finally:
+        if not end.done():
+            with suppress(RuntimeError):  # its loop has just ended
+                stop()
+            await asyncio.wait([end])
+        error = end.exception()
+    if error is not None:
+        raise error
 
 
 def registry(store: Store, add: Callable[[Key], None], login: Any) -> kopf.OperatorRegistry:
-    """The handler, and what it acts on."""
-    made = kopf.OperatorRegistry()
+    """The handler, and what it acts on: in the loop that runs now, not in kopf's."""
+    made, loop = kopf.OperatorRegistry(), asyncio.get_running_loop()
+
+    def seen(kind: str | None, tree: Any) -> None:
+        add(store.drop_job(tree) if kind == "DELETED" else store.put_job(tree))
 
     async def job(event: Any, **_: Any) -> None:
-        tree = event["object"]
-        add(store.drop_job(tree) if event["type"] == "DELETED" else store.put_job(tree))
+        loop.call_soon_threadsafe(seen, event["type"], event["object"])
 
     kopf.on.event(GROUP, VERSION, PLURAL, registry=made)(job)
     kopf.on.login(registry=made)(login)
@@ -33,6 +88,7 @@ def settings() -> kopf.OperatorSettings:
     made.watching.server_timeout = SERVER_SECONDS
     made.watching.client_timeout = CLIENT_SECONDS
     made.watching.connect_timeout = CONNECT_SECONDS
+    made.networking.error_backoffs = BACKOFFS
     made.scanning.disabled = True  # needs rights on definitions and namespaces of the whole cluster
     made.posting.enabled = False
     made.process.ultimate_exiting_timeout = None

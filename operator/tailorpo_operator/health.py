@@ -1,17 +1,46 @@
 """`/healthz`, `/readyz` and `/metrics`."""
 
+import os
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, generate_latest
 
+from tailorpo_trainer.exits import ConfigurationError
+
+
+class Beats:
+    """What has to be done again and again, and the seconds that it may be left undone: a watch may be dead unnoticed.
+
+    clock: seconds, always forward.
+    """
+
+    def __init__(self, clock: Callable[[], float], **limits: float) -> None:
+        self._clock, self._limits = clock, limits
+        self._last = dict.fromkeys(limits, clock())
+
+    def beat(self, name: str) -> None:
+        """It is done."""
+        self._last[name] = self._clock()
+
+    def late(self) -> str | None:
+        """The first that was left undone for too long."""
+        for name, limit in self._limits.items():
+            if (passed := self._clock() - self._last[name]) > limit:
+                return f"no {name} for {passed:.0f} s"
+        return None
+
 
 @asynccontextmanager
 async def serving(
     host: str, port: int, healthy: Callable[[], str | None], ready: Callable[[], str | None]
 ) -> AsyncIterator[int]:
-    """Serves until the end of `with`; yields the port. Both answer with what is wrong, or None."""
+    """Serves until the end of `with`; yields the port. Both answer with what is wrong, or None.
+
+    Raises `ConfigurationError`.
+    """
 
     def probe(wrong: Callable[[], str | None]) -> Callable[[web.Request], object]:
         async def answer(_: web.Request) -> web.Response:
@@ -30,8 +59,12 @@ async def serving(
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     try:
-        site = web.TCPSite(runner, host, port)
-        await site.start()
+        try:
+            await web.TCPSite(runner, host, port).start()
+        except OSError as error:
+            known = error.errno is not None and not isinstance(error, socket.gaierror)
+            words = os.strerror(error.errno or 0) if known else error.strerror
+            raise ConfigurationError(f"cannot listen on --host {host} --port {port}: {words}") from None
         yield runner.addresses[0][1]
     finally:
         await runner.cleanup()

@@ -39,3 +39,6 @@ def begin(*, verbose: bool, as_json: bool | None = None) -> None:
     root.setLevel(logging.WARNING)
     logging.getLogger("tailorpo_operator").setLevel(logging.DEBUG if verbose else logging.INFO)
     logging.getLogger("kopf").setLevel(logging.INFO if verbose else logging.WARNING)
+    # It warns that signals are not its own, and tells its end with a traceback twice: we tell it once.
+    for name in ("running", "orchestration"):
+        logging.getLogger(f"kopf._core.reactor.{name}").setLevel(logging.CRITICAL)

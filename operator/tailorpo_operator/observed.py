@@ -190,7 +190,7 @@ def pod(tree: Tree, terminating: datetime | None = None, trouble: Told | None = 
         name=meta["name"],
         uid=meta["uid"],
         attempt=attempt_of(meta),
-        index=int(meta.get("annotations", {}).get("batch.kubernetes.io/job-completion-index", 0)),
+        index=_number(meta.get("annotations", {}).get("batch.kubernetes.io/job-completion-index", "")),
         created=time(meta["creationTimestamp"]),
         phase=status.get("phase", "Pending"),
         node=spec.get("nodeName"),
@@ -210,8 +210,7 @@ def pod(tree: Tree, terminating: datetime | None = None, trouble: Told | None = 
 
 def attempt_of(meta: Tree) -> int:
     """The number on an object's label; 0 for one that is not ours."""
-    text = meta.get("labels", {}).get(ATTEMPT, "")
-    return int(text) if text.isdecimal() else 0
+    return _number(meta.get("labels", {}).get(ATTEMPT, ""))
 
 
 def time(text: str) -> datetime:
@@ -224,6 +223,11 @@ def owner(tree: Tree, kind: str) -> str | None:
     references: Iterable[Tree] = tree["metadata"].get("ownerReferences") or ()
     found = sorted((each for each in references if each["kind"] == kind), key=lambda each: not each.get("controller"))
     return next((each["uid"] for each in found), None)
+
+
+def _number(text: str) -> int:
+    """0 for what is no number of ours: whoever may make pods may give them any label and annotation."""
+    return int(text) if text.isdecimal() and len(text) < 10 else 0
 
 
 def _state(status: Tree) -> Tree:

@@ -81,7 +81,7 @@ class Reconciler:
         if tree is None:
             self._forget(key)
             return
-        job = _job(tree)
+        job = await self._understood(key, tree)
         if job is None:
             return
         seen = await self._seen(key, job)
@@ -135,7 +135,7 @@ class Reconciler:
         gangs, pods, listed = await self._cluster.children(key.namespace, key.name)
         self._store.put_job(tree)
         self._store.replace_children(key, gangs, pods, listed, now())
-        job = _job(tree)
+        job = await self._understood(key, tree)
         return None if job is None else (job, replace(await self._seen(key, job), fresh=True))
 
     # What there shall be
@@ -203,6 +203,26 @@ class Reconciler:
         while len(self._sent) > REMEMBERED_EVENTS:
             self._sent.popitem(last=False)
 
+    async def _understood(self, key: Key, tree: Mapping[str, Any]) -> Job | None:
+        """None for a job that another version of the definition let in, or whose status a newer operator wrote."""
+        try:
+            return Job.model_validate(tree)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+        spec: Any = tree.get("spec")
+        job = Job.model_construct(metadata=tree["metadata"], spec=spec)
+        words = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        announcement = Announce(
+            "Warning",
+            "NotUnderstood",
+            f"{words}: left alone until operator and CustomResourceDefinition are of one version",
+            f"{job.uid}/{job.generation}/NotUnderstood/{words}",
+        )
+        if announcement.key not in self._sent:
+            log.error("not understood: %s", words, extra=_about(key))
+        await self._announce(job, announcement)
+        return None
+
     async def _write(self, key: Key, job: Job, made: Plan) -> bool:
         """The status, if it is worth it. Returns whether the plan still holds."""
         kind = news(job.status, made.status)
@@ -259,18 +279,6 @@ class Reconciler:
 
 def now() -> datetime:
     return datetime.now(UTC)
-
-
-def _job(tree: Mapping[str, Any]) -> Job | None:
-    """None for a job that another version of the definition let in."""
-    try:
-        return Job.model_validate(tree)
-    except ValidationError as error:
-        meta = tree["metadata"]
-        first = error.errors(include_url=False, include_input=False)[0]
-        path = ".".join(map(str, first["loc"]))
-        log.error("not understood: %s: %s", path, first["msg"], extra=_about(Key(meta["namespace"], meta["name"])))
-        return None
 
 
 def _about(key: Key, attempt: int | None = None) -> dict[str, Any]:

@@ -45,6 +45,7 @@ class Reflector:
     ) -> None:
         self.name = name
         self.listed = asyncio.Event()
+        self._said: str | None = None
         self._list, self._watch = list_, watch
         self._put, self._drop, self._replace, self._news = put, drop, replace, news
 
@@ -58,20 +59,20 @@ class Reflector:
                     for key in self._replace(items, version):
                         self._news(key)
                     self.listed.set()
+                    self._said = None
                 version = await self._follow(version)
             except RefusedError as refusal:
                 version = None
                 if refusal.status != GONE:
-                    log.warning("watching %s: %s", self.name, refusal)
-                    await _pause()
+                    await self._pause(refusal)
             except AwayError as away:  # what was missed is asked for from the last version on
-                log.warning("watching %s: %s", self.name, away)
-                await _pause()
+                await self._pause(away)
 
     async def _follow(self, version: int) -> int:
         """One watch; returns the version that the next one goes on from."""
         async with aclosing(self._watch(version)) as events:  # type: ignore[type-var]
             async for kind, tree in events:
+                self._said = None
                 if kind == "ERROR":
                     raise RefusedError(int(tree.get("code", 500)), str(tree.get("reason")), str(tree.get("message")))
                 version = int(tree["metadata"]["resourceVersion"])
@@ -82,6 +83,8 @@ class Reflector:
                     self._news(key)
         return version
 
-
-async def _pause() -> None:
-    await asyncio.sleep(PAUSE * random.uniform(0.5, 1.5))
+    async def _pause(self, problem: Exception) -> None:
+        if str(problem) != self._said:  # once, however long it lasts
+            log.warning("watching %s: %s", self.name, problem)
+            self._said = str(problem)
+        await asyncio.sleep(PAUSE * random.uniform(0.5, 1.5))

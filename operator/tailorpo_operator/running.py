@@ -12,8 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import kopf
 from kubernetes.aio.client import ApiClient
+from pydantic import ValidationError
 
 from tailorpo_operator import connection, handlers, health, metrics
 from tailorpo_operator.api import Status
@@ -46,7 +46,8 @@ class Operator:
         self._namespaces: tuple[str | None, ...] = settings.namespaces or (None,)
         self._store = Store()
         self._stop, self._ready = asyncio.Event(), asyncio.Event()
-        self._turned = self._clock()
+        clock = asyncio.get_running_loop().time
+        self._beats = health.Beats(clock, turn=settings.stale, list=2 * settings.resync + settings.stale)
         self._election: Election | None = None
 
     async def run(self, host: str, port: int) -> None:
@@ -57,14 +58,15 @@ class Operator:
         configuration = await connection.load(self._kubeconfig, self._context)
         limit = RateLimit(self.settings.requests_per_second, self.settings.burst)
         async with (
-            health.serving(host, port, self._unhealthy, self._unready) as served,
+            health.serving(host, port, self._beats.late, self._unready) as served,
             ApiClient(configuration) as client,
         ):
             log.info("serving /healthz, /readyz and /metrics on port %d", served)
+            renew = partial(connection.renew, configuration, self._kubeconfig, self._context)
             lease = self.settings.lease
             if lease is not None:
-                self._election = Election(Wire(client, limit), lease.namespace, lease.name, _identity())
-            cluster = Cluster(Wire(client, limit, self._leads))
+                self._election = Election(Wire(client, limit, renew), lease.namespace, lease.name, _identity())
+            cluster = Cluster(Wire(client, limit, renew, self._leads))
             reconciler = Reconciler(cluster, self._store, self.settings, self._leads)
             if await self._defined(cluster):
                 await self._work(cluster, reconciler)
@@ -92,7 +94,7 @@ class Operator:
         stop = asyncio.create_task(self._stop.wait())
         for reflector in reflectors:  # nothing is decided before all children are known
             listed = asyncio.create_task(reflector.listed.wait())
-            await asyncio.wait([stop, listed], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([stop, listed, *others], return_when=asyncio.FIRST_COMPLETED)
             listed.cancel()
         workers = [asyncio.create_task(reconciler.work()) for _ in range(self.settings.workers)]
         self._ready.set()
@@ -107,8 +109,7 @@ class Operator:
             task.cancel()
         await asyncio.gather(*workers, *others, stop, return_exceptions=True)
         for task in done - {stop}:
-            if not task.cancelled() and (error := task.exception()) is not None:
-                raise error
+            task.result()
 
     async def _defined(self, cluster: Cluster) -> bool:
         """Waits until the API server serves TailorPOJobs; returns whether it does: not if a stop was asked for."""
@@ -127,43 +128,40 @@ class Operator:
             if problem != said:
                 log.warning("waiting: %s", problem)
                 said = problem
-            self._turned = self._clock()
+            self._beats.beat("turn")
+            self._beats.beat("list")
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stop.wait(), 2.0)
         return False
 
     async def _watch(self, cluster: Cluster, reconciler: Reconciler) -> None:
-        """Watches, and begins anew where kopf gives up; ends when a stop is asked for, which kopf is told of first."""
+        """Watches until it is cancelled, and begins anew where kopf gives up."""
         made = handlers.registry(self._store, reconciler.queue.add, connection.login(self._kubeconfig, self._context))
         while True:
             try:
-                await kopf.operator(
-                    registry=made,
-                    settings=handlers.settings(),
-                    standalone=True,
-                    clusterwide=not self.settings.namespaces,
-                    namespaces=self.settings.namespaces,
-                    stop_flag=self._stop,
-                )
-                return
+                await handlers.watch(made, self.settings.namespaces)
             except Exception as error:
-                log.warning("the watch has ended, and begins anew: %s: %s", type(error).__name__, error)
+                words = next(iter(str(error).splitlines()), "")
+                log.warning("watching TailorPOJobs: %s: %s: begins anew", type(error).__name__, words)
             await asyncio.sleep(WATCH_PAUSE)
-            with contextlib.suppress(AwayError):
-                await self._resync(cluster, reconciler)
+            await self._resync(cluster, reconciler)
 
     async def _keep_looking(self, cluster: Cluster, reconciler: Reconciler) -> None:
         while True:
             await asyncio.sleep(self.settings.resync)
-            with contextlib.suppress(AwayError):
-                await self._resync(cluster, reconciler)
+            await self._resync(cluster, reconciler)
 
     async def _resync(self, cluster: Cluster, reconciler: Reconciler) -> None:
-        """Lists all jobs, and looks at each."""
+        """Lists all jobs, and looks at each. What cannot be listed now is left for the next time."""
         for namespace in self._namespaces:
-            jobs, listed = await cluster.jobs(namespace)
+            try:
+                jobs, listed = await cluster.jobs(namespace)
+            except (AwayError, RefusedError) as problem:
+                log.warning("cannot list TailorPOJobs: %s", problem)
+                continue
             for key in self._store.replace_jobs(jobs, listed, namespace):
                 reconciler.queue.add(key)
+        self._beats.beat("list")
 
     def _reflectors(self, cluster: Cluster, reconciler: Reconciler) -> Iterator[Reflector]:
         store = self._store
@@ -191,7 +189,7 @@ class Operator:
         """Figures of all jobs; and the sign that the loop turns."""
         waiting: set[Key] = set()
         while True:
-            self._turned = self._clock()
+            self._beats.beat("turn")
             phases: Counter[str] = Counter()
             metrics.LEADING.set(leads := self._leads())
             pending = dict(self._pending()) if leads else {}
@@ -214,7 +212,10 @@ class Operator:
     def _pending(self) -> Iterator[tuple[Key, float]]:
         for key, tree in self._statuses():
             if tree.get("phase") in ("Pending", "Starting", "Restarting"):
-                status = Status.model_validate(tree)
+                try:
+                    status = Status.model_validate(tree)
+                except ValidationError:  # a newer operator's; its job is left alone
+                    continue
                 begun = since(status, "PodsReady")
                 if begun is not None and not holds(status, "PodsReady"):
                     yield key, max(0.0, (now() - begun).total_seconds())
@@ -234,16 +235,8 @@ class Operator:
         for key in self._store.keys:
             reconciler.queue.add(key)
 
-    def _unhealthy(self) -> str | None:
-        late = self._clock() - self._turned
-        return f"no turn for {late:.0f} s" if late > self.settings.stale else None
-
     def _unready(self) -> str | None:
         return None if self._ready.is_set() else "not started"
-
-    @staticmethod
-    def _clock() -> float:
-        return asyncio.get_event_loop().time()
 
 
 def _identity() -> str:

@@ -7,7 +7,7 @@ in and out as it is: the package's typed models cost more than everything else t
 import asyncio
 import json
 import random
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, Literal
 from urllib.parse import urlencode
 
@@ -25,6 +25,8 @@ Tree = dict[str, Any]
 TRIES = 5
 FIRST_PAUSE, LAST_PAUSE = 0.2, 5.0
 """Seconds between tries, which double."""
+LONGEST_PAUSE = 60.0
+"""Seconds that a server may ask for with `Retry-After`."""
 TIMEOUT = aiohttp.ClientTimeout(total=30, connect=10)
 WATCH_SECONDS = 300
 WATCHING = aiohttp.ClientTimeout(total=WATCH_SECONDS + 10, connect=10, sock_read=100)
@@ -45,9 +47,9 @@ METHODS: dict[Verb, str] = {
 class RefusedError(Exception):
     """The API server's word that it does not take something."""
 
-    def __init__(self, status: int, reason: str, message: str) -> None:
+    def __init__(self, status: int, reason: str, message: str, retry_after: float = 0.0) -> None:
         super().__init__(message)
-        self.status, self.reason = status, reason
+        self.status, self.reason, self.retry_after = status, reason, retry_after
 
     @property
     def told(self) -> Told:
@@ -59,12 +61,17 @@ class AwayError(Exception):
 
 
 class Wire:
-    """A connection as one user."""
+    """A connection as one user. renew: takes over the credentials that hold now."""
 
-    def __init__(self, client: ApiClient, limit: RateLimit, may_write: Callable[[], bool] = lambda: True) -> None:
-        self._client = client
-        self._limit = limit
-        self._may_write = may_write
+    def __init__(
+        self,
+        client: ApiClient,
+        limit: RateLimit,
+        renew: Callable[[], Awaitable[None]],
+        may_write: Callable[[], bool] = lambda: True,
+    ) -> None:
+        self._client, self._limit, self._renew, self._may_write = client, limit, renew, may_write
+        self._renewing, self._renewals = asyncio.Lock(), 0
 
     async def all(self, path: str, **query: str) -> tuple[list[Tree], int]:
         """The items of all pages, and the version of the list."""
@@ -89,7 +96,7 @@ class Wire:
             answer = await self._send("list", path, None, {**query, **more, "resourceVersion": str(version)}, WATCHING)
             async with answer.response as response:
                 if response.status != 200:
-                    raise _refusal(response.status, await response.read())
+                    raise _refusal(response.status, response.headers, await response.read())
                 async for line in response.content:
                     event = json.loads(line)
                     yield event["type"], event["object"]
@@ -98,24 +105,36 @@ class Wire:
 
     async def request(self, verb: Verb, path: str, body: Any = None, query: Mapping[str, str] | None = None) -> Tree:
         """Tried again while the server is away or busy: everything sent here may be sent twice."""
-        pause = FIRST_PAUSE
+        pause, renewals = FIRST_PAUSE, self._renewals
         for tried in range(1, TRIES + 1):
             await self._limit.take()
             if verb in WRITES and not self._may_write():
                 raise AwayError(f"{verb} {path}: left to another operator, which leads now")
+            asked = 0.0
             try:
                 return await self._once(verb, path, body, query)
             except RefusedError as refusal:
+                if refusal.status == 401 and tried == 1:  # a token that has been replaced
+                    await self._renewed(renewals)
+                    continue
                 if refusal.status not in AGAIN:
                     raise
                 problem: Exception = refusal
+                asked = min(refusal.retry_after, LONGEST_PAUSE)
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 REQUESTS.labels(verb, "error").inc()
                 problem = error
             if tried < TRIES:
-                await asyncio.sleep(pause * random.uniform(0.5, 1.5))
+                await asyncio.sleep(max(asked, pause * random.uniform(0.5, 1.5)))
                 pause = min(2 * pause, LAST_PAUSE)
         raise AwayError(f"{verb} {path}: {problem}") from problem
+
+    async def _renewed(self, renewals: int) -> None:
+        """Renews, unless it was done meanwhile: of many requests that are refused at once, one does it for all."""
+        async with self._renewing:
+            if self._renewals == renewals:
+                await self._renew()
+                self._renewals += 1
 
     async def _once(self, verb: Verb, path: str, body: Any, query: Mapping[str, str] | None) -> Tree:
         answer = await self._send(verb, path, body, query, TIMEOUT)
@@ -124,7 +143,7 @@ class Wire:
         if 200 <= answer.status < 300:
             tree: Tree = json.loads(text)
             return tree
-        raise _refusal(answer.status, text)
+        raise _refusal(answer.status, answer.headers, text)
 
     async def _send(
         self, verb: Verb, path: str, body: Any, query: Mapping[str, str] | None, timeout: aiohttp.ClientTimeout
@@ -155,9 +174,11 @@ def merge_patch(old: Mapping[str, Any], new: Mapping[str, Any]) -> Tree:
     return patch
 
 
-def _refusal(status: int, text: bytes) -> RefusedError:
+def _refusal(status: int, headers: Mapping[str, str], text: bytes) -> RefusedError:
+    asked = headers.get("Retry-After", "")
+    wait = float(asked) if asked.isdecimal() else 0.0
     try:
         told = json.loads(text)
-        return RefusedError(status, str(told.get("reason") or ""), str(told.get("message") or ""))
+        return RefusedError(status, str(told.get("reason") or ""), str(told.get("message") or ""), wait)
     except (ValueError, AttributeError):  # a proxy's page
-        return RefusedError(status, "", text[:200].decode(errors="replace"))
+        return RefusedError(status, "", text[:200].decode(errors="replace"), wait)

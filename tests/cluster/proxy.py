@@ -62,6 +62,7 @@ class ApiProxy:
         self._headers = {"Authorization": f"Bearer {given['users'][0]['user']['token']}"}
         self._tls = ssl.create_default_context(cadata=base64.b64decode(cluster["certificate-authority-data"]).decode())
         self._loop = asyncio.new_event_loop()
+        self._forwarding: set[asyncio.Task[Any]] = set()
         self._thread = threading.Thread(target=self._loop.run_forever, name="API proxy", daemon=True)
 
     def __enter__(self) -> Self:
@@ -77,6 +78,11 @@ class ApiProxy:
         }
         self.kubeconfig.write_text(json.dumps(proxied))
         return self
+
+    def cut(self) -> None:
+        """Breaks off all requests that are under way, as watches."""
+        for task in list(self._forwarding):
+            self._loop.call_soon_threadsafe(task.cancel)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -104,6 +110,10 @@ class ApiProxy:
         await self._session.close()
 
     async def _forward(self, request: web.Request) -> web.StreamResponse:
+        forwarding = asyncio.current_task()
+        assert forwarding is not None
+        self._forwarding.add(forwarding)
+        forwarding.add_done_callback(self._forwarding.discard)
         asked = Asked(request.method, request.path, await request.read())
         self.seen.append(asked)
         verdict = self.rule(asked)

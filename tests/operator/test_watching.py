@@ -160,10 +160,10 @@ def test_its_own_metrics_and_health(kubectl: Kubectl, pod_driver: PodDriver, ope
     watched.run(1)
     until(lambda: figures(operator.ask("/metrics")[1])[("tailorpo_operator_jobs", "Running")] >= 1, "one is running")
     pod_driver.end(watched.pods(1)[0], ExitCode.UNAVAILABLE, last_words(ExitCode.UNAVAILABLE))
-    watched.ended(1)
+    ended = ("tailorpo_operator_attempts_total", "Unavailable")
+    until(lambda: ended in figures(operator.ask("/metrics")[1]), "that it has ended is counted")
     text = operator.ask("/metrics")[1]
     found = figures(text)
-    assert found[("tailorpo_operator_attempts_total", "Unavailable")] >= 1
     assert found[("tailorpo_operator_api_requests_total", "201", "create")] >= 4
     assert found[("tailorpo_operator_reconcile_seconds_count",)] > 0
     assert watched.get()["metadata"]["uid"] not in text

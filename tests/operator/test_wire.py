@@ -1,0 +1,135 @@
+"""Requests to a server that is busy, or does not know the token any more."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+from kubernetes.aio.client import ApiClient
+
+from tailorpo_operator import connection, wire
+from tailorpo_operator.limits import RateLimit
+from tailorpo_operator.wire import RefusedError, Wire
+
+Answer = Callable[[web.Request], Awaitable[web.Response]]
+
+
+def kubeconfig(folder: Path, port: int, token: str) -> Path:
+    file = folder / "kubeconfig"
+    given = {
+        "clusters": [{"name": "any", "cluster": {"server": f"http://127.0.0.1:{port}"}}],
+        "users": [{"name": "any", "user": {"token": token}}],
+        "contexts": [{"name": "any", "context": {"cluster": "any", "user": "any"}}],
+        "current-context": "any",
+    }
+    file.write_text(json.dumps(given))
+    return file
+
+
+@asynccontextmanager
+async def wired(folder: Path, answer: Answer) -> AsyncIterator[tuple[Wire, Callable[[str], object]]]:
+    """A wire to a server that answers so; and what replaces the token in the kubeconfig."""
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", answer)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        port: int = runner.addresses[0][1]
+        file = kubeconfig(folder, port, "first")
+        configuration = await connection.load(file, None)
+        async with ApiClient(configuration) as client:
+            renew = partial(connection.renew, configuration, file, None)
+            yield Wire(client, RateLimit(1000, 1000), renew), partial(kubeconfig, folder, port)
+    finally:
+        await runner.cleanup()
+
+
+def test_a_token_that_was_replaced_is_taken_over(tmp_path: Path) -> None:
+    valid, asked = "first", list[str]()
+
+    async def answer(request: web.Request) -> web.Response:
+        token = request.headers["Authorization"].removeprefix("Bearer ")
+        asked.append(token)
+        return web.json_response({}, status=200 if token == valid else 401)
+
+    async def story() -> None:
+        nonlocal valid
+        async with wired(tmp_path, answer) as (one, replace):
+            await one.request("get", "/any")
+            valid = "second"
+            with pytest.raises(RefusedError) as refused:  # nobody has written it yet
+                await one.request("get", "/any")
+            assert refused.value.status == 401
+            replace("second")
+            await asyncio.gather(*(one.request("get", "/any") for _ in range(3)))
+            asked.clear()
+            await one.request("get", "/any")
+            assert asked == ["second"]
+
+    asyncio.run(story())
+
+
+def test_a_kubeconfig_that_went_does_not_end_anything(tmp_path: Path) -> None:
+    async def answer(request: web.Request) -> web.Response:
+        return web.json_response({"message": "Unauthorized"}, status=401)
+
+    async def story() -> None:
+        async with wired(tmp_path, answer) as (one, _):
+            (tmp_path / "kubeconfig").unlink()
+            with pytest.raises(RefusedError, match="Unauthorized"):
+                await one.request("get", "/any")
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_busy_server_says_when_to_come_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int) -> None:
+    asked, slept = 0, list[float]()
+
+    async def answer(request: web.Request) -> web.Response:
+        nonlocal asked
+        asked += 1
+        busy = {1: "7", 2: "3600", 3: "soon"}
+        return web.json_response({}, status=status, headers={"Retry-After": busy[asked]}) if asked in busy else done
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+
+    done = web.json_response({"kind": "Any"})
+
+    async def story() -> None:
+        async with wired(tmp_path, answer) as (one, _):
+            monkeypatch.setattr(asyncio, "sleep", sleep)
+            assert await one.request("get", "/any") == {"kind": "Any"}
+
+    asyncio.run(story())
+    assert slept[:2] == [7.0, wire.LONGEST_PAUSE]
+    assert 0 < slept[2] < 7
+
+
+def test_more_watches_than_a_pool_has_connections(tmp_path: Path) -> None:
+    """With many namespaces each watch holds one connection, and a request finds another."""
+    count, held, over = 120, 0, asyncio.Event()
+
+    async def answer(request: web.Request) -> web.Response:
+        nonlocal held
+        if request.path == "/watch":
+            held += 1
+            await over.wait()
+        return web.json_response({})
+
+    async def story() -> None:
+        async with wired(tmp_path, answer) as (one, _):
+            watches = [asyncio.create_task(one.request("get", "/watch")) for _ in range(count)]
+            while held < count:
+                await asyncio.sleep(0.01)
+            await one.request("get", "/any")
+            over.set()
+            await asyncio.gather(*watches)
+
+    asyncio.run(story())
