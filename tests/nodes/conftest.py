@@ -5,12 +5,15 @@ import pytest
 from tests.cluster.fixtures import api, kubectl, namespace, pytest_runtest_makereport
 from tests.cluster.real.cluster import RealCluster
 from tests.cluster.real.fixtures import mortal_node, pytest_collection_finish, real_cluster
+from tests.operator.installed import definition, operator_user
 
 __all__ = [
     "api",
+    "definition",
     "kubectl",
     "mortal_node",
     "namespace",
+    "operator_user",
     "pytest_collection_finish",
     "pytest_runtest_makereport",
     "real_cluster",

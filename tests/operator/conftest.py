@@ -5,9 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from tailorpo_operator import api as names
-from tailorpo_operator import crd
-from tests.cluster.api import Cluster
 from tests.cluster.fixtures import (
     api,
     cluster,
@@ -18,54 +15,21 @@ from tests.cluster.fixtures import (
     pytest_collection_finish,
     pytest_runtest_makereport,
 )
-from tests.cluster.waiting import until
+from tests.operator.installed import definition, operator_user
 from tests.operator.operating import OperatorProcess
-
-ROOT = Path(__file__).parents[2]
 
 __all__ = [
     "api",
     "cluster",
     "control_plane",
+    "definition",
     "kubectl",
     "namespace",
+    "operator_user",
     "pod_driver",
     "pytest_collection_finish",
     "pytest_runtest_makereport",
 ]
-
-
-def serve(cluster: Cluster) -> str:
-    """Makes the cluster serve TailorPOJobs; returns their plural."""
-    kubectl = cluster.kubectl()
-    kubectl.apply(crd.definition())
-
-    def established() -> bool:
-        status = kubectl.json("get", f"crd/{names.PLURAL}.{names.GROUP}").get("status", {})
-        return any(each["type"] == "Established" for each in status.get("conditions") or [])
-
-    until(established, "the API server serves the definition")
-    return names.PLURAL
-
-
-def rights(cluster: Cluster) -> Path:
-    """The kubeconfig of the operator's service account, with the rights of `manifests/` and no other."""
-    kubectl = cluster.kubectl("tailorpo-system")
-    for name in ("namespace", "rbac"):
-        kubectl("apply", "--server-side", f"--filename={ROOT / 'manifests' / name}.yaml")
-    return cluster.service_account("tailorpo-system", "tailorpo-operator")
-
-
-@pytest.fixture(scope="session")
-def definition(cluster: Cluster) -> str:
-    """The plural of the resource, once the cluster serves it."""
-    return serve(cluster)
-
-
-@pytest.fixture(scope="session")
-def operator_user(cluster: Cluster, definition: str) -> Path:
-    """The kubeconfig of the operator."""
-    return rights(cluster)
 
 
 @pytest.fixture(scope="session")

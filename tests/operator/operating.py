@@ -21,7 +21,8 @@ from tailorpo_trainer.exits import ExitCode
 from tailorpo_trainer.progress import Checkpoint, Error, Progress
 from tests.cluster.api import Kubectl
 from tests.cluster.pods import PodDriver
-from tests.cluster.waiting import until
+from tests.cluster.real.network import Network
+from tests.cluster.waiting import PATIENCE, until
 
 Fields = dict[str, Any]
 
@@ -32,10 +33,12 @@ QUICK = ("--retry-seconds=0.3", "--retry-seconds-max=2", "--lost-seconds=2", "--
 class OperatorProcess:
     """`tailorpo operator`, which can be killed and started again."""
 
-    def __init__(self, kubeconfig: Path, log: Path, *arguments: str) -> None:
+    def __init__(self, kubeconfig: Path, log: Path, *arguments: str, network: Network | None = None) -> None:
+        """network: of real nodes, whose pods it then reaches."""
         self.log = log
         self._arguments = [f"--kubeconfig={kubeconfig}", "--host=127.0.0.1", "--port=0", *QUICK, *arguments]
-        self._process: subprocess.Popen[bytes] | None = None
+        self._network = network
+        self._process: subprocess.Popen[Any] | None = None
         self._starts = 0
 
     def start(self) -> "OperatorProcess":
@@ -43,7 +46,7 @@ class OperatorProcess:
         command = [sys.executable, "-c", "import sys; from tailorpo_trainer.cli import main; sys.exit(main())"]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [*command, "operator", *self._arguments],
+                [*(self._network.enter if self._network else ()), *command, "operator", *self._arguments],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=os.environ | {"NO_PROXY": "127.0.0.1,localhost"},
@@ -77,11 +80,14 @@ class OperatorProcess:
     def ask(self, path: str) -> tuple[int, str]:
         """Status and text of what it answers."""
         try:
-            with urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=10) as answer:
+            with urlopen(f"http://{self._address()}{path}", timeout=10) as answer:
                 return answer.status, answer.read().decode()
         except HTTPError as error:
             with error:
                 return error.code, error.read().decode()
+
+    def _address(self) -> str:
+        return self._network.reach("127.0.0.1", self.port) if self._network else f"127.0.0.1:{self.port}"
 
     def kill(self) -> None:
         """As a power cut would."""
@@ -192,11 +198,11 @@ def last_words(code: int, text: str = "", step: int = 40, **fields: Any) -> str:
     return termination.encode(made).decode()
 
 
-class Watched:
+class Followed:
     """A job in a test's namespace, as kubectl shows it."""
 
-    def __init__(self, kubectl: Kubectl, driver: PodDriver, document: Mapping[str, Any]) -> None:
-        self.kubectl, self.driver = kubectl, driver
+    def __init__(self, kubectl: Kubectl, document: Mapping[str, Any], patience: float = PATIENCE) -> None:
+        self.kubectl, self.patience = kubectl, patience
         self.name: str = document["metadata"]["name"]
         self.workers: int = document["spec"].get("workers", 1)
         kubectl.apply(document)
@@ -224,20 +230,7 @@ class Watched:
             assert status.get("phase") == phase, status
             return status
 
-        return until(look, f"{self.name} is {phase}")
-
-    def pods(self, attempt: int, count: int | None = None) -> list[V1Pod]:
-        """Waits until the pods of an attempt have nodes; by index."""
-        selector = f"{naming.JOB}={self.name},{naming.ATTEMPT}={attempt}"
-        return self.driver.scheduled(self.kubectl.namespace, self.workers if count is None else count, selector)
-
-    def run(self, attempt: int) -> list[V1Pod]:
-        """The same, and makes them run until the status says so."""
-        pods = self.pods(attempt)
-        for pod in pods:
-            self.driver.run(pod)
-        until(lambda: self.condition("Running")["status"] == "True" and self.attempt(attempt), "the attempt runs")
-        return pods
+        return until(look, f"{self.name} is {phase}", self.patience)
 
     def condition(self, kind: str) -> Fields:
         found = [each for each in self.status.get("conditions", []) if each["type"] == kind]
@@ -252,7 +245,7 @@ class Watched:
             assert "end" in found, found
             return found
 
-        return until(look, f"attempt {attempt} of {self.name} was judged")
+        return until(look, f"attempt {attempt} of {self.name} was judged", self.patience)
 
     def events(self) -> list[tuple[str, str]]:
         """Reasons and texts of its events, oldest first."""
@@ -263,6 +256,27 @@ class Watched:
     def gangs(self) -> list[Fields]:
         """Its batch/v1 Jobs."""
         return list(self.kubectl.json("get", "jobs", f"--selector={naming.JOB}={self.name}")["items"])
+
+
+class Watched(Followed):
+    """One whose pods the test plays."""
+
+    def __init__(self, kubectl: Kubectl, driver: PodDriver, document: Mapping[str, Any]) -> None:
+        super().__init__(kubectl, document)
+        self.driver = driver
+
+    def pods(self, attempt: int, count: int | None = None) -> list[V1Pod]:
+        """Waits until the pods of an attempt have nodes; by index."""
+        selector = f"{naming.JOB}={self.name},{naming.ATTEMPT}={attempt}"
+        return self.driver.scheduled(self.kubectl.namespace, self.workers if count is None else count, selector)
+
+    def run(self, attempt: int) -> list[V1Pod]:
+        """The same, and makes them run until the status says so."""
+        pods = self.pods(attempt)
+        for pod in pods:
+            self.driver.run(pod)
+        until(lambda: self.condition("Running")["status"] == "True" and self.attempt(attempt), "the attempt runs")
+        return pods
 
     def finish(self, attempt: int, step: int = 100) -> Fields:
         """All pods of an attempt end well."""

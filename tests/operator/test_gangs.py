@@ -12,7 +12,7 @@ from tests.cluster.control_plane import control_plane as run_control_plane
 from tests.cluster.pods import PodDriver
 from tests.cluster.servers import Options
 from tests.cluster.waiting import until
-from tests.operator import conftest
+from tests.operator import installed
 from tests.operator.operating import OperatorProcess, WarmOperator, Watched, job
 
 GATES = {"GenericWorkload": True, "WorkloadWithJob": True}
@@ -24,7 +24,7 @@ def scheduling_gangs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Contr
     """A control plane with the alpha features."""
     options = Options(feature_gates=GATES, runtime_config={"api/all": True})
     with run_control_plane(logs=tmp_path_factory.mktemp("gangs"), options=options) as plane:
-        conftest.serve(plane)
+        installed.serve(plane)
         yield plane
 
 
@@ -32,7 +32,7 @@ def test_a_gang_that_does_not_fit_binds_no_pod(scheduling_gangs: ControlPlane, t
     plane = scheduling_gangs
     kubectl, driver_user = plane.kubectl("default"), plane.user("pod-driver", ["system:masters"])
     with (
-        WarmOperator(conftest.rights(plane), tmp_path / "log"),
+        WarmOperator(installed.rights(plane), tmp_path / "log"),
         plane.api(driver_user) as api,
         PodDriver(api) as driver,
     ):

@@ -1,0 +1,281 @@
+"""The whole of it: operator, trainer under torchrun on two nodes, checkpoints in S3. Whatever happens on the way, the
+result has the same bits.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from ruamel.yaml import YAML
+
+from tailorpo_operator import naming
+from tests.cluster.api import Kubectl, KubectlError
+from tests.cluster.real.cluster import RealCluster
+from tests.cluster.real.images import TRAINER
+from tests.cluster.real.node import Node
+from tests.cluster.waiting import until
+from tests.conftest import S3Server
+from tests.operator.operating import Followed, OperatorProcess
+
+ROOT = Path(__file__).parents[2]
+NAMESPACE, BUCKET, SECRET = "research", "models", "s3-keys"
+ITERATIONS, EVERY = 16, 2
+PATIENCE = 240.0  # that a busy machine may need until a gang trains, or is done
+
+Fields = dict[str, Any]
+
+pytestmark = pytest.mark.timeout(900)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A namespace for trainers, with the operator at work and the keys of a bucket."""
+
+    kubectl: Kubectl
+    operator: OperatorProcess
+    cluster: RealCluster
+    server: S3Server
+    endpoint: str
+
+    def document(self, name: str, **template: Any) -> Fields:
+        """The shipped example, with less to do, on two workers."""
+        document: Fields = YAML(typ="safe").load(ROOT / "examples" / "demo.yaml")
+        document["metadata"]["name"] = name
+        labels = {"matchLabels": {naming.JOB: name}}
+        apart = {"maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "ScheduleAnyway"}
+        document["spec"] |= {
+            "sampling": {"steps": 5, "trainedSteps": {"count": 2, "choose": "spread"}, "guidanceScale": 3.0},
+            "training": {"iterations": ITERATIONS, "promptsPerIteration": 8},
+            "checkpoint": {
+                "storage": f"s3://{BUCKET}/{name}",
+                "everyIterations": EVERY,
+                "endpoint": self.endpoint,
+                "secretName": SECRET,
+            },
+            "workers": 2,
+            "template": {
+                "image": TRAINER,
+                "env": [{"name": "OMP_NUM_THREADS", "value": "1"}, {"name": "AWS_REGION", "value": "us-east-1"}],
+                "resources": {"requests": {"cpu": "100m"}},
+                "topologySpreadConstraints": [
+                    apart | {"labelSelector": labels, "matchLabelKeys": ["tailorpo.dev/attempt"]}
+                ],
+                **template,
+            },
+        }
+        document["spec"]["evaluation"] |= {"everyIterations": 8, "images": 8}
+        return document
+
+    def start(self, document: Mapping[str, Any]) -> Followed:
+        return Followed(self.kubectl, document, PATIENCE)
+
+    def objects(self, prefix: str) -> dict[str, bytes]:
+        """What the bucket holds below a prefix."""
+        client = self.server.client()
+        pages = client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=prefix)
+        keys = [entry["Key"] for page in pages for entry in page.get("Contents", ())]
+        return {key: client.get_object(Bucket=BUCKET, Key=key)["Body"].read() for key in keys}
+
+    def result(self, job: Followed) -> dict[str, str]:
+        """SHA-256 of the tensors that a job has ended with: of its last checkpoint, and of its adapter."""
+        status = job.phase("Succeeded")
+        assert status["progress"]["steps"] == f"{ITERATIONS}/{ITERATIONS}"
+        assert status["checkpoint"]["step"] == ITERATIONS
+        found = dict[str, str]()
+        for uri in (status["checkpoint"]["uri"], status["adapter"]):
+            for key, content in self.objects(uri.removeprefix(f"s3://{BUCKET}/").rstrip("/") + "/").items():
+                if key.endswith(".safetensors"):
+                    found[Path(key).name] = hashlib.sha256(content).hexdigest()
+        assert sorted(found) == ["adapter.safetensors", "optimizer.safetensors", "pytorch_lora_weights.safetensors"]
+        return found
+
+
+@pytest.fixture(scope="module")
+def place(
+    real_cluster: RealCluster, operator_user: Path, s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Place]:
+    admin, kubectl = real_cluster.kubectl(), real_cluster.kubectl(NAMESPACE)
+    admin("create", "namespace", NAMESPACE)
+    admin("label", "namespace", NAMESPACE, "pod-security.kubernetes.io/enforce=restricted")
+    keys = {"AWS_ACCESS_KEY_ID": s3_server.access_key, "AWS_SECRET_ACCESS_KEY": s3_server.secret_key}
+    kubectl.apply({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": SECRET}, "stringData": keys})
+    s3_server.client().create_bucket(Bucket=BUCKET)
+    endpoint = f"http://{real_cluster.network.expose(int(s3_server.endpoint.rpartition(':')[2]))}"
+    log = tmp_path_factory.mktemp("operator") / "log"
+    with OperatorProcess(operator_user, log, "--status-seconds=0.5", network=real_cluster.network) as operator:
+        yield Place(kubectl, operator, real_cluster, s3_server, endpoint)
+    admin("delete", "namespace", NAMESPACE, "--wait=false")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(place: Place) -> Followed:
+    """A job that nothing happens to; it has just begun when the first test asks for it."""
+    return place.start(place.document("undisturbed"))
+
+
+@pytest.fixture(scope="module")
+def expected(place: Place, undisturbed: Followed) -> dict[str, str]:
+    """What every other run has to end with."""
+    return place.result(undisturbed)
+
+
+def pods(job: Followed, attempt: int) -> list[Fields]:
+    """Of an attempt, by index."""
+    selector = f"--selector={naming.JOB}={job.name},{naming.ATTEMPT}={attempt}"
+    found = job.kubectl.json("get", "pods", selector)["items"]
+    index = "batch.kubernetes.io/job-completion-index"
+    return sorted(found, key=lambda pod: int(pod["metadata"]["labels"][index]))
+
+
+def trains(job: Followed, attempt: int) -> Fields:
+    """Waits until an attempt has done something that is worth to be gone on from; returns the status."""
+
+    def look() -> Fields | None:
+        status = job.status
+        assert "end" not in job.attempt(attempt), status
+        since = 0 if attempt == 1 else status.get("resumedFrom", {}).get("step", ITERATIONS)
+        assert status.get("checkpoint", {}).get("step", 0) > since, status
+        assert status["progress"]["step"] < ITERATIONS, "trained too fast to be disturbed"
+        return status if status["phase"] == "Running" and f"attempt {attempt}" in status["message"] else None
+
+    return until(look, f"attempt {attempt} of {job.name} has a checkpoint", PATIENCE)
+
+
+def patch(job: Followed, spec: Fields) -> None:
+    job.kubectl("patch", "tpj", job.name, "--type=merge", f"--patch={json.dumps({'spec': spec})}")
+
+
+def scraped(place: Place, pod: Fields, **labels: str) -> dict[str, float]:
+    """The metrics of a pod that have just these labels."""
+    reached = place.cluster.network.reach(pod["status"]["podIP"], naming.METRICS_PORT)
+    with urlopen(f"http://{reached}/metrics", timeout=20) as answer:
+        families = list(text_string_to_metric_families(answer.read().decode()))
+    return {each.name: each.value for family in families for each in family.samples if each.labels == labels}
+
+
+def test_an_undisturbed_run(place: Place, undisturbed: Followed) -> None:
+    kubectl, job = place.kubectl, undisturbed
+    status = trains(job, 1)
+    assert 0 < status["progress"]["percent"] < 100
+    assert status["progress"]["imagesPerSecond"] > 0
+    assert {"reward", "gap", "loss", "evaluation"} <= set(status["metrics"])
+    assert status["checkpoint"]["uri"].startswith(f"s3://{BUCKET}/undisturbed/attempt-0001/step-")
+    assert "resumedFrom" not in status
+
+    leader, other = pods(job, 1)
+    assert {pod["spec"]["nodeName"] for pod in (leader, other)} == {"node-0", "node-1"}
+    for pod in (leader, other):
+        inside = ("exec", pod["metadata"]["name"], "--")
+        assert kubectl(*inside, "id", "-u") == "65532\n"
+        with pytest.raises(KubectlError, match="No such file"):
+            kubectl(*inside, "ls", "/var/run/secrets")
+    figures = scraped(place, leader, namespace=NAMESPACE, job=job.name)
+    assert 1 <= figures["tailorpo_step"] <= figures["tailorpo_iterations"] == ITERATIONS
+    assert figures["tailorpo_attempt"] == 1
+    assert {"tailorpo_reward", "tailorpo_reward_gap", "tailorpo_loss", "tailorpo_samples_total"} <= set(figures)
+    with pytest.raises(OSError, match=r"reset|refused|closed"):  # the first worker alone tells
+        scraped(place, other)
+
+    kubectl("wait", "--for=condition=Succeeded", f"tpj/{job.name}", f"--timeout={PATIENCE:.0f}s")
+    status = job.status
+    assert status["message"] == f"done: {ITERATIONS}/{ITERATIONS} iterations"
+    assert (status["restarts"], status["failures"]) == (0, 0)
+    assert [reason for reason, _ in job.events()] == ["AttemptStarted", "Running", "Succeeded"]
+    place.result(job)
+    assert place.objects("undisturbed/attempt-0001/output/report.html")
+    said = kubectl("logs", f"--selector={naming.JOB}={job.name}", "--prefix", "--tail=-1")
+    assert f"iteration {ITERATIONS}/{ITERATIONS}" in said
+    asked = text_string_to_metric_families(place.operator.ask("/metrics")[1])
+    counts = {(each.name, *each.labels.values()): each.value for family in asked for each in family.samples}
+    assert counts["tailorpo_operator_jobs", "Succeeded"] >= 1
+    assert counts["tailorpo_operator_attempts_total", "Completed"] >= 1
+
+
+def test_no_secret_is_told(place: Place, undisturbed: Followed, expected: dict[str, str]) -> None:
+    """Nor written: to statuses, events, logs, the results."""
+    told = place.kubectl("get", "tpj,jobs,pods,services,events", "--output=yaml")
+    told += place.kubectl("logs", f"--selector={naming.JOB}", "--tail=-1")
+    told += place.operator.log.read_text()
+    kept = b"".join(place.objects("").values())
+    for value in (place.server.access_key, place.server.secret_key):
+        assert value not in told
+        assert value.encode() not in kept
+    assert SECRET in told
+
+
+def test_too_little_memory_then_a_killed_worker(place: Place, expected: dict[str, str]) -> None:
+    job = place.start(place.document("clumsy", resources={"limits": {"memory": "200Mi"}, "requests": {"cpu": "100m"}}))
+    end = job.ended(1)
+    assert (end["reason"], end["exitCode"], end["counted"]) == ("OOMKilled", 137, True)
+    assert "its limit of 200Mi" in end["message"]
+    patch(job, {"template": {"resources": {"limits": None}}})
+
+    kept = trains(job, 2)["checkpoint"]
+    kill = "kill -9 $(cat /proc/1/task/1/children)"
+    job.kubectl("exec", pods(job, 2)[1]["metadata"]["name"], "--", "sh", "-c", kill)
+    end = job.ended(2)
+    assert (end["reason"], end["exitCode"], end["counted"], end["rank"]) == ("Killed", 137, True, 1)
+    assert end["stepTo"] >= kept["step"]
+
+    assert place.result(job) == expected
+    assert job.status["resumedFrom"]["step"] >= kept["step"]
+    assert (job.status["restarts"], job.status["failures"]) == (2, 2)
+    story = [reason for reason, _ in job.events()]
+    begun = ["AttemptStarted", "Running"]
+    assert story == [*begun, "OOMKilled", *begun, "Killed", *begun, "Succeeded"]
+
+
+def test_a_power_cut_then_a_drain(place: Place, expected: dict[str, str], mortal_node: Node) -> None:
+    """Neither counts: the job may not fail even once."""
+    document = place.document("moved")
+    document["spec"]["runPolicy"] = {"backoffLimit": 0}
+    job = place.start(document)
+    kept = trains(job, 1)["checkpoint"]
+    mortal_node.power_off()
+    end = job.ended(1)
+    assert (end["reason"], end["counted"], end["node"]) == ("NodeLost", False, mortal_node.name)
+
+    again = trains(job, 2)
+    assert again["resumedFrom"]["step"] >= kept["step"]
+    (node,) = {pod["spec"]["nodeName"] for pod in pods(job, 2)}
+    assert node != mortal_node.name
+    mortal_node.power_on()
+    try:
+        job.kubectl(
+            "drain", node, f"--pod-selector={naming.JOB}={job.name}", "--delete-emptydir-data", "--timeout=120s"
+        )
+        end = job.ended(2)
+        assert (end["reason"], end["exitCode"], end["counted"], end["node"]) == ("Drained", 75, False, node)
+        assert end["stepTo"] >= again["checkpoint"]["step"]
+        assert job.phase("Running")["resumedFrom"]["step"] == end["stepTo"]  # it was saved on the way out
+        assert {pod["spec"]["nodeName"] for pod in pods(job, 3)} == {mortal_node.name}
+    finally:
+        job.kubectl("uncordon", node)
+
+    assert place.result(job) == expected
+    assert (job.status["restarts"], job.status["failures"]) == (2, 0)
+
+
+def test_suspended_then_deleted_and_applied_again(place: Place, expected: dict[str, str]) -> None:
+    document = place.document("again")
+    job = place.start(document)
+    kept = trains(job, 1)["checkpoint"]
+    patch(job, {"runPolicy": {"suspend": True}})
+    status = job.phase("Suspended")
+    assert status["checkpoint"]["step"] == status["progress"]["step"] >= kept["step"]
+    assert not pods(job, 1)
+    patch(job, {"runPolicy": {"suspend": False}})
+
+    kept = trains(job, 2)["checkpoint"]
+    job.kubectl("delete", "tpj", job.name)
+    job = place.start(document)  # at once, while the pods of the one before it are still there
+    assert place.result(job) == expected
+    status = job.status
+    assert status["resumedFrom"]["step"] >= kept["step"]
+    assert [each["number"] for each in status["attempts"]] == [1]
