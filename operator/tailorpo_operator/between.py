@@ -92,7 +92,7 @@ def _suspended(draft: Draft) -> None:
         Running=Holds(False, "Suspended"),
         Restarting=Holds(False, "Suspended"),
     )
-    draft.say("suspended: goes on once runPolicy.suspend is false", starting=False)
+    draft.say("holds no pods until runPolicy.suspend is false", starting=False)
 
 
 def resume(draft: Draft) -> None:

@@ -184,7 +184,7 @@ RULES = (
     Rule(
         "maximise_something",
         Spec,
-        "self.rewards.exists(reward, reward.weight != 0.0)",
+        "self.rewards.size() == 0 || self.rewards.exists(reward, reward.weight != 0.0)",
         "all weights are 0: at least one must differ from 0",
         ".rewards",
     ),
@@ -199,7 +199,7 @@ RULES = (
     Rule(
         "equal_shares",
         Spec,
-        f"{SAMPLES} % {PROCESSES} == 0",
+        f"{PROCESSES} < 1 || {SAMPLES} % {PROCESSES} == 0",
         f"{{{SAMPLES}}} samples an iteration (promptsPerIteration x samplesPerPrompt) cannot be shared equally "
         f"by {{{PROCESSES}}} processes: use a multiple of {{{PROCESSES}}}",
         ".training.promptsPerIteration",

@@ -58,9 +58,13 @@ class Cluster:
         there = await _unless_gone(self._wire.request("get", f"{path}/{meta['name']}"))
         if there is not None and owner(there, wanted["kind"]) == wanted["uid"]:
             return there
-        words = (
-            f"{child['kind']} {meta['name']} exists and is not of this {wanted['kind']}: delete it or rename the job"
-        )
+        named = f"{child['kind']} {meta['name']}"
+        references = (there or {}).get("metadata", {}).get("ownerReferences", ())
+        if there is None or any(
+            (each["kind"], each["name"]) == (wanted["kind"], wanted["name"]) for each in references
+        ):
+            raise RefusedError(409, "NameTaken", f"{named} of a deleted {wanted['kind']} of this name is still there")
+        words = f"{named} exists and is not of this {wanted['kind']}: delete it or rename the job"
         raise RefusedError(409, "NameTaken", words)
 
     async def children(self, namespace: str, name: str) -> tuple[list[Tree], list[Tree], int]:
@@ -96,7 +100,7 @@ class Cluster:
 
     async def announce(self, event: Tree) -> None:
         """An event, unless it was sent before."""
-        path = _path("events.k8s.io/v1", "events", event["metadata"]["namespace"])
+        path = _path("v1", "events", event["metadata"]["namespace"])
         try:
             await self._wire.request("create", path, event)
         except RefusedError as refusal:

@@ -44,8 +44,8 @@ def why(draft: Draft, attempt: Attempt) -> Cause | None:
     own = any(cause.verdict in (Verdict.COUNTED, Verdict.FATAL) for cause in found)
     if known is None and not own and (asked := _asked(draft, attempt, gang, pods)) is not None:
         return asked
-    found += [known] if known is not None else []
-    found += _missing(draft, gang, pods, known)
+    # Of equal weight what is gone: the Job controller deletes the others after it.
+    found = [*([known] if known is not None else []), *_missing(draft, gang, pods, known), *found]
     cause = worst(found)
     if cause is not None and known is None and cause.weight in (GANG_DELETED, VANISHED):
         # What is not there may not have been seen yet; and the Job controller deletes pods too, when one has failed.

@@ -1,5 +1,6 @@
 """How attempts end on a real API server, and what follows: every row of the table in `docs/api.md`."""
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -34,6 +35,8 @@ def test_a_whole_life(kubectl: Kubectl, pod_driver: PodDriver, control_plane: Co
     assert (attempt["reason"], attempt["exitCode"], attempt["counted"]) == ("Completed", 0, False)
     kubectl("wait", "--for=condition=Succeeded", "tpj/animals", "--timeout=5s")
     assert [reason for reason, _ in watched.events()] == ["AttemptStarted", "Running", "Succeeded"]
+    story = kubectl("describe", "tpj", "animals").partition("Events:")[2]
+    assert re.findall(r"(AttemptStarted|Running|Succeeded) +\d+s", story) == ["AttemptStarted", "Running", "Succeeded"]
     meta = watched.get()["metadata"]
     assert "finalizers" not in meta
     assert set(meta.get("annotations", {})) == {"kubectl.kubernetes.io/last-applied-configuration"}

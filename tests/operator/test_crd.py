@@ -139,6 +139,12 @@ def changed(data: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
     return made
 
 
+@pytest.mark.parametrize(("path", "value"), [("spec.workers", 0), ("spec.rewards", [])])
+def test_what_is_out_of_bounds_is_said_once(dry: Kubectl, path: str, value: Any) -> None:
+    [told] = refusal(dry, changed(GOOD[0], path, value))
+    assert told.startswith(f"{path}: ")
+
+
 def test_the_stored_object_has_the_laptops_defaults(dry: Kubectl) -> None:
     for data in GOOD:
         stored = json.loads(dry("create", "--dry-run=server", "--output=json", "--filename=-", stdin=json.dumps(data)))

@@ -86,8 +86,7 @@ RIGHTS: Rights = {
     "jobs.batch": {"get", "list", "watch", "create", "delete"},
     "services": {"get", "list", "create"},
     "pods": {"get", "list", "watch", "delete"},
-    "events": {"list"},
-    "events.events.k8s.io": {"create", "patch"},
+    "events": {"list", "create"},
 }
 
 

@@ -252,6 +252,12 @@ def test_a_pod_that_is_gone_or_replaced_while_the_others_go_on(left: tuple[Pod, 
     )
 
 
+def test_a_pod_that_is_gone_is_named_and_not_those_that_are_stopped_after_it() -> None:
+    story = running_story()
+    story.look(10, gang(failed=True), *terminating([pod()]))
+    assert story.last.message == "the pod of worker 1 was deleted"
+
+
 def test_all_pods_deleted_while_the_operator_was_down() -> None:
     story = Story(Status(attempts=[begun()]))
     story.look(900, gang(failed=True))

@@ -136,3 +136,16 @@ def test_the_start_deadline_of_what_cannot_even_be_made(kubectl: Kubectl, pod_dr
     status = watched.phase("Failed")
     assert watched.condition("Failed")["reason"] == "StartDeadlineExceeded"
     assert "exceeded quota" in status["message"]
+
+
+def test_what_is_left_of_a_deleted_job_of_the_same_name(kubectl: Kubectl, pod_driver: PodDriver) -> None:
+    Watched(kubectl, pod_driver, job(runPolicy={"suspend": True})).phase("Suspended")
+    kept = {"metadata": {"finalizers": ["example.invalid/kept"]}}
+    kubectl("patch", "tpj", "animals", "--type=merge", '--patch={"spec": {"runPolicy": {"suspend": false}}}')
+    until(lambda: kubectl("get", "jobs", "--output=name"), "the attempt has begun")
+    kubectl("patch", "job", "animals-0001", "--type=merge", f"--patch={json.dumps(kept)}")
+    kubectl("delete", "tpj", "animals")
+    watched = Watched(kubectl, pod_driver, job())
+    says(watched, "NameTaken", "Job animals-0001 of a deleted TailorPOJob of this name is still there")
+    kubectl("patch", "job", "animals-0001", "--type=merge", '--patch={"metadata": {"finalizers": null}}')
+    watched.run(1)
