@@ -23,6 +23,8 @@ SERVER_SECONDS, CLIENT_SECONDS, CONNECT_SECONDS = 300, 310, 30
 """A watch ends by itself before a dead connection could go unnoticed for long."""
 BACKOFFS = (1, 2)
 """Seconds between its tries, before it gives up and we begin anew: it takes every refusal for a failure."""
+STOP_SECONDS = 5.0
+"""For kopf to end in; its thread ends with the process."""
 
 
 async def watch(registry: kopf.OperatorRegistry, namespaces: tuple[str, ...]) -> None:
@@ -62,8 +64,8 @@ async def watch(registry: kopf.OperatorRegistry, namespaces: tuple[str, ...]) ->
         if not end.done():
             with suppress(RuntimeError):  # its loop has just ended
                 stop()
-            await asyncio.wait([end])
-        error = end.exception()
+            await asyncio.wait([end], timeout=STOP_SECONDS)
+        error = end.exception() if end.done() else None
     if error is not None:
         raise error
 

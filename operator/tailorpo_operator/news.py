@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from tailorpo_operator.api import Status
+from tailorpo_operator.api import Attempt, Status
 
 FLEETING = ("progress", "metrics")
 """What changes all the time while a job trains."""
@@ -14,6 +14,12 @@ def news(old: Status, new: Status) -> Literal["none", "progress", "change"]:
     if _without(before) != _without(after):
         return "change"
     return "progress" if _steps(before) != _steps(after) else "none"
+
+
+def ended(old: Status, new: Status) -> list[Attempt]:
+    """Attempts that are over now: the next may have begun already."""
+    before = {attempt.number for attempt in old.attempts if attempt.end is not None}
+    return [attempt for attempt in new.attempts if attempt.end is not None and attempt.number not in before]
 
 
 def _without(tree: dict[str, Any]) -> dict[str, Any]:

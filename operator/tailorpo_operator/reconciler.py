@@ -19,7 +19,7 @@ from tailorpo_operator.cluster import Cluster
 from tailorpo_operator.conditions import holds
 from tailorpo_operator.events import event
 from tailorpo_operator.limits import RateLimit
-from tailorpo_operator.news import news
+from tailorpo_operator.news import ended, news
 from tailorpo_operator.observed import Children, Report, Told
 from tailorpo_operator.plan import plan
 from tailorpo_operator.settings import Settings
@@ -290,7 +290,7 @@ def _log(key: Key, job: Job, made: Plan) -> None:
     before, after = job.status, made.status
     attempt = after.attempts[-1] if after.attempts else None
     number = None if attempt is None else attempt.number
-    if attempt is not None and attempt.end is not None and (not before.attempts or before.attempts[-1] != attempt):
-        metrics.ATTEMPTS.labels(attempt.reason).inc()
+    for over in ended(before, after):
+        metrics.ATTEMPTS.labels(over.reason).inc()
     if before.phase != after.phase or not before.conditions:
         log.info("%s: %s", after.phase, after.message, extra=_about(key, number))

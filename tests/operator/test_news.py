@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from tailorpo_operator.api import Checkpoint, Metrics, Progress, Status
-from tailorpo_operator.news import news
-from tests.operator.stories import NOON, at, begun, running
+from tailorpo_operator.news import ended, news
+from tests.operator.stories import NOON, at, begun, over, running
 
 STEP = {"step": 10, "of": 100, "steps": "10/100", "percent": 10.0, "updated": NOON}
 BEFORE = running(progress=Progress(**STEP), metrics=Metrics(reward=0.5))
@@ -64,3 +64,12 @@ def test_a_step_or_a_figure_is_progress(fields: dict[str, Any]) -> None:
 def test_everything_else_is_a_change(fields: dict[str, Any]) -> None:
     assert news(BEFORE, BEFORE.having(**fields)) == "change"
     assert news(BEFORE.having(**fields), BEFORE) == "change"
+
+
+def test_an_attempt_ends_once_whether_or_not_another_has_begun() -> None:
+    first, second = running(begun(1)), running(over(1), begun(2))
+    assert ended(Status(), first) == []
+    assert ended(first, running(over(1))) == [over(1)]
+    assert ended(first, second) == [over(1)]
+    assert ended(second, running(over(1), over(2))) == [over(2)]
+    assert ended(second, second) == []
