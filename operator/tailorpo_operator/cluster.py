@@ -49,9 +49,12 @@ class Cluster:
         """Makes a child, or returns it if it is its owner's already. Raises `RefusedError` if it is another's."""
         meta = child["metadata"]
         path = _path(child["apiVersion"], f"{child['kind'].lower()}s", meta["namespace"])
-        try:
-            return await self._wire.request("create", path, child)
+        try:  # strictly, or a misspelt field of a pod template is dropped in silence
+            return await self._wire.request("create", path, child, {"fieldValidation": "Strict"})
         except RefusedError as refusal:
+            if "scheduling" in child["spec"] and 'unknown field "spec.scheduling' in str(refusal):  # before 1.37
+                spec = {name: value for name, value in child["spec"].items() if name != "scheduling"}
+                return await self.create({**child, "spec": spec})
             if refusal.status != 409 or refusal.reason != "AlreadyExists":
                 raise
         wanted = meta["ownerReferences"][0]

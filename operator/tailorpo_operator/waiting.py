@@ -10,6 +10,7 @@ NORMAL = ("", "ContainerCreating", "PodInitializing")
 
 _REFUSALS = (
     ("exceeded quota", "QuotaExceeded"),
+    ("strict decoding error", "Invalid"),
     ("violates PodSecurity", "PodSecurity"),
     ("looking up service account", "ServiceAccountNotFound"),
     ("no PriorityClass", "PriorityClassNotFound"),

@@ -111,6 +111,12 @@ def test_a_pod_template_that_the_server_refuses(kubectl: Kubectl, pod_driver: Po
     says(watched, "Invalid", "Cheese")
 
 
+def test_a_misspelt_field_of_a_pod_template(kubectl: Kubectl, pod_driver: PodDriver) -> None:
+    """What is passed on unread is not dropped in silence either."""
+    watched = Watched(kubectl, pod_driver, job(template={"securityContext": {"runAsNonroot": True}}))
+    says(watched, "Invalid", 'unknown field "spec.template.spec.containers[0].securityContext.runAsNonroot"')
+
+
 def test_a_document_that_is_too_large(kubectl: Kubectl, pod_driver: PodDriver) -> None:
     prompts = [f"a photo of a cat, number {number}, " + "very " * 100 for number in range(200)]
     watched = Watched(kubectl, pod_driver, job(prompts={"list": prompts}))

@@ -12,6 +12,7 @@ from aiohttp import web
 from kubernetes.aio.client import ApiClient
 
 from tailorpo_operator import connection, wire
+from tailorpo_operator.cluster import Cluster
 from tailorpo_operator.limits import RateLimit
 from tailorpo_operator.wire import RefusedError, Wire
 
@@ -133,3 +134,27 @@ def test_more_watches_than_a_pool_has_connections(tmp_path: Path) -> None:
             await asyncio.gather(*watches)
 
     asyncio.run(story())
+
+
+def test_a_server_before_gangs_makes_a_job_without_one(tmp_path: Path) -> None:
+    made = list[str]()
+
+    async def answer(request: web.Request) -> web.Response:
+        spec = (await request.json())["spec"]
+        made.extend(spec)
+        if "scheduling" in spec and request.query["fieldValidation"] == "Strict":
+            return web.json_response({"message": 'strict decoding error: unknown field "spec.scheduling"'}, status=400)
+        return web.json_response({"kind": "Job"})
+
+    async def story() -> None:
+        async with wired(tmp_path, answer) as (one, _):
+            child = {
+                "apiVersion": "batch/v1",
+                "kind": "Job",
+                "metadata": {"namespace": "any", "name": "any"},
+                "spec": {"scheduling": {}, "completions": 2},
+            }
+            assert await Cluster(one).create(child) == {"kind": "Job"}
+
+    asyncio.run(story())
+    assert made == ["scheduling", "completions", "completions"]
