@@ -211,10 +211,11 @@ def test_no_secret_is_told(place: Place, undisturbed: Followed, expected: dict[s
 
 def test_too_little_memory_then_a_killed_worker(place: Place, expected: dict[str, str]) -> None:
     job = place.start(place.document("clumsy", resources={"limits": {"memory": "200Mi"}, "requests": {"cpu": "100m"}}))
+    until(lambda: job.attempt(1), "the first attempt begins")
+    patch(job, {"template": {"resources": {"limits": None}}})  # counts from the next attempt on
     end = job.ended(1)
     assert (end["reason"], end["exitCode"], end["counted"]) == ("OOMKilled", 137, True)
     assert "its limit of 200Mi" in end["message"]
-    patch(job, {"template": {"resources": {"limits": None}}})
 
     kept = trains(job, 2)["checkpoint"]
     kill = "kill -9 $(cat /proc/1/task/1/children)"
@@ -234,7 +235,7 @@ def test_too_little_memory_then_a_killed_worker(place: Place, expected: dict[str
 def test_a_power_cut_then_a_drain(place: Place, expected: dict[str, str], mortal_node: Node) -> None:
     """Neither counts: the job may not fail even once."""
     document = place.document("moved")
-    document["spec"]["runPolicy"] = {"backoffLimit": 0}
+    document["spec"]["runPolicy"] = {"backoffLimit": 0, "terminationGracePeriodSeconds": 30}
     job = place.start(document)
     kept = trains(job, 1)["checkpoint"]
     mortal_node.power_off()
@@ -253,7 +254,8 @@ def test_a_power_cut_then_a_drain(place: Place, expected: dict[str, str], mortal
         end = job.ended(2)
         assert (end["reason"], end["exitCode"], end["counted"], end["node"]) == ("Drained", 75, False, node)
         assert end["stepTo"] >= again["checkpoint"]["step"]
-        assert job.phase("Running")["resumedFrom"]["step"] == end["stepTo"]  # it was saved on the way out
+        assert job.status["checkpoint"]["step"] == end["stepTo"]  # saved on the way out
+        assert trains(job, 3)["resumedFrom"]["step"] == end["stepTo"]
         assert {pod["spec"]["nodeName"] for pod in pods(job, 3)} == {mortal_node.name}
     finally:
         job.kubectl("uncordon", node)
@@ -269,7 +271,7 @@ def test_suspended_then_deleted_and_applied_again(place: Place, expected: dict[s
     patch(job, {"runPolicy": {"suspend": True}})
     status = job.phase("Suspended")
     assert status["checkpoint"]["step"] == status["progress"]["step"] >= kept["step"]
-    assert not pods(job, 1)
+    until(lambda: not pods(job, 1), "its pods are gone")
     patch(job, {"runPolicy": {"suspend": False}})
 
     kept = trains(job, 2)["checkpoint"]

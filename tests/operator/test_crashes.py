@@ -1,7 +1,9 @@
 """The operator may die at any moment, be there twice, and lose the API server: nothing is lost, nothing made twice."""
 
 import json
+import random
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -188,19 +190,37 @@ def test_two_at_once(
     assert max(together) == 1
 
 
+def test_every_fifth_request_fails(
+    kubectl: Kubectl, pod_driver: PodDriver, control_plane: ControlPlane, alone: Path, tmp_path: Path
+) -> None:
+    """Connections that break before the server was asked, and servers that are busy."""
+    drawn = random.Random(0)
+    mark = control_plane.audit.mark()
+    with (
+        ApiProxy(alone, tmp_path) as proxy,
+        WarmOperator(proxy.kubeconfig, tmp_path / "log", f"--watch-namespace={kubectl.namespace}"),
+    ):
+        proxy.rule = lambda asked: drawn.choice((DROP, 429, 500, 503)) if drawn.random() < 0.2 else 0
+        watched = live(kubectl, pod_driver)
+    assert story(watched) == EXPECTED
+    assert created(control_plane, mark, kubectl.namespace) == {"jobs": 3, "services": 1}
+
+
 def test_an_undisturbed_life(kubectl: Kubectl, pod_driver: PodDriver, alone: Path, tmp_path: Path) -> None:
     """What the other lives are compared with."""
     with WarmOperator(alone, tmp_path / "log", f"--watch-namespace={kubectl.namespace}"):
         assert story(live(kubectl, pod_driver)) == EXPECTED
 
 
+@pytest.mark.parametrize("seconds", [0, pytest.param(60, marks=pytest.mark.soak)])
 def test_the_api_server_goes_away(
-    kubectl: Kubectl, pod_driver: PodDriver, control_plane: ControlPlane, operator: OperatorProcess
+    kubectl: Kubectl, pod_driver: PodDriver, control_plane: ControlPlane, operator: OperatorProcess, seconds: int
 ) -> None:
     watched = Watched(kubectl, pod_driver, job())
     watched.run(1)
     server = control_plane.servers["kube-apiserver"]
     server.stop()
+    time.sleep(seconds)
     server.start()
     until(lambda: watched.get(), "the API server is back")
     pods = watched.pods(1)
