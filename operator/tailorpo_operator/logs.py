@@ -39,6 +39,7 @@ def begin(*, verbose: bool, as_json: bool | None = None) -> None:
     root.setLevel(logging.WARNING)
     logging.getLogger("tailorpo_operator").setLevel(logging.DEBUG if verbose else logging.INFO)
     logging.getLogger("kopf").setLevel(logging.INFO if verbose else logging.WARNING)
-    # It warns that signals are not its own, and tells its end with a traceback twice: we tell it once.
-    for name in ("running", "orchestration"):
-        logging.getLogger(f"kopf._core.reactor.{name}").setLevel(logging.CRITICAL)
+    # It warns that signals are not its own, and tells each request that fails, and its end with two tracebacks: we tell
+    # once what is wrong, however long it lasts.
+    for name in ("_core.reactor.running", "_core.reactor.orchestration", "_cogs.clients"):
+        logging.getLogger(f"kopf.{name}").setLevel(logging.CRITICAL)

@@ -49,6 +49,7 @@ class Operator:
         clock = asyncio.get_running_loop().time
         self._beats = health.Beats(clock, turn=settings.stale, list=2 * settings.resync + settings.stale)
         self._election: Election | None = None
+        self._said: dict[str, str] = {}
 
     async def run(self, host: str, port: int) -> None:
         """Until SIGTERM or SIGINT. Raises `ConfigurationError`, `UnavailableError`."""
@@ -142,7 +143,7 @@ class Operator:
                 await handlers.watch(made, self.settings.namespaces)
             except Exception as error:
                 words = next(iter(str(error).splitlines()), "")
-                log.warning("watching TailorPOJobs: %s: %s: begins anew", type(error).__name__, words)
+                self._complain("watching TailorPOJobs", f"{type(error).__name__}: {words}: begins anew")
             await asyncio.sleep(WATCH_PAUSE)
             await self._resync(cluster, reconciler)
 
@@ -157,11 +158,17 @@ class Operator:
             try:
                 jobs, listed = await cluster.jobs(namespace)
             except (AwayError, RefusedError) as problem:
-                log.warning("cannot list TailorPOJobs: %s", problem)
+                self._complain("cannot list TailorPOJobs", str(problem))
                 continue
+            self._said.clear()
             for key in self._store.replace_jobs(jobs, listed, namespace):
                 reconciler.queue.add(key)
         self._beats.beat("list")
+
+    def _complain(self, what: str, words: str) -> None:
+        if self._said.get(what) != words:  # once, however long it lasts
+            log.warning("%s: %s", what, words)
+            self._said[what] = words
 
     def _reflectors(self, cluster: Cluster, reconciler: Reconciler) -> Iterator[Reflector]:
         store = self._store
