@@ -267,9 +267,7 @@ class Reconciler:
         self._failures[key] = count + 1
         delay = min(FIRST_RETRY * 2.0**count, LAST_RETRY)
         if isinstance(error, AwayError | RefusedError):
-            level = (
-                logging.DEBUG if count else logging.WARNING
-            )  # an outage is told once for each job
+            level = logging.DEBUG if count else logging.WARNING  # an outage is told once for each job
             log.log(level, "again in %.1f s: %s", delay, error, extra=_about(key))
         else:
             log.error("again in %.1f s", delay, exc_info=error, extra=_about(key))

@@ -31,6 +31,14 @@ def quota(**hard: str) -> dict[str, Any]:
     return {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "small"}, "spec": {"hard": hard}}
 
 
+def other_job(name: str) -> dict[str, Any]:
+    """A batch/v1 Job without pods."""
+    container = {"name": "other", "image": "example.invalid/other:1"}
+    template = {"spec": {"restartPolicy": "Never", "containers": [container]}}
+    spec = {"suspend": True, "template": template}
+    return {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": name}, "spec": spec}
+
+
 def test_an_image_that_cannot_be_pulled(kubectl: Kubectl, pod_driver: PodDriver) -> None:
     watched = Watched(kubectl, pod_driver, job(template={"image": "example.invalid/none:1"}))
     for pod in watched.pods(1):
@@ -88,16 +96,7 @@ def test_pod_security(kubectl: Kubectl, pod_driver: PodDriver) -> None:
 
 
 def test_a_name_that_is_taken(kubectl: Kubectl, pod_driver: PodDriver) -> None:
-    container = {"name": "other", "image": "example.invalid/other:1"}
-    template = {"spec": {"restartPolicy": "Never", "containers": [container]}}
-    kubectl.apply(
-        {
-            "apiVersion": "batch/v1",
-            "kind": "Job",
-            "metadata": {"name": "animals-0001"},
-            "spec": {"suspend": True, "template": template},
-        }
-    )
+    kubectl.apply(other_job("animals-0001"))
     watched = Watched(kubectl, pod_driver, job())
     says(watched, "NameTaken", "animals-0001")
     assert kubectl.json("get", "job", "animals-0001")["spec"]["template"]["spec"]["containers"][0]["name"] == "other"
@@ -145,11 +144,15 @@ def test_the_start_deadline_of_what_cannot_even_be_made(kubectl: Kubectl, pod_dr
 
 
 def test_what_is_left_of_a_deleted_job_of_the_same_name(kubectl: Kubectl, pod_driver: PodDriver) -> None:
-    Watched(kubectl, pod_driver, job(runPolicy={"suspend": True})).phase("Suspended")
-    kept = {"metadata": {"finalizers": ["example.invalid/kept"]}}
-    kubectl("patch", "tpj", "animals", "--type=merge", '--patch={"spec": {"runPolicy": {"suspend": false}}}')
-    until(lambda: kubectl("get", "jobs", "--output=name"), "the attempt has begun")
-    kubectl("patch", "job", "animals-0001", "--type=merge", f"--patch={json.dumps(kept)}")
+    gone = Watched(kubectl, pod_driver, job(runPolicy={"suspend": True}))
+    gone.phase("Suspended")
+    names = {"apiVersion": "tailorpo.dev/v1alpha1", "kind": "TailorPOJob", "name": "animals"}
+    left = other_job("animals-0001")
+    left["metadata"] |= {
+        "finalizers": ["example.invalid/kept"],
+        "ownerReferences": [names | {"uid": gone.get()["metadata"]["uid"], "controller": True}],
+    }
+    kubectl.apply(left)
     kubectl("delete", "tpj", "animals")
     watched = Watched(kubectl, pod_driver, job())
     says(watched, "NameTaken", "Job animals-0001 of a deleted TailorPOJob of this name is still there")
