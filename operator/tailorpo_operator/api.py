@@ -173,17 +173,20 @@ class Status(Part):
         """The same with what the trainer says of itself; what it does not say stays."""
         told = seen.tree()
         metrics = {**(self.metrics.model_dump(by_alias=True) if self.metrics else {}), **told["metrics"]}
+        progress = Progress(
+            step=seen.step,
+            of=seen.of,
+            steps=None if seen.of is None else f"{seen.step}/{seen.of}",
+            percent=seen.percent,
+            eta_seconds=seen.eta_seconds,
+            eta=None if seen.eta_seconds is None else duration(seen.eta_seconds),
+            images_per_second=seen.rates.images_per_second,
+            updated=told["updated"],
+        )
+        if seen.attempt is None and self.progress is not None:  # it loads: its step 0 does not mean that all is lost
+            progress = self.progress
         return self.having(
-            progress=Progress(
-                step=seen.step,
-                of=seen.of,
-                steps=None if seen.of is None else f"{seen.step}/{seen.of}",
-                percent=seen.percent,
-                eta_seconds=seen.eta_seconds,
-                eta=None if seen.eta_seconds is None else duration(seen.eta_seconds),
-                images_per_second=seen.rates.images_per_second,
-                updated=told["updated"],
-            ),
+            progress=progress,
             metrics=Metrics(**metrics) if metrics else None,
             checkpoint=_checkpoint(told.get("checkpoint")) or self.checkpoint,
             resumed_from=_checkpoint(told.get("resumedFrom")) or self.resumed_from,

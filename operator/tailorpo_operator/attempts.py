@@ -1,6 +1,6 @@
 """The attempts of a job in its status: which is open, how one is judged, and how a job ends."""
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from tailorpo_operator.api import Attempt, Status
 from tailorpo_operator.conditions import Holds, condition, holds
@@ -28,14 +28,16 @@ def adopt(draft: Draft) -> None:
     gang = draft.seen.gang(newest)
     if gang is None or newest <= (last.number if last else 0) or (last is not None and last.end is None):
         return
-    progress = draft.status.progress
-    attempt = Attempt(number=newest, start=min(gang.created, draft.now), step_from=progress.step if progress else None)
-    draft.change(attempts=[*draft.status.attempts, attempt], restarts=newest - 1, next_attempt_time=None)
-    announce(draft, newest, gang.workers)
+    begin(draft, newest, min(gang.created, draft.now), gang.workers)
 
 
-def announce(draft: Draft, number: int, workers: int) -> None:
-    """That it has begun."""
+def begin(draft: Draft, number: int, start: datetime, workers: int) -> None:
+    """It is the present one from now on. Where it really goes on from, the trainer will say."""
+    reached = draft.status.checkpoint or draft.status.progress
+    attempt = Attempt(number=number, start=start, step_from=reached.step if reached else None)
+    draft.change(
+        attempts=[*draft.status.attempts, attempt], restarts=number - 1, next_attempt_time=None, resumed_from=None
+    )
     draft.announce("Normal", "AttemptStarted", f"attempt {number}: {pods(workers)}", number)
 
 
@@ -57,13 +59,17 @@ def hear(draft: Draft, attempt: Attempt) -> bool:
     before = _reached(draft)
     if (told := _last_word(draft, attempt)) is not None:
         draft.see(told)
+    if draft.status.progress is not None:  # what ends will not be done in a while
+        draft.change(progress=draft.status.progress.having(eta=None, eta_seconds=None))
     return _reached(draft) != before
 
 
 def note(draft: Draft, attempt: Attempt, cause: Cause) -> Attempt:
     """The attempt with its cause and how far it came, known when the pods that told it are gone."""
-    reached = draft.status.progress
-    return noted(attempt, cause).having(step_to=reached.step if reached else None)
+    reached, resumed = draft.status.progress, draft.status.resumed_from
+    return noted(attempt, cause).having(
+        step_from=resumed.step if resumed else attempt.step_from, step_to=reached.step if reached else None
+    )
 
 
 def judge(draft: Draft, attempt: Attempt, cause: Cause) -> None:
@@ -119,8 +125,6 @@ def _retry(draft: Draft, ended: Attempt, cause: Cause) -> None:
 
 
 def _over(draft: Draft, reason: str) -> None:
-    if draft.status.progress is not None:
-        draft.change(progress=draft.status.progress.having(eta=None, eta_seconds=None))
     draft.conditions(PodsReady=Holds(False, reason), Running=Holds(False, reason), Restarting=Holds(False, reason))
 
 

@@ -4,7 +4,6 @@ from datetime import UTC, datetime, timedelta
 
 from tailorpo_operator import attempts, children, ending, stopping, waiting
 from tailorpo_operator.actions import CreateAttempt, CreateService
-from tailorpo_operator.api import Attempt
 from tailorpo_operator.conditions import Holds, holds, since
 from tailorpo_operator.draft import Draft
 from tailorpo_operator.failures import Cause, Verdict
@@ -44,16 +43,7 @@ def _begin(draft: Draft) -> None:
     if workers > 1:  # each time, for somebody may have deleted it
         draft.create.append(CreateService())
     draft.create.append(CreateAttempt(number))
-    progress = draft.status.progress
-    attempts.announce(draft, number, workers)
-    draft.change(
-        attempts=[
-            *draft.status.attempts,
-            Attempt(number=number, start=draft.now, step_from=progress.step if progress else None),
-        ],
-        restarts=number - 1,
-        next_attempt_time=None,
-    )
+    attempts.begin(draft, number, draft.now, workers)
     words = f"attempt {number}: {attempts.pods(workers)} starting"  # as the next look will: it is worth no write
     draft.conditions(
         Suspended=Holds(False, "NotSuspended"),

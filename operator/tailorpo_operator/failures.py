@@ -39,10 +39,10 @@ class Cause:
 
 DISRUPTIONS = {
     "PreemptionByScheduler": ("Preempted", "made way for pods of a higher priority"),
-    "DeletionByTaintManager": ("NodeLost", "its node does not answer, or was tainted"),
-    "DeletionByPodGC": ("NodeLost", "its node is gone"),
+    "DeletionByTaintManager": ("NodeLost", "was lost: its node does not answer, or was tainted"),
+    "DeletionByPodGC": ("NodeLost", "was lost: its node is gone"),
     "EvictionByEvictionAPI": ("Drained", "was evicted, as when a node is drained"),
-    "TerminationByKubelet": ("Evicted", "its node ran short of something, or was shut down"),
+    "TerminationByKubelet": ("Evicted", "was evicted: its node ran short of something, or was shut down"),
 }
 """From the reason of `DisruptionTarget`."""
 
@@ -164,7 +164,7 @@ def _failed(pod: Pod) -> Cause:
         if pod.waiting is not None:  # a container that somebody put before ours
             words = f"failed before its container began ({pod.waiting.reason})"
             return _cause(pod, "NotStarted", words, Verdict.COUNTED, _BY_CODE[None][0])
-        return _cause(pod, "NodeLost", "its node lost sight of it, as in a reboot", Verdict.FREE, DISRUPTED)
+        return _cause(pod, "NodeLost", "was lost: its node lost sight of it, as in a reboot", Verdict.FREE, DISRUPTED)
     if end.reason == "OOMKilled":
         limit = f"its limit of {pod.memory}" if pod.memory else "the memory of its node"
         words = f"was killed for its memory ({limit}): raise template.resources.limits.memory, or {_LOWER}"

@@ -70,16 +70,16 @@ def exited(code: int, index: int = 0, attempt: int = 1, *, reason: str = "", tex
 def last_word(code: int, *, step: int = 10, of: int = 100, **error: Any) -> str:
     """A termination message."""
     if code == 0:
-        progress = Progress(phase="Succeeded", step=of, of=of, adapter="s3://models/animals/adapter")
+        progress = Progress(attempt=1, phase="Succeeded", step=of, of=of, adapter="s3://models/animals/adapter")
     else:
         told = {"text": f"the trainer says {code}", **error}
         phase: Any = "Stopped" if code == ExitCode.STOPPED else "Failed"
-        progress = Progress(phase=phase, step=step, of=of, error=Error(class_="E", exit_code=code, **told))
+        progress = Progress(attempt=1, phase=phase, step=step, of=of, error=Error(class_="E", exit_code=code, **told))
     return progress.model_dump_json(by_alias=True, exclude_none=True)
 
 
 def report(step: int, *, attempt: int = 1, of: int = 100, moved: datetime = NOON, told: datetime = NOON) -> Report:
-    progress = Progress(phase="Running", step=step, of=of, updated="2026-01-01T12:00:00Z")
+    progress = Progress(attempt=attempt, phase="Running", step=step, of=of, updated="2026-01-01T12:00:00Z")
     return Report(attempt, progress, moved=moved, told=told)
 
 

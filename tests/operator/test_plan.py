@@ -8,8 +8,9 @@ import pytest
 
 from tailorpo_operator.actions import CreateService, DeleteJob
 from tailorpo_operator.api import Progress, Status
-from tailorpo_operator.observed import Exit, Pod, Told
+from tailorpo_operator.observed import Exit, Pod, Report, Told
 from tailorpo_operator.plan import plan
+from tailorpo_trainer import progress as trainer
 from tailorpo_trainer.exits import ExitCode
 from tests.operator.stories import (
     GRACE,
@@ -291,6 +292,41 @@ def test_the_last_word_of_a_pod_is_kept_before_the_pod_goes() -> None:
     story.look(20, report=report(50), fresh=True)
     assert story.last.step_to == 52
     assert story.phase == "Suspended"
+
+
+def test_each_attempt_says_what_it_goes_on_from() -> None:
+    def saved(step: int) -> Any:
+        return trainer.Checkpoint(uri="s3://models/animals", step=step, time="2026-01-01T12:00:00Z")
+
+    def told(step: int, number: int, resumed: int | None) -> Report:
+        progress = trainer.Progress(
+            attempt=number,
+            phase="Running",
+            step=step,
+            eta_seconds=90,
+            checkpoint=saved(step - 1),
+            resumed_from=saved(resumed) if resumed else None,
+        )
+        return Report(number, progress, moved=NOON, told=NOON)
+
+    story = running_story()
+    story.look(10, gang(), pod(), pod(1), report=told(12, 1, None))
+    assert story.status.progress is not None
+    assert story.status.progress.eta == "1m30s"
+    story.look(20, gang(failed=True), exited(137), exited(STOPPED, 1))
+    assert not {"eta", "etaSeconds"} & set(story.status.tree()["progress"])
+    story.look(40, gang(failed=True), exited(137), exited(STOPPED, 1))
+    assert story.begins == [2]
+    assert story.last.step_from == 11
+    assert "resumedFrom" not in story.status.tree()
+    story.look(50, gang(2), pod(0, 2), pod(1, 2), report=told(10, 2, 9))
+    assert story.status.resumed_from is not None
+    assert story.status.resumed_from.step == 9
+    story.look(60, gang(2, failed=True), exited(137, 0, 2), exited(STOPPED, 1, 2))
+    assert story.last.step_from == 9
+    story.look(100, gang(2, failed=True), exited(137, 0, 2), exited(STOPPED, 1, 2))
+    assert story.begins == [3]
+    assert "resumedFrom" not in story.status.tree()
 
 
 def test_a_mesh_keeps_no_gang_from_ending() -> None:

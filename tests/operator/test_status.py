@@ -135,6 +135,17 @@ def test_what_the_trainer_says_is_taken_over() -> None:
     assert tree["resumedFrom"]["uri"] == "s3://a"
 
 
+def test_a_trainer_that_loads_takes_no_step_back() -> None:
+    """Until it knows what it goes on from it says step 0."""
+    status = Status().seeing(trainer.Progress(step=0, of=7))
+    assert (status.progress and status.progress.steps) == "0/7"
+    status = status.seeing(trainer.Progress(attempt=1, phase="Running", step=5, of=7))
+    status = status.seeing(trainer.Progress(step=0, of=7))
+    assert (status.progress and status.progress.steps) == "5/7"
+    status = status.seeing(trainer.Progress(attempt=2, phase="Running", step=4, of=7))
+    assert (status.progress and status.progress.steps) == "4/7"
+
+
 def test_a_uri_is_never_cut() -> None:
     saved = trainer.Checkpoint(uri="s3://a/" + "b" * 4000, step=3, time="2026-01-01T12:00:00Z")
     assert Status().seeing(trainer.Progress(checkpoint=saved)).checkpoint is None
