@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -58,6 +58,21 @@ class S3Server:
             region_name="us-east-1",
             config=Config(s3={"addressing_style": "path"}, retries={"total_max_attempts": attempts}),
         )
+
+    def make_bucket(self, name: str) -> None:
+        """Returns when it takes objects: SeaweedFS gives a new bucket volumes of its own, which may take a while."""
+        client, deadline = self.client(), time.monotonic() + START_SECONDS
+        while True:
+            try:
+                with suppress(client.exceptions.BucketAlreadyOwnedByYou):  # a try before this one was not in vain
+                    client.create_bucket(Bucket=name)
+                client.put_object(Bucket=name, Key="ready", Body=b"ready")
+                break
+            except Exception:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
+        client.delete_object(Bucket=name, Key="ready")
 
     def upload(self, folder: Path, bucket: str, prefix: str) -> None:
         """Put all files of a folder under a prefix."""
@@ -171,17 +186,7 @@ def new_bucket(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
     for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
     name = f"test-{random.SystemRandom().getrandbits(64):016x}"
-    client, deadline = server.client(), time.monotonic() + START_SECONDS
-    client.create_bucket(Bucket=name)
-    while True:
-        try:
-            client.put_object(Bucket=name, Key="ready", Body=b"ready")
-            break
-        except Exception:  # SeaweedFS gives a new bucket volumes of its own, which on a busy machine takes a while
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.1)
-    client.delete_object(Bucket=name, Key="ready")
+    server.make_bucket(name)
     return name
 
 

@@ -136,7 +136,7 @@ def test_pods_of_two_nodes_find_each_other_by_name(kubectl: Kubectl, real_cluste
 def test_a_gang_trains_on_two_nodes(kubectl: Kubectl, real_cluster: RealCluster, s3_server: S3Server):
     """As the operator starts it: an Indexed Job and a headless Service, checkpoints in S3."""
     bucket = f"gang-{kubectl.namespace}"
-    s3_server.client().create_bucket(Bucket=bucket)
+    s3_server.make_bucket(bucket)
     port = int(s3_server.endpoint.rpartition(":")[2])
     store = s3_server.environment | {"AWS_ENDPOINT_URL": f"http://{real_cluster.network.expose(port)}"}
     environment = [{"name": name, "value": value} for name, value in (store | {"OMP_NUM_THREADS": "1"}).items()]

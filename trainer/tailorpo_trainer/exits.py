@@ -7,6 +7,9 @@ reads them at sight; the operator decides from them whether a new attempt makes 
 import errno
 from enum import IntEnum
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of a system whose disk, quota or largest file is full."""
+
 
 class ExitCode(IntEnum):
     """What each exit status of `tailorpo` and of a trainer pod means."""
@@ -89,7 +92,7 @@ def understood(error: BaseException) -> TailorPOError | None:
         isinstance(error, RuntimeError) and "DefaultCPUAllocator" in first_line
     ):
         return ResourceError(f"out of memory: {first_line or 'no more could be had'}")
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if isinstance(error, OSError) and error.errno in FULL:
         return ResourceError(f"the disk is full: {error}")
     return None
 

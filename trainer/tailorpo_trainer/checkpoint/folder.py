@@ -10,11 +10,10 @@ from pathlib import Path
 
 from tailorpo_trainer.checkpoint.disk import claim, fill, make, sync
 from tailorpo_trainer.checkpoint.store import ExistsError, MissingError
-from tailorpo_trainer.exits import ConfigurationError, ResourceError, UnavailableError
+from tailorpo_trainer.exits import FULL, ConfigurationError, ResourceError, UnavailableError
 
 TEMPORARY = re.compile(r"^\.(?P<name>.+)\.[0-9a-f]{16}\.tmp$")
 
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 NO_FOLDER = {errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG}
 

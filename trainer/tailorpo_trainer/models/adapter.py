@@ -1,5 +1,7 @@
 """The LoRA that is trained: made, begun from an existing one, written."""
 
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -7,7 +9,7 @@ from typing import Any
 import torch
 
 from tailorpo_trainer import s3, spec
-from tailorpo_trainer.exits import ConfigurationError, DataError
+from tailorpo_trainer.exits import FULL, ConfigurationError, DataError, ResourceError
 from tailorpo_trainer.models.hub import explain_hub, one_line
 from tailorpo_trainer.models.sources import here
 from tailorpo_trainer.noise import Purpose
@@ -151,11 +153,19 @@ def export_adapter(weights: Mapping[str, torch.Tensor], lora: spec.LoRA, folder:
 def _save(weights: Mapping[str, torch.Tensor], config: Any, folder: Path) -> None:
     from diffusers import StableDiffusionPipeline
     from diffusers.utils import convert_state_dict_to_diffusers
+    from safetensors import SafetensorError
 
-    StableDiffusionPipeline.save_lora_weights(
-        str(folder),
-        unet_lora_layers=convert_state_dict_to_diffusers(dict(weights)),
-        unet_lora_adapter_metadata={
-            key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()
-        },
-    )
+    try:
+        StableDiffusionPipeline.save_lora_weights(
+            str(folder),
+            unet_lora_layers=convert_state_dict_to_diffusers(dict(weights)),
+            unet_lora_adapter_metadata={
+                key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()
+            },
+        )
+    except SafetensorError as error:  # the one word of the system's error is in its text
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None or int(number[1]) not in FULL:
+            raise
+        why = os.strerror(int(number[1]))
+        raise ResourceError(f"{folder}: not written, the disk or quota is full ({why})") from None
