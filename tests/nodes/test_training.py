@@ -23,8 +23,6 @@ from tests.cluster.waiting import until
 from tests.conftest import S3Server
 from tests.operator.operating import Followed, OperatorProcess
 
-pytestmark = pytest.mark.soak  # about seven minutes
-
 ROOT = Path(__file__).parents[2]
 NAMESPACE, BUCKET, SECRET = "research", "models", "s3-keys"
 ITERATIONS, EVERY = 20, 2
@@ -32,7 +30,7 @@ PATIENCE = 240.0  # that a busy machine may need until a gang trains, or is done
 
 Fields = dict[str, Any]
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(900)]  # about seven minutes
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ def story(watched: Watched) -> dict[str, Any]:
         ],
         "conditions": {each["type"]: (each["status"], each["reason"]) for each in status["conditions"]},
         "progress": status["progress"]["steps"],
-        "events": Counter(reason for reason, _ in watched.events()),
+        "events": Counter(reason for reason, _ in watched.events() if reason != "Unschedulable"),
         "gangs": sorted(gang["metadata"]["name"] for gang in watched.gangs()),
     }
 

@@ -43,7 +43,8 @@ def test_suspend_and_resume(kubectl: Kubectl, pod_driver: PodDriver) -> None:
     assert watched.condition("Suspended")["status"] == "False"
     status = watched.finish(2)
     assert status["failures"] == 0
-    assert [reason for reason, _ in watched.events()] == [
+    # A scheduler that has not seen the test's nodes yet may say so.
+    assert [reason for reason, _ in watched.events() if reason != "Unschedulable"] == [
         "AttemptStarted", "Running", "Suspended", "Resumed", "AttemptStarted", "Running", "Succeeded",
     ]  # fmt: skip
 
