@@ -27,11 +27,14 @@ from tailorpo_operator.reconciler import Reconciler, now
 from tailorpo_operator.reflector import Reflector
 from tailorpo_operator.settings import Settings
 from tailorpo_operator.store import Key, Store
-from tailorpo_operator.wire import AwayError, RefusedError, Wire
+from tailorpo_operator.wire import TRIES, AwayError, RefusedError, Wire
 from tailorpo_trainer.exits import UnavailableError
 
 log = logging.getLogger(__name__)
 
+CHILDREN = ("Jobs", "pods")
+UNHEARD = 2.0
+"""Of the time for a request, after which an operator that hears nothing of them is not ready: watches end sooner."""
 TURN_SECONDS = 1.0
 WATCH_PAUSE = 2.0
 STOP_SECONDS = 10.0
@@ -47,7 +50,9 @@ class Operator:
         self._store = Store()
         self._stop, self._ready = asyncio.Event(), asyncio.Event()
         clock = asyncio.get_running_loop().time
-        self._beats = health.Beats(clock, turn=settings.stale, list=2 * settings.resync + settings.stale)
+        listing = TRIES * settings.request_timeout
+        self._beats = health.Beats(clock, turn=settings.stale, list=2 * settings.resync + listing + settings.stale)
+        self._word = health.Beats(clock, **dict.fromkeys(CHILDREN, UNHEARD * settings.request_timeout))
         self._election: Election | None = None
         self._said: dict[str, str] = {}
 
@@ -67,7 +72,7 @@ class Operator:
             lease = self.settings.lease
             if lease is not None:
                 self._election = Election(Wire(client, limit, renew), lease.namespace, lease.name, _identity())
-            cluster = Cluster(Wire(client, limit, renew, self._leads))
+            cluster = Cluster(Wire(client, limit, renew, self._leads, timeout=self.settings.request_timeout))
             reconciler = Reconciler(cluster, self._store, self.settings, self._leads)
             if await self._defined(cluster):
                 await self._work(cluster, reconciler)
@@ -140,7 +145,7 @@ class Operator:
         made = handlers.registry(self._store, reconciler.queue.add, connection.login(self._kubeconfig, self._context))
         while True:
             try:
-                await handlers.watch(made, self.settings.namespaces)
+                await handlers.watch(made, self.settings.namespaces, self.settings.request_timeout)
             except Exception as error:
                 words = next(iter(str(error).splitlines()), "")
                 self._complain("watching TailorPOJobs", f"{type(error).__name__}: {words}: begins anew")
@@ -155,6 +160,7 @@ class Operator:
     async def _resync(self, cluster: Cluster, reconciler: Reconciler) -> None:
         """Lists all jobs, and looks at each. What cannot be listed now is left for the next time."""
         for namespace in self._namespaces:
+            self._beats.beat("list")  # one after the other may take long where nobody answers
             try:
                 jobs, listed = await cluster.jobs(namespace)
             except (AwayError, RefusedError) as problem:
@@ -172,24 +178,27 @@ class Operator:
 
     def _reflectors(self, cluster: Cluster, reconciler: Reconciler) -> Iterator[Reflector]:
         store = self._store
+        jobs, pods = CHILDREN
         for namespace in self._namespaces:
             yield Reflector(
-                "Jobs",
+                jobs,
                 partial(cluster.gangs, namespace),
                 partial(cluster.watch_gangs, namespace),
                 put=store.put_gang,
                 drop=store.drop_gang,
                 replace=partial(store.replace_gangs, namespace=namespace),
                 news=reconciler.queue.add,
+                heard=partial(self._word.beat, jobs),
             )
             yield Reflector(
-                "pods",
+                pods,
                 partial(cluster.pods, namespace),
                 partial(cluster.watch_pods, namespace),
                 put=lambda tree: store.put_pod(tree, now()),
                 drop=store.drop_pod,
                 replace=partial(_replace_pods, store, namespace),
                 news=reconciler.queue.add,
+                heard=partial(self._word.beat, pods),
             )
 
     async def _keep_counting(self) -> None:
@@ -243,7 +252,7 @@ class Operator:
             reconciler.queue.add(key)
 
     def _unready(self) -> str | None:
-        return None if self._ready.is_set() else "not started"
+        return self._word.late() if self._ready.is_set() else "not started"
 
 
 def _identity() -> str:

@@ -38,8 +38,9 @@ class Asked:
 
 
 Rule = Callable[[Asked], int]
-"""What becomes of a request: 0 to let it through, a status to answer with, or DROP to break off the connection."""
-DROP = -1
+"""What becomes of a request: 0 to let it through, a status to answer with, or one of these."""
+DROP, DEAF = -1, -2
+"""Breaks off the connection: without asking the server, or when it has answered."""
 
 
 def through(asked: Asked) -> int:
@@ -131,6 +132,11 @@ class ApiProxy:
             headers=kept | self._headers,
             ssl=self._tls,
         ) as answer:
+            if verdict == DEAF:
+                await answer.read()
+                assert request.transport is not None
+                request.transport.abort()
+                return web.Response()
             response = web.StreamResponse(status=answer.status)
             response.content_type = answer.content_type
             with suppress(ConnectionResetError):  # the client was killed
