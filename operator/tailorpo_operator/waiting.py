@@ -7,6 +7,8 @@ from tailorpo_operator.observed import Children, Gang, Pod, Told
 QUEUED = "Queued"
 NORMAL = ("", "ContainerCreating", "PodInitializing")
 """Reasons with which a container waits that are none to worry about."""
+OVERCOME = ("FailedScheduling",)
+"""Reasons of events that do not hold any more once a pod has a node."""
 
 _REFUSALS = (
     ("exceeded quota", "QuotaExceeded"),
@@ -48,8 +50,9 @@ def _kubelet(pod: Pod) -> Told | None:
     waiting = pod.waiting
     if waiting is not None and waiting.reason not in NORMAL:
         return Told(waiting.reason, f"pod {pod.name}: {waiting.message}")
-    if pod.node is not None and pod.phase == "Pending" and pod.trouble is not None:
-        return Told(pod.trouble.reason or "Trouble", f"pod {pod.name}: {pod.trouble.message}")
+    trouble = pod.trouble
+    if pod.node is not None and pod.phase == "Pending" and trouble is not None and trouble.reason not in OVERCOME:
+        return Told(trouble.reason or "Trouble", f"pod {pod.name}: {trouble.message}")
     return None
 
 
