@@ -85,6 +85,19 @@ def registry(store: Store, add: Callable[[Key], None], login: Any) -> kopf.Opera
     return made
 
 
+class _Indifferent(kopf.DiffBaseStorage):
+    """Keeps nothing of what was handled, and compares nothing: kopf would copy each object, even for `on.event`."""
+
+    def build(self, *, body: kopf.Body, extra_fields: Any = None) -> kopf.BodyEssence:
+        return kopf.BodyEssence()
+
+    def fetch(self, *, body: kopf.Body) -> None:
+        return None
+
+    def store(self, *, body: kopf.Body, patch: kopf.Patch, essence: kopf.BodyEssence) -> None:
+        pass
+
+
 def settings(timeout: float) -> kopf.OperatorSettings:
     made = kopf.OperatorSettings()
     made.watching.server_timeout = math.ceil(max(WATCH) * timeout)
@@ -94,5 +107,6 @@ def settings(timeout: float) -> kopf.OperatorSettings:
     made.networking.error_backoffs = BACKOFFS
     made.scanning.disabled = True  # needs rights on definitions and namespaces of the whole cluster
     made.posting.enabled = False
+    made.persistence.diffbase_storage = _Indifferent()
     made.process.ultimate_exiting_timeout = None
     return made

@@ -5,7 +5,6 @@ in and out as it is: the package's typed models cost more than everything else t
 """
 
 import asyncio
-import json
 import math
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -13,6 +12,7 @@ from typing import Any, Literal
 from urllib.parse import urlencode
 
 import aiohttp
+import orjson
 from kubernetes.aio.client import ApiClient
 from kubernetes.aio.client.rest import RESTResponse
 
@@ -108,7 +108,7 @@ class Wire:
                 if response.status != 200:
                     raise _refusal(response.status, response.headers, await response.read())
                 async for line in response.content:
-                    event = json.loads(line)
+                    event = orjson.loads(line)
                     yield event["type"], event["object"]
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             raise AwayError(f"watch {path}: {type(error).__name__} {error}") from error
@@ -151,7 +151,7 @@ class Wire:
         text = await answer.read()
         REQUESTS.labels(verb, str(answer.status)).inc()
         if 200 <= answer.status < 300:
-            tree: Tree = json.loads(text)
+            tree: Tree = orjson.loads(text)
             return tree
         raise _refusal(answer.status, answer.headers, text)
 
@@ -188,7 +188,7 @@ def _refusal(status: int, headers: Mapping[str, str], text: bytes) -> RefusedErr
     asked = headers.get("Retry-After", "")
     wait = float(asked) if asked.isdecimal() else 0.0
     try:
-        told = json.loads(text)
+        told = orjson.loads(text)
         return RefusedError(status, str(told.get("reason") or ""), str(told.get("message") or ""), wait)
     except (ValueError, AttributeError):  # a proxy's page
         return RefusedError(status, "", text[:200].decode(errors="replace"), wait)
