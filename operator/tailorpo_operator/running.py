@@ -6,19 +6,15 @@ import logging
 import secrets
 import signal
 import socket
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from kubernetes.aio.client import ApiClient
-from pydantic import ValidationError
 
 from tailorpo_operator import connection, handlers, health, metrics
-from tailorpo_operator.api import Status
 from tailorpo_operator.cluster import Cluster
-from tailorpo_operator.conditions import holds, since
 from tailorpo_operator.election import Election
 from tailorpo_operator.limits import RateLimit
 from tailorpo_operator.observed import Pod
@@ -26,7 +22,7 @@ from tailorpo_operator.progress import Progresses
 from tailorpo_operator.reconciler import Reconciler, now
 from tailorpo_operator.reflector import Reflector
 from tailorpo_operator.settings import Settings
-from tailorpo_operator.store import Key, Store
+from tailorpo_operator.store import Key, Known, Store
 from tailorpo_operator.wire import TRIES, AwayError, RefusedError, Wire
 from tailorpo_trainer.exits import UnavailableError
 
@@ -86,6 +82,7 @@ class Operator:
             interval=self.settings.progress_interval,
             connections=self.settings.progress_connections,
         )
+        metrics.JOBS.source = self._figures
         reflectors = list(self._reflectors(cluster, reconciler))
         loops = [
             *([self._election.run(partial(self._look_at_all, reconciler))] if self._election else []),
@@ -93,7 +90,7 @@ class Operator:
             self._watch(cluster, reconciler),
             reconciler.queue.keep_time(),
             self._keep_looking(cluster, reconciler),
-            self._keep_counting(),
+            self._turn(),
             progresses.run(),
         ]
         others = [asyncio.create_task(loop) for loop in loops]
@@ -201,54 +198,35 @@ class Operator:
                 heard=partial(self._word.beat, pods),
             )
 
-    async def _keep_counting(self) -> None:
-        """Figures of all jobs; and the sign that the loop turns."""
-        waiting: set[Key] = set()
+    async def _turn(self) -> None:
+        """The sign that the loop turns."""
         while True:
             self._beats.beat("turn")
-            phases: Counter[str] = Counter()
-            metrics.LEADING.set(leads := self._leads())
-            pending = dict(self._pending()) if leads else {}
-            for _, status in self._statuses() if leads else ():  # else each job would count for each operator
-                phases[str(status.get("phase", "Pending"))] += 1
-            for phase in metrics.PHASES:
-                metrics.JOBS.labels(phase).set(phases[phase])
-            for key in waiting - set(pending):
-                metrics.PENDING.remove(*key)
-            for key, seconds in pending.items():
-                metrics.PENDING.labels(*key).set(seconds)
-            waiting = set(pending)
+            metrics.LEADING.set(self._leads())
             await asyncio.sleep(TURN_SECONDS)
 
-    def _statuses(self) -> Iterator[tuple[Key, Mapping[str, Any]]]:
-        for key in self._store.keys:
-            if (tree := self._store.job(key)) is not None:
-                yield key, tree.get("status") or {}
+    def _figures(self) -> Iterator[metrics.Figure]:
+        for key, known in self._led():
+            pending = None if known.unready is None else max(0.0, (now() - known.unready).total_seconds())
+            yield metrics.Figure(*key, known.phase, pending)
 
-    def _pending(self) -> Iterator[tuple[Key, float]]:
-        for key, tree in self._statuses():
-            if tree.get("phase") in ("Pending", "Starting", "Restarting"):
-                try:
-                    status = Status.model_validate(tree)
-                except ValidationError:  # a newer operator's; its job is left alone
-                    continue
-                begun = since(status, "PodsReady")
-                if begun is not None and not holds(status, "PodsReady"):
-                    yield key, max(0.0, (now() - begun).total_seconds())
+    def _led(self) -> Iterable[tuple[Key, Known]]:
+        """All jobs, if we act: else each would count for each operator."""
+        return self._store.jobs.items() if self._leads() else ()
 
     def _leaders(self) -> dict[Key, Pod]:
         """The first worker of each running job."""
         return {
             key: pod
-            for key, status in (self._statuses() if self._leads() else ())
-            if status.get("phase") == "Running" and (pod := self._store.leader(key)) is not None
+            for key, known in self._led()
+            if known.phase == "Running" and (pod := self._store.leader(key)) is not None
         }
 
     def _leads(self) -> bool:
         return self._election is None or self._election.held
 
     def _look_at_all(self, reconciler: Reconciler) -> None:
-        for key in self._store.keys:
+        for key in self._store.jobs:
             reconciler.queue.add(key)
 
     def _unready(self) -> str | None:
