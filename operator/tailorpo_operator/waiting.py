@@ -33,6 +33,12 @@ def why(seen: Children, gang: Gang | None) -> Told | None:
     return _first(_kubelet(pod) for pod in pods) or _first(_scheduler(pod) for pod in pods)
 
 
+def untold(gang: Gang, pods: tuple[Pod, ...]) -> bool:
+    """Whether events alone may tell what is wrong: a watch of gangs and pods shows all else."""
+    here = any(pod.node is not None and pod.phase == "Pending" and not pod.ready for pod in pods)
+    return not gang.suspended and (here or len(pods) < gang.workers)
+
+
 def unready(pods: tuple[Pod, ...]) -> Told:
     """Which of the pods that ran do not say any more that they do, as of a node that does not answer."""
     silent = [pod for pod in pods if not pod.ready and not pod.succeeded]
