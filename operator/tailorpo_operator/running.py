@@ -22,7 +22,7 @@ from tailorpo_operator.progress import Progresses
 from tailorpo_operator.reconciler import Reconciler, now
 from tailorpo_operator.reflector import Reflector
 from tailorpo_operator.settings import Settings
-from tailorpo_operator.store import Key, Known, Store
+from tailorpo_operator.store import Key, Store
 from tailorpo_operator.wire import TRIES, AwayError, RefusedError, Wire
 from tailorpo_trainer.exits import UnavailableError
 
@@ -206,21 +206,15 @@ class Operator:
             await asyncio.sleep(TURN_SECONDS)
 
     def _figures(self) -> Iterator[metrics.Figure]:
-        for key, known in self._led():
+        """Of all jobs, if we act: else each would count for each operator."""
+        for key, known in self._store.jobs.items() if self._leads() else ():
             pending = None if known.unready is None else max(0.0, (now() - known.unready).total_seconds())
             yield metrics.Figure(*key, known.phase, pending)
 
-    def _led(self) -> Iterable[tuple[Key, Known]]:
-        """All jobs, if we act: else each would count for each operator."""
-        return self._store.jobs.items() if self._leads() else ()
-
     def _leaders(self) -> dict[Key, Pod]:
         """The first worker of each running job."""
-        return {
-            key: pod
-            for key, known in self._led()
-            if known.phase == "Running" and (pod := self._store.leader(key)) is not None
-        }
+        running = self._store.running if self._leads() else ()
+        return {key: pod for key in running if (pod := self._store.leader(key)) is not None}
 
     def _leads(self) -> bool:
         return self._election is None or self._election.held

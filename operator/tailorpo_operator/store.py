@@ -59,6 +59,7 @@ class Store:
 
     def __init__(self) -> None:
         self._jobs: dict[Key, Known] = {}
+        self._running: set[Key] = set()
         self._gangs: dict[Key, dict[str, _Seen]] = defaultdict(dict)
         self._pods: dict[Key, dict[str, _Seen]] = defaultdict(dict)
         self._terminating: dict[str, datetime] = {}
@@ -67,6 +68,11 @@ class Store:
     @property
     def jobs(self) -> Mapping[Key, Known]:
         return self._jobs
+
+    @property
+    def running(self) -> Iterable[Key]:
+        """Jobs whose status says so."""
+        return self._running
 
     def job(self, key: Key) -> dict[str, Any] | None:
         known = self._jobs.get(key)
@@ -77,7 +83,7 @@ class Store:
         key = Key(tree["metadata"]["namespace"], tree["metadata"]["name"])
         known = self._jobs.get(key)
         if tree["metadata"]["uid"] not in self._gone and (known is None or version(tree) >= known.version):
-            self._jobs[key] = _known(tree)
+            self._set(key, _known(tree))
         return key
 
     def drop_job(self, tree: Tree) -> Key:
@@ -86,12 +92,19 @@ class Store:
         self._bury(tree["metadata"]["uid"])
         known = self._jobs.get(key)
         if known is not None and known.uid == tree["metadata"]["uid"]:
-            del self._jobs[key]
+            self._set(key, None)
         return key
 
     def forget_job(self, key: Key) -> None:
         """It is not there any more, and no watch has said so."""
-        self._jobs.pop(key, None)
+        self._set(key, None)
+
+    def _set(self, key: Key, known: Known | None) -> None:
+        if known is None:
+            self._jobs.pop(key, None)
+        else:
+            self._jobs[key] = known
+        (self._running.add if known is not None and known.phase == "Running" else self._running.discard)(key)
 
     def put_gang(self, tree: Tree) -> Key | None:
         owner = observed.owner(tree, "TailorPOJob")
@@ -147,7 +160,7 @@ class Store:
         now = {self.put_job(tree) for tree in items}
         gone = [key for key, known in before.items() if key not in now and known.version <= listed]
         for key in gone:
-            del self._jobs[key]
+            self._set(key, None)
         return [*now, *gone]
 
     def replace_gangs(self, items: Iterable[Tree], listed: int, namespace: str | None) -> set[Key]:
