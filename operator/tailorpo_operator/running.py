@@ -7,7 +7,7 @@ import secrets
 import signal
 import socket
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from tailorpo_operator.reconciler import Reconciler, now
 from tailorpo_operator.reflector import Reflector
 from tailorpo_operator.settings import Settings
 from tailorpo_operator.store import Key, Store
-from tailorpo_operator.wire import TRIES, AwayError, RefusedError, Wire
+from tailorpo_operator.wire import TRIES, AwayError, RefusedError, Wire, writing_only_if
 from tailorpo_trainer.exits import UnavailableError
 
 log = logging.getLogger(__name__)
@@ -37,6 +37,8 @@ UNHEARD = 2.0
 """Of the time for a request, after which an operator that hears nothing of them is not ready: watches end sooner."""
 TURN_SECONDS = 1.0
 WATCH_PAUSE = 2.0
+ELECTION_RATE, ELECTION_BURST = 5.0, 10
+"""Requests a second; each look at the Lease is two."""
 STOP_SECONDS = 10.0
 """For the looks that are under way when a stop is asked for."""
 
@@ -62,21 +64,36 @@ class Operator:
         for sign in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(sign, self._stop.set)
         configuration = await connection.load(self._kubeconfig, self._context)
-        limit = RateLimit(self.settings.requests_per_second, self.settings.burst)
+        configuration.trace_configs = [writing_only_if(self._leads)]
         async with (
             health.serving(host, port, self._beats.late, self._unready) as served,
-            ApiClient(configuration) as client,
+            self._wire(configuration, self.settings.requests_per_second, self.settings.burst) as wire,
+            self._electing(),
         ):
             log.info("serving /healthz, /readyz and /metrics on port %d", served)
-            renew = partial(connection.renew, configuration, self._kubeconfig, self._context)
-            lease = self.settings.lease
-            if lease is not None:
-                self._election = Election(Wire(client, limit, renew), lease.namespace, lease.name, _identity())
-            cluster = Cluster(Wire(client, limit, renew, self._leads, timeout=self.settings.request_timeout))
+            cluster = Cluster(wire)
             reconciler = Reconciler(cluster, self._store, self.settings, self._leads)
             if await self._defined(cluster):
                 await self._work(cluster, reconciler)
         log.info("stopped")
+
+    @contextlib.asynccontextmanager
+    async def _wire(self, configuration: Any, rate: float, burst: int) -> AsyncIterator[Wire]:
+        renew = partial(connection.renew, configuration, self._kubeconfig, self._context)
+        async with ApiClient(configuration) as client:
+            yield Wire(client, RateLimit(rate, burst), renew, timeout=self.settings.request_timeout)
+
+    @contextlib.asynccontextmanager
+    async def _electing(self) -> AsyncIterator[None]:
+        """By a connection and at a rate of its own: who waits behind other requests is deposed."""
+        lease = self.settings.lease
+        if lease is None:
+            yield
+            return
+        own = await connection.load(self._kubeconfig, self._context)
+        async with self._wire(own, ELECTION_RATE, ELECTION_BURST) as wire:
+            self._election = Election(wire, lease.namespace, lease.name, _identity())
+            yield
 
     async def _work(self, cluster: Cluster, reconciler: Reconciler) -> None:
         progresses = Progresses(
