@@ -13,6 +13,7 @@ import pytest
 from tailorpo_operator.api import GROUP, PLURAL, VERSION
 from tailorpo_trainer.exits import ExitCode
 from tests.cluster.api import Kubectl
+from tests.cluster.audit import Request
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.pods import PodDriver
 from tests.cluster.proxy import DEAF, ApiProxy, Asked
@@ -122,6 +123,22 @@ def far_away(user: Path, folder: Path, namespace: str, *arguments: str) -> Itera
         WarmOperator(proxy.kubeconfig, folder / "log", f"--watch-namespace={namespace}", *arguments) as operator,
     ):
         yield proxy, operator
+
+
+def test_watches_that_begin_anew_list_nothing(
+    kubectl: Kubectl, control_plane: ControlPlane, alone: Path, tmp_path: Path
+) -> None:
+    """With thousands of jobs that would cost too much."""
+    with WarmOperator(alone, tmp_path / "log", f"--watch-namespace={kubectl.namespace}", *QUICK) as operator:
+        reached(operator)
+        mark = control_plane.audit.mark()
+
+        def ended() -> list[Request] | None:
+            found = [each for each in control_plane.audit.since(mark) if each.user.endswith(":tailorpo-operator")]
+            watches = Counter(each.resource for each in found if each.verb == "watch")
+            return found if min(watches[kind] for kind in ("jobs", "pods", PLURAL)) >= 3 else None
+
+        assert {each.verb for each in until(ended, "each watch has begun anew")} == {"watch"}
 
 
 @pytest.mark.parametrize("arguments", SPEEDS)
