@@ -36,7 +36,7 @@ CHILDREN = ("Jobs", "pods")
 UNHEARD = 2.0
 """Of the time for a request, after which an operator that hears nothing of them is not ready: watches end sooner."""
 TURN_SECONDS = 1.0
-WATCH_PAUSE = 2.0
+START_PAUSE, WATCH_PAUSE = 2.0, 2.0
 ELECTION_RATE, ELECTION_BURST = 5.0, 10
 """Requests a second; each look at the Lease is two."""
 STOP_SECONDS = 10.0
@@ -73,8 +73,16 @@ class Operator:
             log.info("serving /healthz, /readyz and /metrics on port %d", served)
             cluster = Cluster(wire)
             reconciler = Reconciler(cluster, self._store, self.settings, self._leads)
-            if await self._defined(cluster):
-                await self._work(cluster, reconciler)
+            loops = self._keep_turning(), self._defined(cluster), self._stop.wait()
+            turning, defined, stop = (asyncio.create_task(each) for each in loops)
+            try:
+                await asyncio.wait([defined, stop], return_when=asyncio.FIRST_COMPLETED)
+                if defined.done():
+                    defined.result()
+                    await self._work(cluster, reconciler)
+            finally:
+                for task in (turning, defined, stop):
+                    task.cancel()
         log.info("stopped")
 
     @contextlib.asynccontextmanager
@@ -134,13 +142,14 @@ class Operator:
         for task in done - {stop}:
             task.result()
 
-    async def _defined(self, cluster: Cluster) -> bool:
-        """Waits until the API server serves TailorPOJobs; returns whether it does: not if a stop was asked for."""
+    async def _defined(self, cluster: Cluster) -> None:
+        """Waits until the API server serves TailorPOJobs."""
         said = None
-        while not self._stop.is_set():
+        while True:
+            self._beats.beat("list")
             try:
                 await cluster.jobs(self._namespaces[0])
-                return True
+                return
             except RefusedError as refusal:
                 words = "apply manifests/crd.yaml" if refusal.status == 404 else "see manifests/rbac.yaml"
                 problem = f"cannot list TailorPOJobs: {refusal}: {words}"
@@ -151,11 +160,7 @@ class Operator:
             if problem != said:
                 log.warning("waiting: %s", problem)
                 said = problem
-            self._beats.beat("turn")
-            self._beats.beat("list")
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stop.wait(), 2.0)
-        return False
+            await asyncio.sleep(START_PAUSE)
 
     async def _watch(self, cluster: Cluster, reconciler: Reconciler) -> None:
         """Watches until it is cancelled, and begins anew where kopf gives up."""
@@ -218,11 +223,16 @@ class Operator:
                 heard=partial(self._word.beat, pods),
             )
 
-    async def _keep_counting(self) -> None:
-        """Figures of all jobs; and the sign that the loop turns."""
-        waiting: set[Key] = set()
+    async def _keep_turning(self) -> None:
+        """The sign that the loop of all loops turns, whatever they wait for."""
         while True:
             self._beats.beat("turn")
+            await asyncio.sleep(TURN_SECONDS)
+
+    async def _keep_counting(self) -> None:
+        """Figures of all jobs."""
+        waiting: set[Key] = set()
+        while True:
             phases: Counter[str] = Counter()
             metrics.LEADING.set(leads := self._leads())
             pending = dict(self._pending()) if leads else {}

@@ -49,12 +49,17 @@ def test_one_acts_and_the_other_takes_over_when_it_dies(
         watched = Watched(kubectl, pod_driver, job())
         pods = watched.run(1)
         assert not leads(other)
+        assert leading(one, other) == (1, 0)
+        for each in (one, other):
+            assert each.ask("/readyz") == each.ask("/healthz") == (200, "ok\n")
         one.kill()
         pod_driver.end(pods[0], ExitCode.UNAVAILABLE, last_words(ExitCode.UNAVAILABLE))
         assert watched.ended(1)["reason"] == "Unavailable"
         assert leads(other)
         watched.run(2)
         watched.finish(2)
+        assert leading(other) == (1,)
+        assert other.ask("/readyz") == other.ask("/healthz") == (200, "ok\n")
 
 
 def test_a_graceful_stop_gives_the_lease_back(
@@ -148,17 +153,6 @@ def test_a_write_that_arrives_when_another_leads_does_no_harm(
         until(lambda: names(watched) == ["animals-0003", "animals-0004"], "and gone again")
         watched.finish(4)
         assert [each["number"] for each in watched.status["attempts"]] == [1, 2, 3, 4]
-
-
-def test_both_are_alive_and_ready(kubectl: Kubectl, alone: Path, no_lease: None, tmp_path: Path) -> None:
-    with replicas(alone, tmp_path) as (one, other):
-        for each in (one, other):
-            assert each.ask("/readyz") == each.ask("/healthz") == (200, "ok\n")
-        until(lambda: leading(one, other) == (1, 0), "the metric says who leads")
-        one.kill()
-        until(lambda: leads(other), "the other leads")
-        until(lambda: leading(other) == (1,), "the metric says so")
-        assert other.ask("/readyz") == other.ask("/healthz") == (200, "ok\n")
 
 
 def deposed(operator: WarmOperator) -> bool:
