@@ -39,8 +39,8 @@ class Asked:
 
 Rule = Callable[[Asked], int]
 """What becomes of a request: 0 to let it through, a status to answer with, or one of these."""
-DROP, DEAF = -1, -2
-"""Breaks off the connection: without asking the server, or when it has answered."""
+DROP, DEAF, HELD = -1, -2, -3
+"""Breaks off the connection without asking the server, or when it has answered; or lets it wait for `release`."""
 
 
 def through(asked: Asked) -> int:
@@ -56,6 +56,7 @@ class ApiProxy:
     def __init__(self, user: Path, folder: Path) -> None:
         self.rule: Rule = through
         self.seen: list[Asked] = []
+        self.held: list[Asked] = []
         self.kubeconfig = folder / "proxied.kubeconfig"
         given = json.loads(user.read_text())
         cluster = given["clusters"][0]["cluster"]
@@ -85,6 +86,10 @@ class ApiProxy:
         for task in list(self._forwarding):
             self._loop.call_soon_threadsafe(task.cancel)
 
+    def release(self) -> None:
+        """What was held arrives at the server."""
+        self._loop.call_soon_threadsafe(self._released.set)
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
@@ -98,6 +103,7 @@ class ApiProxy:
         self._session = aiohttp.ClientSession(
             timeout=timeout, auto_decompress=False, connector=aiohttp.TCPConnector(limit=0)
         )
+        self._released = asyncio.Event()
         app = web.Application(client_max_size=LARGE)
         app.router.add_route("*", "/{path:.*}", self._forward)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1, handler_cancellation=True)
@@ -124,6 +130,9 @@ class ApiProxy:
             assert request.transport is not None
             request.transport.abort()
             return web.Response()
+        if verdict == HELD:
+            self.held.append(asked)
+            await self._released.wait()
         kept = {name: request.headers[name] for name in ("Content-Type", "Accept") if name in request.headers}
         async with self._session.request(
             request.method,

@@ -30,6 +30,10 @@ QUICK = ("--retry-seconds=0.3", "--retry-seconds-max=2", "--lost-seconds=2", "--
 """Nobody waits for minutes in a test."""
 
 
+GRACE = 30.0
+"""Seconds that a kubelet gives a pod to end."""
+
+
 class Serving:
     """What an operator serves, as its log says where."""
 
@@ -142,9 +146,9 @@ class WarmOperator(Serving):
         os.kill(self._process.pid, number)
 
     def stop(self) -> int | None:
-        """As a kubelet would; returns its exit status."""
+        """As a kubelet would; returns its exit status, or None if it does not end in time."""
         self._process.terminate()
-        self._process.join(60)
+        self._process.join(GRACE)
         code: int | None = self._process.exitcode
         return code
 
