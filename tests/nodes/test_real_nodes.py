@@ -30,6 +30,25 @@ IMPORT_SECONDS = 240.0  # that a busy machine may need for `import torch`
 KEEP = "tests.tailorpo.dev/keep"
 # The first process of a container heeds SIGTERM only where it says how.
 WORK = "trap 'echo saved > /dev/termination-log; exit 75' TERM; echo up; while :; do sleep .1; done"
+SERVE = """exec python -c '
+import socket
+server = socket.create_server(("", 5000))
+while True:
+    connection, _ = server.accept()
+    connection.sendall(b"hello")
+    connection.close()
+'"""
+ASK = """exec python -c '
+import socket, time
+while True:
+    try:
+        connection = socket.create_connection(("hello", 80), timeout=5)
+        break
+    except OSError:  # it may not be up yet
+        time.sleep(0.1)
+print(connection.recv(5).decode())
+'"""
+
 
 Fields = dict[str, Any]
 
@@ -130,6 +149,43 @@ def test_pods_of_two_nodes_find_each_other_by_name(kubectl: Kubectl, real_cluste
     assert kubectl("logs", "one") == "hello one\n"
     assert ended(kubectl, "zero")["exitCode"] == 0
     assert [kubectl.json("get", "pod", name)["spec"]["nodeName"] for name in ("zero", "one")] == ["node-0", "node-1"]
+
+
+def test_a_service_has_an_address_that_leads_to_its_pod(kubectl: Kubectl, real_cluster: RealCluster):
+    """From the other node, from its own, and from itself."""
+    here, there = real_cluster.nodes
+    server = pod("server", SERVE, **on(here))
+    server["metadata"]["labels"] = {"tests": "server"}
+    spec = {"selector": {"tests": "server"}, "ports": [{"port": 80, "targetPort": 5000}]}
+    service = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "hello"}, "spec": spec}
+    clients = {"neighbour": on(here), "stranger": on(there)}
+    kubectl.apply(service, server, *(pod(name, ASK, **node) for name, node in clients.items()))
+    for name in clients:
+        assert ended(kubectl, name)["exitCode"] == 0
+        assert kubectl("logs", name) == "hello\n"
+    assert kubectl("exec", "server", "--", "sh", "-c", ASK) == "hello\n"
+    address = kubectl.json("get", "service", "hello")["spec"]["clusterIP"]
+    assert kubectl("exec", "server", "--", "getent", "hosts", "hello").split() == [
+        address,
+        f"hello.{kubectl.namespace}.svc.cluster.local",
+    ]
+
+
+def test_a_pod_with_an_account_reaches_the_api_server(kubectl: Kubectl):
+    """As every client in a cluster does it."""
+    code = (
+        "from kubernetes import client, config\n"
+        "config.load_incluster_config()\n"
+        "api = client.AuthenticationV1Api()\n"
+        "review = api.create_self_subject_review(client.V1SelfSubjectReview())\n"
+        "print(review.status.user_info.username)\n"
+    )
+    named = "export KUBERNETES_SERVICE_HOST=kubernetes.default.svc KUBERNETES_SERVICE_PORT=443"
+    kubectl.apply(
+        pod("client", f"python -c '{code}' && {named} && exec python -c '{code}'", automountServiceAccountToken=True)
+    )
+    assert ended(kubectl, "client")["exitCode"] == 0, kubectl("logs", "client")
+    assert kubectl("logs", "client") == f"system:serviceaccount:{kubectl.namespace}:default\n" * 2
 
 
 @pytest.mark.soak

@@ -179,8 +179,9 @@ def test_deletions(store: Store) -> None:
 
 def test_a_pod_that_goes_at_once_when_it_has_ended(store: Store) -> None:
     """As one that is drained: nobody may have looked meanwhile."""
+
     def codes() -> list[tuple[int, int | None]]:
-        return [(pod.index, pod.exit and pod.exit.code) for pod in store.children(job(store)).departed]
+        return [(pod.index, pod.exit.code if pod.exit else None) for pod in store.children(job(store)).departed]
 
     store.drop_pod(pod_tree(4, index=0))
     assert codes() == [], "it has told nothing"
