@@ -181,9 +181,8 @@ def test_a_pod_with_an_account_reaches_the_api_server(kubectl: Kubectl):
         "print(review.status.user_info.username)\n"
     )
     named = "export KUBERNETES_SERVICE_HOST=kubernetes.default.svc KUBERNETES_SERVICE_PORT=443"
-    kubectl.apply(
-        pod("client", f"python -c '{code}' && {named} && exec python -c '{code}'", automountServiceAccountToken=True)
-    )
+    ask = f"python -c '{code}'"
+    kubectl.apply(pod("client", f"{ask} && {named} && exec {ask}", automountServiceAccountToken=True))
     assert ended(kubectl, "client")["exitCode"] == 0, kubectl("logs", "client")
     assert kubectl("logs", "client") == f"system:serviceaccount:{kubectl.namespace}:default\n" * 2
 
