@@ -62,6 +62,7 @@ class Store:
         self._running: set[Key] = set()
         self._gangs: dict[Key, dict[str, _Seen]] = defaultdict(dict)
         self._pods: dict[Key, dict[str, _Seen]] = defaultdict(dict)
+        self._departed: dict[Key, tuple[Pod, ...]] = {}
         self._terminating: dict[str, datetime] = {}
         self._gone: OrderedDict[str, None] = OrderedDict()
 
@@ -92,12 +93,13 @@ class Store:
         self._bury(tree["metadata"]["uid"])
         known = self._jobs.get(key)
         if known is not None and known.uid == tree["metadata"]["uid"]:
-            self._set(key, None)
+            self.forget_job(key)
         return key
 
     def forget_job(self, key: Key) -> None:
         """It is not there any more, and no watch has said so."""
         self._set(key, None)
+        self._departed.pop(key, None)
 
     def _set(self, key: Key, known: Known | None) -> None:
         if known is None:
@@ -121,7 +123,8 @@ class Store:
         return self._drop(self._gangs, tree)
 
     def drop_pod(self, tree: Tree) -> Key | None:
-        self._terminating.pop(tree["metadata"]["uid"], None)
+        if (key := key_of(tree)) is not None:
+            self._depart(key, tree["metadata"]["uid"])
         return self._drop(self._pods, tree)
 
     def stopping(self, key: Key, gang: Gang) -> None:
@@ -142,6 +145,7 @@ class Store:
             gangs=tuple(sorted(gangs, key=lambda gang: gang.attempt)),
             pods=tuple(sorted(own, key=lambda pod: (pod.attempt, pod.index))),
             strangers=tuple(strangers),
+            departed=tuple(pod for pod in self._departed.get(key, ()) if pod.created >= created),
         )
 
     def leader(self, key: Key) -> Pod | None:
@@ -160,7 +164,7 @@ class Store:
         now = {self.put_job(tree) for tree in items}
         gone = [key for key, known in before.items() if key not in now and known.version <= listed]
         for key in gone:
-            self._set(key, None)
+            self.forget_job(key)
         return [*now, *gone]
 
     def replace_gangs(self, items: Iterable[Tree], listed: int, namespace: str | None) -> set[Key]:
@@ -195,6 +199,8 @@ class Store:
         for key in keys:
             known = by_key.get(key, {})
             for uid in [uid for uid, seen in known.items() if uid not in kept and seen.version <= listed]:
+                if by_key is self._pods:
+                    self._depart(key, uid)
                 del known[uid]
                 self._terminating.pop(uid, None)
             if not known:
@@ -204,6 +210,14 @@ class Store:
     @staticmethod
     def _among(by_key: dict[Key, dict[str, _Seen]], namespace: str | None) -> set[Key]:
         return {key for key in by_key if namespace in (None, key.namespace)}
+
+    def _depart(self, key: Key, uid: str) -> None:
+        """A pod is gone; how it ended may be told by nobody else. Of the newest attempt alone."""
+        seen = self._pods.get(key, {}).get(uid)
+        if key in self._jobs and seen is not None and seen.owner is not None and seen.what.exit is not None:
+            departed = (*self._departed.get(key, ()), seen.what)
+            newest = max(pod.attempt for pod in departed)
+            self._departed[key] = tuple(pod for pod in departed if pod.attempt == newest)
 
     def _bury(self, uid: str) -> None:
         """A list or an answer that is older than the deletion must not bring it back."""

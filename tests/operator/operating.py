@@ -22,7 +22,7 @@ from tailorpo_trainer.progress import Checkpoint, Error, Progress
 from tests.cluster.api import Kubectl
 from tests.cluster.pods import PodDriver
 from tests.cluster.real.network import Network
-from tests.cluster.waiting import PATIENCE, until
+from tests.cluster.waiting import INTERVAL, PATIENCE, until
 
 Fields = dict[str, Any]
 
@@ -214,8 +214,10 @@ def last_words(code: int, text: str = "", step: int = 40, **fields: Any) -> str:
 class Followed:
     """A job in a test's namespace, as kubectl shows it."""
 
-    def __init__(self, kubectl: Kubectl, document: Mapping[str, Any], patience: float = PATIENCE) -> None:
-        self.kubectl, self.patience = kubectl, patience
+    def __init__(
+        self, kubectl: Kubectl, document: Mapping[str, Any], patience: float = PATIENCE, interval: float = INTERVAL
+    ) -> None:
+        self.kubectl, self.patience, self.interval = kubectl, patience, interval
         self.name: str = document["metadata"]["name"]
         self.workers: int = document["spec"].get("workers", 1)
         kubectl.apply(document)
@@ -243,7 +245,7 @@ class Followed:
             assert status.get("phase") == phase, status
             return status
 
-        return until(look, f"{self.name} is {phase}", self.patience)
+        return until(look, f"{self.name} is {phase}", self.patience, self.interval)
 
     def condition(self, kind: str) -> Fields:
         found = [each for each in self.status.get("conditions", []) if each["type"] == kind]
@@ -258,7 +260,7 @@ class Followed:
             assert "end" in found, found
             return found
 
-        return until(look, f"attempt {attempt} of {self.name} was judged", self.patience)
+        return until(look, f"attempt {attempt} of {self.name} was judged", self.patience, self.interval)
 
     def events(self) -> list[tuple[str, str]]:
         """Reasons and texts of its events, oldest first."""

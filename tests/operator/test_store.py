@@ -44,6 +44,12 @@ def pod_tree(version: int = 3, index: int = 0, attempt: int = 1, phase: str = "R
     }
 
 
+def ended_tree(version: int = 3, **fields: Any) -> dict[str, Any]:
+    tree = pod_tree(version, phase="Failed", **fields)
+    tree["status"]["containerStatuses"] = [{"name": naming.CONTAINER, "state": {"terminated": {"exitCode": 75}}}]
+    return tree
+
+
 @pytest.fixture
 def store() -> Store:
     made = Store()
@@ -169,6 +175,34 @@ def test_deletions(store: Store) -> None:
     assert (seen.gangs, seen.pods) == ((), ())
     assert store.drop_job(job_tree()) == KEY
     assert store.job(KEY) is None
+
+
+def test_a_pod_that_goes_at_once_when_it_has_ended(store: Store) -> None:
+    """As one that is drained: nobody may have looked meanwhile."""
+
+    def codes() -> list[tuple[int, int | None]]:
+        return [(pod.index, pod.exit.code if pod.exit else None) for pod in store.children(job(store)).departed]
+
+    store.drop_pod(pod_tree(4, index=0))
+    assert codes() == [], "it has told nothing"
+    for index in (1, 2):
+        store.put_pod(ended_tree(5, index=index), NOON)
+    store.drop_pod(pod_tree(6, index=1))
+    store.drop_pod(pod_tree(6, index=1))
+    assert codes() == [(1, 75)]
+    store.replace_children(KEY, [], [], 7, NOON)
+    assert codes() == [(1, 75), (2, 75)]
+
+    store.drop_job(job_tree())
+    store.put_job(job_tree(uid="another"))
+    assert codes() == [], "they were another's"
+
+
+def test_how_pods_ended_is_known_of_the_newest_attempt_alone(store: Store) -> None:
+    for attempt in (2, 3, 1):
+        store.put_pod(ended_tree(attempt=attempt), NOON)
+        store.drop_pod(ended_tree(attempt=attempt))
+    assert [pod.attempt for pod in store.children(job(store)).departed] == [3]
 
 
 def test_what_is_not_ours_is_not_kept(store: Store) -> None:
