@@ -6,7 +6,7 @@ import json
 import ssl
 import threading
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -38,8 +38,10 @@ class Asked:
 
 
 Rule = Callable[[Asked], int]
-"""What becomes of a request: 0 to let it through, a status to answer with, or DROP to break off the connection."""
-DROP = -1
+"""What becomes of a request: 0 to let it through, a status to answer with, DROP to break off the connection, or MUTE to
+do so once the server has answered: it is done, and nobody hears of it."""
+DROP, MUTE = -1, -2
+REASONS = {409: "Conflict", 429: "TooManyRequests", 500: "InternalError"}
 
 
 def through(asked: Asked) -> int:
@@ -49,11 +51,12 @@ def through(asked: Asked) -> int:
 class ApiProxy:
     """Speaks plain HTTP on loopback, and to the server as the user of a kubeconfig of `kubeconfig.write` with a token.
 
-    `rule` may change at any time.
+    `rule` and `delay`, the seconds before each request goes on, may change at any time.
     """
 
     def __init__(self, user: Path, folder: Path) -> None:
         self.rule: Rule = through
+        self.delay = 0.0
         self.seen: list[Asked] = []
         self.kubeconfig = folder / "proxied.kubeconfig"
         given = json.loads(user.read_text())
@@ -63,6 +66,7 @@ class ApiProxy:
         self._tls = ssl.create_default_context(cadata=base64.b64decode(cluster["certificate-authority-data"]).decode())
         self._loop = asyncio.new_event_loop()
         self._forwarding: set[asyncio.Task[Any]] = set()
+        self._flowing = asyncio.Event()
         self._thread = threading.Thread(target=self._loop.run_forever, name="API proxy", daemon=True)
 
     def __enter__(self) -> Self:
@@ -84,6 +88,13 @@ class ApiProxy:
         for task in list(self._forwarding):
             self._loop.call_soon_threadsafe(task.cancel)
 
+    def hold(self) -> None:
+        """Keeps back what watches tell, until `release`."""
+        self._loop.call_soon_threadsafe(self._flowing.clear)
+
+    def release(self) -> None:
+        self._loop.call_soon_threadsafe(self._flowing.set)
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
@@ -93,6 +104,7 @@ class ApiProxy:
         self._loop.close()
 
     async def _start(self) -> int:
+        self._flowing.set()
         timeout = aiohttp.ClientTimeout(total=None)
         self._session = aiohttp.ClientSession(
             timeout=timeout, auto_decompress=False, connector=aiohttp.TCPConnector(limit=0)
@@ -116,26 +128,41 @@ class ApiProxy:
         forwarding.add_done_callback(self._forwarding.discard)
         asked = Asked(request.method, request.path, await request.read())
         self.seen.append(asked)
+        if self.delay:
+            await asyncio.sleep(self.delay)
         verdict = self.rule(asked)
         if verdict > 0:
-            return web.Response(status=verdict, text="injected")
-        if verdict == DROP:
-            assert request.transport is not None
-            request.transport.abort()
+            told = {"kind": "Status", "code": verdict, "reason": REASONS.get(verdict, ""), "message": "injected"}
+            return web.json_response(told, status=verdict)
+        if verdict == MUTE:
+            await asyncio.shield(asyncio.ensure_future(self._do(request, asked)))  # though the client may be gone
+        if verdict in (DROP, MUTE):
+            if request.transport is not None:
+                request.transport.abort()
             return web.Response()
-        kept = {name: request.headers[name] for name in ("Content-Type", "Accept") if name in request.headers}
-        async with self._session.request(
-            request.method,
-            self._server + request.path_qs,
-            data=asked.body or None,
-            headers=kept | self._headers,
-            ssl=self._tls,
-        ) as answer:
+        watching = "watch" in request.query
+        async with self._ask(request, asked) as answer:
             response = web.StreamResponse(status=answer.status)
             response.content_type = answer.content_type
             with suppress(ConnectionResetError):  # the client was killed
                 await response.prepare(request)
                 async for chunk in answer.content.iter_any():
+                    if watching:
+                        await self._flowing.wait()
                     await response.write(chunk)
                 await response.write_eof()
             return response
+
+    async def _do(self, request: web.Request, asked: Asked) -> None:
+        async with self._ask(request, asked) as answer:
+            await answer.read()
+
+    def _ask(self, request: web.Request, asked: Asked) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        kept = {name: request.headers[name] for name in ("Content-Type", "Accept") if name in request.headers}
+        return self._session.request(
+            request.method,
+            self._server + request.path_qs,
+            data=asked.body or None,
+            headers=kept | self._headers,
+            ssl=self._tls,
+        )

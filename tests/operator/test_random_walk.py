@@ -1,0 +1,301 @@
+"""Whatever happens to a job on a real control plane, in any order: some laws hold, and its status tells the truth.
+
+`make test` takes 15 walks, `make soak` 200. Each failure comes with its story; `TAILORPO_WALK_SEED` is the seed that it
+names, for the same walks again.
+"""
+
+import os
+import secrets
+import sys
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, seed, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+
+from tailorpo_trainer.exits import ExitCode
+from tests.cluster.control_plane import ControlPlane
+from tests.cluster.proxy import DROP, MUTE
+from tests.operator.walking.laws import CODES, DISRUPTIONS, FATAL
+from tests.operator.walking.world import NODES, Stage, World
+
+SEED, STEPS = "TAILORPO_WALK_SEED", 24
+LAST_CODES = [0, *(int(code) for code in ExitCode if CODES.get(code) in FATAL)]
+"""Exit codes after which a job is over; with the others it goes on, as often as it may."""
+OTHER_CODES = sorted({1, *CODES} - set(LAST_CODES))
+LARGEST = 3
+
+workers, nodes, again = st.integers(0, LARGEST - 1), st.integers(0, NODES - 1), st.booleans()
+edits: st.SearchStrategy[dict[str, Any]] = st.sampled_from(
+    [
+        *({"workers": count} for count in (1, 2, LARGEST)),
+        *({"runPolicy": {"backoffLimit": limit}} for limit in (0, 1, 3)),
+        *({"runPolicy": {"activeDeadlineSeconds": limit}} for limit in (1, 3600, None)),
+        *({"runPolicy": {"startDeadlineSeconds": limit}} for limit in (1, 3600, None)),
+        {"runPolicy": {"ttlSecondsAfterFinished": 1}},
+        {"template": {"labels": {"team": "research"}}},
+    ]
+)
+
+
+class Walk(RuleBasedStateMachine):
+    """Drawn without a look at the cluster: what cannot happen does not."""
+
+    stage: Stage
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world: World | None = None
+        self.pace = 0
+
+    @initialize(
+        replicas=st.sampled_from([1, 1, 2]),
+        operators_skew=st.sampled_from([0.0, 0.0, -90.0, 90.0]),
+        nodes_skew=st.sampled_from([0, 0, -300, 300]),
+        workers=st.integers(1, LARGEST),
+        limit=st.sampled_from([0, 1, 10]),
+        stopped=st.sampled_from([ExitCode.STOPPED, 143, 137]),
+        pace=st.sampled_from([0, 1, 5]),
+    )
+    def begin(
+        self, replicas: int, operators_skew: float, nodes_skew: int, workers: int, limit: int, stopped: int, pace: int
+    ) -> None:
+        """pace: changes that are waited for after each step."""
+        self.pace = pace
+        policy = {"terminationGracePeriodSeconds": 1, "backoffLimit": limit}
+        training = {"iterations": 100, "promptsPerIteration": 4 * LARGEST}
+        spec = {"workers": workers, "runPolicy": policy, "training": training}
+        self.world = World(self.stage, replicas, operators_skew, spec)
+        self.world.driver.sigterm_exit = stopped
+        self.world.driver.skew = timedelta(seconds=nodes_skew)
+
+    # Pods
+
+    @rule()
+    def pods_run(self) -> None:
+        self.there.run()
+
+    @rule(worker=workers)
+    def a_pod_runs(self, worker: int) -> None:
+        self.there.run_one(worker)
+
+    @rule(worker=workers, code=st.sampled_from(OTHER_CODES))
+    def a_worker_ends(self, worker: int, code: int) -> None:
+        self.there.end(worker, code)
+
+    @rule(worker=workers, code=st.sampled_from(LAST_CODES))
+    def a_worker_ends_for_good(self, worker: int, code: int) -> None:
+        self.there.end(worker, code)
+
+    @rule()
+    def all_are_done(self) -> None:
+        self.there.succeed()
+
+    @rule(worker=workers)
+    def out_of_memory(self, worker: int) -> None:
+        self.there.oom(worker)
+
+    # People
+
+    @rule(change=edits)
+    def edit(self, change: dict[str, Any]) -> None:
+        self.there.edit(change)
+
+    @rule()
+    def train_longer(self) -> None:
+        self.there.train_longer()
+
+    @rule()
+    def suspend(self) -> None:
+        self.there.suspend(True)
+
+    @rule()
+    def resume(self) -> None:
+        self.there.suspend(False)
+
+    @rule(worker=workers, force=st.booleans())
+    def delete_pod(self, worker: int, force: bool) -> None:
+        self.there.delete_pod(worker, force=force)
+
+    @rule(back=st.integers(0, 1), policy=st.sampled_from(["Background", "Foreground", "Orphan"]))
+    def delete_gang(self, back: int, policy: str) -> None:
+        self.there.delete_gang(back, policy)
+
+    @rule()
+    def delete_service(self) -> None:
+        self.there.delete_service()
+
+    @rule()
+    def delete_and_apply(self) -> None:
+        self.there.delete_job()
+        self.there.apply()
+
+    # The cluster
+
+    @rule(worker=workers, reason=st.sampled_from([*DISRUPTIONS, "Unheard"]))
+    def disrupt(self, worker: int, reason: str) -> None:
+        self.there.disrupt(worker, reason)
+
+    @rule(worker=workers)
+    def drain(self, worker: int) -> None:
+        self.there.evict(worker)
+
+    @rule(worker=workers)
+    def a_node_runs_short(self, worker: int) -> None:
+        self.there.run_short(worker)
+
+    @rule(node=nodes)
+    def a_node_is_lost(self, node: int) -> None:
+        self.there.lose(self.there.nodes[node])
+
+    @rule(node=nodes)
+    def a_node_is_not_ready(self, node: int) -> None:
+        self.there.not_ready(self.there.nodes[node])
+
+    @rule(node=nodes)
+    def a_node_is_back(self, node: int) -> None:
+        self.there.recover(self.there.nodes[node])
+
+    # The operator, and what it hears
+
+    @rule(again=again)
+    def kill(self, again: bool) -> None:
+        """The one that works."""
+        self._to_the_acting("kill -9", self.stage.replicas.kill, again)
+
+    @rule(again=again)
+    def stop(self, again: bool) -> None:
+        self._to_the_acting("stop", self.stage.replicas.stop, again)
+
+    @rule(again=again)
+    def pause(self, again: bool) -> None:
+        self._to_the_acting("SIGSTOP", self.stage.replicas.pause, again)
+
+    @rule(left=st.integers(0, 4), heard=st.booleans())
+    def kill_at_write(self, left: int, heard: bool) -> None:
+        if (number := self.stage.replicas.acting) is not None:
+            self._act(f"kill -9 of operator {number} after {left} writes, at the next ({heard=})")
+            self.stage.replicas.kill_at_write(number, left, heard=heard)
+
+    @rule()
+    def start(self) -> None:
+        self._act("all operators start")
+        for number in range(len(self.stage.replicas)):
+            self.stage.replicas.start(number)
+
+    @rule(verdict=st.sampled_from([409, 429, 500, DROP, MUTE]), writes=st.integers(1, 6))
+    def spoil_writes(self, verdict: int, writes: int) -> None:
+        self._act(f"the next {writes} writes get {verdict}")
+        self.stage.replicas.answer(verdict, writes)
+
+    @rule(seconds=st.sampled_from([0.05, 0.5]))
+    def delay(self, seconds: float) -> None:
+        self._act(f"requests wait {seconds} s")
+        self.stage.replicas.delay(seconds)
+
+    @rule()
+    def cut(self) -> None:
+        self._act("connections are cut")
+        self.stage.replicas.cut()
+
+    @rule()
+    def hold(self) -> None:
+        self._act("watches lag")
+        self.stage.replicas.hold()
+
+    @rule()
+    def undisturb(self) -> None:
+        self._act("requests go through")
+        self.stage.replicas.undisturb()
+
+    @rule()
+    def wait(self) -> None:
+        """As long as things happen."""
+        self.there.wait(20, 2.0)
+
+    @rule()
+    def settle(self) -> None:
+        self._act("all operators run, undisturbed")
+        self.there.settle()
+
+    # The end
+
+    @invariant()
+    def lawful(self) -> None:
+        if self.world is not None:
+            self.world.wait(self.pace, 0.4)
+            self.world.check()
+
+    def teardown(self) -> None:
+        if self.world is None:
+            return
+        try:
+            if sys.exception() is None:  # else it is over already
+                self._act("the end")
+                self.world.settle()
+                self.world.finish()
+        finally:
+            if sys.exception() is not None:
+                print(self.world.story())
+            self.stage.replicas.heal()
+            self.world.close()
+
+    @property
+    def there(self) -> World:
+        assert self.world is not None
+        return self.world
+
+    def _act(self, words: str) -> None:
+        self.there.witness.act(words)
+
+    def _to_the_acting(self, words: str, act: Callable[[int], None], again: bool) -> None:
+        if (number := self.stage.replicas.acting) is not None:
+            self._act(f"{words} of operator {number}" + (", and start again" if again else ""))
+            act(number)
+            if again:
+                self.stage.replicas.start(number)
+
+
+@pytest.fixture(scope="session")
+def stage(
+    control_plane: ControlPlane, operator_user: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Stage]:
+    with Stage.of(control_plane, operator_user, tmp_path_factory.mktemp("walks")) as stage:
+        yield stage
+
+
+def walk(on: Stage, times: int, *phases: Phase) -> None:
+    drawn = int(os.environ.get(SEED) or secrets.randbelow(2**32))
+    print(f"{SEED}={drawn}")
+
+    class Here(Walk):
+        stage = on
+
+    run_state_machine_as_test(
+        seed(drawn)(Here),
+        settings=settings(
+            max_examples=times,
+            stateful_step_count=STEPS,
+            deadline=None,
+            database=None,
+            phases=(Phase.generate, *phases),
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.usefixtures("alone")
+def test_random_walks(stage: Stage) -> None:
+    walk(stage, 15)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(4 * 3600)
+@pytest.mark.usefixtures("alone")
+def test_random_walks_at_length(stage: Stage) -> None:
+    walk(stage, 200, Phase.shrink)
