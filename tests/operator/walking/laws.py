@@ -78,14 +78,12 @@ class Laws:
         earlier.append(number)
 
     def _lives(self, seen: Seen) -> None:
-        gang = seen.tree["metadata"]["labels"]["batch.kubernetes.io/job-name"] + " " + _controller(seen.tree)
         for pods in self._living.values():
-            pods.discard(seen.uid)
+            pods.discard(seen.name)
         if seen.how != "DELETED" and alive(seen.tree):
-            self._living[gang].add(seen.uid)
-        together = {name: pods for name, pods in self._living.items() if pods}
-        attempts = {name.split()[0] for name in together}
-        assert len(attempts) <= 1, f"two attempts at a time: {sorted(together)}"
+            self._living[gang_of(seen.tree)].add(seen.name)
+        together = [sorted(pods) for pods in self._living.values() if pods]
+        assert len(together) <= 1, f"two gangs at a time: {together}"
 
 
 def status(before: Tree, job: Tree, ended: dict[int, Tree]) -> None:
@@ -163,6 +161,7 @@ def look_back(history: Iterable[Seen]) -> Iterator[str]:
     pods: dict[str, Tree] = {}
     trees: dict[str, list[Tree]] = defaultdict(list)
     jobs: dict[str, list[Tree]] = defaultdict(list)
+    gangs: dict[str, set[str]] = defaultdict(set)
     gone: set[str] = set()
     for seen in history:
         if seen.kind == "Pod":
@@ -172,7 +171,8 @@ def look_back(history: Iterable[Seen]) -> Iterator[str]:
             else:
                 pods[seen.uid] = seen.tree
         elif seen.kind == "Job":
-            owner = seen.tree["metadata"].get("ownerReferences", [{"uid": ""}])[0]["uid"]
+            owner = seen.tree["metadata"]["ownerReferences"][0]["uid"]
+            gangs[f"{owner} {attempt(seen.tree)}"].add(seen.uid)
             if seen.how == "ADDED":
                 living = [each["metadata"]["name"] for each in pods.values() if alive(each)]
                 if living:
@@ -185,10 +185,10 @@ def look_back(history: Iterable[Seen]) -> Iterator[str]:
             jobs[seen.uid].append(seen.tree)
             before = jobs[seen.uid][-2] if len(jobs[seen.uid]) > 1 else {}
             for each in _judged(before, seen.tree):
-                own = {uid: every for uid, every in trees.items() if attempt(every[0]) == each["number"]}
+                named = f"{seen.uid} {each['number']}"
+                own = {uid: every for uid, every in trees.items() if gang_of(every[0]) in gangs[named]}
                 present = [pods[uid] for uid in own if uid in pods]
-                deleted = f"{seen.uid} {each['number']}" in gone
-                yield from _rightly(each, list(own.values()), present, jobs[seen.uid], deleted)
+                yield from _rightly(each, list(own.values()), present, jobs[seen.uid], named in gone)
 
 
 def _judged(before: Tree, after: Tree) -> list[Tree]:
@@ -275,5 +275,6 @@ def index(pod: Tree) -> int:
     return int(pod["metadata"]["annotations"]["batch.kubernetes.io/job-completion-index"])
 
 
-def _controller(pod: Tree) -> str:
-    return str(next((each["uid"] for each in pod["metadata"].get("ownerReferences", []) if each.get("controller")), ""))
+def gang_of(pod: Tree) -> str:
+    """The uid of the Job that has made it, also if it was orphaned since."""
+    return str(pod["metadata"]["labels"]["batch.kubernetes.io/controller-uid"])

@@ -15,13 +15,18 @@ def lies(job: Tree, gangs: list[Tree], pods: list[Tree]) -> Iterator[str]:
     held = {kind for kind, each in conditions.items() if each["status"] == "True"}
     open_ = [each for each in status.get("attempts", []) if "end" not in each]
     own = [each for each in gangs if job["metadata"]["uid"] in owners(each)]
-    living = [each["metadata"]["name"] for each in pods if alive(each)]
+    living = sorted(each["metadata"]["name"] for each in pods if alive(each) and owners(each))
+    orphans = sorted(each["metadata"]["name"] for each in pods if alive(each) and not owners(each))
     if status.get("observedGeneration") != job["metadata"]["generation"]:
         yield "it is about an older spec"
     if going := [each["metadata"]["name"] for each in [*gangs, *pods] if "deletionTimestamp" in each["metadata"]]:
         yield f"{going} are on their way out"
     if len(own) > 2:
         yield f"there are gangs of {[attempt(each) for each in own]}"
+    if orphans and not held & set(OVER):  # by somebody's wish, who has to end them
+        if open_ or any(name not in str(status.get("message")) for name in orphans[:3]):
+            yield f"it waits for {orphans}, and says {status.get('message')}"
+        return
     if held & set(OVER) or spec.get("runPolicy", {}).get("suspend"):
         if living:
             yield f"{living} may run"

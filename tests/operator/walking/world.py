@@ -125,6 +125,9 @@ class World:
         for node in self.nodes:
             self.recover(node)
         self.suspend(False)
+        for pod in self._core.list_namespaced_pod(self.namespace).items:
+            if not pod.metadata.owner_references:
+                self._delete(pod, {})
         self.settle()
         until(self._finishing, "the job comes to an end", 2 * patience())
         self.settle()
@@ -378,4 +381,4 @@ def _unless_refused(*known: HTTPStatus) -> Iterator[None]:
 
 
 def patience() -> float:
-    return TRUTHFUL_SECONDS * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+    return TRUTHFUL_SECONDS * min(max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)), 3.0)
