@@ -54,7 +54,6 @@ class Laws:
         self._jobs: dict[str, Tree] = {}
         self._ended: dict[str, dict[int, Tree]] = defaultdict(dict)
         self._gangs: dict[str, list[int]] = defaultdict(list)
-        self._living: dict[str, set[str]] = defaultdict(set)
 
     def __call__(self, seen: Seen) -> None:
         if seen.kind == "TailorPOJob" and seen.how != "DELETED":
@@ -63,8 +62,6 @@ class Laws:
             status(before.get("status") or {}, seen.tree, self._ended[seen.uid])
         elif seen.kind == "Job" and seen.how == "ADDED":
             self._begins(seen)
-        elif seen.kind == "Pod":
-            self._lives(seen)
 
     def _begins(self, seen: Seen) -> None:
         """A gang whose number the status may not know, and that was deleted at once, leaves no trace."""
@@ -76,14 +73,6 @@ class Laws:
         ended = self._ended[owners[0]]
         assert number not in ended, f"attempt {number} begins again, after {known}"
         earlier.append(number)
-
-    def _lives(self, seen: Seen) -> None:
-        for pods in self._living.values():
-            pods.discard(seen.name)
-        if seen.how != "DELETED" and alive(seen.tree):
-            self._living[gang_of(seen.tree)].add(seen.name)
-        together = [sorted(pods) for pods in self._living.values() if pods]
-        assert len(together) <= 1, f"two gangs at a time: {together}"
 
 
 def status(before: Tree, job: Tree, ended: dict[int, Tree]) -> None:
@@ -157,38 +146,70 @@ def _times(before: Tree, after: Tree) -> None:
 
 
 def look_back(history: Iterable[Seen]) -> Iterator[str]:
-    """What must not have happened between objects of several kinds."""
-    pods: dict[str, Tree] = {}
-    trees: dict[str, list[Tree]] = defaultdict(list)
-    jobs: dict[str, list[Tree]] = defaultdict(list)
-    gangs: dict[str, set[str]] = defaultdict(set)
-    gone: set[str] = set()
+    """What must not have happened, in the order of versions."""
+    past = _Past()
     for seen in history:
         if seen.kind == "Pod":
-            trees[seen.uid].append(seen.tree)
-            if seen.how == "DELETED":
-                pods.pop(seen.uid, None)
-            else:
-                pods[seen.uid] = seen.tree
+            yield from past.pod(seen)
         elif seen.kind == "Job":
-            owner = seen.tree["metadata"]["ownerReferences"][0]["uid"]
-            gangs[f"{owner} {attempt(seen.tree)}"].add(seen.uid)
-            if seen.how == "ADDED":
-                living = [each["metadata"]["name"] for each in pods.values() if alive(each)]
-                if living:
-                    yield f"{seen.name} is made while {living} may run"
-                if jobs[owner] and over(jobs[owner][-1]):
-                    yield f"{seen.name} is made for a job that is {jobs[owner][-1]['status']['phase']}"
-            elif seen.how == "DELETED" or "deletionTimestamp" in seen.tree["metadata"]:
-                gone.add(f"{owner} {attempt(seen.tree)}")
+            yield from past.gang(seen)
         elif seen.kind == "TailorPOJob" and seen.how != "DELETED":
-            jobs[seen.uid].append(seen.tree)
-            before = jobs[seen.uid][-2] if len(jobs[seen.uid]) > 1 else {}
-            for each in _judged(before, seen.tree):
-                named = f"{seen.uid} {each['number']}"
-                own = {uid: every for uid, every in trees.items() if gang_of(every[0]) in gangs[named]}
-                present = [pods[uid] for uid in own if uid in pods]
-                yield from _rightly(each, list(own.values()), present, jobs[seen.uid], named in gone)
+            yield from past.job(seen)
+
+
+class _Past:
+    """What there is at a version, and what there was."""
+
+    def __init__(self) -> None:
+        self._pods: dict[str, Tree] = {}
+        self._histories: dict[str, list[Tree]] = defaultdict(list)
+        self._jobs: dict[str, list[Tree]] = defaultdict(list)
+        self._gangs: dict[str, set[str]] = defaultdict(set)
+        self._deleted: set[str] = set()
+        self._gone: set[str] = set()
+        self._ghosts: set[str] = set()
+
+    def pod(self, seen: Seen) -> Iterator[str]:
+        if seen.uid not in self._histories and gang_of(seen.tree) in self._gone:
+            self._ghosts.add(seen.uid)  # the Job controller did not know yet; the garbage collector does soon
+        self._histories[seen.uid].append(seen.tree)
+        self._pods[seen.uid] = seen.tree
+        if seen.how == "DELETED":
+            del self._pods[seen.uid]
+        living = self._living()
+        if len({gang_of(each) for each in living}) > 1 and seen.how == "ADDED":
+            yield f"two gangs at a time: {_names(living)}"
+
+    def gang(self, seen: Seen) -> Iterator[str]:
+        owner = seen.tree["metadata"]["ownerReferences"][0]["uid"]
+        named = f"{owner} {attempt(seen.tree)}"
+        self._gangs[named].add(seen.uid)
+        if seen.how == "ADDED":
+            if living := self._living():
+                yield f"{seen.name} is made while {_names(living)} may run"
+            jobs = self._jobs[owner]
+            if jobs and over(jobs[-1]):
+                yield f"{seen.name} is made for a job that is {jobs[-1]['status']['phase']}"
+        if seen.how == "DELETED":
+            self._gone.add(seen.uid)
+        if seen.how == "DELETED" or "deletionTimestamp" in seen.tree["metadata"]:
+            self._deleted.add(named)
+
+    def job(self, seen: Seen) -> Iterator[str]:
+        before = self._jobs[seen.uid][-1] if self._jobs[seen.uid] else {}
+        self._jobs[seen.uid].append(seen.tree)
+        for each in _judged(before, seen.tree):
+            named = f"{seen.uid} {each['number']}"
+            own = {uid: trees for uid, trees in self._histories.items() if gang_of(trees[0]) in self._gangs[named]}
+            present = [self._pods[uid] for uid in own if uid in self._pods]
+            yield from _rightly(each, list(own.values()), present, self._jobs[seen.uid], named in self._deleted)
+
+    def _living(self) -> list[Tree]:
+        return [each for uid, each in self._pods.items() if alive(each) and uid not in self._ghosts]
+
+
+def _names(trees: list[Tree]) -> list[str]:
+    return [each["metadata"]["name"] for each in trees]
 
 
 def _judged(before: Tree, after: Tree) -> list[Tree]:

@@ -17,6 +17,7 @@ from kubernetes.client.exceptions import ApiException
 
 from tailorpo_operator import naming
 from tailorpo_operator.api import GROUP, PLURAL, VERSION
+from tests.cluster.api import Kubectl
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.pods import DONE, PodDriver
 from tests.cluster.waiting import until
@@ -29,6 +30,7 @@ TRUTHFUL_SECONDS = 30.0
 """In which a status says what the cluster is, once nothing more is changed; longer on a machine that is busy."""
 SOON = 5.0
 """Seconds to wait for pods to have nodes, where they may come."""
+REFUSED = (HTTPStatus.BAD_REQUEST, HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.UNPROCESSABLE_ENTITY)
 NODES = 2
 NAME = "animals"
 
@@ -50,6 +52,7 @@ class Stage:
         def forget_lease() -> None:
             kubectl("delete", "lease", "tailorpo-operator", "--ignore-not-found")
 
+        _collects_garbage(plane.kubectl())
         with Replicas(user, folder, forget_lease) as replicas:
             yield cls(plane, replicas)
 
@@ -80,6 +83,7 @@ class World:
         watching = self._stack.enter_context(self._plane.api(self._plane.user("witness", ["system:masters"])))
         self.witness = self._stack.enter_context(Witness(watching, self.namespace, laws.Laws()))
         until(lambda: self._has_account(), f"pods can be made in {self.namespace}")
+        self._mark = self._plane.audit.mark()
         self.replicas.begin(count, skew)
         self.apply()
 
@@ -102,6 +106,8 @@ class World:
         """All operators run and nothing is changed: soon the status tells the truth."""
         self.replicas.heal()
         until(self._truthful, "the status says what the cluster is", patience())
+        found = list(laws.look_back(self.witness.history))
+        assert not found, "\n".join(found)
 
     def _truthful(self) -> bool:
         self.check()
@@ -131,8 +137,7 @@ class World:
         self.settle()
         until(self._finishing, "the job comes to an end", 2 * patience())
         self.settle()
-        found = list(laws.look_back(self.witness.history))
-        assert not found, "\n".join(found)
+        assert not self._refusals()
         self.delete_job()
         until(self._nothing_left, "all that belongs to the job is gone", 2 * patience())
         self.check()
@@ -155,6 +160,12 @@ class World:
         left = {kind: [each["metadata"]["name"] for each in trees] for kind, trees in self._there().items()}
         assert not any(left.values()), left
         return True
+
+    def _refusals(self) -> list[str]:
+        """What the operator should not have asked for."""
+        asked = self._plane.audit.since(self._mark)
+        ours = [each for each in asked if each.namespace == self.namespace and "tailorpo-operator" in each.user]
+        return [str(each) for each in ours if each.code in REFUSED]
 
     def story(self) -> str:
         return self.witness.story()
@@ -368,6 +379,18 @@ class World:
         with _unless_refused(HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT):
             body = {"preconditions": {"uid": pod.metadata.uid}, **options}
             self._core.delete_namespaced_pod(pod.metadata.name, self.namespace, body=body)
+
+
+def _collects_garbage(kubectl: Kubectl) -> None:
+    """Waits until the garbage collector knows of TailorPOJobs: it looks for new definitions every 30 s."""
+    kubectl.apply(job("probe", runPolicy={"suspend": True}))
+    uid = kubectl.json("get", "tpj", "probe")["metadata"]["uid"]
+    owner = {"apiVersion": f"{GROUP}/{VERSION}", "kind": "TailorPOJob", "name": "probe", "uid": uid}
+    kubectl.apply(
+        {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "probe", "ownerReferences": [owner]}, "data": {}}
+    )
+    kubectl("delete", "tpj", "probe")
+    until(lambda: not kubectl("get", "configmap", "probe", "--ignore-not-found"), "children of a job go with it")
 
 
 @contextlib.contextmanager
