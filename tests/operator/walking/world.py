@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from http import HTTPStatus
@@ -57,6 +57,10 @@ class Stage:
             yield cls(plane, replicas)
 
 
+class LawError(Exception):
+    """What happened must not; no AssertionError, for which `until` waits."""
+
+
 class World:
     """One walk's namespace, nodes, job and witness."""
 
@@ -94,7 +98,7 @@ class World:
 
     def check(self) -> None:
         """Raises what was seen that must not be."""
-        assert not self.witness.broken, "\n".join(self.witness.broken)
+        _lawful(self.witness.broken)
 
     def wait(self, changes: int, seconds: float) -> None:
         """Until so many changes were seen, or nothing is to come for so long."""
@@ -106,8 +110,7 @@ class World:
         """All operators run and nothing is changed: soon the status tells the truth."""
         self.replicas.heal()
         until(self._truthful, "the status says what the cluster is", patience())
-        found = list(laws.look_back(self.witness.history))
-        assert not found, "\n".join(found)
+        _lawful(laws.look_back(self.witness.history))
 
     def _truthful(self) -> bool:
         self.check()
@@ -137,7 +140,7 @@ class World:
         self.settle()
         until(self._finishing, "the job comes to an end", 2 * patience())
         self.settle()
-        assert not self._refusals()
+        _lawful(self._refusals())
         self.delete_job()
         until(self._nothing_left, "all that belongs to the job is gone", 2 * patience())
         self.check()
@@ -401,6 +404,11 @@ def _unless_refused(*known: HTTPStatus) -> Iterator[None]:
     except ApiException as error:
         if error.status not in known:
             raise
+
+
+def _lawful(broken: Iterable[str]) -> None:
+    if found := list(broken):
+        raise LawError("\n".join(found))
 
 
 def patience() -> float:
