@@ -5,13 +5,14 @@ in and out as it is: the package's typed models cost more than everything else t
 """
 
 import asyncio
-import json
+import math
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, Literal
 from urllib.parse import urlencode
 
 import aiohttp
+import orjson
 from kubernetes.aio.client import ApiClient
 from kubernetes.aio.client.rest import RESTResponse
 
@@ -27,10 +28,11 @@ FIRST_PAUSE, LAST_PAUSE = 0.2, 5.0
 """Seconds between tries, which double."""
 LONGEST_PAUSE = 60.0
 """Seconds that a server may ask for with `Retry-After`."""
-TIMEOUT = aiohttp.ClientTimeout(total=30, connect=10)
-WATCH_SECONDS = 300
-WATCHING = aiohttp.ClientTimeout(total=WATCH_SECONDS + 10, connect=10, sock_read=100)
-"""A watch ends by itself before a dead connection could go unnoticed for long: bookmarks come every minute."""
+CONNECT_SECONDS = 10.0
+WATCH, WATCH_GRACE = (1 / 2, 2 / 3), 1 / 4
+"""Of the time for a request: how long a watch lasts until the server ends it with a bookmark, and how much longer until
+we do. Who says nothing may have nothing to say or be dead, so each goes on anew before that matters; it lists nothing.
+"""
 PAGE = 500
 WRITES: tuple[Verb, ...] = ("create", "update", "patch", "delete")
 AGAIN = (429, 500, 502, 503, 504)
@@ -69,8 +71,15 @@ class Wire:
         limit: RateLimit,
         renew: Callable[[], Awaitable[None]],
         may_write: Callable[[], bool] = lambda: True,
+        *,
+        timeout: float = 30.0,
     ) -> None:
+        """timeout: seconds for a request, from its connection to the end of its answer."""
         self._client, self._limit, self._renew, self._may_write = client, limit, renew, may_write
+        connect = min(CONNECT_SECONDS, timeout)
+        self._timeout = aiohttp.ClientTimeout(total=timeout, connect=connect)
+        self._watch_seconds = [math.ceil(share * timeout) for share in WATCH]
+        self._watching = aiohttp.ClientTimeout(total=max(self._watch_seconds) + WATCH_GRACE * timeout, connect=connect)
         self._renewing, self._renewals = asyncio.Lock(), 0
 
     async def all(self, path: str, **query: str) -> tuple[list[Tree], int]:
@@ -91,14 +100,15 @@ class Wire:
 
         Raises `RefusedError`; `AwayError` if the connection breaks, or nothing is heard for too long.
         """
-        more = {"watch": "true", "allowWatchBookmarks": "true", "timeoutSeconds": str(WATCH_SECONDS)}
+        more = {"watch": "true", "allowWatchBookmarks": "true", "resourceVersion": str(version)}
+        more["timeoutSeconds"] = str(random.randint(*self._watch_seconds))
         try:
-            answer = await self._send("list", path, None, {**query, **more, "resourceVersion": str(version)}, WATCHING)
+            answer = await self._send("list", path, None, {**query, **more}, self._watching)
             async with answer.response as response:
                 if response.status != 200:
                     raise _refusal(response.status, response.headers, await response.read())
                 async for line in response.content:
-                    event = json.loads(line)
+                    event = orjson.loads(line)
                     yield event["type"], event["object"]
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             raise AwayError(f"watch {path}: {type(error).__name__} {error}") from error
@@ -137,11 +147,11 @@ class Wire:
                 self._renewals += 1
 
     async def _once(self, verb: Verb, path: str, body: Any, query: Mapping[str, str] | None) -> Tree:
-        answer = await self._send(verb, path, body, query, TIMEOUT)
+        answer = await self._send(verb, path, body, query, self._timeout)
         text = await answer.read()
         REQUESTS.labels(verb, str(answer.status)).inc()
         if 200 <= answer.status < 300:
-            tree: Tree = json.loads(text)
+            tree: Tree = orjson.loads(text)
             return tree
         raise _refusal(answer.status, answer.headers, text)
 
@@ -178,7 +188,7 @@ def _refusal(status: int, headers: Mapping[str, str], text: bytes) -> RefusedErr
     asked = headers.get("Retry-After", "")
     wait = float(asked) if asked.isdecimal() else 0.0
     try:
-        told = json.loads(text)
+        told = orjson.loads(text)
         return RefusedError(status, str(told.get("reason") or ""), str(told.get("message") or ""), wait)
     except (ValueError, AttributeError):  # a proxy's page
         return RefusedError(status, "", text[:200].decode(errors="replace"), wait)

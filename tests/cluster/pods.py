@@ -31,14 +31,14 @@ _addresses = itertools.count(1)
 class PodDriver:
     """Reports for the pods of its nodes, as their kubelets would, from `with` to its end.
 
-    In the background it confirms the deletion of pods whose node is alive: their containers exit with `sigterm_exit`,
-    then the pod goes. With `run_all` it also makes every pod that gets to its nodes Running. The nodes' clock may be
-    wrong by `skew`. At the end its nodes and what is on them vanish.
+    In the background it confirms the deletion of pods whose node is alive: their containers exit with `sigterm_exit`
+    and `last_words`, then the pod goes. With `run_all` it also makes every pod that gets to its nodes Running. The
+    nodes' clock may be wrong by `skew`. At the end its nodes and what is on them vanish.
     """
 
     def __init__(self, api: ApiClient, *, run_all: bool = False, sigterm_exit: int = SIGTERM_EXIT) -> None:
         self.run_all = run_all
-        self.sigterm_exit = sigterm_exit
+        self.sigterm_exit, self.last_words = sigterm_exit, ""
         self.skew = timedelta()
         self._api = api
         self._core = client.CoreV1Api(api)
@@ -182,7 +182,7 @@ class PodDriver:
             return
         if pod.metadata.deletion_timestamp is not None:
             if pod.status.phase not in DONE:
-                self.end(pod, self.sigterm_exit)
+                self.end(pod, self.sigterm_exit, self.last_words)
             elif pod.metadata.deletion_grace_period_seconds:  # else deleted already, and held by a finalizer
                 self._remove(pod)
         elif self.run_all and pod.status.phase == "Pending":

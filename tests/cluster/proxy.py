@@ -38,9 +38,9 @@ class Asked:
 
 
 Rule = Callable[[Asked], int]
-"""What becomes of a request: 0 to let it through, a status to answer with, DROP to break off the connection, or MUTE to
-do so once the server has answered: it is done, and nobody hears of it."""
-DROP, MUTE = -1, -2
+"""What becomes of a request: 0 to let it through, a status to answer with, or one of these."""
+DROP, DEAF = -1, -2
+"""Breaks off the connection: without asking the server, or when it has answered."""
 REASONS = {409: "Conflict", 429: "TooManyRequests", 500: "InternalError"}
 
 
@@ -134,9 +134,9 @@ class ApiProxy:
         if verdict > 0:
             told = {"kind": "Status", "code": verdict, "reason": REASONS.get(verdict, ""), "message": "injected"}
             return web.json_response(told, status=verdict)
-        if verdict == MUTE:
+        if verdict == DEAF:
             await asyncio.shield(asyncio.ensure_future(self._do(request, asked)))  # though the client may be gone
-        if verdict in (DROP, MUTE):
+        if verdict in (DROP, DEAF):
             if request.transport is not None:
                 request.transport.abort()
             return web.Response()

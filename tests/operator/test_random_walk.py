@@ -20,7 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from tailorpo_trainer.exits import ExitCode
 from tests.cluster.control_plane import ControlPlane
-from tests.cluster.proxy import DROP, MUTE
+from tests.cluster.proxy import DEAF, DROP
 from tests.operator.walking.laws import CODES, DISRUPTIONS, FATAL
 from tests.operator.walking.world import NODES, Stage, World
 
@@ -86,7 +86,7 @@ events = st.one_of(
     _event("pause", again=again),
     _event("kill_at_write", left=st.integers(0, 4), heard=st.booleans()),
     *[_event("start")] * 2,
-    _event("spoil_writes", verdict=st.sampled_from([409, 429, 500, DROP, MUTE]), writes=st.integers(1, 6)),
+    _event("spoil_writes", verdict=st.sampled_from([409, 429, 500, DROP, DEAF]), writes=st.integers(1, 6)),
     _event("delay", seconds=st.sampled_from([0.05, 0.5])),
     _event("cut"),
     _event("hold"),

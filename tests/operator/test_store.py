@@ -138,11 +138,11 @@ def test_a_list_of_one_job_or_namespace_leaves_the_others_alone(store: Store) ->
 def test_a_list_of_jobs_finds_those_that_are_gone_and_those_that_are_new(store: Store) -> None:
     new = {"metadata": meta("new", "n", 5), "spec": SPEC}
     assert set(store.replace_jobs([new], 10, None)) == {KEY, Key("team", "new")}
-    assert store.keys == [Key("team", "new")]
+    assert list(store.jobs) == [Key("team", "new")]
     assert store.replace_jobs([], 4, "team") == []
-    assert store.keys == [Key("team", "new")], "it is newer than the list"
+    assert list(store.jobs) == [Key("team", "new")], "it is newer than the list"
     store.replace_jobs([], 10, "other")
-    assert store.keys == [Key("team", "new")], "the list was of another namespace"
+    assert list(store.jobs) == [Key("team", "new")], "the list was of another namespace"
 
 
 def test_a_job_of_the_same_name_again(store: Store) -> None:

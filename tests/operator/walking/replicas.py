@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from tests.cluster.proxy import DROP, MUTE, ApiProxy, Asked, Rule, through
+from tests.cluster.proxy import DEAF, DROP, ApiProxy, Asked, Rule, through
 from tests.cluster.waiting import until
 from tests.operator.operating import WarmOperator
 
@@ -189,7 +189,7 @@ def _dies(operator: WarmOperator, left: int, heard: bool) -> Rule:
         left -= 1
         if left == -1:
             os.kill(pid, signal.SIGKILL)
-        return 0 if left >= 0 else MUTE if heard and left == -1 else DROP
+        return 0 if left >= 0 else DEAF if heard and left == -1 else DROP
 
     return rule
 
