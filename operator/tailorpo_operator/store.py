@@ -137,10 +137,14 @@ class Store:
         key = Key(job.namespace, job.name)
         gangs = [seen.what for seen in self._gangs.get(key, {}).values() if seen.owner == job.uid]
         created = observed.time(job.metadata["creationTimestamp"])
+        # Of a gang that was deleted, its name may be another's by now: one that nobody came to write down, or one of a
+        # job of this name, which went and came again within a second.
+        uids = {gang.attempt: gang.uid for gang in gangs}
         own, strangers = list[Pod](), list[Pod]()
         for seen in self._pods.get(key, {}).values():
             # One that no Job controls, as a copy for debugging, is no worker; yet it may write where workers do.
-            (own if seen.owner is not None and seen.what.created >= created else strangers).append(seen.what)
+            ours = seen.owner is not None and seen.owner == uids.get(seen.what.attempt, seen.owner)
+            (own if ours and seen.what.created >= created else strangers).append(seen.what)
         return Children(
             gangs=tuple(sorted(gangs, key=lambda gang: gang.attempt)),
             pods=tuple(sorted(own, key=lambda pod: (pod.attempt, pod.index))),

@@ -7,7 +7,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -124,7 +124,9 @@ class OperatorProcess(Serving):
 class WarmOperator(Serving):
     """The same, forked from a process that has imported everything: it starts at once, and dies as really."""
 
-    def __init__(self, kubeconfig: Path, log: Path, *arguments: str) -> None:
+    def __init__(self, kubeconfig: Path, log: Path, *arguments: str, prepare: Callable[[], None] | None = None) -> None:
+        """prepare: is called in the new process first."""
+        self._prepare = prepare
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["tailorpo_operator.running", "tailorpo_operator.cli", __name__])
         self._arguments = [f"--kubeconfig={kubeconfig}", "--host=127.0.0.1", "--port=0", *QUICK, *arguments]
@@ -134,7 +136,7 @@ class WarmOperator(Serving):
 
     def start(self) -> None:
         self.starts += 1
-        self._process = self._context.Process(target=_operate, args=(self._arguments, str(self.log)))
+        self._process = self._context.Process(target=_operate, args=(self._arguments, str(self.log), self._prepare))
         self._process.start()
 
     def kill(self) -> None:
@@ -142,8 +144,16 @@ class WarmOperator(Serving):
             self._process.kill()
             self._process.join()
 
+    @property
+    def running(self) -> bool:
+        return self._process is not None and bool(self._process.is_alive())
+
+    @property
+    def pid(self) -> int:
+        return int(self._process.pid)
+
     def signal(self, number: int) -> None:
-        os.kill(self._process.pid, number)
+        os.kill(self.pid, number)
 
     def stop(self) -> int | None:
         """As a kubelet would; returns its exit status, or None if it does not end in time."""
@@ -165,13 +175,15 @@ class WarmOperator(Serving):
         self.kill()
 
 
-def _operate(arguments: list[str], log: str) -> None:
+def _operate(arguments: list[str], log: str, prepare: Callable[[], None] | None) -> None:
     from tailorpo_trainer.cli import main
 
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(file, stream)
     os.environ["NO_PROXY"] = "127.0.0.1,localhost"
+    if prepare is not None:
+        prepare()
     sys.exit(main(["operator", *arguments]))
 
 

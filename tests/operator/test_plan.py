@@ -591,6 +591,14 @@ def test_suspend_while_pending() -> None:
     assert (story.begins, story.status.start_time) == ([2], None)
 
 
+@pytest.mark.parametrize("policy", [{"suspend": True}, {"active_deadline_seconds": 100}])
+def test_a_worker_that_is_done_before_the_others_does_not_keep_them_from_being_stopped(policy: dict[str, Any]) -> None:
+    story = Story(running(start_time=NOON))
+    story.edit(**policy)
+    story.look(200, gang(), pod(0), exited(0, index=1))
+    assert story.stops == [1]
+
+
 def test_suspend_while_an_attempt_ends_or_the_next_is_waited_for() -> None:
     story = running_story()
     story.look(10, gang(), exited(ExitCode.INTERNAL), pod(1))

@@ -99,6 +99,16 @@ def test_a_list_finds_what_a_watch_has_missed(store: Store) -> None:
     assert (seen.gangs, [pod.index for pod in seen.pods]) == ((), [1])
 
 
+def test_pods_of_a_deleted_gang_whose_name_is_another_ones_now_are_not_its_own(store: Store) -> None:
+    store.put_pod(pod_tree(3, 0, phase="Failed"), NOON)
+    assert pods(store) == [(1, 0, "Failed")]
+    again = gang_tree(4)
+    again["metadata"]["uid"] = "another-gang"
+    store.put_gang(again)
+    seen = store.children(job(store))
+    assert (seen.pods, [pod.phase for pod in seen.strangers]) == ((), ["Failed"])
+
+
 def test_a_list_knows_nothing_of_what_is_newer(store: Store) -> None:
     store.put_gang(gang_tree(11))
     store.put_pod(pod_tree(12), NOON)
