@@ -102,6 +102,11 @@ def seconds(name: str, default: float, text: str) -> Callable[[Command], Command
 @seconds("--lost-seconds", 30, "After its grace period, until a pod that does not end is deleted by force.")
 @seconds("--progress-seconds", 15, "Between two questions to a running job for its progress.")
 @seconds("--status-seconds", 30, "Between two writes of a job's status that only tell of progress, at least.")
+@seconds(
+    "--request-timeout-seconds",
+    30,
+    "Until a request that the API server does not answer is tried again. Watches are begun anew as often.",
+)
 @seconds("--resync-seconds", 300, "Between lists of everything, which find what watches missed.")
 @click.option(
     "--leader-elect/--no-leader-elect",
@@ -132,6 +137,7 @@ def operator(
     lost_seconds: float,
     progress_seconds: float,
     status_seconds: float,
+    request_timeout_seconds: float,
     resync_seconds: float,
     leader_elect: bool | None,
     lease_namespace: str,
@@ -155,6 +161,7 @@ def operator(
         workers=workers,
         requests_per_second=requests_per_second,
         burst=max(1, round(2 * requests_per_second)),
+        request_timeout=request_timeout_seconds,
         resync=resync_seconds,
         progress_interval=progress_seconds,
         status_interval=status_seconds,

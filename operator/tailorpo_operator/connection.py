@@ -4,6 +4,8 @@ import logging
 import os
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import kopf
 from kubernetes.aio.client import Configuration
@@ -42,7 +44,15 @@ async def load(kubeconfig: Path | None, context: str | None) -> Configuration:
         raise ConfigurationError(f"{'service account' if in_pod else f'kubeconfig {where}'}: {words}") from None
     except Exception as error:  # what its parsers raise at a file that is something else
         raise ConfigurationError(f"kubeconfig {where} is none, or damaged ({type(error).__name__})") from None
+    made.proxy = made.proxy or _proxy(str(made.host))
+    made.client_session_kwargs = {"trust_env": False}  # it would look for proxies and .netrc at each request
     return made
+
+
+def _proxy(server: str) -> str | None:
+    """The one that the environment names for a server."""
+    address = urlsplit(server)
+    return None if proxy_bypass(address.netloc) else getproxies().get(address.scheme)
 
 
 async def renew(known: Any, kubeconfig: Path | None, context: str | None) -> None:
@@ -74,7 +84,6 @@ def login(kubeconfig: Path | None, context: str | None) -> Any:
             certificate_path=configuration.cert_file,
             private_key_path=configuration.key_file,
             proxy_url=configuration.proxy,
-            trust_env=True,
         )
 
     return handler

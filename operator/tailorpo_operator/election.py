@@ -16,8 +16,10 @@ from tailorpo_operator.wire import AwayError, RefusedError, Wire
 
 log = logging.getLogger(__name__)
 
-LEASE_SECONDS, DEADLINE_SECONDS, RETRY_SECONDS = 15, 10, 2
+LEASE_SECONDS, DEADLINE_SECONDS, RENEW_SECONDS = 15, 10, 2
 """As Kubernetes' own controllers: others wait for the first after a renewal, we act for the second."""
+TRY_SECONDS, PAUSE_SECONDS = 4, 1
+"""A renewal that nobody answers leaves time for another, by another connection. Who stands by looks at every pause."""
 
 Tree = dict[str, Any]
 
@@ -40,9 +42,9 @@ class Election:
         """Until it is cancelled. elected: called whenever it begins to lead."""
         led = False
         while True:
-            asked = time.monotonic()
+            asked, renewed = time.monotonic(), False
             try:
-                if await asyncio.wait_for(self._try(), DEADLINE_SECONDS):
+                if renewed := await asyncio.wait_for(self._try(), TRY_SECONDS):
                     self._renewed = asked
             except (AwayError, RefusedError, TimeoutError) as error:
                 log.debug("lease: %s", error)
@@ -52,18 +54,21 @@ class Election:
             elif led and not self.held:
                 log.warning("not leading any more: the lease was not renewed in time")
             led = self.held
-            await asyncio.sleep(RETRY_SECONDS)
+            await asyncio.sleep(RENEW_SECONDS if renewed else PAUSE_SECONDS)
 
     async def release(self) -> None:
         """Give the lease back, so that another need not wait for its end."""
         held, self._renewed = self.held, None
         if not held:
             return
-        with suppress(AwayError, RefusedError):  # then they wait
-            lease = await self._wire.request("get", f"{self._path}/{self._name}")
-            if lease["spec"].get("holderIdentity") == self._identity:
-                lease["spec"] = {"leaseTransitions": lease["spec"].get("leaseTransitions", 0)}
-                await self._wire.request("update", f"{self._path}/{self._name}", lease)
+        with suppress(AwayError, RefusedError, TimeoutError):  # then they wait
+            await asyncio.wait_for(self._give_back(), TRY_SECONDS)
+
+    async def _give_back(self) -> None:
+        lease = await self._wire.request("get", f"{self._path}/{self._name}")
+        if lease["spec"].get("holderIdentity") == self._identity:
+            lease["spec"] = {"leaseTransitions": lease["spec"].get("leaseTransitions", 0)}
+            await self._wire.request("update", f"{self._path}/{self._name}", lease)
 
     async def _try(self) -> bool:
         """Take the lease, or renew it. Two who try at once meet in a conflict of versions."""

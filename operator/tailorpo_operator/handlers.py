@@ -5,6 +5,7 @@ Only `on.event`, which writes nothing by itself: no annotation, no finalizer, no
 
 import asyncio
 import logging
+import math
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -16,19 +17,18 @@ import kopf
 
 from tailorpo_operator.api import GROUP, PLURAL, VERSION
 from tailorpo_operator.store import Key, Store
+from tailorpo_operator.wire import CONNECT_SECONDS, WATCH, WATCH_GRACE
 
 log = logging.getLogger(__name__)
 
-SERVER_SECONDS, CLIENT_SECONDS, CONNECT_SECONDS = 300, 310, 30
-"""A watch ends by itself before a dead connection could go unnoticed for long."""
 BACKOFFS = (1, 2)
 """Seconds between its tries, before it gives up and we begin anew: it takes every refusal for a failure."""
 STOP_SECONDS = 5.0
 """For kopf to end in; its thread ends with the process."""
 
 
-async def watch(registry: kopf.OperatorRegistry, namespaces: tuple[str, ...]) -> None:
-    """Runs kopf until it gives up, and raises why.
+async def watch(registry: kopf.OperatorRegistry, namespaces: tuple[str, ...], timeout: float) -> None:
+    """Runs kopf until it gives up, and raises why. timeout: seconds for a request, as of `Wire`.
 
     In a thread with a loop of its own: what begins in kopf's loop after kopf is cancelled when kopf ends, whoever
     began it; and in the main thread it would take the signals.
@@ -42,7 +42,7 @@ async def watch(registry: kopf.OperatorRegistry, namespaces: tuple[str, ...]) ->
         loop.set_exception_handler(lambda _, told: log.debug("kopf: %s", told["message"]))  # as of tasks cut short
         await kopf.operator(
             registry=registry,
-            settings=settings(),
+            settings=settings(timeout),
             standalone=True,
             clusterwide=not namespaces,
             namespaces=namespaces,
@@ -85,13 +85,28 @@ def registry(store: Store, add: Callable[[Key], None], login: Any) -> kopf.Opera
     return made
 
 
-def settings() -> kopf.OperatorSettings:
+class _Indifferent(kopf.DiffBaseStorage):
+    """Keeps nothing of what was handled, and compares nothing: kopf would copy each object, even for `on.event`."""
+
+    def build(self, *, body: kopf.Body, extra_fields: Any = None) -> kopf.BodyEssence:
+        return kopf.BodyEssence()
+
+    def fetch(self, *, body: kopf.Body) -> None:
+        return None
+
+    def store(self, *, body: kopf.Body, patch: kopf.Patch, essence: kopf.BodyEssence) -> None:
+        pass
+
+
+def settings(timeout: float) -> kopf.OperatorSettings:
     made = kopf.OperatorSettings()
-    made.watching.server_timeout = SERVER_SECONDS
-    made.watching.client_timeout = CLIENT_SECONDS
-    made.watching.connect_timeout = CONNECT_SECONDS
+    made.watching.server_timeout = math.ceil(max(WATCH) * timeout)
+    made.watching.client_timeout = made.watching.server_timeout + WATCH_GRACE * timeout
+    made.watching.connect_timeout = made.networking.connect_timeout = min(CONNECT_SECONDS, timeout)
+    made.networking.request_timeout = timeout
     made.networking.error_backoffs = BACKOFFS
     made.scanning.disabled = True  # needs rights on definitions and namespaces of the whole cluster
     made.posting.enabled = False
+    made.persistence.diffbase_storage = _Indifferent()
     made.process.ultimate_exiting_timeout = None
     return made

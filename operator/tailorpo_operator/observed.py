@@ -17,7 +17,7 @@ from tailorpo_trainer.progress import Progress
 Tree = Mapping[str, Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Gang:
     """The batch/v1 Job of one attempt.
 
@@ -38,7 +38,7 @@ class Gang:
     together: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Told:
     """A reason with its text, in the API's words."""
 
@@ -63,7 +63,7 @@ class Exit:
             return None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Pod:
     """A worker.
 
@@ -112,7 +112,7 @@ class Pod:
         return self.phase == "Succeeded" or (self.exit is not None and self.exit.code == 0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Report:
     """What rank 0 of an attempt says at `/progress`.
 
@@ -127,7 +127,7 @@ class Report:
     pod: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Children:
     """All of a job's.
 

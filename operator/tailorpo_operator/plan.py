@@ -102,7 +102,7 @@ def _going(draft: Draft, attempt: Attempt) -> None:
     if draft.seen.report is not None and draft.seen.report.attempt == attempt.number:
         draft.see(draft.seen.report.progress)
     stopping.force(draft, pods)
-    if not ready and not ran:
+    if not ready and not ran and waiting.untold(gang, pods):
         draft.look_after(attempt.start, FIRST_LOOK, LAST_LOOK)
 
 

@@ -42,7 +42,9 @@ class Progresses:
     async def run(self) -> None:
         """Until it is cancelled. The questions of many jobs are spread over the interval."""
         loop = asyncio.get_running_loop()
-        async with aiohttp.ClientSession(timeout=TIMEOUT) as session:
+        # By the next question each server has closed its connection; kept for thousands they take much memory.
+        connector = aiohttp.TCPConnector(force_close=True, limit=0)
+        async with aiohttp.ClientSession(timeout=TIMEOUT, connector=connector) as session:
             try:
                 while True:
                     leaders, clock = self._leaders(), loop.time()

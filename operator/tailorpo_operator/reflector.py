@@ -42,12 +42,14 @@ class Reflector:
         drop: Callable[[Tree], Key | None],
         replace: Callable[[Iterable[Tree], int], Iterable[Key]],
         news: Callable[[Key], None],
+        heard: Callable[[], None],
     ) -> None:
+        """heard: called at each sign that what it knows is up to date."""
         self.name = name
         self.listed = asyncio.Event()
         self._said: str | None = None
         self._list, self._watch = list_, watch
-        self._put, self._drop, self._replace, self._news = put, drop, replace, news
+        self._put, self._drop, self._replace, self._news, self._heard = put, drop, replace, news, heard
 
     async def run(self) -> None:
         """Until it is cancelled."""
@@ -59,6 +61,7 @@ class Reflector:
                     for key in self._replace(items, version):
                         self._news(key)
                     self.listed.set()
+                    self._heard()
                     self._said = None
                 version = await self._follow(version)
             except RefusedError as refusal:
@@ -75,12 +78,14 @@ class Reflector:
                 self._said = None
                 if kind == "ERROR":
                     raise RefusedError(int(tree.get("code", 500)), str(tree.get("reason")), str(tree.get("message")))
+                self._heard()
                 version = int(tree["metadata"]["resourceVersion"])
                 if kind == "BOOKMARK":
                     continue
                 key = self._drop(tree) if kind == "DELETED" else self._put(tree)
                 if key is not None:
                     self._news(key)
+        self._heard()
         return version
 
     async def _pause(self, problem: Exception) -> None:

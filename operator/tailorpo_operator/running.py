@@ -6,19 +6,15 @@ import logging
 import secrets
 import signal
 import socket
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from kubernetes.aio.client import ApiClient
-from pydantic import ValidationError
 
 from tailorpo_operator import connection, handlers, health, metrics
-from tailorpo_operator.api import Status
 from tailorpo_operator.cluster import Cluster
-from tailorpo_operator.conditions import holds, since
 from tailorpo_operator.election import Election
 from tailorpo_operator.limits import RateLimit
 from tailorpo_operator.observed import Pod
@@ -27,13 +23,18 @@ from tailorpo_operator.reconciler import Reconciler, now
 from tailorpo_operator.reflector import Reflector
 from tailorpo_operator.settings import Settings
 from tailorpo_operator.store import Key, Store
-from tailorpo_operator.wire import AwayError, RefusedError, Wire
+from tailorpo_operator.wire import TRIES, AwayError, RefusedError, Wire, writing_only_if
 from tailorpo_trainer.exits import UnavailableError
 
 log = logging.getLogger(__name__)
 
+CHILDREN = ("Jobs", "pods")
+UNHEARD = 2.0
+"""Of the time for a request, after which an operator that hears nothing of them is not ready: watches end sooner."""
 TURN_SECONDS = 1.0
-WATCH_PAUSE = 2.0
+START_PAUSE, WATCH_PAUSE = 2.0, 2.0
+ELECTION_RATE, ELECTION_BURST = 5.0, 10
+"""Requests a second; each look at the Lease is two."""
 STOP_SECONDS = 10.0
 """For the looks that are under way when a stop is asked for."""
 
@@ -47,7 +48,9 @@ class Operator:
         self._store = Store()
         self._stop, self._ready = asyncio.Event(), asyncio.Event()
         clock = asyncio.get_running_loop().time
-        self._beats = health.Beats(clock, turn=settings.stale, list=2 * settings.resync + settings.stale)
+        listing = TRIES * settings.request_timeout
+        self._beats = health.Beats(clock, turn=settings.stale, list=2 * settings.resync + listing + settings.stale)
+        self._word = health.Beats(clock, **dict.fromkeys(CHILDREN, UNHEARD * settings.request_timeout))
         self._election: Election | None = None
         self._said: dict[str, str] = {}
 
@@ -57,21 +60,44 @@ class Operator:
         for sign in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(sign, self._stop.set)
         configuration = await connection.load(self._kubeconfig, self._context)
-        limit = RateLimit(self.settings.requests_per_second, self.settings.burst)
+        configuration.trace_configs = [writing_only_if(self._leads)]
         async with (
             health.serving(host, port, self._beats.late, self._unready) as served,
-            ApiClient(configuration) as client,
+            self._wire(configuration, self.settings.requests_per_second, self.settings.burst) as wire,
+            self._electing(),
         ):
             log.info("serving /healthz, /readyz and /metrics on port %d", served)
-            renew = partial(connection.renew, configuration, self._kubeconfig, self._context)
-            lease = self.settings.lease
-            if lease is not None:
-                self._election = Election(Wire(client, limit, renew), lease.namespace, lease.name, _identity())
-            cluster = Cluster(Wire(client, limit, renew, self._leads))
+            cluster = Cluster(wire)
             reconciler = Reconciler(cluster, self._store, self.settings, self._leads)
-            if await self._defined(cluster):
-                await self._work(cluster, reconciler)
+            loops = self._keep_turning(), self._defined(cluster), self._stop.wait()
+            turning, defined, stop = (asyncio.create_task(each) for each in loops)
+            try:
+                await asyncio.wait([defined, stop], return_when=asyncio.FIRST_COMPLETED)
+                if defined.done():
+                    defined.result()
+                    await self._work(cluster, reconciler)
+            finally:
+                for task in (turning, defined, stop):
+                    task.cancel()
         log.info("stopped")
+
+    @contextlib.asynccontextmanager
+    async def _wire(self, configuration: Any, rate: float, burst: int) -> AsyncIterator[Wire]:
+        renew = partial(connection.renew, configuration, self._kubeconfig, self._context)
+        async with ApiClient(configuration) as client:
+            yield Wire(client, RateLimit(rate, burst), renew, timeout=self.settings.request_timeout)
+
+    @contextlib.asynccontextmanager
+    async def _electing(self) -> AsyncIterator[None]:
+        """By a connection and at a rate of its own: who waits behind other requests is deposed."""
+        lease = self.settings.lease
+        if lease is None:
+            yield
+            return
+        own = await connection.load(self._kubeconfig, self._context)
+        async with self._wire(own, ELECTION_RATE, ELECTION_BURST) as wire:
+            self._election = Election(wire, lease.namespace, lease.name, _identity())
+            yield
 
     async def _work(self, cluster: Cluster, reconciler: Reconciler) -> None:
         progresses = Progresses(
@@ -81,6 +107,7 @@ class Operator:
             interval=self.settings.progress_interval,
             connections=self.settings.progress_connections,
         )
+        metrics.JOBS.source = self._figures
         reflectors = list(self._reflectors(cluster, reconciler))
         loops = [
             *([self._election.run(partial(self._look_at_all, reconciler))] if self._election else []),
@@ -88,7 +115,6 @@ class Operator:
             self._watch(cluster, reconciler),
             reconciler.queue.keep_time(),
             self._keep_looking(cluster, reconciler),
-            self._keep_counting(),
             progresses.run(),
         ]
         others = [asyncio.create_task(loop) for loop in loops]
@@ -112,13 +138,14 @@ class Operator:
         for task in done - {stop}:
             task.result()
 
-    async def _defined(self, cluster: Cluster) -> bool:
-        """Waits until the API server serves TailorPOJobs; returns whether it does: not if a stop was asked for."""
+    async def _defined(self, cluster: Cluster) -> None:
+        """Waits until the API server serves TailorPOJobs."""
         said = None
-        while not self._stop.is_set():
+        while True:
+            self._beats.beat("list")
             try:
                 await cluster.jobs(self._namespaces[0])
-                return True
+                return
             except RefusedError as refusal:
                 words = "apply manifests/crd.yaml" if refusal.status == 404 else "see manifests/rbac.yaml"
                 problem = f"cannot list TailorPOJobs: {refusal}: {words}"
@@ -129,18 +156,14 @@ class Operator:
             if problem != said:
                 log.warning("waiting: %s", problem)
                 said = problem
-            self._beats.beat("turn")
-            self._beats.beat("list")
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stop.wait(), 2.0)
-        return False
+            await asyncio.sleep(START_PAUSE)
 
     async def _watch(self, cluster: Cluster, reconciler: Reconciler) -> None:
         """Watches until it is cancelled, and begins anew where kopf gives up."""
         made = handlers.registry(self._store, reconciler.queue.add, connection.login(self._kubeconfig, self._context))
         while True:
             try:
-                await handlers.watch(made, self.settings.namespaces)
+                await handlers.watch(made, self.settings.namespaces, self.settings.request_timeout)
             except Exception as error:
                 words = next(iter(str(error).splitlines()), "")
                 self._complain("watching TailorPOJobs", f"{type(error).__name__}: {words}: begins anew")
@@ -155,6 +178,7 @@ class Operator:
     async def _resync(self, cluster: Cluster, reconciler: Reconciler) -> None:
         """Lists all jobs, and looks at each. What cannot be listed now is left for the next time."""
         for namespace in self._namespaces:
+            self._beats.beat("list")  # one after the other may take long where nobody answers
             try:
                 jobs, listed = await cluster.jobs(namespace)
             except (AwayError, RefusedError) as problem:
@@ -172,78 +196,56 @@ class Operator:
 
     def _reflectors(self, cluster: Cluster, reconciler: Reconciler) -> Iterator[Reflector]:
         store = self._store
+        jobs, pods = CHILDREN
         for namespace in self._namespaces:
             yield Reflector(
-                "Jobs",
+                jobs,
                 partial(cluster.gangs, namespace),
                 partial(cluster.watch_gangs, namespace),
                 put=store.put_gang,
                 drop=store.drop_gang,
                 replace=partial(store.replace_gangs, namespace=namespace),
                 news=reconciler.queue.add,
+                heard=partial(self._word.beat, jobs),
             )
             yield Reflector(
-                "pods",
+                pods,
                 partial(cluster.pods, namespace),
                 partial(cluster.watch_pods, namespace),
                 put=lambda tree: store.put_pod(tree, now()),
                 drop=store.drop_pod,
                 replace=partial(_replace_pods, store, namespace),
                 news=reconciler.queue.add,
+                heard=partial(self._word.beat, pods),
             )
 
-    async def _keep_counting(self) -> None:
-        """Figures of all jobs; and the sign that the loop turns."""
-        waiting: set[Key] = set()
+    async def _keep_turning(self) -> None:
+        """The sign that the loop of all loops turns, whatever they wait for."""
         while True:
             self._beats.beat("turn")
-            phases: Counter[str] = Counter()
-            metrics.LEADING.set(leads := self._leads())
-            pending = dict(self._pending()) if leads else {}
-            for _, status in self._statuses() if leads else ():  # else each job would count for each operator
-                phases[str(status.get("phase", "Pending"))] += 1
-            for phase in metrics.PHASES:
-                metrics.JOBS.labels(phase).set(phases[phase])
-            for key in waiting - set(pending):
-                metrics.PENDING.remove(*key)
-            for key, seconds in pending.items():
-                metrics.PENDING.labels(*key).set(seconds)
-            waiting = set(pending)
+            metrics.LEADING.set(self._leads())
             await asyncio.sleep(TURN_SECONDS)
 
-    def _statuses(self) -> Iterator[tuple[Key, Mapping[str, Any]]]:
-        for key in self._store.keys:
-            if (tree := self._store.job(key)) is not None:
-                yield key, tree.get("status") or {}
-
-    def _pending(self) -> Iterator[tuple[Key, float]]:
-        for key, tree in self._statuses():
-            if tree.get("phase") in ("Pending", "Starting", "Restarting"):
-                try:
-                    status = Status.model_validate(tree)
-                except ValidationError:  # a newer operator's; its job is left alone
-                    continue
-                begun = since(status, "PodsReady")
-                if begun is not None and not holds(status, "PodsReady"):
-                    yield key, max(0.0, (now() - begun).total_seconds())
+    def _figures(self) -> Iterator[metrics.Figure]:
+        """Of all jobs, if we act: else each would count for each operator."""
+        for key, known in self._store.jobs.items() if self._leads() else ():
+            pending = None if known.unready is None else max(0.0, (now() - known.unready).total_seconds())
+            yield metrics.Figure(*key, known.phase, pending)
 
     def _leaders(self) -> dict[Key, Pod]:
         """The first worker of each running job."""
-        return {
-            key: pod
-            for key, status in (self._statuses() if self._leads() else ())
-            if status.get("phase") == "Running" and (pod := self._store.leader(key)) is not None
-        }
+        running = self._store.running if self._leads() else ()
+        return {key: pod for key in running if (pod := self._store.leader(key)) is not None}
 
     def _leads(self) -> bool:
         return self._election is None or self._election.held
 
     def _look_at_all(self, reconciler: Reconciler) -> None:
-        for key in self._store.keys:
+        for key in self._store.jobs:
             reconciler.queue.add(key)
 
     def _unready(self) -> str | None:
-        return None if self._ready.is_set() else "not started"
+        return self._word.late() if self._ready.is_set() else "not started"
 
 
 def _identity() -> str:

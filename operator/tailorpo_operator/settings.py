@@ -23,6 +23,7 @@ class Settings:
         image: the trainer's, for jobs that name none.
         workers: jobs that are looked at at the same time.
         requests_per_second, burst: to the API server, watches left out.
+        request_timeout: until a request that is not answered is tried again; a watch is begun anew as often.
         resync: between lists of everything, which find what watches have missed.
         progress_interval: between two questions to the same job's first worker, on average.
         progress_connections: questions at the same time.
@@ -37,6 +38,7 @@ class Settings:
     workers: int = 16
     requests_per_second: float = 200.0
     burst: int = 400
+    request_timeout: float = 30.0
     resync: float = 300.0
     progress_interval: float = 15.0
     progress_connections: int = 32

@@ -11,7 +11,7 @@ def must_stop(gang: Gang | None, pods: tuple[Pod, ...], cause: Cause) -> bool:
     """Whether the gang runs on unless we stop it: at a failed pod the Job controller stops the others itself."""
     if gang is None or gang.deleting or gang.complete or gang.failed or cause.verdict is Verdict.DONE:
         return False
-    return not any(pod.phase == "Failed" or pod.exit is not None for pod in pods)
+    return not any(pod.phase == "Failed" or (pod.exit is not None and not pod.succeeded) for pod in pods)
 
 
 def hurry(draft: Draft, living: list[Pod]) -> None:

@@ -11,12 +11,15 @@ from datetime import datetime
 from functools import partial
 from typing import Any, NamedTuple
 
+import orjson
+
 from tailorpo_operator import naming, observed
 from tailorpo_operator.api import Job
 from tailorpo_operator.observed import Children, Gang, Pod
 
 Tree = Mapping[str, Any]
 
+WAITING = ("Pending", "Starting", "Restarting")
 REMEMBERED = 20_000
 """Deleted objects."""
 
@@ -26,6 +29,21 @@ class Key(NamedTuple):
 
     namespace: str
     name: str
+
+
+class Known(NamedTuple):
+    """A job: what is asked of all of them again and again, and the rest as JSON, which takes a tenth of the memory.
+
+    Attributes:
+        unready: since when it has waited for its pods; None: it does not.
+    """
+
+    version: int
+    uid: str
+    created: datetime
+    phase: str
+    unready: datetime | None
+    text: bytes
 
 
 class _Seen(NamedTuple):
@@ -40,7 +58,8 @@ class Store:
     """By job. Pods and gangs are kept as values, without what is not needed of them."""
 
     def __init__(self) -> None:
-        self._jobs: dict[Key, dict[str, Any]] = {}
+        self._jobs: dict[Key, Known] = {}
+        self._running: set[Key] = set()
         self._gangs: dict[Key, dict[str, _Seen]] = defaultdict(dict)
         self._pods: dict[Key, dict[str, _Seen]] = defaultdict(dict)
         self._departed: dict[Key, tuple[Pod, ...]] = {}
@@ -48,18 +67,24 @@ class Store:
         self._gone: OrderedDict[str, None] = OrderedDict()
 
     @property
-    def keys(self) -> list[Key]:
-        return list(self._jobs)
+    def jobs(self) -> Mapping[Key, Known]:
+        return self._jobs
+
+    @property
+    def running(self) -> Iterable[Key]:
+        """Jobs whose status says so."""
+        return self._running
 
     def job(self, key: Key) -> dict[str, Any] | None:
-        return self._jobs.get(key)
+        known = self._jobs.get(key)
+        return None if known is None else orjson.loads(known.text)
 
     def put_job(self, tree: Tree) -> Key:
         """A job as it was seen or written, unless a newer one is known."""
         key = Key(tree["metadata"]["namespace"], tree["metadata"]["name"])
         known = self._jobs.get(key)
-        if tree["metadata"]["uid"] not in self._gone and (known is None or version(tree) >= version(known)):
-            self._jobs[key] = _lean(tree)
+        if tree["metadata"]["uid"] not in self._gone and (known is None or version(tree) >= known.version):
+            self._set(key, _known(tree))
         return key
 
     def drop_job(self, tree: Tree) -> Key:
@@ -67,14 +92,21 @@ class Store:
         key = Key(tree["metadata"]["namespace"], tree["metadata"]["name"])
         self._bury(tree["metadata"]["uid"])
         known = self._jobs.get(key)
-        if known is not None and known["metadata"]["uid"] == tree["metadata"]["uid"]:
+        if known is not None and known.uid == tree["metadata"]["uid"]:
             self.forget_job(key)
         return key
 
     def forget_job(self, key: Key) -> None:
         """It is not there any more, and no watch has said so."""
-        self._jobs.pop(key, None)
+        self._set(key, None)
         self._departed.pop(key, None)
+
+    def _set(self, key: Key, known: Known | None) -> None:
+        if known is None:
+            self._jobs.pop(key, None)
+        else:
+            self._jobs[key] = known
+        (self._running.add if known is not None and known.phase == "Running" else self._running.discard)(key)
 
     def put_gang(self, tree: Tree) -> Key | None:
         owner = observed.owner(tree, "TailorPOJob")
@@ -105,10 +137,14 @@ class Store:
         key = Key(job.namespace, job.name)
         gangs = [seen.what for seen in self._gangs.get(key, {}).values() if seen.owner == job.uid]
         created = observed.time(job.metadata["creationTimestamp"])
+        # Of a gang that was deleted, its name may be another's by now: one that nobody came to write down, or one of a
+        # job of this name, which went and came again within a second.
+        uids = {gang.attempt: gang.uid for gang in gangs}
         own, strangers = list[Pod](), list[Pod]()
         for seen in self._pods.get(key, {}).values():
             # One that no Job controls, as a copy for debugging, is no worker; yet it may write where workers do.
-            (own if seen.owner is not None and seen.what.created >= created else strangers).append(seen.what)
+            ours = seen.owner is not None and seen.owner == uids.get(seen.what.attempt, seen.owner)
+            (own if ours and seen.what.created >= created else strangers).append(seen.what)
         return Children(
             gangs=tuple(sorted(gangs, key=lambda gang: gang.attempt)),
             pods=tuple(sorted(own, key=lambda pod: (pod.attempt, pod.index))),
@@ -118,20 +154,19 @@ class Store:
 
     def leader(self, key: Key) -> Pod | None:
         """The first worker of a job's newest attempt, if it runs and can be asked."""
-        if (tree := self._jobs.get(key)) is None:
+        if (known := self._jobs.get(key)) is None:
             return None
-        created = observed.time(tree["metadata"]["creationTimestamp"])
         pods = [seen.what for seen in self._pods.get(key, {}).values() if seen.owner is not None]
-        pods = [pod for pod in pods if pod.created >= created]
+        pods = [pod for pod in pods if pod.created >= known.created]
         newest = max((pod.attempt for pod in pods), default=0)
         running = (pod for pod in pods if pod.attempt == newest and pod.phase == "Running")
         return next((pod for pod in running if pod.index == 0 and pod.address and pod.terminating is None), None)
 
     def replace_jobs(self, items: Iterable[Tree], listed: int, namespace: str | None) -> list[Key]:
         """All jobs there are (of a namespace), as of a list's version. Returns all of them, and those that went."""
-        before = {key: tree for key, tree in self._jobs.items() if namespace in (None, key.namespace)}
+        before = {key: known for key, known in self._jobs.items() if namespace in (None, key.namespace)}
         now = {self.put_job(tree) for tree in items}
-        gone = [key for key, tree in before.items() if key not in now and version(tree) <= listed]
+        gone = [key for key, known in before.items() if key not in now and known.version <= listed]
         for key in gone:
             self.forget_job(key)
         return [*now, *gone]
@@ -226,7 +261,16 @@ def version(tree: Tree) -> int:
     return int(tree["metadata"]["resourceVersion"])
 
 
-def _lean(tree: Tree) -> dict[str, Any]:
-    """Without what nobody reads here and takes half of the memory."""
+def _known(tree: Tree) -> Known:
     meta = {key: value for key, value in tree["metadata"].items() if key not in ("managedFields", "annotations")}
-    return {**tree, "metadata": meta}
+    status = tree.get("status") or {}
+    ready = next((each for each in status.get("conditions", ()) if each["type"] == "PodsReady"), {"status": "True"})
+    waits = status.get("phase") in WAITING and ready["status"] != "True"
+    return Known(
+        version(tree),
+        meta["uid"],
+        observed.time(meta["creationTimestamp"]),
+        str(status.get("phase", "Pending")),
+        observed.time(ready["lastTransitionTime"]) if waits else None,
+        orjson.dumps({**tree, "metadata": meta}),
+    )

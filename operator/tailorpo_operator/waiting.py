@@ -7,6 +7,8 @@ from tailorpo_operator.observed import Children, Gang, Pod, Told
 QUEUED = "Queued"
 NORMAL = ("", "ContainerCreating", "PodInitializing")
 """Reasons with which a container waits that are none to worry about."""
+OVERCOME = ("FailedScheduling",)
+"""Reasons of events that do not hold any more once a pod has a node."""
 
 _REFUSALS = (
     ("exceeded quota", "QuotaExceeded"),
@@ -31,6 +33,12 @@ def why(seen: Children, gang: Gang | None) -> Told | None:
     return _first(_kubelet(pod) for pod in pods) or _first(_scheduler(pod) for pod in pods)
 
 
+def untold(gang: Gang, pods: tuple[Pod, ...]) -> bool:
+    """Whether events alone may tell what is wrong: a watch of gangs and pods shows all else."""
+    here = any(pod.node is not None and pod.phase == "Pending" and not pod.ready for pod in pods)
+    return not gang.suspended and (here or len(pods) < gang.workers)
+
+
 def unready(pods: tuple[Pod, ...]) -> Told:
     """Which of the pods that ran do not say any more that they do, as of a node that does not answer."""
     silent = [pod for pod in pods if not pod.ready and not pod.succeeded]
@@ -48,8 +56,9 @@ def _kubelet(pod: Pod) -> Told | None:
     waiting = pod.waiting
     if waiting is not None and waiting.reason not in NORMAL:
         return Told(waiting.reason, f"pod {pod.name}: {waiting.message}")
-    if pod.node is not None and pod.phase == "Pending" and pod.trouble is not None:
-        return Told(pod.trouble.reason or "Trouble", f"pod {pod.name}: {pod.trouble.message}")
+    trouble = pod.trouble
+    if pod.node is not None and pod.phase == "Pending" and trouble is not None and trouble.reason not in OVERCOME:
+        return Told(trouble.reason or "Trouble", f"pod {pod.name}: {trouble.message}")
     return None
 
 

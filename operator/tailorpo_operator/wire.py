@@ -5,13 +5,14 @@ in and out as it is: the package's typed models cost more than everything else t
 """
 
 import asyncio
-import json
+import math
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, Literal
 from urllib.parse import urlencode
 
 import aiohttp
+import orjson
 from kubernetes.aio.client import ApiClient
 from kubernetes.aio.client.rest import RESTResponse
 
@@ -27,12 +28,12 @@ FIRST_PAUSE, LAST_PAUSE = 0.2, 5.0
 """Seconds between tries, which double."""
 LONGEST_PAUSE = 60.0
 """Seconds that a server may ask for with `Retry-After`."""
-TIMEOUT = aiohttp.ClientTimeout(total=30, connect=10)
-WATCH_SECONDS = 300
-WATCHING = aiohttp.ClientTimeout(total=WATCH_SECONDS + 10, connect=10, sock_read=100)
-"""A watch ends by itself before a dead connection could go unnoticed for long: bookmarks come every minute."""
+CONNECT_SECONDS = 10.0
+WATCH, WATCH_GRACE = (1 / 2, 2 / 3), 1 / 4
+"""Of the time for a request: how long a watch lasts until the server ends it with a bookmark, and how much longer until
+we do. Who says nothing may have nothing to say or be dead, so each goes on anew before that matters; it lists nothing.
+"""
 PAGE = 500
-WRITES: tuple[Verb, ...] = ("create", "update", "patch", "delete")
 AGAIN = (429, 500, 502, 503, 504)
 METHODS: dict[Verb, str] = {
     "get": "GET",
@@ -68,9 +69,15 @@ class Wire:
         client: ApiClient,
         limit: RateLimit,
         renew: Callable[[], Awaitable[None]],
-        may_write: Callable[[], bool] = lambda: True,
+        *,
+        timeout: float = 30.0,
     ) -> None:
-        self._client, self._limit, self._renew, self._may_write = client, limit, renew, may_write
+        """timeout: seconds for a request, from its connection to the end of its answer."""
+        self._client, self._limit, self._renew = client, limit, renew
+        connect = min(CONNECT_SECONDS, timeout)
+        self._timeout = aiohttp.ClientTimeout(total=timeout, connect=connect)
+        self._watch_seconds = [math.ceil(share * timeout) for share in WATCH]
+        self._watching = aiohttp.ClientTimeout(total=max(self._watch_seconds) + WATCH_GRACE * timeout, connect=connect)
         self._renewing, self._renewals = asyncio.Lock(), 0
 
     async def all(self, path: str, **query: str) -> tuple[list[Tree], int]:
@@ -91,14 +98,15 @@ class Wire:
 
         Raises `RefusedError`; `AwayError` if the connection breaks, or nothing is heard for too long.
         """
-        more = {"watch": "true", "allowWatchBookmarks": "true", "timeoutSeconds": str(WATCH_SECONDS)}
+        more = {"watch": "true", "allowWatchBookmarks": "true", "resourceVersion": str(version)}
+        more["timeoutSeconds"] = str(random.randint(*self._watch_seconds))
         try:
-            answer = await self._send("list", path, None, {**query, **more, "resourceVersion": str(version)}, WATCHING)
+            answer = await self._send("list", path, None, {**query, **more}, self._watching)
             async with answer.response as response:
                 if response.status != 200:
                     raise _refusal(response.status, response.headers, await response.read())
                 async for line in response.content:
-                    event = json.loads(line)
+                    event = orjson.loads(line)
                     yield event["type"], event["object"]
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             raise AwayError(f"watch {path}: {type(error).__name__} {error}") from error
@@ -108,8 +116,6 @@ class Wire:
         pause, renewals = FIRST_PAUSE, self._renewals
         for tried in range(1, TRIES + 1):
             await self._limit.take()
-            if verb in WRITES and not self._may_write():
-                raise AwayError(f"{verb} {path}: left to another operator, which leads now")
             asked = 0.0
             try:
                 return await self._once(verb, path, body, query)
@@ -137,11 +143,11 @@ class Wire:
                 self._renewals += 1
 
     async def _once(self, verb: Verb, path: str, body: Any, query: Mapping[str, str] | None) -> Tree:
-        answer = await self._send(verb, path, body, query, TIMEOUT)
+        answer = await self._send(verb, path, body, query, self._timeout)
         text = await answer.read()
         REQUESTS.labels(verb, str(answer.status)).inc()
         if 200 <= answer.status < 300:
-            tree: Tree = json.loads(text)
+            tree: Tree = orjson.loads(text)
             return tree
         raise _refusal(answer.status, answer.headers, text)
 
@@ -161,6 +167,21 @@ class Wire:
         )
 
 
+def writing_only_if(may: Callable[[], bool]) -> aiohttp.TraceConfig:
+    """For a client's configuration: asked when a request has its connection, just before its first byte is sent.
+
+    Any sooner, and a process that is paused while a write waits for that would wake up to send it. Raises `AwayError`.
+    """
+
+    async def before_sending(_: object, __: object, request: aiohttp.TraceRequestHeadersSentParams) -> None:
+        if request.method != METHODS["get"] and not may():
+            raise AwayError(f"{request.method} {request.url.path}: left to another operator, which leads now")
+
+    made = aiohttp.TraceConfig()
+    made.on_request_headers_sent.append(before_sending)
+    return made
+
+
 def merge_patch(old: Mapping[str, Any], new: Mapping[str, Any]) -> Tree:
     """The JSON merge patch (RFC 7396) that makes one of the other."""
     patch: Tree = {key: None for key in old if key not in new}
@@ -178,7 +199,7 @@ def _refusal(status: int, headers: Mapping[str, str], text: bytes) -> RefusedErr
     asked = headers.get("Retry-After", "")
     wait = float(asked) if asked.isdecimal() else 0.0
     try:
-        told = json.loads(text)
+        told = orjson.loads(text)
         return RefusedError(status, str(told.get("reason") or ""), str(told.get("message") or ""), wait)
     except (ValueError, AttributeError):  # a proxy's page
         return RefusedError(status, "", text[:200].decode(errors="replace"), wait)

@@ -8,15 +8,19 @@ from typing import Generic, TypeVar
 
 Key = TypeVar("Key", bound=Hashable)
 
+PATIENCE = 10.0
+"""Seconds for which who was put off lets others go first."""
+
 
 class WorkQueue(Generic[Key]):
     """After client-go's. A key that is added while it is worked on comes again afterwards."""
 
     def __init__(self) -> None:
-        self._ready: asyncio.Queue[Key] = asyncio.Queue()
+        self._ready: asyncio.PriorityQueue[tuple[float, int, Key]] = asyncio.PriorityQueue()
         self._waiting: set[Key] = set()
         self._working: set[Key] = set()
         self._again: set[Key] = set()
+        self._patient: set[Key] = set()
         self._due: dict[Key, float] = {}
         self._heap: list[tuple[float, int, Key]] = []
         self._count = 0
@@ -32,7 +36,16 @@ class WorkQueue(Generic[Key]):
             self._again.add(key)
         elif key not in self._waiting:
             self._waiting.add(key)
-            self._ready.put_nowait(key)
+            self._put(key, 0.0)
+
+    def put_off(self, key: Key) -> bool:
+        """For who works on a key and could do the rest of it later: it comes again, after others that wait now or will
+        soon. Returns False, and does nothing, if there are none.
+        """
+        if self._ready.empty():
+            return False
+        self._patient.add(key)
+        return True
 
     def add_after(self, key: Key, seconds: float) -> None:
         """After that time, unless a sooner one is set already."""
@@ -46,7 +59,7 @@ class WorkQueue(Generic[Key]):
 
     async def get(self) -> Key:
         """The next; give it back by `done`."""
-        key = await self._ready.get()
+        _, _, key = await self._ready.get()
         self._waiting.discard(key)
         self._working.add(key)
         self._due.pop(key, None)  # whoever works on it says anew when to look again
@@ -61,9 +74,16 @@ class WorkQueue(Generic[Key]):
     def done(self, key: Key) -> None:
         self._working.discard(key)
         self._given_back.set()
-        if key in self._again:
-            self._again.discard(key)
-            self.add(key)
+        again, patient = key in self._again, key in self._patient
+        self._again.discard(key)
+        self._patient.discard(key)
+        if again or patient:
+            self._waiting.add(key)
+            self._put(key, PATIENCE if patient else 0.0)
+
+    def _put(self, key: Key, patience: float) -> None:
+        self._count += 1
+        self._ready.put_nowait((asyncio.get_running_loop().time() + patience, self._count, key))
 
     def _clear_out(self) -> None:
         """Each look sets a time anew, which may be days off: what is no longer due must not pile up until then."""

@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import threading
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from types import TracebackType
 from typing import Any, Self
@@ -31,14 +31,15 @@ _addresses = itertools.count(1)
 class PodDriver:
     """Reports for the pods of its nodes, as their kubelets would, from `with` to its end.
 
-    In the background it confirms the deletion of pods whose node is alive: their containers exit with `sigterm_exit`,
-    then the pod goes. With `run_all` it also makes every pod that gets to its nodes Running. At the end its nodes
-    and what is on them vanish.
+    In the background it confirms the deletion of pods whose node is alive: their containers exit with `sigterm_exit`
+    and `last_words`, then the pod goes. With `run_all` it also makes every pod that gets to its nodes Running. The
+    nodes' clock may be wrong by `skew`. At the end its nodes and what is on them vanish.
     """
 
     def __init__(self, api: ApiClient, *, run_all: bool = False, sigterm_exit: int = SIGTERM_EXIT) -> None:
         self.run_all = run_all
-        self.sigterm_exit = sigterm_exit
+        self.sigterm_exit, self.last_words = sigterm_exit, ""
+        self.skew = timedelta()
         self._api = api
         self._core = client.CoreV1Api(api)
         self._alive: dict[str, bool] = {}
@@ -74,6 +75,10 @@ class PodDriver:
         self._alive[name] = True
         return name
 
+    def alive(self, node: str | None) -> bool:
+        """Whether it is one of this driver's, and not lost."""
+        return node is not None and self._alive.get(node, False)
+
     def lose(self, node: str) -> None:
         """Power cut: the node is no longer heard of, and nothing is reported or confirmed for its pods."""
         self._alive[node] = False
@@ -107,13 +112,13 @@ class PodDriver:
 
     def run(self, pod: V1Pod, address: str | None = None) -> None:
         """The pod's containers run and are ready. address: its IP, where somebody answers for it."""
-        now, number = _now(), next(_addresses)
+        now, number = self._now(), next(_addresses)
         self._report(
             pod,
             phase="Running",
             startTime=now,
             podIP=address or f"10.128.{number // 250 % 256}.{number % 250 + 1}",
-            conditions=_conditions(True),
+            conditions=_conditions(now, True),
             containerStatuses=[_container(each, {"running": {"startedAt": now}}) for each in pod.spec.containers],
         )
 
@@ -123,13 +128,13 @@ class PodDriver:
         The phase follows: Succeeded where all exited with 0. `reason` is the container's: Completed or Error unless
         given.
         """
-        first = pod.spec.containers[0].name
+        first, now = pod.spec.containers[0].name, self._now()
         statuses = [
-            _container(each, _terminated(exit_code, message, reason) if each.name == first else _terminated(0))
+            _container(each, _terminated(now, exit_code, message, reason) if each.name == first else _terminated(now))
             for each in pod.spec.containers
         ]
         phase = "Failed" if exit_code else "Succeeded"
-        self._report(pod, phase=phase, conditions=_conditions(False), containerStatuses=statuses)
+        self._report(pod, phase=phase, conditions=_conditions(now, False), containerStatuses=statuses)
 
     def oom(self, pod: V1Pod) -> None:
         """The first container goes beyond its memory limit."""
@@ -145,11 +150,11 @@ class PodDriver:
         waiting = {"waiting": {"reason": reason, "message": message}}
         creating = {"waiting": {"reason": "ContainerCreating"}}
         statuses = [_container(first, waiting), *(_container(each, creating) for each in others)]
-        self._report(pod, phase="Pending", conditions=_conditions(False), containerStatuses=statuses)
+        self._report(pod, phase="Pending", conditions=_conditions(self._now(), False), containerStatuses=statuses)
 
     def disrupt(self, pod: V1Pod, reason: str = "TerminationByKubelet", message: str = "") -> None:
         """Says that the pod is about to end for a cause outside of it; the end is a call of its own."""
-        self._report(pod, conditions=[_condition("DisruptionTarget", True, reason, message)])
+        self._report(pod, conditions=[_condition(self._now(), "DisruptionTarget", True, reason, message)])
 
     def evict(self, pod: V1Pod, message: str = "The node was low on resource: memory.") -> None:
         """The kubelet ends the pod because its node runs short of something."""
@@ -173,15 +178,18 @@ class PodDriver:
 
     def _attend(self, pod: V1Pod) -> None:
         """One step towards what is asked of the pod; the next follows when its change is seen."""
-        if not self._alive.get(pod.spec.node_name, False):
+        if not self.alive(pod.spec.node_name):
             return
         if pod.metadata.deletion_timestamp is not None:
             if pod.status.phase not in DONE:
-                self.end(pod, self.sigterm_exit)
+                self.end(pod, self.sigterm_exit, self.last_words)
             elif pod.metadata.deletion_grace_period_seconds:  # else deleted already, and held by a finalizer
                 self._remove(pod)
         elif self.run_all and pod.status.phase == "Pending":
             self.run(pod)
+
+    def _now(self) -> str:
+        return (datetime.now(UTC) + self.skew).isoformat()
 
     def _on(self, node: str) -> list[V1Pod]:
         return list(self._core.list_pod_for_all_namespaces(field_selector=f"spec.nodeName={node}").items)
@@ -207,23 +215,20 @@ def _unless_gone() -> Iterator[None]:
             raise
 
 
-def _now() -> str:
-    return datetime.now(UTC).isoformat()
-
-
-def _condition(kind: str, holds: bool, reason: str = "", message: str = "") -> Fields:
+def _condition(now: str, kind: str, holds: bool, reason: str = "", message: str = "") -> Fields:
     return {
         "type": kind,
         "status": str(holds),
         "reason": reason,
         "message": message,
-        "lastTransitionTime": _now(),
+        "lastTransitionTime": now,
     }
 
 
-def _conditions(ready: bool) -> list[Fields]:
+def _conditions(now: str, ready: bool) -> list[Fields]:
     """The list is merged by type: the scheduler's condition and DisruptionTarget stay."""
-    return [_condition("Initialized", True), *(_condition(kind, ready) for kind in ("ContainersReady", "Ready"))]
+    kinds = {"Initialized": True, "ContainersReady": ready, "Ready": ready}
+    return [_condition(now, kind, holds) for kind, holds in kinds.items()]
 
 
 def _container(container: V1Container, state: Fields) -> Fields:
@@ -240,8 +245,7 @@ def _container(container: V1Container, state: Fields) -> Fields:
     }
 
 
-def _terminated(exit_code: int, message: str = "", reason: str = "") -> Fields:
-    now = _now()
+def _terminated(now: str, exit_code: int = 0, message: str = "", reason: str = "") -> Fields:
     return {
         "terminated": {
             "exitCode": exit_code,

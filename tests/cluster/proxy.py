@@ -6,7 +6,7 @@ import json
 import ssl
 import threading
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -38,8 +38,10 @@ class Asked:
 
 
 Rule = Callable[[Asked], int]
-"""What becomes of a request: 0 to let it through, a status to answer with, or DROP to break off the connection."""
-DROP = -1
+"""What becomes of a request: 0 to let it through, a status to answer with, or one of these."""
+DROP, DEAF, HELD = -1, -2, -3
+"""Breaks off the connection without asking the server, or when it has answered; or lets it wait for `release`."""
+REASONS = {409: "Conflict", 429: "TooManyRequests", 500: "InternalError"}
 
 
 def through(asked: Asked) -> int:
@@ -49,12 +51,14 @@ def through(asked: Asked) -> int:
 class ApiProxy:
     """Speaks plain HTTP on loopback, and to the server as the user of a kubeconfig of `kubeconfig.write` with a token.
 
-    `rule` may change at any time.
+    `rule` and `delay`, the seconds before each request goes on, may change at any time.
     """
 
     def __init__(self, user: Path, folder: Path) -> None:
         self.rule: Rule = through
+        self.delay = 0.0
         self.seen: list[Asked] = []
+        self.held: list[Asked] = []
         self.kubeconfig = folder / "proxied.kubeconfig"
         given = json.loads(user.read_text())
         cluster = given["clusters"][0]["cluster"]
@@ -63,6 +67,7 @@ class ApiProxy:
         self._tls = ssl.create_default_context(cadata=base64.b64decode(cluster["certificate-authority-data"]).decode())
         self._loop = asyncio.new_event_loop()
         self._forwarding: set[asyncio.Task[Any]] = set()
+        self._flowing = asyncio.Event()
         self._thread = threading.Thread(target=self._loop.run_forever, name="API proxy", daemon=True)
 
     def __enter__(self) -> Self:
@@ -84,6 +89,17 @@ class ApiProxy:
         for task in list(self._forwarding):
             self._loop.call_soon_threadsafe(task.cancel)
 
+    def release(self) -> None:
+        """What was held arrives at the server."""
+        self._loop.call_soon_threadsafe(self._released.set)
+
+    def hold_watches(self) -> None:
+        """Keeps back what watches tell, until `release_watches`."""
+        self._loop.call_soon_threadsafe(self._flowing.clear)
+
+    def release_watches(self) -> None:
+        self._loop.call_soon_threadsafe(self._flowing.set)
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
@@ -93,10 +109,12 @@ class ApiProxy:
         self._loop.close()
 
     async def _start(self) -> int:
+        self._flowing.set()
         timeout = aiohttp.ClientTimeout(total=None)
         self._session = aiohttp.ClientSession(
             timeout=timeout, auto_decompress=False, connector=aiohttp.TCPConnector(limit=0)
         )
+        self._released = asyncio.Event()
         app = web.Application(client_max_size=LARGE)
         app.router.add_route("*", "/{path:.*}", self._forward)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1, handler_cancellation=True)
@@ -116,26 +134,44 @@ class ApiProxy:
         forwarding.add_done_callback(self._forwarding.discard)
         asked = Asked(request.method, request.path, await request.read())
         self.seen.append(asked)
+        if self.delay:
+            await asyncio.sleep(self.delay)
         verdict = self.rule(asked)
         if verdict > 0:
-            return web.Response(status=verdict, text="injected")
-        if verdict == DROP:
-            assert request.transport is not None
-            request.transport.abort()
+            told = {"kind": "Status", "code": verdict, "reason": REASONS.get(verdict, ""), "message": "injected"}
+            return web.json_response(told, status=verdict)
+        if verdict == HELD:
+            self.held.append(asked)
+            await self._released.wait()
+        if verdict == DEAF:
+            await asyncio.shield(asyncio.ensure_future(self._do(request, asked)))  # though the client may be gone
+        if verdict in (DROP, DEAF):
+            if request.transport is not None:
+                request.transport.abort()
             return web.Response()
-        kept = {name: request.headers[name] for name in ("Content-Type", "Accept") if name in request.headers}
-        async with self._session.request(
-            request.method,
-            self._server + request.path_qs,
-            data=asked.body or None,
-            headers=kept | self._headers,
-            ssl=self._tls,
-        ) as answer:
+        watching = "watch" in request.query
+        async with self._ask(request, asked) as answer:
             response = web.StreamResponse(status=answer.status)
             response.content_type = answer.content_type
             with suppress(ConnectionResetError):  # the client was killed
                 await response.prepare(request)
                 async for chunk in answer.content.iter_any():
+                    if watching:
+                        await self._flowing.wait()
                     await response.write(chunk)
                 await response.write_eof()
             return response
+
+    async def _do(self, request: web.Request, asked: Asked) -> None:
+        async with self._ask(request, asked) as answer:
+            await answer.read()
+
+    def _ask(self, request: web.Request, asked: Asked) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        kept = {name: request.headers[name] for name in ("Content-Type", "Accept") if name in request.headers}
+        return self._session.request(
+            request.method,
+            self._server + request.path_qs,
+            data=asked.body or None,
+            headers=kept | self._headers,
+            ssl=self._tls,
+        )

@@ -7,7 +7,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -30,7 +30,40 @@ QUICK = ("--retry-seconds=0.3", "--retry-seconds-max=2", "--lost-seconds=2", "--
 """Nobody waits for minutes in a test."""
 
 
-class OperatorProcess:
+GRACE = 30.0
+"""Seconds that a kubelet gives a pod to end."""
+
+
+class Serving:
+    """What an operator serves, as its log says where."""
+
+    log: Path
+    starts: int
+
+    @property
+    def port(self) -> int:
+        """Of its last start."""
+
+        def look() -> int | None:
+            found = re.findall(r'on port (\d+)"', self.log.read_text() if self.log.exists() else "")
+            return int(found[self.starts - 1]) if len(found) >= self.starts else None
+
+        return until(look, "the operator serves its metrics")
+
+    def ask(self, path: str) -> tuple[int, str]:
+        """Status and text of what it answers."""
+        try:
+            with urlopen(f"http://{self._address()}{path}", timeout=10) as answer:
+                return answer.status, answer.read().decode()
+        except HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
+
+    def _address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+
+class OperatorProcess(Serving):
     """`tailorpo operator`, which can be killed and started again."""
 
     def __init__(self, kubeconfig: Path, log: Path, *arguments: str, network: Network | None = None) -> None:
@@ -39,10 +72,10 @@ class OperatorProcess:
         self._arguments = [f"--kubeconfig={kubeconfig}", "--host=127.0.0.1", "--port=0", *QUICK, *arguments]
         self._network = network
         self._process: subprocess.Popen[Any] | None = None
-        self._starts = 0
+        self.starts = 0
 
     def start(self) -> "OperatorProcess":
-        self._starts += 1
+        self.starts += 1
         command = [sys.executable, "-c", "import sys; from tailorpo_trainer.cli import main; sys.exit(main())"]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
@@ -66,28 +99,8 @@ class OperatorProcess:
         """The lines of its log."""
         return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
 
-    @property
-    def port(self) -> int:
-        """Where it serves its health and metrics since its last start."""
-
-        def look() -> int | None:
-            said = [re.search(r"on port (\d+)", line["message"]) for line in self.logged()]
-            found = [int(match[1]) for match in said if match]
-            return found[self._starts - 1] if len(found) >= self._starts else None
-
-        return until(look, "the operator serves its metrics")
-
-    def ask(self, path: str) -> tuple[int, str]:
-        """Status and text of what it answers."""
-        try:
-            with urlopen(f"http://{self._address()}{path}", timeout=10) as answer:
-                return answer.status, answer.read().decode()
-        except HTTPError as error:
-            with error:
-                return error.code, error.read().decode()
-
     def _address(self) -> str:
-        return self._network.reach("127.0.0.1", self.port) if self._network else f"127.0.0.1:{self.port}"
+        return self._network.reach("127.0.0.1", self.port) if self._network else super()._address()
 
     def kill(self) -> None:
         """As a power cut would."""
@@ -108,10 +121,12 @@ class OperatorProcess:
         self.kill()
 
 
-class WarmOperator:
+class WarmOperator(Serving):
     """The same, forked from a process that has imported everything: it starts at once, and dies as really."""
 
-    def __init__(self, kubeconfig: Path, log: Path, *arguments: str) -> None:
+    def __init__(self, kubeconfig: Path, log: Path, *arguments: str, prepare: Callable[[], None] | None = None) -> None:
+        """prepare: is called in the new process first."""
+        self._prepare = prepare
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["tailorpo_operator.running", "tailorpo_operator.cli", __name__])
         self._arguments = [f"--kubeconfig={kubeconfig}", "--host=127.0.0.1", "--port=0", *QUICK, *arguments]
@@ -121,7 +136,7 @@ class WarmOperator:
 
     def start(self) -> None:
         self.starts += 1
-        self._process = self._context.Process(target=_operate, args=(self._arguments, str(self.log)))
+        self._process = self._context.Process(target=_operate, args=(self._arguments, str(self.log), self._prepare))
         self._process.start()
 
     def kill(self) -> None:
@@ -129,13 +144,21 @@ class WarmOperator:
             self._process.kill()
             self._process.join()
 
+    @property
+    def running(self) -> bool:
+        return self._process is not None and bool(self._process.is_alive())
+
+    @property
+    def pid(self) -> int:
+        return int(self._process.pid)
+
     def signal(self, number: int) -> None:
-        os.kill(self._process.pid, number)
+        os.kill(self.pid, number)
 
     def stop(self) -> int | None:
-        """As a kubelet would; returns its exit status."""
+        """As a kubelet would; returns its exit status, or None if it does not end in time."""
         self._process.terminate()
-        self._process.join(60)
+        self._process.join(GRACE)
         code: int | None = self._process.exitcode
         return code
 
@@ -152,13 +175,15 @@ class WarmOperator:
         self.kill()
 
 
-def _operate(arguments: list[str], log: str) -> None:
+def _operate(arguments: list[str], log: str, prepare: Callable[[], None] | None) -> None:
     from tailorpo_trainer.cli import main
 
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(file, stream)
     os.environ["NO_PROXY"] = "127.0.0.1,localhost"
+    if prepare is not None:
+        prepare()
     sys.exit(main(["operator", *arguments]))
 
 

@@ -1,11 +1,17 @@
 """All workers or none: by Kubernetes' own gang scheduling where it is on, by a queue, or one by one."""
 
 import json
+import re
+import secrets
+from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
+from tailorpo_operator import naming
+from tailorpo_trainer.exits import ExitCode
 from tests.cluster.api import Kubectl
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.control_plane import control_plane as run_control_plane
@@ -13,40 +19,84 @@ from tests.cluster.pods import PodDriver
 from tests.cluster.servers import Options
 from tests.cluster.waiting import until
 from tests.operator import installed
-from tests.operator.operating import OperatorProcess, WarmOperator, Watched, job
+from tests.operator.operating import OperatorProcess, WarmOperator, Watched, job, last_words
 
 GATES = {"GenericWorkload": True, "WorkloadWithJob": True}
 ONE_CPU = {"resources": {"limits": {"cpu": "1", "memory": "1Gi"}}}
 
 
+SMALL = {"cpu": "1", "memory": "8Gi", "pods": "20"}
+"""A node for one of them."""
+
+
 @pytest.fixture(scope="module")
 def scheduling_gangs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
-    """A control plane with the alpha features."""
+    """A control plane with the alpha features, and the operator."""
+    folder = tmp_path_factory.mktemp("gangs")
     options = Options(feature_gates=GATES, runtime_config={"api/all": True})
-    with run_control_plane(logs=tmp_path_factory.mktemp("gangs"), options=options) as plane:
+    with run_control_plane(logs=folder, options=options) as plane:
         installed.serve(plane)
-        yield plane
+        with WarmOperator(installed.rights(plane), folder / "operator"):
+            yield plane
 
 
-def test_a_gang_that_does_not_fit_binds_no_pod(scheduling_gangs: ControlPlane, tmp_path: Path) -> None:
-    plane = scheduling_gangs
-    kubectl, driver_user = plane.kubectl("default"), plane.user("pod-driver", ["system:masters"])
-    with (
-        WarmOperator(installed.rights(plane), tmp_path / "log"),
-        plane.api(driver_user) as api,
-        PodDriver(api) as driver,
-    ):
-        driver.add_node("small", {"cpu": "1", "memory": "8Gi", "pods": "20"})
-        watched = Watched(kubectl, driver, job(template=ONE_CPU, scheduling={"gang": "Required"}))
+@dataclass(frozen=True)
+class Room:
+    """Where there is place for so many pods of one CPU, and for no other test's."""
 
-        until(lambda: watched.condition("PodsReady")["reason"] == "Unschedulable", "the reason is told")
-        assert "Insufficient cpu" in watched.status["message"] or "minCount (2)" in watched.status["message"]
-        assert watched.status["phase"] == "Pending"
-        pods = kubectl.json("get", "pods")["items"]
-        assert [pod["spec"].get("nodeName") for pod in pods] == [None, None]
-        driver.add_node("other", {"cpu": "1", "memory": "8Gi", "pods": "20"})
-        watched.run(1)
-        watched.finish(1)
+    kubectl: Kubectl
+    driver: PodDriver
+    for_gangs: bool
+
+    def grow(self, nodes: int) -> None:
+        """Nodes for one pod each."""
+        for _ in range(nodes):
+            node = self.driver.add_node(f"{self.kubectl.namespace}-{secrets.token_hex(2)}", SMALL)
+            self.kubectl("label", "node", node, f"room={self.kubectl.namespace}")
+
+    def job(self, name: str, **spec: Any) -> Watched:
+        template = {**ONE_CPU, "nodeSelector": {"room": self.kubectl.namespace}}
+        return Watched(self.kubectl, self.driver, job(name, template=template, **spec))
+
+    def living(self, name: str) -> dict[tuple[int, str], str | None]:
+        """Nodes of a job's pods that have not ended, by attempt and name."""
+        pods = self.kubectl.json("get", "pods", f"--selector={naming.JOB}={name}")["items"]
+        return {
+            (int(pod["metadata"]["labels"][naming.ATTEMPT]), pod["metadata"]["name"]): pod["spec"].get("nodeName")
+            for pod in pods
+            if pod["status"].get("phase") not in ("Succeeded", "Failed")
+        }
+
+
+@pytest.fixture(params=["by Kubernetes' gang scheduling", "one by one"])
+def room(request: pytest.FixtureRequest) -> Iterator[Room]:
+    """On a cluster with the features, and on one without."""
+    if request.param == "one by one":
+        request.getfixturevalue("operator")
+        yield Room(request.getfixturevalue("kubectl"), request.getfixturevalue("pod_driver"), for_gangs=False)
+        return
+    plane: ControlPlane = request.getfixturevalue("scheduling_gangs")
+    namespace = f"test-{secrets.token_hex(4)}"
+    kubectl = plane.kubectl(namespace)
+    kubectl("create", "namespace", namespace)
+    kubectl("wait", "--for=create", "serviceaccount/default", "--timeout=60s")
+    with plane.api(plane.user("pod-driver", ["system:masters"])) as api, PodDriver(api) as driver:
+        yield Room(kubectl, driver, for_gangs=True)
+        kubectl("delete", "namespace", namespace, "--wait=false")
+
+
+@pytest.mark.parametrize("room", ["by Kubernetes' gang scheduling"], indirect=True)
+def test_a_gang_that_does_not_fit_binds_no_pod(room: Room) -> None:
+    room.grow(1)
+    watched = room.job("animals", scheduling={"gang": "Required"})
+    until(lambda: watched.condition("PodsReady")["reason"] == "Unschedulable", "the reason is told")
+    message = watched.status["message"]
+    assert "Insufficient cpu" in message or "minCount (2)" in message
+    assert watched.status["phase"] == "Pending"
+    assert list(room.living("animals").values()) == [None, None]
+    room.grow(1)
+    watched.run(1)
+    watched.finish(1)
 
 
 def test_without_the_feature_auto_goes_on_and_says_so(
@@ -83,7 +133,7 @@ def test_a_queue_holds_a_gang_and_lets_it_go(
     kubectl: Kubectl, pod_driver: PodDriver, operator: OperatorProcess
 ) -> None:
     """Its own `suspend` is never ours to change; while it waits, no deadline passes."""
-    policy = {"startDeadlineSeconds": 60, "activeDeadlineSeconds": 3600}
+    policy = {"startDeadlineSeconds": 1, "activeDeadlineSeconds": 2}
     template = {"nodeSelector": {"free": kubectl.namespace}}
     document = job(scheduling={"queueName": "research"}, runPolicy=policy, template=template)
     watched = Watched(kubectl, pod_driver, document)
@@ -97,7 +147,12 @@ def test_a_queue_holds_a_gang_and_lets_it_go(
 
     until(queued, "it is queued")
     began = watched.attempt(1)["start"]
-    until(lambda: kubectl.json("get", "jobs")["items"][0]["spec"]["suspend"], "nobody fights the queue")
+    waited = re.compile(rf'job_pending_seconds{{job="animals",namespace="{kubectl.namespace}"}} ([3-9]|\d\d)')
+    until(lambda: waited.search(operator.ask("/metrics")[1]), "it is queued for longer than both deadlines")
+    assert (watched.status["phase"], watched.attempt(1).get("reason")) == ("Pending", None)
+    assert watched.gangs()[0]["spec"]["suspend"], "nobody fights the queue"
+    relaxed = json.dumps({"spec": {"runPolicy": {"startDeadlineSeconds": 3600, "activeDeadlineSeconds": 3600}}})
+    kubectl("patch", "tpj", "animals", "--type=merge", f"--patch={relaxed}")
     hold(kubectl, False)
     kubectl("label", "node", pod_driver.nodes[0], f"free={kubectl.namespace}")
     watched.run(1)
@@ -117,30 +172,48 @@ def test_a_queue_takes_the_place_of_a_running_gang_back(
     watched.run(2)
 
 
-def test_a_gang_makes_way_for_a_higher_priority(
-    kubectl: Kubectl, pod_driver: PodDriver, operator: OperatorProcess
-) -> None:
-    """The real scheduler preempts one pod, and the whole gang goes."""
-    for name, value in (("low", 1), ("high", 1000)):
+def priorities(kubectl: Kubectl) -> tuple[str, str]:
+    """Names of a low and of a high one."""
+    names = f"{kubectl.namespace}-low", f"{kubectl.namespace}-high"
+    for name, value in zip(names, (1, 1000), strict=True):
         made = {"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "value": value}
-        kubectl.apply({**made, "metadata": {"name": f"{kubectl.namespace}-{name}"}})
-    node = pod_driver.add_node(f"{kubectl.namespace}-full", {"cpu": "2", "memory": "8Gi", "pods": "20"})
-    kubectl("label", "node", node, f"kubernetes.io/hostname={node}", "--overwrite")
-    here = {**ONE_CPU, "nodeSelector": {"kubernetes.io/hostname": node}}
-    low = Watched(
-        kubectl,
-        pod_driver,
-        job("low", template=here, scheduling={"priorityClassName": f"{kubectl.namespace}-low"}),
-    )
+        kubectl.apply({**made, "metadata": {"name": name}})
+    return names
+
+
+@pytest.mark.parametrize("workers", [2, 1])
+def test_a_gang_makes_way_for_a_higher_priority(room: Room, workers: int) -> None:
+    """The real scheduler preempts what it needs, be it one pod of two, and the whole gang goes, waits and goes on."""
+    low_class, high_class = priorities(room.kubectl)
+    room.driver.sigterm_exit, room.driver.last_words = ExitCode.STOPPED, last_words(ExitCode.STOPPED, step=40)
+    room.grow(2)
+    low = room.job("low", runPolicy={"backoffLimit": 0}, scheduling={"priorityClassName": low_class})
     low.run(1)
-    high = Watched(
-        kubectl,
-        pod_driver,
-        job("high", template=here, scheduling={"priorityClassName": f"{kubectl.namespace}-high"}),
-    )
+    high = room.job("high", workers=workers, scheduling={"priorityClassName": high_class})
     end = low.ended(1)
-    assert (end["reason"], end["counted"]) == ("Preempted", False)
+    assert (end["reason"], end["counted"], end["stepTo"]) == ("Preempted", False, 40)
     high.run(1)
-    until(lambda: low.status["phase"] in ("Restarting", "Pending"), "the low one waits")
+
+    def waits() -> bool:
+        status, condition = low.status, low.condition("PodsReady")
+        assert (status["phase"], condition["reason"]) == ("Restarting", "Unschedulable"), status
+        assert "Insufficient cpu" in status["message"] or "minCount (2)" in status["message"], status
+        living = room.living("low")
+        assert [attempt for attempt, _ in living] == [2, 2]  # no half of a gang stays
+        assert len([node for node in living.values() if node]) == (0 if room.for_gangs else 2 - workers)
+        return True
+
+    until(waits, "the low gang waits for room, as a whole")
+    assert high.phase("Running")["restarts"] == 0
     high.finish(1)
     low.run(2)
+    assert low.attempt(2)["stepFrom"] == 40
+    low.finish(2)
+    status = low.status
+    assert [(each["reason"], each["counted"]) for each in status["attempts"]] == [
+        ("Preempted", False),
+        ("Completed", False),
+    ]
+    assert (status["restarts"], status["failures"]) == (1, 0)
+    told = Counter(reason for reason, _ in low.events() if reason != "Unschedulable")
+    assert told == {"AttemptStarted": 2, "Running": 2, "Preempted": 1, "Succeeded": 1}

@@ -463,7 +463,7 @@ def test_pending_says_why_and_looks_again_and_fails_after_its_deadline(stuck: Po
     assert story.says("PodsReady") == ("False", reason)
     assert stuck.name in str(story.status.message)
     assert story.events == [("Warning", reason)]
-    assert story.made.look == at(20)
+    assert story.made.look == (at(60) if stuck.node is None else at(20)), "events of nodes are not watched"
     story.look(50, gang(), pod(), stuck)
     assert story.made.look == at(60), "the deadline"
     story.look(60, gang(), pod(), stuck)
@@ -589,6 +589,14 @@ def test_suspend_while_pending() -> None:
     story.edit(suspend=False)
     story.look(30)
     assert (story.begins, story.status.start_time) == ([2], None)
+
+
+@pytest.mark.parametrize("policy", [{"suspend": True}, {"active_deadline_seconds": 100}])
+def test_a_worker_that_is_done_before_the_others_does_not_keep_them_from_being_stopped(policy: dict[str, Any]) -> None:
+    story = Story(running(start_time=NOON))
+    story.edit(**policy)
+    story.look(200, gang(), pod(0), exited(0, index=1))
+    assert story.stops == [1]
 
 
 def test_suspend_while_an_attempt_ends_or_the_next_is_waited_for() -> None:

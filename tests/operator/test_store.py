@@ -99,6 +99,16 @@ def test_a_list_finds_what_a_watch_has_missed(store: Store) -> None:
     assert (seen.gangs, [pod.index for pod in seen.pods]) == ((), [1])
 
 
+def test_pods_of_a_deleted_gang_whose_name_is_another_ones_now_are_not_its_own(store: Store) -> None:
+    store.put_pod(pod_tree(3, 0, phase="Failed"), NOON)
+    assert pods(store) == [(1, 0, "Failed")]
+    again = gang_tree(4)
+    again["metadata"]["uid"] = "another-gang"
+    store.put_gang(again)
+    seen = store.children(job(store))
+    assert (seen.pods, [pod.phase for pod in seen.strangers]) == ((), ["Failed"])
+
+
 def test_a_list_knows_nothing_of_what_is_newer(store: Store) -> None:
     store.put_gang(gang_tree(11))
     store.put_pod(pod_tree(12), NOON)
@@ -134,11 +144,11 @@ def test_a_list_of_one_job_or_namespace_leaves_the_others_alone(store: Store) ->
 def test_a_list_of_jobs_finds_those_that_are_gone_and_those_that_are_new(store: Store) -> None:
     new = {"metadata": meta("new", "n", 5), "spec": SPEC}
     assert set(store.replace_jobs([new], 10, None)) == {KEY, Key("team", "new")}
-    assert store.keys == [Key("team", "new")]
+    assert list(store.jobs) == [Key("team", "new")]
     assert store.replace_jobs([], 4, "team") == []
-    assert store.keys == [Key("team", "new")], "it is newer than the list"
+    assert list(store.jobs) == [Key("team", "new")], "it is newer than the list"
     store.replace_jobs([], 10, "other")
-    assert store.keys == [Key("team", "new")], "the list was of another namespace"
+    assert list(store.jobs) == [Key("team", "new")], "the list was of another namespace"
 
 
 def test_a_job_of_the_same_name_again(store: Store) -> None:

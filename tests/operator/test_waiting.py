@@ -81,6 +81,12 @@ def test_a_kubelets_word_is_worth_more_than_the_schedulers() -> None:
     assert why(gang(), pending(unscheduled=UNSCHEDULABLE), pulling) == Told("ErrImagePull", "pod animals-0001-1: x")
 
 
+def test_what_the_scheduler_said_of_a_pod_is_over_once_it_has_a_node() -> None:
+    """It is the newest event about a pod that has waited long, and stays so."""
+    starting = pending(1, node="n", trouble=Told("FailedScheduling", "0/1 nodes are available"))
+    assert why(gang(), pod(), starting) is None
+
+
 def test_trouble_of_a_gang_that_has_all_its_pods_is_over() -> None:
     assert why(gang(), pending(), pending(1), trouble=Told("FailedCreate", "exceeded quota")) is None
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tailorpo_operator.limits import RateLimit
-from tailorpo_operator.workqueue import WorkQueue
+from tailorpo_operator.workqueue import PATIENCE, WorkQueue
 
 
 class FakeTime(asyncio.SelectorEventLoop):
@@ -76,6 +76,44 @@ def test_never_two_at_a_time_and_nothing_is_lost(queue: WorkQueue[str]) -> None:
         queue.done("a")
         assert await nothing(queue.get())
         assert len(queue) == 0
+
+    run(story)
+
+
+def test_who_is_put_off_lets_others_go_first(queue: WorkQueue[str]) -> None:
+    async def story() -> None:
+        for key in "ab":
+            queue.add(key)
+        assert await queue.get() == "a"
+        assert queue.put_off("a")
+        queue.add("a")  # what it is told of meanwhile can wait as well
+        queue.done("a")
+        await asyncio.sleep(PATIENCE - 1)
+        queue.add("c")
+        assert [await queue.get(), await queue.get(), await queue.get()] == ["b", "c", "a"]
+
+    run(story)
+
+
+def test_who_is_put_off_comes_at_last_even_if_others_always_wait(queue: WorkQueue[str]) -> None:
+    async def story() -> None:
+        for key in "ab":
+            queue.add(key)
+        queue.put_off(await queue.get())
+        queue.done("a")
+        await asyncio.sleep(PATIENCE + 1)
+        queue.add("c")
+        assert [await queue.get(), await queue.get(), await queue.get()] == ["b", "a", "c"]
+
+    run(story)
+
+
+def test_nobody_is_put_off_for_nobody(queue: WorkQueue[str]) -> None:
+    async def story() -> None:
+        queue.add("a")
+        assert not queue.put_off(await queue.get())
+        queue.done("a")
+        assert await nothing(queue.get())
 
     run(story)
 

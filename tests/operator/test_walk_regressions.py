@@ -1,0 +1,51 @@
+"""What random walks have found, each by the shortest walk that shows it."""
+
+import json
+from pathlib import Path
+
+from tailorpo_trainer.exits import ExitCode
+from tests.cluster.api import Kubectl
+from tests.cluster.pods import PodDriver
+from tests.cluster.proxy import DROP, ApiProxy, through
+from tests.cluster.waiting import until
+from tests.operator.operating import OperatorProcess, WarmOperator, Watched, job, last_words
+
+
+def patch(kubectl: Kubectl, kind: str, name: str, change: object) -> None:
+    kubectl("patch", kind, name, "--type=merge", f"--patch={json.dumps(change)}")
+
+
+def test_a_worker_that_is_done_before_the_others_does_not_keep_them_from_being_suspended(
+    kubectl: Kubectl, pod_driver: PodDriver, operator: OperatorProcess
+) -> None:
+    """The others ran on: the Job controller stops a gang at a pod that fails, not at one that is done."""
+    watched = Watched(kubectl, pod_driver, job())
+    pods = watched.run(1)
+    pod_driver.end(pods[1], ExitCode.DONE, last_words(0))
+    until(lambda: watched.gangs()[0]["status"].get("succeeded"), "one worker is done")
+    patch(kubectl, "tpj", watched.name, {"spec": {"runPolicy": {"suspend": True}}})
+    watched.phase("Suspended")
+    assert watched.attempt(1)["reason"] == "Suspended"
+
+
+def test_what_is_left_of_an_attempt_that_nobody_wrote_down_says_nothing_of_the_next(
+    kubectl: Kubectl, pod_driver: PodDriver, alone: Path, tmp_path: Path
+) -> None:
+    """The operator dies between a gang and the status, somebody deletes the gang: its number is taken again."""
+    with ApiProxy(alone, tmp_path) as proxy:
+        operator = WarmOperator(proxy.kubeconfig, tmp_path / "log", f"--watch-namespace={kubectl.namespace}")
+        proxy.rule = lambda asked: DROP if asked.writes and asked.path.endswith("/status") else 0
+        with operator:
+            watched = Watched(kubectl, pod_driver, job())
+            failed, other = watched.pods(1)
+            operator.kill()
+            patch(kubectl, "pod", failed.metadata.name, {"metadata": {"finalizers": ["example.com/kept"]}})
+            pod_driver.end(failed, ExitCode.INTERNAL, last_words(ExitCode.INTERNAL))
+            kubectl("delete", "job", "animals-0001")
+            kubectl("wait", "--for=delete", f"pod/{other.metadata.name}", "--timeout=60s")
+            proxy.rule = through
+            operator.start()
+            watched.run(1)
+            patch(kubectl, "pod", failed.metadata.name, {"metadata": {"finalizers": []}})
+            watched.finish(1)
+    assert (watched.attempt(1)["reason"], watched.status["failures"]) == ("Completed", 0)

@@ -1,0 +1,301 @@
+"""What must never happen to a job, change by change; and how its attempts must have ended, from all that was seen.
+
+Independent of the operator's plan: from `docs/operator.md` and from what the API server has shown.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from tailorpo_operator import naming
+from tests.operator.walking.witness import Seen
+
+Tree = dict[str, Any]
+
+DISRUPTIONS = {
+    "PreemptionByScheduler": "Preempted",
+    "DeletionByTaintManager": "NodeLost",
+    "DeletionByPodGC": "NodeLost",
+    "EvictionByEvictionAPI": "Drained",
+    "TerminationByKubelet": "Evicted",
+}
+CODES = {
+    78: "ConfigurationError",
+    65: "DataError",
+    76: "NotFinite",
+    2: "UsageError",
+    137: "Killed",
+    71: "OutOfResources",
+    70: "InternalError",
+    69: "Unavailable",
+    74: "Stalled",
+    130: "Interrupted",
+    143: "Stopped",
+    75: "Stopped",
+}
+EXPLAINS = [
+    *("Preempted", "OOMKilled", "ConfigurationError", "DataError", "NotFinite", "UsageError", "Killed", "Error"),
+    *("OutOfResources", "InternalError", "Unavailable", "PodDeleted", "Stalled", "Interrupted", "Stopped"),
+]
+"""The topmost explains the others. Disruptions are equals, and so are deletions."""
+WISHED = ("Suspended", "DeadlineExceeded", "StartDeadlineExceeded")
+DONE = ("Completed", "Extended")
+FATAL = ("ConfigurationError", "DataError", "NotFinite", "UsageError", "DeadlineExceeded", "StartDeadlineExceeded")
+COUNTED = ("OOMKilled", "Killed", "Error", "OutOfResources", "InternalError", "Unavailable", "Stalled", "Interrupted")
+FREE = ("Preempted", "Drained", "Evicted", "NodeLost", "Disrupted", "PodDeleted", "JobDeleted", "Stopped")
+DEADLINES = {"activeDeadlineSeconds": "DeadlineExceeded", "startDeadlineSeconds": "StartDeadlineExceeded"}
+OVER = ("Succeeded", "Failed")
+
+
+class Laws:
+    """Of one kind of object at a time, as its changes come."""
+
+    def __init__(self) -> None:
+        self._jobs: dict[str, Tree] = {}
+        self._ended: dict[str, dict[int, Tree]] = defaultdict(dict)
+        self._gangs: dict[str, list[int]] = defaultdict(list)
+
+    def __call__(self, seen: Seen) -> None:
+        if seen.kind == "TailorPOJob" and seen.how != "DELETED":
+            before = self._jobs.get(seen.uid, {})
+            self._jobs[seen.uid] = seen.tree
+            status(before.get("status") or {}, seen.tree, self._ended[seen.uid])
+        elif seen.kind == "Job" and seen.how == "ADDED":
+            self._begins(seen)
+
+    def _begins(self, seen: Seen) -> None:
+        """A gang whose number the status may not know, and that was deleted at once, leaves no trace."""
+        owners = [each["uid"] for each in seen.tree["metadata"].get("ownerReferences", [])]
+        assert len(owners) == 1, f"{seen.name} is owned by {owners}"
+        number, earlier = attempt(seen.tree), self._gangs[owners[0]]
+        assert number >= max(earlier, default=0), f"attempt {number} begins after {earlier}"
+        known = [each["number"] for each in (self._jobs.get(owners[0], {}).get("status") or {}).get("attempts", [])]
+        ended = self._ended[owners[0]]
+        assert number not in ended, f"attempt {number} begins again, after {known}"
+        earlier.append(number)
+
+
+def status(before: Tree, job: Tree, ended: dict[int, Tree]) -> None:
+    """One write of a status. ended: all attempts that had ended before, and those that have now."""
+    after = job.get("status") or {}
+    if after == before:
+        return
+    held = {each["type"]: each for each in after.get("conditions", []) if each["status"] == "True"}
+    attempts = after.get("attempts", [])
+    numbers = [each["number"] for each in attempts]
+    assert numbers == sorted(set(numbers)), f"attempts are {numbers}"
+    assert numbers[-1:] >= [each["number"] for each in before.get("attempts", [])][-1:], "attempt numbers only grow"
+    assert all("end" in each for each in attempts[:-1]), f"several attempts are open: {attempts}"
+    assert after.get("restarts", 0) == max(0, max(numbers, default=1) - 1), f"{after.get('restarts')} restarts"
+    for each in attempts:
+        known = ended.get(each["number"])
+        assert known is None or known == each, f"what has ended changes: {known} to {each}"
+    now = [each for each in attempts if "end" in each and each["number"] not in ended]
+    ended.update({each["number"]: each for each in now})
+    _counted(before, job, now, held)
+    _phase(after, held)
+    if set(held) & set(OVER):
+        _over(after)
+    was = {each["type"] for each in before.get("conditions", []) if each["status"] == "True"} & set(OVER)
+    if was:
+        for field in ("phase", "completionTime", "failures", "restarts", "attempts", "message"):
+            assert before.get(field) == after.get(field), f"terminal is not terminal: {field} of {before} in {after}"
+        assert was == set(held) & set(OVER), f"terminal is not terminal: {was} becomes {set(held)}"
+    _times(before, after)
+
+
+def _counted(before: Tree, job: Tree, now: list[Tree], held: dict[str, Tree]) -> None:
+    after, policy = job["status"], job["spec"].get("runPolicy", {})
+    for each in now:
+        assert each["reason"] in (*WISHED, *DONE, *FATAL, *COUNTED, *FREE), f"what is {each['reason']}?"
+        counted = each["reason"] in (*FATAL, *COUNTED)
+        assert each.get("counted") == counted, f"{each['reason']} is counted: {each.get('counted')}"
+    failures = before.get("failures", 0) + sum(bool(each["counted"]) for each in now)
+    assert after.get("failures", 0) == failures, f"{after.get('failures')} failures, not {failures}: {now}"
+    failed = held.get("Failed", {}).get("reason")
+    for each in now:
+        many = each["counted"] and failures > policy.get("backoffLimit", 3)
+        due = each["reason"] if each["reason"] in FATAL else "BackoffLimitExceeded" if many else None
+        late = [reason for field, reason in DEADLINES.items() if field in policy]
+        assert failed == due or (due is None and failed in late), f"{each} ends as {failed}, not {due}"
+        assert ("Succeeded" in held) == (each["reason"] == "Completed"), f"{each} ends as {sorted(held)}"
+
+
+def _phase(after: Tree, held: dict[str, Tree]) -> None:
+    order = ("Failed", "Succeeded", "Suspended", "Restarting", "Running")
+    expected = next(([kind] for kind in order if kind in held), ["Pending", "Starting"])
+    assert after.get("phase") in expected, f"phase {after.get('phase')} with {sorted(held)}"
+
+
+def _over(after: Tree) -> None:
+    assert after.get("completionTime"), f"over, and nobody knows since when: {after}"
+    assert "nextAttemptTime" not in after, f"over, and there is a next attempt: {after}"
+    assert all("end" in each for each in after.get("attempts", [])), f"over, and an attempt is open: {after}"
+
+
+def _times(before: Tree, after: Tree) -> None:
+    old = {each["type"]: each for each in before.get("conditions", [])}
+    for each in after.get("conditions", []):
+        known = old.get(each["type"])
+        if known is not None and known["status"] == each["status"]:
+            same = known["lastTransitionTime"] == each["lastTransitionTime"]
+            assert same, f"{each['type']} stays {each['status']}, and its time changes"
+
+
+# From all that was seen
+
+
+def look_back(history: Iterable[Seen]) -> Iterator[str]:
+    """What must not have happened, in the order of versions."""
+    past = _Past()
+    for seen in history:
+        if seen.kind == "Pod":
+            yield from past.pod(seen)
+        elif seen.kind == "Job":
+            yield from past.gang(seen)
+        elif seen.kind == "TailorPOJob" and seen.how != "DELETED":
+            yield from past.job(seen)
+
+
+class _Past:
+    """What there is at a version, and what there was."""
+
+    def __init__(self) -> None:
+        self._pods: dict[str, Tree] = {}
+        self._histories: dict[str, list[Tree]] = defaultdict(list)
+        self._jobs: dict[str, list[Tree]] = defaultdict(list)
+        self._gangs: dict[str, set[str]] = defaultdict(set)
+        self._deleted: set[str] = set()
+        self._gone: set[str] = set()
+        self._ghosts: set[str] = set()
+
+    def pod(self, seen: Seen) -> Iterator[str]:
+        if seen.uid not in self._histories and gang_of(seen.tree) in self._gone:
+            self._ghosts.add(seen.uid)  # the Job controller did not know yet; the garbage collector does soon
+        self._histories[seen.uid].append(seen.tree)
+        self._pods[seen.uid] = seen.tree
+        if seen.how == "DELETED":
+            del self._pods[seen.uid]
+        living = self._living()
+        if len({gang_of(each) for each in living}) > 1 and seen.how == "ADDED":
+            yield f"two gangs at a time: {_names(living)}"
+
+    def gang(self, seen: Seen) -> Iterator[str]:
+        owner = seen.tree["metadata"]["ownerReferences"][0]["uid"]
+        named = f"{owner} {attempt(seen.tree)}"
+        self._gangs[named].add(seen.uid)
+        if seen.how == "ADDED":
+            if living := self._living():
+                yield f"{seen.name} is made while {_names(living)} may run"
+            jobs = self._jobs[owner]
+            if jobs and over(jobs[-1]):
+                yield f"{seen.name} is made for a job that is {jobs[-1]['status']['phase']}"
+        if seen.how == "DELETED":
+            self._gone.add(seen.uid)
+        if seen.how == "DELETED" or "deletionTimestamp" in seen.tree["metadata"]:
+            self._deleted.add(named)
+
+    def job(self, seen: Seen) -> Iterator[str]:
+        before = self._jobs[seen.uid][-1] if self._jobs[seen.uid] else {}
+        self._jobs[seen.uid].append(seen.tree)
+        for each in _judged(before, seen.tree):
+            named = f"{seen.uid} {each['number']}"
+            own = {uid: trees for uid, trees in self._histories.items() if gang_of(trees[0]) in self._gangs[named]}
+            present = [self._pods[uid] for uid in own if uid in self._pods]
+            yield from _rightly(each, list(own.values()), present, self._jobs[seen.uid], named in self._deleted)
+
+    def _living(self) -> list[Tree]:
+        return [each for uid, each in self._pods.items() if alive(each) and uid not in self._ghosts]
+
+
+def _names(trees: list[Tree]) -> list[str]:
+    return [each["metadata"]["name"] for each in trees]
+
+
+def _judged(before: Tree, after: Tree) -> list[Tree]:
+    known = {each["number"] for each in (before.get("status") or {}).get("attempts", []) if "end" in each}
+    attempts = (after.get("status") or {}).get("attempts", [])
+    return [each for each in attempts if "end" in each and each["number"] not in known]
+
+
+def _rightly(
+    judged: Tree, histories: list[list[Tree]], present: list[Tree], jobs: list[Tree], gang_gone: bool
+) -> Iterator[str]:
+    """Whether an attempt has ended as its pods say. present: those that were there when it was judged."""
+    reason, words = judged["reason"], f"attempt {judged['number']} ended as {judged['reason']}"
+    owned = [each for each in present if each["metadata"].get("ownerReferences")]  # others were orphaned by a wish
+    living = [each["metadata"]["name"] for each in owned if alive(each)]
+    if living:
+        yield f"{words} while {living} may run"
+    said = {evidence(tree) for trees in histories for tree in trees} - {None}
+    if any("deletionTimestamp" in tree["metadata"] for trees in histories for tree in trees):
+        said |= {"PodDeleted", "NodeLost"}
+    if len(histories) > len(present):
+        said |= {"PodDeleted"}
+    said |= {"JobDeleted"} if gang_gone else set()
+    policies = [each["spec"].get("runPolicy", {}) for each in jobs]
+    said |= {"Suspended"} if any(each.get("suspend") for each in policies) else set()
+    said |= {"DeadlineExceeded"} if any("activeDeadlineSeconds" in each for each in policies) else set()
+    said |= {"StartDeadlineExceeded"} if any("startDeadlineSeconds" in each for each in policies) else set()
+    said |= {"Extended"} if "Completed" in said else set()
+    if reason not in said:
+        yield f"{words}, and nothing says so but {sorted(map(str, said))}"
+    present_words = [evidence(each) for each in owned]
+    if "Completed" in present_words and reason not in DONE:
+        yield f"{words}, and its first worker is done"
+    told = [each for each in present_words if each is not None and each not in ("PodDeleted", *DONE)]
+    worst = min(told, key=_weight, default=None)
+    if worst is not None and reason not in (*WISHED, *DONE) and _weight(worst) < _weight(reason):
+        yield f"{words}, and {worst} explains it"
+
+
+def evidence(pod: Tree) -> str | None:
+    """What a pod says of the end of its attempt."""
+    state = pod.get("status") or {}
+    ends = [
+        each["state"]["terminated"]
+        for each in state.get("containerStatuses") or []
+        if each["name"] == naming.CONTAINER and "terminated" in each["state"]
+    ]
+    conditions = state.get("conditions") or []
+    disrupted = [each for each in conditions if each["type"] == "DisruptionTarget" and each["status"] == "True"]
+    deleted = "deletionTimestamp" in pod["metadata"]
+    if ends and ends[0]["exitCode"] == 0:
+        return "Completed" if index(pod) == 0 else None
+    if disrupted:
+        return DISRUPTIONS.get(disrupted[0]["reason"], "Disrupted")
+    if ends and ends[0]["reason"] == "OOMKilled":
+        return "OOMKilled"
+    if ends:
+        code = ends[0]["exitCode"]
+        return "Stopped" if code == 137 and deleted else CODES.get(code, "Error")
+    return "PodDeleted" if deleted else None
+
+
+def _weight(reason: str) -> int:
+    same = {**dict.fromkeys((*DISRUPTIONS.values(), "Disrupted"), "Preempted"), "JobDeleted": "PodDeleted"}
+    return EXPLAINS.index(same.get(reason, reason))
+
+
+def alive(pod: Tree) -> bool:
+    """Whether a process of it may run."""
+    return (pod.get("status") or {}).get("phase") not in ("Succeeded", "Failed")
+
+
+def over(job: Tree) -> bool:
+    """Whether it has Succeeded or Failed."""
+    conditions = (job.get("status") or {}).get("conditions", [])
+    return any(each["type"] in OVER and each["status"] == "True" for each in conditions)
+
+
+def attempt(child: Tree) -> int:
+    return int(child["metadata"]["labels"][naming.ATTEMPT])
+
+
+def index(pod: Tree) -> int:
+    return int(pod["metadata"]["annotations"]["batch.kubernetes.io/job-completion-index"])
+
+
+def gang_of(pod: Tree) -> str:
+    """The uid of the Job that has made it, also if it was orphaned since."""
+    return str(pod["metadata"]["labels"]["batch.kubernetes.io/controller-uid"])

@@ -1,0 +1,205 @@
+"""One operator, or two that elect a leader, each behind a proxy: killed, paused, refused, and left waiting."""
+
+import os
+import signal
+from collections.abc import Callable
+from datetime import datetime, timedelta, tzinfo
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from tests.cluster.proxy import DEAF, DROP, ApiProxy, Asked, Rule, through
+from tests.cluster.waiting import until
+from tests.operator.operating import WarmOperator
+
+ELECT = ("--leader-elect", "--lease-namespace=tailorpo-system")
+LEASE, DEADLINE, RETRY = 4, 3, 0.5
+"""Seconds of an election in a walk, where nobody waits for 15."""
+
+
+class Replicas:
+    """The same processes live through one walk after the other, unless a walk wants others or has killed them."""
+
+    def __init__(self, user: Path, folder: Path, forget_lease: Callable[[], None]) -> None:
+        self._folder, self._forget_lease = folder, forget_lease
+        for place in ("one", "other"):
+            (folder / place).mkdir()
+        self._proxies = [ApiProxy(user, folder / place) for place in ("one", "other")]
+        self._paused: set[int] = set()
+        self._kind: tuple[int, float] | None = None
+        self._operators: list[WarmOperator] = []
+
+    def __enter__(self) -> Self:
+        for proxy in self._proxies:
+            proxy.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end()
+        for proxy in self._proxies:
+            proxy.__exit__(kind, error, trace)
+
+    def begin(self, count: int, skew: float) -> None:
+        """So many operators, whose clocks are wrong by `skew` seconds, undisturbed."""
+        if self._kind != (count, skew):
+            self._end()
+            self._forget_lease()
+            self._kind = (count, skew)
+            self._operators = [
+                WarmOperator(
+                    proxy.kubeconfig,
+                    self._folder / f"log-{count}-{skew:.0f}-{number}",
+                    *(ELECT if count > 1 else ()),
+                    prepare=partial(prepare, skew),
+                )
+                for number, proxy in enumerate(self._proxies[:count])
+            ]
+        self.heal()
+
+    def heal(self) -> None:
+        """All run, and nothing disturbs them."""
+        self.undisturb()
+        for number in range(len(self._operators)):
+            self.start(number)
+
+    def undisturb(self) -> None:
+        for proxy in self._proxies:
+            proxy.rule, proxy.delay = through, 0.0
+            proxy.release_watches()
+
+    def __len__(self) -> int:
+        return len(self._operators)
+
+    # What happens to one
+
+    @property
+    def acting(self) -> int | None:
+        """The one that works, or of two who has said so last; None while none does."""
+        running = [number for number, each in enumerate(self._operators) if each.running and number not in self._paused]
+        if len(self) == 1:
+            return running[0] if running else None
+        return next((number for number in running if _leads(self._operators[number])), None)
+
+    def start(self, number: int) -> None:
+        operator = self._operators[number]
+        if number in self._paused:
+            self.wake(number)
+        if not operator.running:
+            self._proxies[number].rule = through
+            operator.start()
+
+    def kill(self, number: int) -> None:
+        self._paused.discard(number)
+        self._operators[number].kill()
+
+    def stop(self, number: int) -> None:
+        """As a kubelet would."""
+        if self._operators[number].running and number not in self._paused:
+            self._operators[number].stop()
+
+    def pause(self, number: int) -> None:
+        if self._operators[number].running:
+            self._operators[number].signal(signal.SIGSTOP)
+            self._paused.add(number)
+
+    def wake(self, number: int) -> None:
+        self._paused.discard(number)
+        if self._operators[number].running:
+            self._operators[number].signal(signal.SIGCONT)
+
+    def kill_at_write(self, number: int, left: int, *, heard: bool) -> None:
+        """Killed when it sends its next write but `left`. heard: by the server, which does it."""
+        operator = self._operators[number]
+        if operator.running:
+            self._proxies[number].rule = _dies(operator, left, heard)
+
+    # What happens to their requests
+
+    def answer(self, verdict: int, writes: int) -> None:
+        """What becomes of their next writes, so many of each."""
+        for proxy in self._proxies:
+            proxy.rule = _answers(verdict, writes)
+
+    def delay(self, seconds: float) -> None:
+        for proxy in self._proxies:
+            proxy.delay = seconds
+
+    def cut(self) -> None:
+        for proxy in self._proxies:
+            proxy.cut()
+
+    def hold(self) -> None:
+        """Their watches show nothing new."""
+        for proxy in self._proxies:
+            proxy.hold_watches()
+
+    def release(self) -> None:
+        for proxy in self._proxies:
+            proxy.release_watches()
+
+    def leading(self) -> int:
+        """Waits until one of them works; returns which."""
+
+        def look() -> int | None:
+            number = self.acting
+            return None if number is None else number + 1
+
+        return until(look, "an operator leads") - 1
+
+    def _end(self) -> None:
+        for number in range(len(self._operators)):
+            self.kill(number)
+        self._operators = []
+
+
+def prepare(skew: float) -> None:
+    """In the operator's process: its clock is wrong by so many seconds, and elections are quick."""
+    from tailorpo_operator import election, progress, reconciler
+
+    class Skewed(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
+            return datetime.now(tz) + timedelta(seconds=skew)
+
+    for module in (election, progress, reconciler):
+        assert getattr(module, "datetime", None) is datetime, f"{module.__name__} tells the time in another way"
+        module.datetime = Skewed  # type: ignore[attr-defined]
+    election.LEASE_SECONDS, election.DEADLINE_SECONDS, election.RETRY_SECONDS = LEASE, DEADLINE, RETRY  # type: ignore[assignment]
+
+
+def _leads(operator: WarmOperator) -> bool:
+    said = [line for line in operator.logged() if line == "leading" or "serving" in line or "not leading" in line]
+    return said[-1:] == ["leading"]
+
+
+def _writes(asked: Asked) -> bool:
+    return asked.writes and "/leases" not in asked.path
+
+
+def _dies(operator: WarmOperator, left: int, heard: bool) -> Rule:
+    pid = operator.pid
+
+    def rule(asked: Asked) -> int:
+        nonlocal left
+        if not _writes(asked):
+            return 0
+        left -= 1
+        if left == -1:
+            os.kill(pid, signal.SIGKILL)
+        return 0 if left >= 0 else DEAF if heard and left == -1 else DROP
+
+    return rule
+
+
+def _answers(verdict: int, writes: int) -> Rule:
+    def rule(asked: Asked) -> int:
+        nonlocal writes
+        if not _writes(asked) or writes == 0:
+            return 0
+        writes -= 1
+        return verdict
+
+    return rule

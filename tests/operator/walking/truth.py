@@ -1,0 +1,93 @@
+"""Whether a status says what the cluster is, once nobody changes anything."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from tests.operator.walking.laws import OVER, alive, attempt
+
+Tree = dict[str, Any]
+
+
+def lies(job: Tree, gangs: list[Tree], pods: list[Tree]) -> Iterator[str]:
+    """What is not as the status says, or not yet as the spec wants it."""
+    status, spec = job.get("status") or {}, job["spec"]
+    conditions = {each["type"]: each for each in status.get("conditions", [])}
+    held = {kind for kind, each in conditions.items() if each["status"] == "True"}
+    open_ = [each for each in status.get("attempts", []) if "end" not in each]
+    own = [each for each in gangs if job["metadata"]["uid"] in owners(each)]
+    living = sorted(each["metadata"]["name"] for each in pods if alive(each) and owners(each))
+    orphans = sorted(each["metadata"]["name"] for each in pods if alive(each) and not owners(each))
+    if status.get("observedGeneration") != job["metadata"]["generation"]:
+        yield "it is about an older spec"
+    if going := [each["metadata"]["name"] for each in [*gangs, *pods] if "deletionTimestamp" in each["metadata"]]:
+        yield f"{going} are on their way out"
+    if len(own) > 2:
+        yield f"there are gangs of {[attempt(each) for each in own]}"
+    if orphans and not held & set(OVER):  # by somebody's wish, who has to end them
+        if open_ or any(name not in str(status.get("message")) for name in orphans[:3]):
+            yield f"it waits for {orphans}, and says {status.get('message')}"
+        return
+    if held & set(OVER) or spec.get("runPolicy", {}).get("suspend"):
+        if living:
+            yield f"{living} may run"
+        if running := [each["metadata"]["name"] for each in own if (each.get("status") or {}).get("active")]:
+            yield f"{running} are active"
+        if open_:
+            yield f"attempt {open_} is open"
+        if held & {"Running", "Restarting", "PodsReady"}:
+            yield f"nothing runs, and it is {sorted(held)}"
+        if status.get("phase") not in (*OVER, "Suspended"):
+            yield f"it is {status.get('phase')}"
+        return
+    if not open_:
+        yield "no attempt is open"
+        return
+    number = open_[0]["number"]
+    newest = max(own, key=attempt, default=None)
+    if newest is None or attempt(newest) != number:
+        yield f"attempt {number} has no gang"
+        return
+    mine = [each for each in pods if newest["metadata"]["uid"] in owners(each)]
+    if strangers := sorted(set(living) - {each["metadata"]["name"] for each in mine}):
+        yield f"{strangers} may run beside attempt {number}"
+    yield from _gang(status, conditions, newest, mine)
+
+
+def _gang(status: Tree, conditions: dict[str, Tree], gang: Tree, pods: list[Tree]) -> Iterator[str]:
+    """Of an attempt that is open."""
+    held = {kind for kind, each in conditions.items() if each["status"] == "True"}
+    workers = gang["spec"]["completions"]
+    if failed := [each["metadata"]["name"] for each in pods if each["status"].get("phase") == "Failed"]:
+        yield f"{failed} have failed, and their attempt goes on"
+    if len(pods) != workers:
+        yield f"{len(pods)} of {workers} pods are there"
+    ready = len(pods) == workers and all(_ready(each) for each in pods)
+    if ready != ("PodsReady" in held):
+        yield f"all pods are ready: {ready}, and PodsReady says {conditions.get('PodsReady')}"
+    if ready and (status.get("phase") != "Running" or "Restarting" in held):
+        yield f"all pods run, and it is {status.get('phase')}"
+    if not ready and not any(each["status"].get("phase") == "Running" for each in pods) and "Running" in held:
+        yield "no pod runs, and it is Running"
+    first = gang["metadata"]["labels"]["tailorpo.dev/attempt"] == "1"
+    if not ready and first and "Running" not in held and status.get("phase") not in ("Pending", "Starting"):
+        yield f"the first attempt has not begun to run, and it is {status.get('phase')}"
+    if unscheduled := [each["metadata"]["name"] for each in pods if _unschedulable(each)]:
+        said = conditions.get("PodsReady", {})
+        if said.get("reason") != "Unschedulable":
+            yield f"{unscheduled} find no node, and PodsReady says {said}"
+
+
+def owners(tree: Tree) -> list[str]:
+    return [each["uid"] for each in tree["metadata"].get("ownerReferences", [])]
+
+
+def _ready(pod: Tree) -> bool:
+    state = pod["status"]
+    ready = any(each["type"] == "Ready" and each["status"] == "True" for each in state.get("conditions") or [])
+    return ready or state.get("phase") == "Succeeded"
+
+
+def _unschedulable(pod: Tree) -> bool:
+    conditions = {each["type"]: each for each in pod["status"].get("conditions") or []}
+    scheduled = conditions.get("PodScheduled", {})
+    return bool(scheduled.get("status") == "False" and scheduled.get("reason") == "Unschedulable")

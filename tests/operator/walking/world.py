@@ -1,0 +1,415 @@
+"""A job on a real control plane, and all that may happen to it. What cannot happen now does not, and is no error."""
+
+import contextlib
+import json
+import os
+import secrets
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+from kubernetes import client
+from kubernetes.client import V1Job, V1Pod
+from kubernetes.client.exceptions import ApiException
+
+from tailorpo_operator import naming
+from tailorpo_operator.api import GROUP, PLURAL, VERSION
+from tests.cluster.api import Kubectl
+from tests.cluster.control_plane import ControlPlane
+from tests.cluster.pods import DONE, PodDriver
+from tests.cluster.waiting import until
+from tests.operator.operating import job, last_words
+from tests.operator.walking import laws, truth
+from tests.operator.walking.replicas import Replicas
+from tests.operator.walking.witness import Witness
+
+TRUTHFUL_SECONDS = 30.0
+"""In which a status says what the cluster is, once nothing more is changed; longer on a machine that is busy."""
+SOON = 5.0
+"""Seconds to wait for pods to have nodes, where they may come."""
+REFUSED = (HTTPStatus.BAD_REQUEST, HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.UNPROCESSABLE_ENTITY)
+NODES = 2
+NAME = "animals"
+
+Tree = dict[str, Any]
+
+
+@dataclass
+class Stage:
+    """What one walk after the other happens on."""
+
+    plane: ControlPlane
+    replicas: Replicas
+
+    @classmethod
+    @contextlib.contextmanager
+    def of(cls, plane: ControlPlane, user: Path, folder: Path) -> Iterator["Stage"]:
+        kubectl = plane.kubectl("tailorpo-system")
+
+        def forget_lease() -> None:
+            kubectl("delete", "lease", "tailorpo-operator", "--ignore-not-found")
+
+        _collects_garbage(plane.kubectl())
+        with Replicas(user, folder, forget_lease) as replicas:
+            yield cls(plane, replicas)
+
+
+class LawError(Exception):
+    """What happened must not; no AssertionError, for which `until` waits."""
+
+
+class World:
+    """One walk's namespace, nodes, job and witness."""
+
+    def __init__(self, stage: Stage, count: int, skew: float, spec: Tree) -> None:
+        self.replicas, self._document = stage.replicas, job(NAME, **spec)
+        self._plane, self._stack = stage.plane, contextlib.ExitStack()
+        self._step = 0
+        try:
+            self._open(count, skew)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, count: int, skew: float) -> None:
+        api = self._stack.enter_context(self._plane.api())
+        self._core, self._batch = client.CoreV1Api(api), client.BatchV1Api(api)
+        self._custom = client.CustomObjectsApi(api)
+        self.namespace = f"walk-{secrets.token_hex(4)}"
+        self._core.create_namespace({"metadata": {"name": self.namespace}})
+        self._stack.callback(self._core.delete_namespace, self.namespace)
+        driving = self._stack.enter_context(self._plane.api(self._plane.user("pod-driver", ["system:masters"])))
+        self.driver = self._stack.enter_context(PodDriver(driving))
+        self.nodes = [self.driver.add_node(f"{self.namespace}-node-{number}") for number in range(NODES)]
+        watching = self._stack.enter_context(self._plane.api(self._plane.user("witness", ["system:masters"])))
+        self.witness = self._stack.enter_context(Witness(watching, self.namespace, laws.Laws()))
+        until(lambda: self._has_account(), f"pods can be made in {self.namespace}")
+        self._mark = self._plane.audit.mark()
+        self.replicas.begin(count, skew)
+        self.apply()
+
+    def close(self) -> None:
+        self._stack.close()
+
+    # What is seen
+
+    def check(self) -> None:
+        """Raises what was seen that must not be."""
+        _lawful(self.witness.broken)
+
+    def wait(self, changes: int, seconds: float) -> None:
+        """Until so many changes were seen, or nothing is to come for so long."""
+        before = len(self.witness.history)
+        with contextlib.suppress(AssertionError):
+            until(lambda: len(self.witness.history) >= before + changes, "things happen", seconds)
+
+    def settle(self) -> None:
+        """All operators run and nothing is changed: soon the status tells the truth."""
+        self.replicas.heal()
+        until(self._truthful, "the status says what the cluster is", patience())
+        _lawful(laws.look_back(self.witness.history))
+
+    def _truthful(self) -> bool:
+        self.check()
+        seen, there = self.witness.now(), self._there()
+        for kind, trees in there.items():
+            known = {each["metadata"]["uid"]: each["metadata"]["resourceVersion"] for each in seen[kind]}
+            listed = {each["metadata"]["uid"]: each["metadata"]["resourceVersion"] for each in trees}
+            assert known == listed, f"{kind}s are seen as {known}, and are {listed}"
+        if not there["TailorPOJob"]:
+            last = self._last_job()
+            assert laws.over(last), f"the job is gone, and was {last['status'].get('phase')}"
+            assert not there["Pod"], f"the job is gone, and there are {len(there['Pod'])} pods"
+            return True
+        found = list(truth.lies(there["TailorPOJob"][0], there["Job"], there["Pod"]))
+        assert not found, f"{'; '.join(found)}: {there['TailorPOJob'][0].get('status')}"
+        return True
+
+    def finish(self) -> None:
+        """Everybody does what they do in the end: the job ends, all that was seen was right, and nothing stays."""
+        self.driver.skew = timedelta()
+        for node in self.nodes:
+            self.recover(node)
+        self.suspend(False)
+        for pod in self._core.list_namespaced_pod(self.namespace).items:
+            if not pod.metadata.owner_references:
+                self._delete(pod, {})
+        self.settle()
+        until(self._finishing, "the job comes to an end", 2 * patience())
+        self.settle()
+        _lawful(self._refusals())
+        self.delete_job()
+        until(self._nothing_left, "all that belongs to the job is gone", 2 * patience())
+        self.check()
+
+    def _finishing(self) -> bool:
+        self.check()
+        found = self._job()
+        if found is None or laws.over(found):
+            return True
+        for pod in self._pods():
+            if pod.status.phase == "Pending":
+                self._report(pod, self.driver.run)
+        pods = self._pods()
+        if len(pods) == self._workers() and all(pod.status.phase == "Running" for pod in pods):
+            for pod in pods:
+                self._end(pod, 0)
+        return False
+
+    def _nothing_left(self) -> bool:
+        left = {kind: [each["metadata"]["name"] for each in trees] for kind, trees in self._there().items()}
+        assert not any(left.values()), left
+        return True
+
+    def _refusals(self) -> list[str]:
+        """What the operator should not have asked for."""
+        asked = self._plane.audit.since(self._mark)
+        ours = [each for each in asked if each.namespace == self.namespace and "tailorpo-operator" in each.user]
+        return [str(each) for each in ours if each.code in REFUSED]
+
+    def story(self) -> str:
+        return self.witness.story()
+
+    # What people do
+
+    def apply(self) -> None:
+        self.witness.act("kubectl apply")
+        with _unless_refused(HTTPStatus.CONFLICT):
+            self._custom.create_namespaced_custom_object(GROUP, VERSION, self.namespace, PLURAL, self._document)
+
+    def edit(self, change: Tree) -> None:
+        self.witness.act(f"edit {json.dumps(change)}")
+        with _unless_refused(HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY):
+            self._custom.patch_namespaced_custom_object(
+                GROUP,
+                VERSION,
+                self.namespace,
+                PLURAL,
+                NAME,
+                {"spec": change},
+                _content_type="application/merge-patch+json",
+            )
+
+    def suspend(self, value: bool) -> None:
+        self.edit({"runPolicy": {"suspend": value}})
+
+    def train_longer(self) -> None:
+        if (found := self._job()) is not None:
+            self.edit({"training": {"iterations": found["spec"]["training"]["iterations"] + 10}})
+
+    def delete_job(self) -> None:
+        self.witness.act("kubectl delete tpj")
+        with _unless_refused(HTTPStatus.NOT_FOUND):
+            self._custom.delete_namespaced_custom_object(GROUP, VERSION, self.namespace, PLURAL, NAME)
+
+    def delete_gang(self, back: int, policy: str) -> None:
+        """back: 0 for the newest."""
+        gangs = self._gangs()
+        if back < len(gangs):
+            name = gangs[-1 - back].metadata.name
+            self.witness.act(f"kubectl delete job {name} ({policy})")
+            with _unless_refused(HTTPStatus.NOT_FOUND):
+                self._batch.delete_namespaced_job(name, self.namespace, propagation_policy=policy)
+
+    def delete_service(self) -> None:
+        self.witness.act("kubectl delete service")
+        with _unless_refused(HTTPStatus.NOT_FOUND):
+            self._core.delete_namespaced_service(NAME, self.namespace)
+
+    def delete_pod(self, number: int, *, force: bool) -> None:
+        if (pod := self._pod(number)) is not None:
+            self.witness.act(f"kubectl delete pod {pod.metadata.name}" + (" --force" if force else ""))
+            self._delete(pod, {"gracePeriodSeconds": 0} if force else {})
+
+    def evict(self, number: int) -> None:
+        if (pod := self._pod(number)) is not None:
+            self.witness.act(f"kubectl drain, of {pod.metadata.name}")
+            with _unless_refused(HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT):
+                body = {"metadata": {"name": pod.metadata.name, "namespace": self.namespace}}
+                self._core.create_namespaced_pod_eviction(pod.metadata.name, self.namespace, body)
+
+    # What nodes do
+
+    def run(self) -> None:
+        """All pods of the newest gang run, once they have nodes."""
+        pods = self._scheduled()
+        self.witness.act(f"{[pod.metadata.name for pod in pods]} run")
+        for pod in pods:
+            if pod.status.phase == "Pending":
+                self._report(pod, self.driver.run)
+
+    def run_one(self, number: int) -> None:
+        pods = self._scheduled()
+        if number < len(pods):
+            self.witness.act(f"{pods[number].metadata.name} runs")
+            self._report(pods[number], self.driver.run)
+
+    def end(self, number: int, code: int) -> None:
+        """A worker's container ends, if it runs or may."""
+        if (pod := self._running(number)) is not None:
+            self.witness.act(f"{pod.metadata.name} ends with {code}")
+            self._end(pod, code)
+
+    def oom(self, number: int) -> None:
+        if (pod := self._running(number)) is not None:
+            self.witness.act(f"{pod.metadata.name} is killed for its memory")
+            self._report(pod, self.driver.oom)
+
+    def succeed(self) -> None:
+        """All workers end well."""
+        pods = [pod for number in range(self._workers()) if (pod := self._running(number)) is not None]
+        self.witness.act(f"{[pod.metadata.name for pod in pods]} end with 0")
+        for pod in pods:
+            self._end(pod, 0)
+
+    def disrupt(self, number: int, reason: str) -> None:
+        if (pod := self._pod(number)) is not None:
+            self.witness.act(f"{pod.metadata.name}: {reason}")
+            self._report(pod, lambda pod: self.driver.disrupt(pod, reason))
+            self._delete(pod, {})
+
+    def run_short(self, number: int) -> None:
+        """The node runs short of memory, and its kubelet evicts a pod."""
+        if (pod := self._pod(number)) is not None:
+            self.witness.act(f"{pod.metadata.name} is evicted by its kubelet")
+            self._report(pod, self.driver.evict)
+
+    def lose(self, node: str) -> None:
+        self.witness.act(f"{node} loses its power")
+        self.driver.lose(node)
+
+    def not_ready(self, node: str) -> None:
+        if self.driver.alive(node):
+            self.witness.act(f"{node} is not ready")
+            self.driver.not_ready(node)
+
+    def recover(self, node: str) -> None:
+        self.witness.act(f"{node} is back")
+        self.driver.recover(node)
+
+    # The parts
+
+    def _has_account(self) -> bool:
+        accounts = self._core.list_namespaced_service_account(self.namespace).items
+        return any(account.metadata.name == "default" for account in accounts)
+
+    def _job(self) -> Tree | None:
+        found = self._custom.list_namespaced_custom_object(GROUP, VERSION, self.namespace, PLURAL)["items"]
+        return found[0] if found else None
+
+    def _last_job(self) -> Tree:
+        return [each.tree for each in self.witness.history if each.kind == "TailorPOJob"][-1]
+
+    def _there(self) -> dict[str, list[Tree]]:
+        """What there is, by kind, as JSON."""
+        raw = self._core.api_client.sanitize_for_serialization
+        jobs = self._custom.list_namespaced_custom_object(GROUP, VERSION, self.namespace, PLURAL)["items"]
+        services = self._core.list_namespaced_service(self.namespace).items
+        return {
+            "TailorPOJob": jobs,
+            "Job": raw(self._gangs()),
+            "Pod": raw(self._core.list_namespaced_pod(self.namespace).items),
+            "Service": raw(services),
+        }
+
+    def _gangs(self) -> list[V1Job]:
+        """By attempt."""
+        return sorted(self._batch.list_namespaced_job(self.namespace).items, key=lambda each: str(each.metadata.name))
+
+    def _pods(self) -> list[V1Pod]:
+        """Those of the newest gang, by index."""
+        gangs = self._gangs()
+        if not gangs:
+            return []
+        selector = f"batch.kubernetes.io/controller-uid={gangs[-1].metadata.uid}"
+        pods = self._core.list_namespaced_pod(self.namespace, label_selector=selector).items
+        return sorted(pods, key=lambda each: str(each.metadata.name))
+
+    def _pod(self, number: int) -> V1Pod | None:
+        """One that has not ended, if there is one."""
+        pods = [pod for pod in self._pods() if pod.status.phase not in DONE]
+        return pods[number % len(pods)] if pods else None
+
+    def _workers(self) -> int:
+        gangs = self._gangs()
+        return int(gangs[-1].spec.completions) if gangs else 0
+
+    def _scheduled(self) -> list[V1Pod]:
+        """The pods of the newest gang, once all have living nodes, if that may be soon."""
+
+        def look() -> list[V1Pod]:
+            pods = self._pods()
+            assert len(pods) == self._workers(), "not all are there"
+            assert all(self.driver.alive(pod.spec.node_name) for pod in pods), "not all have nodes"
+            return pods
+
+        with contextlib.suppress(AssertionError):
+            return until(look, "pods have nodes", SOON if self._coming() else 0.0)
+        return [pod for pod in self._pods() if self.driver.alive(pod.spec.node_name)]
+
+    def _coming(self) -> bool:
+        """Whether there is reason to wait for pods."""
+        found = self._job()
+        waits = found is not None and not laws.over(found) and not found["spec"].get("runPolicy", {}).get("suspend")
+        return waits and self.replicas.acting is not None and all(map(self.driver.alive, self.nodes))
+
+    def _running(self, number: int) -> V1Pod | None:
+        """A worker that runs, and was made to if need be."""
+        pods = self._scheduled()
+        if number >= len(pods) or pods[number].status.phase in DONE:
+            return None
+        if pods[number].status.phase == "Pending":
+            self._report(pods[number], self.driver.run)
+        return pods[number]
+
+    def _end(self, pod: V1Pod, code: int) -> None:
+        self._step += 1
+        document = json.loads(pod.metadata.annotations[naming.DOCUMENT])
+        of = document["spec"]["training"]["iterations"]
+        words = last_words(code, step=of if code == 0 else self._step, of=of)
+        self._report(pod, lambda pod: self.driver.end(pod, code, words))
+
+    def _report(self, pod: V1Pod, tell: Callable[[V1Pod], None]) -> None:
+        """A kubelet's word; too late where the pod has ended meanwhile."""
+        if self.driver.alive(pod.spec.node_name):
+            with _unless_refused(HTTPStatus.UNPROCESSABLE_ENTITY):
+                tell(pod)
+
+    def _delete(self, pod: V1Pod, options: Tree) -> None:
+        with _unless_refused(HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT):
+            body = {"preconditions": {"uid": pod.metadata.uid}, **options}
+            self._core.delete_namespaced_pod(pod.metadata.name, self.namespace, body=body)
+
+
+def _collects_garbage(kubectl: Kubectl) -> None:
+    """Waits until the garbage collector knows of TailorPOJobs: it looks for new definitions every 30 s."""
+    kubectl.apply(job("probe", runPolicy={"suspend": True}))
+    uid = kubectl.json("get", "tpj", "probe")["metadata"]["uid"]
+    owner = {"apiVersion": f"{GROUP}/{VERSION}", "kind": "TailorPOJob", "name": "probe", "uid": uid}
+    kubectl.apply(
+        {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "probe", "ownerReferences": [owner]}, "data": {}}
+    )
+    kubectl("delete", "tpj", "probe")
+    until(lambda: not kubectl("get", "configmap", "probe", "--ignore-not-found"), "children of a job go with it")
+
+
+@contextlib.contextmanager
+def _unless_refused(*known: HTTPStatus) -> Iterator[None]:
+    """It came too late, or asks for what cannot be."""
+    try:
+        yield
+    except ApiException as error:
+        if error.status not in known:
+            raise
+
+
+def _lawful(broken: Iterable[str]) -> None:
+    if found := list(broken):
+        raise LawError("\n".join(found))
+
+
+def patience() -> float:
+    return TRUTHFUL_SECONDS * min(max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)), 3.0)
