@@ -62,7 +62,7 @@ class Store:
         self._running: set[Key] = set()
         self._gangs: dict[Key, dict[str, _Seen]] = defaultdict(dict)
         self._pods: dict[Key, dict[str, _Seen]] = defaultdict(dict)
-        self._departed: dict[Key, tuple[Pod, ...]] = {}
+        self._departed: dict[Key, list[_Seen]] = {}
         self._terminating: dict[str, datetime] = {}
         self._gone: OrderedDict[str, None] = OrderedDict()
 
@@ -140,16 +140,24 @@ class Store:
         # Of a gang that was deleted, its name may be another's by now: one that nobody came to write down, or one of a
         # job of this name, which went and came again within a second.
         uids = {gang.attempt: gang.uid for gang in gangs}
+
+        def is_ours(seen: _Seen) -> bool:
+            ours = seen.owner is not None and seen.owner == uids.get(seen.what.attempt, seen.owner)
+            return ours and bool(seen.what.created >= created)
+
         own, strangers = list[Pod](), list[Pod]()
         for seen in self._pods.get(key, {}).values():
             # One that no Job controls, as a copy for debugging, is no worker; yet it may write where workers do.
-            ours = seen.owner is not None and seen.owner == uids.get(seen.what.attempt, seen.owner)
-            (own if ours and seen.what.created >= created else strangers).append(seen.what)
+            (own if is_ours(seen) else strangers).append(seen.what)
+        judged = max((each.number for each in job.status.attempts if each.end is not None), default=0)
+        departed = [seen for seen in self._departed.pop(key, ()) if is_ours(seen) and seen.what.attempt > judged]
+        if departed:
+            self._departed[key] = departed
         return Children(
             gangs=tuple(sorted(gangs, key=lambda gang: gang.attempt)),
             pods=tuple(sorted(own, key=lambda pod: (pod.attempt, pod.index))),
             strangers=tuple(strangers),
-            departed=tuple(pod for pod in self._departed.get(key, ()) if pod.created >= created),
+            departed=tuple(seen.what for seen in departed),
         )
 
     def leader(self, key: Key) -> Pod | None:
@@ -216,12 +224,10 @@ class Store:
         return {key for key in by_key if namespace in (None, key.namespace)}
 
     def _depart(self, key: Key, uid: str) -> None:
-        """A pod is gone; how it ended may be told by nobody else. Of the newest attempt alone."""
+        """A pod is gone; until its attempt is judged, how it ended may be told by nobody else."""
         seen = self._pods.get(key, {}).get(uid)
-        if key in self._jobs and seen is not None and seen.owner is not None and seen.what.exit is not None:
-            departed = (*self._departed.get(key, ()), seen.what)
-            newest = max(pod.attempt for pod in departed)
-            self._departed[key] = tuple(pod for pod in departed if pod.attempt == newest)
+        if key in self._jobs and seen is not None and seen.what.exit is not None:
+            self._departed.setdefault(key, []).append(seen)
 
     def _bury(self, uid: str) -> None:
         """A list or an answer that is older than the deletion must not bring it back."""

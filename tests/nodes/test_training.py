@@ -198,7 +198,8 @@ def told_to_stop(job: Followed, attempt: int) -> None:
     """Waits until a kubelet has sent SIGTERM to the first worker of an attempt."""
     name = pods(job, attempt)[0]["metadata"]["name"]
     selector = f"--field-selector=involvedObject.name={name},reason=Killing"
-    until(lambda: job.kubectl.json("get", "events", selector)["items"], f"{name} is told to stop", PATIENCE)
+    told = f"{name} is told to stop"
+    until(lambda: job.kubectl.json("get", "events", selector)["items"], told, PATIENCE, INTERVAL)
 
 
 def patch(job: Followed, spec: Fields) -> None:

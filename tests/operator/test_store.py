@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from tailorpo_operator import naming
-from tailorpo_operator.api import Job
+from tailorpo_operator.api import Job, Status
 from tailorpo_operator.store import Key, Store, key_of
-from tests.operator.stories import NOON, SPEC, at
+from tests.operator.stories import NOON, SPEC, at, begun, over
 
 KEY = Key("team", "animals")
 
@@ -208,11 +208,26 @@ def test_a_pod_that_goes_at_once_when_it_has_ended(store: Store) -> None:
     assert codes() == [], "they were another's"
 
 
-def test_how_pods_ended_is_known_of_the_newest_attempt_alone(store: Store) -> None:
+def test_how_pods_ended_is_known_until_their_attempt_is_judged(store: Store) -> None:
     for attempt in (2, 3, 1):
         store.put_pod(ended_tree(attempt=attempt), NOON)
         store.drop_pod(ended_tree(attempt=attempt))
-    assert [pod.attempt for pod in store.children(job(store)).departed] == [3]
+    before = job(store)
+    assert [pod.attempt for pod in store.children(before).departed] == [2, 3, 1]
+    judged = Status(attempts=[over(2), begun(3)])
+    for _ in range(2):
+        assert [pod.attempt for pod in store.children(before.model_copy(update={"status": judged})).departed] == [3]
+    assert [pod.attempt for pod in store.children(before).departed] == [3], "it takes no room"
+
+
+def test_how_the_pods_of_another_job_of_that_name_ended_is_not_told(store: Store) -> None:
+    """It was deleted and applied again, while its pods still ended."""
+    store.put_pod(ended_tree(attempt=2), NOON)
+    store.drop_job(job_tree())
+    store.put_job(job_tree(9, "another", creationTimestamp="2026-01-01T12:01:00Z"))
+    store.drop_pod(ended_tree(attempt=2))
+    store.put_gang(gang_tree(attempt=1, owner="another"))
+    assert store.children(job(store)).departed == ()
 
 
 def test_what_is_not_ours_is_not_kept(store: Store) -> None:
