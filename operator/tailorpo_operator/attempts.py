@@ -139,7 +139,7 @@ def pods(count: int) -> str:
 
 def _last_word(draft: Draft, attempt: Attempt) -> Progress | None:
     """That of the pod that came farthest, or what was told while it ran, if that is farther than what is known."""
-    exits = [pod.exit for pod in draft.seen.of(attempt.number) if pod.exit is not None]
+    exits = [pod.exit for pod in draft.seen.witnesses(attempt.number) if pod.exit is not None]
     told = [each.progress for each in exits if each.progress is not None]
     report, known = draft.seen.report, draft.status.progress
     if not told and report is not None and report.attempt == attempt.number:

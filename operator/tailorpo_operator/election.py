@@ -16,8 +16,10 @@ from tailorpo_operator.wire import AwayError, RefusedError, Wire
 
 log = logging.getLogger(__name__)
 
-LEASE_SECONDS, DEADLINE_SECONDS, RETRY_SECONDS = 15, 10, 2
+LEASE_SECONDS, DEADLINE_SECONDS, RENEW_SECONDS = 15, 10, 2
 """As Kubernetes' own controllers: others wait for the first after a renewal, we act for the second."""
+TRY_SECONDS, PAUSE_SECONDS = 4, 1
+"""A renewal that nobody answers leaves time for another, by another connection. Who stands by looks at every pause."""
 
 Tree = dict[str, Any]
 
@@ -41,15 +43,16 @@ class Election:
         led = False
         while True:
             led = self._told(led, elected)  # it may have ended while this process was stopped
-            asked = time.monotonic()
+            asked, renewed = time.monotonic(), False
             try:
-                async with asyncio.timeout(DEADLINE_SECONDS):  # before Python 3.12 wait_for may miss a cancellation
-                    if await self._try():
-                        self._renewed = asked
+                async with asyncio.timeout(TRY_SECONDS):  # before Python 3.12 wait_for may miss a cancellation
+                    renewed = await self._try()
             except (AwayError, RefusedError, TimeoutError) as error:
                 log.debug("lease: %s", error)
+            if renewed:
+                self._renewed = asked
             led = self._told(led, elected)
-            await asyncio.sleep(RETRY_SECONDS)
+            await asyncio.sleep(RENEW_SECONDS if renewed else PAUSE_SECONDS)
 
     def _told(self, led: bool, elected: Callable[[], None]) -> bool:
         """Says what has changed; returns whether it leads now."""
@@ -66,11 +69,14 @@ class Election:
         held, self._renewed = self.held, None
         if not held:
             return
-        with suppress(AwayError, RefusedError):  # then they wait
-            lease = await self._wire.request("get", f"{self._path}/{self._name}")
-            if lease["spec"].get("holderIdentity") == self._identity:
-                lease["spec"] = {"leaseTransitions": lease["spec"].get("leaseTransitions", 0)}
-                await self._wire.request("update", f"{self._path}/{self._name}", lease)
+        with suppress(AwayError, RefusedError, TimeoutError):  # then they wait
+            await asyncio.wait_for(self._give_back(), TRY_SECONDS)
+
+    async def _give_back(self) -> None:
+        lease = await self._wire.request("get", f"{self._path}/{self._name}")
+        if lease["spec"].get("holderIdentity") == self._identity:
+            lease["spec"] = {"leaseTransitions": lease["spec"].get("leaseTransitions", 0)}
+            await self._wire.request("update", f"{self._path}/{self._name}", lease)
 
     async def _try(self) -> bool:
         """Take the lease, or renew it. Two who try at once meet in a conflict of versions."""

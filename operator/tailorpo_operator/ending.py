@@ -1,6 +1,7 @@
 """Whether the present attempt is to end, and why."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 
 from tailorpo_operator.api import Attempt
@@ -8,6 +9,7 @@ from tailorpo_operator.conditions import holds
 from tailorpo_operator.draft import Draft
 from tailorpo_operator.failures import (
     GANG_DELETED,
+    LOST_SIGHT,
     OURS,
     VANISHED,
     Cause,
@@ -32,15 +34,15 @@ ASKED = 30.0
 def why(draft: Draft, attempt: Attempt) -> Cause | None:
     """The cause that explains the others; None while the attempt goes on."""
     gang, pods = draft.seen.gang(attempt.number), draft.seen.of(attempt.number)
-    known = remembered(attempt)
-    leader = next((pod for pod in pods if pod.index == 0 and pod.succeeded), None)
+    witnesses, known = draft.seen.witnesses(attempt.number), remembered(attempt)
+    leader = next((pod for pod in witnesses if pod.index == 0 and pod.succeeded), None)
     if leader is not None:  # what it has written is the result, whatever the others say
         return of(leader)
     if known is not None and known.verdict in (Verdict.DONE, Verdict.OURS):
         return known
     if gang is not None and gang.complete:
         return completed()
-    found = list(_told(gang, pods))
+    found = list(_told(gang, witnesses))
     own = any(cause.verdict in (Verdict.COUNTED, Verdict.FATAL) for cause in found)
     if known is None and not own and (asked := _asked(draft, attempt, gang, pods)) is not None:
         return asked
@@ -50,7 +52,7 @@ def why(draft: Draft, attempt: Attempt) -> Cause | None:
     if cause is not None and known is None and cause.weight in (GANG_DELETED, VANISHED):
         # What is not there may not have been seen yet; and the Job controller deletes pods too, when one has failed.
         draft.need_fresh()
-    return cause
+    return _with_exit(known, witnesses) if known is not None and cause is known else cause
 
 
 def noted(attempt: Attempt, cause: Cause) -> Attempt:
@@ -89,6 +91,15 @@ def _told(gang: Gang | None, pods: tuple[Pod, ...]) -> Iterator[Cause]:
         # A queue may take back pods that never ran, and make them again.
         if cause is not None and cause.verdict is not Verdict.DONE and (pod.ran or not queued):
             yield cause
+
+
+def _with_exit(known: Cause, pods: tuple[Pod, ...]) -> Cause:
+    """A pod that goes, as at a drain, is a cause before it has ended."""
+    if known.exit_code is not None:
+        return known
+    exits = (pod.exit for pod in pods if (pod.index, pod.node) == (known.rank, known.node) and pod.exit is not None)
+    end = next((each for each in exits if each.reason not in LOST_SIGHT), None)
+    return known if end is None else replace(known, exit_code=end.code)
 
 
 def _asked(draft: Draft, attempt: Attempt, gang: Gang | None, pods: tuple[Pod, ...]) -> Cause | None:

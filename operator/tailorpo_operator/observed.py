@@ -135,6 +135,7 @@ class Children:
         gangs: its own, by attempt.
         pods: of its own gangs, by attempt and index.
         strangers: pods with its label that are of no gang of its own, as of a deleted job of the same name.
+        departed: its own that had told how they ended, and are gone: a drained pod goes at once when it has ended.
         trouble: what the newest Warning event says of the present gang.
         refused: why the API server did not take what was to be made, the last time it was tried.
         fresh: read from the API server just now. A watch may lag: what is missing in it may be there.
@@ -143,6 +144,7 @@ class Children:
     gangs: tuple[Gang, ...] = ()
     pods: tuple[Pod, ...] = ()
     strangers: tuple[Pod, ...] = ()
+    departed: tuple[Pod, ...] = ()
     report: Report | None = None
     trouble: Told | None = None
     refused: Told | None = None
@@ -154,6 +156,10 @@ class Children:
     def of(self, attempt: int) -> tuple[Pod, ...]:
         """The pods of an attempt, by index."""
         return tuple(pod for pod in self.pods if pod.attempt == attempt)
+
+    def witnesses(self, attempt: int) -> tuple[Pod, ...]:
+        """The pods of an attempt, and those that are gone and have told how they ended."""
+        return (*self.of(attempt), *(pod for pod in self.departed if pod.attempt == attempt))
 
     @property
     def living(self) -> tuple[Pod, ...]:

@@ -6,7 +6,7 @@ import logging
 import secrets
 import signal
 import socket
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,8 @@ from tailorpo_operator.progress import Progresses
 from tailorpo_operator.reconciler import Reconciler, now
 from tailorpo_operator.reflector import Reflector
 from tailorpo_operator.settings import Settings
-from tailorpo_operator.store import Key, Known, Store
-from tailorpo_operator.wire import TRIES, AwayError, RefusedError, Wire
+from tailorpo_operator.store import Key, Store
+from tailorpo_operator.wire import TRIES, AwayError, RefusedError, Wire, writing_only_if
 from tailorpo_trainer.exits import UnavailableError
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,9 @@ CHILDREN = ("Jobs", "pods")
 UNHEARD = 2.0
 """Of the time for a request, after which an operator that hears nothing of them is not ready: watches end sooner."""
 TURN_SECONDS = 1.0
-WATCH_PAUSE = 2.0
+START_PAUSE, WATCH_PAUSE = 2.0, 2.0
+ELECTION_RATE, ELECTION_BURST = 5.0, 10
+"""Requests a second; each look at the Lease is two."""
 STOP_SECONDS = 10.0
 """For the looks that are under way when a stop is asked for."""
 
@@ -58,21 +60,44 @@ class Operator:
         for sign in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(sign, self._stop.set)
         configuration = await connection.load(self._kubeconfig, self._context)
-        limit = RateLimit(self.settings.requests_per_second, self.settings.burst)
+        configuration.trace_configs = [writing_only_if(self._leads)]
         async with (
             health.serving(host, port, self._beats.late, self._unready) as served,
-            ApiClient(configuration) as client,
+            self._wire(configuration, self.settings.requests_per_second, self.settings.burst) as wire,
+            self._electing(),
         ):
             log.info("serving /healthz, /readyz and /metrics on port %d", served)
-            renew = partial(connection.renew, configuration, self._kubeconfig, self._context)
-            lease = self.settings.lease
-            if lease is not None:
-                self._election = Election(Wire(client, limit, renew), lease.namespace, lease.name, _identity())
-            cluster = Cluster(Wire(client, limit, renew, self._leads, timeout=self.settings.request_timeout))
+            cluster = Cluster(wire)
             reconciler = Reconciler(cluster, self._store, self.settings, self._leads)
-            if await self._defined(cluster):
-                await self._work(cluster, reconciler)
+            loops = self._keep_turning(), self._defined(cluster), self._stop.wait()
+            turning, defined, stop = (asyncio.create_task(each) for each in loops)
+            try:
+                await asyncio.wait([defined, stop], return_when=asyncio.FIRST_COMPLETED)
+                if defined.done():
+                    defined.result()
+                    await self._work(cluster, reconciler)
+            finally:
+                for task in (turning, defined, stop):
+                    task.cancel()
         log.info("stopped")
+
+    @contextlib.asynccontextmanager
+    async def _wire(self, configuration: Any, rate: float, burst: int) -> AsyncIterator[Wire]:
+        renew = partial(connection.renew, configuration, self._kubeconfig, self._context)
+        async with ApiClient(configuration) as client:
+            yield Wire(client, RateLimit(rate, burst), renew, timeout=self.settings.request_timeout)
+
+    @contextlib.asynccontextmanager
+    async def _electing(self) -> AsyncIterator[None]:
+        """By a connection and at a rate of its own: who waits behind other requests is deposed."""
+        lease = self.settings.lease
+        if lease is None:
+            yield
+            return
+        own = await connection.load(self._kubeconfig, self._context)
+        async with self._wire(own, ELECTION_RATE, ELECTION_BURST) as wire:
+            self._election = Election(wire, lease.namespace, lease.name, _identity())
+            yield
 
     async def _work(self, cluster: Cluster, reconciler: Reconciler) -> None:
         progresses = Progresses(
@@ -90,7 +115,6 @@ class Operator:
             self._watch(cluster, reconciler),
             reconciler.queue.keep_time(),
             self._keep_looking(cluster, reconciler),
-            self._turn(),
             progresses.run(),
         ]
         others = [asyncio.create_task(loop) for loop in loops]
@@ -114,13 +138,14 @@ class Operator:
         for task in done - {stop}:
             task.result()
 
-    async def _defined(self, cluster: Cluster) -> bool:
-        """Waits until the API server serves TailorPOJobs; returns whether it does: not if a stop was asked for."""
+    async def _defined(self, cluster: Cluster) -> None:
+        """Waits until the API server serves TailorPOJobs."""
         said = None
-        while not self._stop.is_set():
+        while True:
+            self._beats.beat("list")
             try:
                 await cluster.jobs(self._namespaces[0])
-                return True
+                return
             except RefusedError as refusal:
                 words = "apply manifests/crd.yaml" if refusal.status == 404 else "see manifests/rbac.yaml"
                 problem = f"cannot list TailorPOJobs: {refusal}: {words}"
@@ -131,11 +156,7 @@ class Operator:
             if problem != said:
                 log.warning("waiting: %s", problem)
                 said = problem
-            self._beats.beat("turn")
-            self._beats.beat("list")
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stop.wait(), 2.0)
-        return False
+            await asyncio.sleep(START_PAUSE)
 
     async def _watch(self, cluster: Cluster, reconciler: Reconciler) -> None:
         """Watches until it is cancelled, and begins anew where kopf gives up."""
@@ -198,29 +219,23 @@ class Operator:
                 heard=partial(self._word.beat, pods),
             )
 
-    async def _turn(self) -> None:
-        """The sign that the loop turns."""
+    async def _keep_turning(self) -> None:
+        """The sign that the loop of all loops turns, whatever they wait for."""
         while True:
             self._beats.beat("turn")
             metrics.LEADING.set(self._leads())
             await asyncio.sleep(TURN_SECONDS)
 
     def _figures(self) -> Iterator[metrics.Figure]:
-        for key, known in self._led():
+        """Of all jobs, if we act: else each would count for each operator."""
+        for key, known in self._store.jobs.items() if self._leads() else ():
             pending = None if known.unready is None else max(0.0, (now() - known.unready).total_seconds())
             yield metrics.Figure(*key, known.phase, pending)
 
-    def _led(self) -> Iterable[tuple[Key, Known]]:
-        """All jobs, if we act: else each would count for each operator."""
-        return self._store.jobs.items() if self._leads() else ()
-
     def _leaders(self) -> dict[Key, Pod]:
         """The first worker of each running job."""
-        return {
-            key: pod
-            for key, known in self._led()
-            if known.phase == "Running" and (pod := self._store.leader(key)) is not None
-        }
+        running = self._store.running if self._leads() else ()
+        return {key: pod for key in running if (pod := self._store.leader(key)) is not None}
 
     def _leads(self) -> bool:
         return self._election is None or self._election.held

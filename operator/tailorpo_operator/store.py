@@ -59,14 +59,21 @@ class Store:
 
     def __init__(self) -> None:
         self._jobs: dict[Key, Known] = {}
+        self._running: set[Key] = set()
         self._gangs: dict[Key, dict[str, _Seen]] = defaultdict(dict)
         self._pods: dict[Key, dict[str, _Seen]] = defaultdict(dict)
+        self._departed: dict[Key, tuple[_Seen, ...]] = {}
         self._terminating: dict[str, datetime] = {}
         self._gone: OrderedDict[str, None] = OrderedDict()
 
     @property
     def jobs(self) -> Mapping[Key, Known]:
         return self._jobs
+
+    @property
+    def running(self) -> Iterable[Key]:
+        """Jobs whose status says so."""
+        return self._running
 
     def job(self, key: Key) -> dict[str, Any] | None:
         known = self._jobs.get(key)
@@ -77,7 +84,7 @@ class Store:
         key = Key(tree["metadata"]["namespace"], tree["metadata"]["name"])
         known = self._jobs.get(key)
         if tree["metadata"]["uid"] not in self._gone and (known is None or version(tree) >= known.version):
-            self._jobs[key] = _known(tree)
+            self._set(key, _known(tree))
         return key
 
     def drop_job(self, tree: Tree) -> Key:
@@ -86,12 +93,20 @@ class Store:
         self._bury(tree["metadata"]["uid"])
         known = self._jobs.get(key)
         if known is not None and known.uid == tree["metadata"]["uid"]:
-            del self._jobs[key]
+            self.forget_job(key)
         return key
 
     def forget_job(self, key: Key) -> None:
         """It is not there any more, and no watch has said so."""
-        self._jobs.pop(key, None)
+        self._set(key, None)
+        self._departed.pop(key, None)
+
+    def _set(self, key: Key, known: Known | None) -> None:
+        if known is None:
+            self._jobs.pop(key, None)
+        else:
+            self._jobs[key] = known
+        (self._running.add if known is not None and known.phase == "Running" else self._running.discard)(key)
 
     def put_gang(self, tree: Tree) -> Key | None:
         owner = observed.owner(tree, "TailorPOJob")
@@ -108,7 +123,8 @@ class Store:
         return self._drop(self._gangs, tree)
 
     def drop_pod(self, tree: Tree) -> Key | None:
-        self._terminating.pop(tree["metadata"]["uid"], None)
+        if (key := key_of(tree)) is not None:
+            self._depart(key, tree["metadata"]["uid"])
         return self._drop(self._pods, tree)
 
     def stopping(self, key: Key, gang: Gang) -> None:
@@ -124,15 +140,20 @@ class Store:
         # Of a gang that was deleted, its name may be another's by now: one that nobody came to write down, or one of a
         # job of this name, which went and came again within a second.
         uids = {gang.attempt: gang.uid for gang in gangs}
+
+        def ours(seen: _Seen) -> bool:
+            known = seen.owner is not None and seen.owner == uids.get(seen.what.attempt, seen.owner)
+            return known and bool(seen.what.created >= created)
+
         own, strangers = list[Pod](), list[Pod]()
         for seen in self._pods.get(key, {}).values():
             # One that no Job controls, as a copy for debugging, is no worker; yet it may write where workers do.
-            ours = seen.owner is not None and seen.owner == uids.get(seen.what.attempt, seen.owner)
-            (own if ours and seen.what.created >= created else strangers).append(seen.what)
+            (own if ours(seen) else strangers).append(seen.what)
         return Children(
             gangs=tuple(sorted(gangs, key=lambda gang: gang.attempt)),
             pods=tuple(sorted(own, key=lambda pod: (pod.attempt, pod.index))),
             strangers=tuple(strangers),
+            departed=tuple(seen.what for seen in self._departed.get(key, ()) if ours(seen)),
         )
 
     def leader(self, key: Key) -> Pod | None:
@@ -151,7 +172,7 @@ class Store:
         now = {self.put_job(tree) for tree in items}
         gone = [key for key, known in before.items() if key not in now and known.version <= listed]
         for key in gone:
-            del self._jobs[key]
+            self.forget_job(key)
         return [*now, *gone]
 
     def replace_gangs(self, items: Iterable[Tree], listed: int, namespace: str | None) -> set[Key]:
@@ -186,6 +207,8 @@ class Store:
         for key in keys:
             known = by_key.get(key, {})
             for uid in [uid for uid, seen in known.items() if uid not in kept and seen.version <= listed]:
+                if by_key is self._pods:
+                    self._depart(key, uid)
                 del known[uid]
                 self._terminating.pop(uid, None)
             if not known:
@@ -195,6 +218,14 @@ class Store:
     @staticmethod
     def _among(by_key: dict[Key, dict[str, _Seen]], namespace: str | None) -> set[Key]:
         return {key for key in by_key if namespace in (None, key.namespace)}
+
+    def _depart(self, key: Key, uid: str) -> None:
+        """A pod is gone; how it ended may be told by nobody else. Of the newest attempt alone."""
+        seen = self._pods.get(key, {}).get(uid)
+        if key in self._jobs and seen is not None and seen.owner is not None and seen.what.exit is not None:
+            departed = (*self._departed.get(key, ()), seen)
+            newest = max(each.what.attempt for each in departed)
+            self._departed[key] = tuple(each for each in departed if each.what.attempt == newest)
 
     def _bury(self, uid: str) -> None:
         """A list or an answer that is older than the deletion must not bring it back."""

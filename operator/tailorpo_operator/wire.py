@@ -34,7 +34,6 @@ WATCH, WATCH_GRACE = (1 / 2, 2 / 3), 1 / 4
 we do. Who says nothing may have nothing to say or be dead, so each goes on anew before that matters; it lists nothing.
 """
 PAGE = 500
-WRITES: tuple[Verb, ...] = ("create", "update", "patch", "delete")
 AGAIN = (429, 500, 502, 503, 504)
 METHODS: dict[Verb, str] = {
     "get": "GET",
@@ -70,12 +69,11 @@ class Wire:
         client: ApiClient,
         limit: RateLimit,
         renew: Callable[[], Awaitable[None]],
-        may_write: Callable[[], bool] = lambda: True,
         *,
         timeout: float = 30.0,
     ) -> None:
         """timeout: seconds for a request, from its connection to the end of its answer."""
-        self._client, self._limit, self._renew, self._may_write = client, limit, renew, may_write
+        self._client, self._limit, self._renew = client, limit, renew
         connect = min(CONNECT_SECONDS, timeout)
         self._timeout = aiohttp.ClientTimeout(total=timeout, connect=connect)
         self._watch_seconds = [math.ceil(share * timeout) for share in WATCH]
@@ -118,8 +116,6 @@ class Wire:
         pause, renewals = FIRST_PAUSE, self._renewals
         for tried in range(1, TRIES + 1):
             await self._limit.take()
-            if verb in WRITES and not self._may_write():
-                raise AwayError(f"{verb} {path}: left to another operator, which leads now")
             asked = 0.0
             try:
                 return await self._once(verb, path, body, query)
@@ -169,6 +165,21 @@ class Wire:
         return await self._client.rest_client.request(
             method, url, headers=sent_headers, body=body, _request_timeout=timeout
         )
+
+
+def writing_only_if(may: Callable[[], bool]) -> aiohttp.TraceConfig:
+    """For a client's configuration: asked when a request has its connection, just before its first byte is sent.
+
+    Any sooner, and a process that is paused while a write waits for that would wake up to send it. Raises `AwayError`.
+    """
+
+    async def before_sending(_: object, __: object, request: aiohttp.TraceRequestHeadersSentParams) -> None:
+        if request.method != METHODS["get"] and not may():
+            raise AwayError(f"{request.method} {request.url.path}: left to another operator, which leads now")
+
+    made = aiohttp.TraceConfig()
+    made.on_request_headers_sent.append(before_sending)
+    return made
 
 
 def merge_patch(old: Mapping[str, Any], new: Mapping[str, Any]) -> Tree:

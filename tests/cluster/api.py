@@ -80,6 +80,16 @@ class Kubectl:
             raise KubectlError(f"kubectl {' '.join(arguments)}: {done.stderr.strip() or done.stdout.strip()}")
         return done.stdout
 
+    def popen(self, *arguments: str) -> "subprocess.Popen[str]":
+        """One that goes on, such as `logs --follow`, and its output."""
+        return subprocess.Popen(
+            [*self._command, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"KUBECTL_KUBERC": "false"},
+        )
+
     def json(self, *arguments: str) -> Any:
         """What it prints with `--output=json`, read."""
         return json.loads(self(*arguments, "--output=json"))

@@ -39,8 +39,8 @@ class Asked:
 
 Rule = Callable[[Asked], int]
 """What becomes of a request: 0 to let it through, a status to answer with, or one of these."""
-DROP, DEAF = -1, -2
-"""Breaks off the connection: without asking the server, or when it has answered."""
+DROP, DEAF, HELD = -1, -2, -3
+"""Breaks off the connection without asking the server, or when it has answered; or lets it wait for `release`."""
 REASONS = {409: "Conflict", 429: "TooManyRequests", 500: "InternalError"}
 
 
@@ -58,6 +58,7 @@ class ApiProxy:
         self.rule: Rule = through
         self.delay = 0.0
         self.seen: list[Asked] = []
+        self.held: list[Asked] = []
         self.kubeconfig = folder / "proxied.kubeconfig"
         given = json.loads(user.read_text())
         cluster = given["clusters"][0]["cluster"]
@@ -88,11 +89,15 @@ class ApiProxy:
         for task in list(self._forwarding):
             self._loop.call_soon_threadsafe(task.cancel)
 
-    def hold(self) -> None:
-        """Keeps back what watches tell, until `release`."""
+    def release(self) -> None:
+        """What was held arrives at the server."""
+        self._loop.call_soon_threadsafe(self._released.set)
+
+    def hold_watches(self) -> None:
+        """Keeps back what watches tell, until `release_watches`."""
         self._loop.call_soon_threadsafe(self._flowing.clear)
 
-    def release(self) -> None:
+    def release_watches(self) -> None:
         self._loop.call_soon_threadsafe(self._flowing.set)
 
     def __exit__(
@@ -109,6 +114,7 @@ class ApiProxy:
         self._session = aiohttp.ClientSession(
             timeout=timeout, auto_decompress=False, connector=aiohttp.TCPConnector(limit=0)
         )
+        self._released = asyncio.Event()
         app = web.Application(client_max_size=LARGE)
         app.router.add_route("*", "/{path:.*}", self._forward)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1, handler_cancellation=True)
@@ -134,6 +140,9 @@ class ApiProxy:
         if verdict > 0:
             told = {"kind": "Status", "code": verdict, "reason": REASONS.get(verdict, ""), "message": "injected"}
             return web.json_response(told, status=verdict)
+        if verdict == HELD:
+            self.held.append(asked)
+            await self._released.wait()
         if verdict == DEAF:
             await asyncio.shield(asyncio.ensure_future(self._do(request, asked)))  # though the client may be gone
         if verdict in (DROP, DEAF):

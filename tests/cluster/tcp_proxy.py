@@ -40,7 +40,7 @@ class TcpProxy:
 
     def __init__(self, user: Path, folder: Path) -> None:
         """user: a kubeconfig of `kubeconfig.write`."""
-        self.kubeconfig = folder / "proxied.kubeconfig"
+        self.kubeconfig = folder / "far-away.kubeconfig"
         self._user: dict[str, Any] = json.loads(user.read_text())
         self._address = urlsplit(self._user["clusters"][0]["cluster"]["server"])
         self._links: set[_Link] = set()

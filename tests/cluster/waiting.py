@@ -10,7 +10,7 @@ PATIENCE = 60.0  # seconds; a machine that is shared can be slow
 INTERVAL = 0.05
 
 
-def until(look: Callable[[], T | None], what: str, seconds: float = PATIENCE) -> T:
+def until(look: Callable[[], T | None], what: str, seconds: float = PATIENCE, interval: float = INTERVAL) -> T:
     """The first result of `look` that is true; an AssertionError with the last one if none comes in time.
 
     An AssertionError of `look` counts as "not yet", so that it can be written as a list of expectations.
@@ -26,4 +26,4 @@ def until(look: Callable[[], T | None], what: str, seconds: float = PATIENCE) ->
             seen = error
         if time.monotonic() > deadline:
             raise AssertionError(f"{what}: not within {seconds:.0f} s; last seen: {seen!r}")
-        time.sleep(INTERVAL)
+        time.sleep(interval)

@@ -1,7 +1,6 @@
 """The test bed itself: what later tests rely on is real on its nodes."""
 
 import http.server
-import json
 import os
 import re
 import signal
@@ -23,13 +22,31 @@ from tests.cluster.real.images import TRAINER
 from tests.cluster.real.node import Node
 from tests.cluster.real.programs import UnfitError
 from tests.cluster.waiting import PATIENCE, until
-from tests.conftest import S3Server
 
 ROOT = Path(__file__).parents[2]
 IMPORT_SECONDS = 240.0  # that a busy machine may need for `import torch`
 KEEP = "tests.tailorpo.dev/keep"
 # The first process of a container heeds SIGTERM only where it says how.
 WORK = "trap 'echo saved > /dev/termination-log; exit 75' TERM; echo up; while :; do sleep .1; done"
+SERVE = """exec python -c '
+import socket
+server = socket.create_server(("", 5000))
+while True:
+    connection, _ = server.accept()
+    connection.sendall(b"hello")
+    connection.close()
+'"""
+ASK = """exec python -c '
+import socket, time
+while True:
+    try:
+        connection = socket.create_connection(("hello", 80), timeout=5)
+        break
+    except OSError:  # it may not be up yet
+        time.sleep(0.1)
+print(connection.recv(5).decode())
+'"""
+
 
 Fields = dict[str, Any]
 
@@ -43,20 +60,6 @@ def pod(name: str, script: str, **spec: Any) -> Fields:
     fields: Fields = {"restartPolicy": "Never", "securityContext": identity, "containers": [container]}
     fields |= {"automountServiceAccountToken": False, "terminationGracePeriodSeconds": 20}
     return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": fields | spec}
-
-
-def training(storage: str) -> Fields:
-    """A job that trains next to nothing."""
-    spec = {
-        "model": {"name": "tiny-animals"},
-        "prompts": {"builtin": "tiny-animals"},
-        "rewards": [{"name": "colourfulness"}],
-        "method": {"name": "tailorpo"},
-        "sampling": {"steps": 2, "trainedSteps": {"count": 1}},
-        "training": {"iterations": 1, "promptsPerIteration": 2},
-        "checkpoint": {"storage": storage},
-    }
-    return {"apiVersion": "tailorpo.dev/v1alpha1", "kind": "TailorPOJob", "metadata": {"name": "gang"}, "spec": spec}
 
 
 def on(node: Node) -> Fields:
@@ -132,49 +135,40 @@ def test_pods_of_two_nodes_find_each_other_by_name(kubectl: Kubectl, real_cluste
     assert [kubectl.json("get", "pod", name)["spec"]["nodeName"] for name in ("zero", "one")] == ["node-0", "node-1"]
 
 
-@pytest.mark.soak
-def test_a_gang_trains_on_two_nodes(kubectl: Kubectl, real_cluster: RealCluster, s3_server: S3Server):
-    """As the operator starts it: an Indexed Job and a headless Service, checkpoints in S3."""
-    bucket = f"gang-{kubectl.namespace}"
-    s3_server.make_bucket(bucket)
-    port = int(s3_server.endpoint.rpartition(":")[2])
-    store = s3_server.environment | {"AWS_ENDPOINT_URL": f"http://{real_cluster.network.expose(port)}"}
-    environment = [{"name": name, "value": value} for name, value in (store | {"OMP_NUM_THREADS": "1"}).items()]
-    document = training(f"s3://{bucket}/run")
-    command = "exec tailorpo run /job/job.yaml --nodes 2 --node-rank $JOB_COMPLETION_INDEX"
-    worker = pod("gang", f"{command} --master-addr gang-0.gang", subdomain="gang")["spec"]
-    worker["containers"][0] |= {
-        "env": environment,
-        "workingDir": "/tmp",  # the one place to write to
-        "volumeMounts": [{"name": "job", "mountPath": "/job"}, {"name": "scratch", "mountPath": "/tmp"}],
-    }
-    worker["volumes"] = [{"name": "job", "configMap": {"name": "job"}}, {"name": "scratch", "emptyDir": {}}]
-    labels = {"tests": "gang"}
-    spread = {"maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "DoNotSchedule"}
-    worker["topologySpreadConstraints"] = [spread | {"labelSelector": {"matchLabels": labels}}]
-    service = {"clusterIP": "None", "publishNotReadyAddresses": True, "selector": labels}
-    template = {"metadata": {"labels": labels}, "spec": worker}
-    gang = {"completionMode": "Indexed", "completions": 2, "parallelism": 2, "backoffLimit": 0, "template": template}
-    kubectl.apply(
-        {
-            "apiVersion": "v1",
-            "kind": "ConfigMap",
-            "metadata": {"name": "job"},
-            "data": {"job.yaml": json.dumps(document)},
-        },
-        {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "gang"}, "spec": service},
-        {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "gang"}, "spec": gang},
+def test_a_service_has_an_address_that_leads_to_its_pod(kubectl: Kubectl, real_cluster: RealCluster):
+    """From the other node, from its own, and from itself."""
+    here, there = real_cluster.nodes
+    server = pod("server", SERVE, **on(here))
+    server["metadata"]["labels"] = {"tests": "server"}
+    spec = {"selector": {"tests": "server"}, "ports": [{"port": 80, "targetPort": 5000}]}
+    service = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "hello"}, "spec": spec}
+    clients = {"neighbour": on(here), "stranger": on(there)}
+    kubectl.apply(service, server, *(pod(name, ASK, **node) for name, node in clients.items()))
+    for name in clients:
+        assert ended(kubectl, name)["exitCode"] == 0
+        assert kubectl("logs", name) == "hello\n"
+    assert kubectl("exec", "server", "--", "sh", "-c", ASK) == "hello\n"
+    address = kubectl.json("get", "service", "hello")["spec"]["clusterIP"]
+    assert kubectl("exec", "server", "--", "getent", "hosts", "hello").split() == [
+        address,
+        f"hello.{kubectl.namespace}.svc.cluster.local",
+    ]
+
+
+def test_a_pod_with_an_account_reaches_the_api_server(kubectl: Kubectl):
+    """As every client in a cluster does it."""
+    code = (
+        "from kubernetes import client, config\n"
+        "config.load_incluster_config()\n"
+        "api = client.AuthenticationV1Api()\n"
+        "review = api.create_self_subject_review(client.V1SelfSubjectReview())\n"
+        "print(review.status.user_info.username)\n"
     )
-    over = until(
-        lambda: condition(kubectl, "Complete", "job", "gang") or condition(kubectl, "Failed", "job", "gang"),
-        "the job ends",
-        IMPORT_SECONDS,
-    )
-    assert over == "CompletionsReached", kubectl("logs", "--selector=tests=gang", "--tail=40", "--prefix")
-    nodes = {each["spec"]["nodeName"] for each in kubectl.json("get", "pods")["items"]}
-    assert nodes == {node.name for node in real_cluster.nodes}
-    kept = s3_server.client().list_objects_v2(Bucket=bucket, Prefix="run/")["Contents"]
-    assert any(each["Key"].endswith("/manifest.json") for each in kept)
+    named = "export KUBERNETES_SERVICE_HOST=kubernetes.default.svc KUBERNETES_SERVICE_PORT=443"
+    ask = f"python -c '{code}'"
+    kubectl.apply(pod("client", f"{ask} && {named} && exec {ask}", automountServiceAccountToken=True))
+    assert ended(kubectl, "client")["exitCode"] == 0, kubectl("logs", "client")
+    assert kubectl("logs", "client") == f"system:serviceaccount:{kubectl.namespace}:default\n" * 2
 
 
 def test_the_kubelet_tells_how_a_container_ended(kubectl: Kubectl):

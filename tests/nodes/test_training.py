@@ -4,7 +4,9 @@ result has the same bits.
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+import re
+import threading
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from urllib.request import urlopen
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from ruamel.yaml import YAML
+from safetensors.numpy import load
 
 from tailorpo_operator import naming
 from tests.cluster.api import Kubectl
@@ -21,16 +24,45 @@ from tests.cluster.real.images import TRAINER
 from tests.cluster.real.node import Node
 from tests.cluster.waiting import until
 from tests.conftest import S3Server
+from tests.faults import Fault, Proxy
 from tests.operator.operating import Followed, OperatorProcess
 
 ROOT = Path(__file__).parents[2]
 NAMESPACE, BUCKET, SECRET = "research", "models", "s3-keys"
-ITERATIONS, EVERY = 20, 2
-PATIENCE = 240.0  # that a busy machine may need until a gang trains, or is done
+ITERATIONS = 12
+PATIENCE = 300.0  # that a busy machine may need until a gang trains, or is done
+INTERVAL = 0.5  # between looks: kubectl, too, takes from what the gang trains with
 
 Fields = dict[str, Any]
 
-pytestmark = [pytest.mark.soak, pytest.mark.timeout(900)]  # about seven minutes
+pytestmark = pytest.mark.timeout(1200)
+
+
+class Gate:
+    """On the way to the storage: of a held attempt it lets the first checkpoint through, and the others when opened.
+
+    A trainer goes on until three are waiting. So it surely is at work when a test disturbs it, on any machine.
+    """
+
+    def __init__(self) -> None:
+        self._held = dict[tuple[str, int], threading.Event]()
+        self._first = dict[tuple[str, int], int]()
+
+    def hold(self, job: str, attempt: int) -> None:
+        self._held[job, attempt] = threading.Event()
+
+    def open(self, job: str, attempt: int) -> None:
+        self._held[job, attempt].set()
+
+    def rule(self, method: str, path: str) -> Fault | None:
+        """What the proxy does with a request."""
+        found = re.match(rf"/{BUCKET}/([^/]+)/attempt-(\d+)/step-(\d+)/", path)
+        if found is None or method != "PUT":
+            return None
+        attempt, step = (found[1], int(found[2])), int(found[3])
+        if (opened := self._held.get(attempt)) is None or self._first.setdefault(attempt, step) == step:
+            return None
+        return Fault(then=lambda: (opened.wait(), None)[1])
 
 
 @dataclass(frozen=True)
@@ -41,6 +73,7 @@ class Place:
     operator: OperatorProcess
     cluster: RealCluster
     server: S3Server
+    gate: Gate
     endpoint: str
 
     def document(self, name: str, **template: Any) -> Fields:
@@ -54,7 +87,7 @@ class Place:
             "training": {"iterations": ITERATIONS, "promptsPerIteration": 8},
             "checkpoint": {
                 "storage": f"s3://{BUCKET}/{name}",
-                "everyIterations": EVERY,
+                "everyIterations": 1,
                 "endpoint": self.endpoint,
                 "secretName": SECRET,
             },
@@ -69,11 +102,14 @@ class Place:
                 **template,
             },
         }
-        document["spec"]["evaluation"] |= {"everyIterations": 10, "images": 8}
+        document["spec"]["evaluation"] |= {"everyIterations": ITERATIONS, "images": 8}
         return document
 
-    def start(self, document: Mapping[str, Any]) -> Followed:
-        return Followed(self.kubectl, document, PATIENCE)
+    def start(self, document: Mapping[str, Any], hold: Iterable[int] = (1,)) -> Followed:
+        """hold: attempts that stay at work until the gate is opened for them."""
+        for attempt in hold:
+            self.gate.hold(document["metadata"]["name"], attempt)
+        return Followed(self.kubectl, document, PATIENCE, INTERVAL)
 
     def objects(self, prefix: str) -> dict[str, bytes]:
         """What the bucket holds below a prefix."""
@@ -91,9 +127,17 @@ class Place:
         for uri in (status["checkpoint"]["uri"], status["adapter"]):
             for key, content in self.objects(uri.removeprefix(f"s3://{BUCKET}/").rstrip("/") + "/").items():
                 if key.endswith(".safetensors"):
-                    found[Path(key).name] = hashlib.sha256(content).hexdigest()
+                    found[Path(key).name] = digest(content)
         assert sorted(found) == ["adapter.safetensors", "optimizer.safetensors", "pytorch_lora_weights.safetensors"]
         return found
+
+
+def digest(content: bytes) -> str:
+    """Of the tensors of a file: what stands beside them in its header has no order."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(load(content).items()):
+        found.update(f"{name} {tensor.dtype} {tensor.shape}".encode() + tensor.tobytes())
+    return found.hexdigest()
 
 
 @pytest.fixture(scope="module")
@@ -106,10 +150,14 @@ def place(
     keys = {"AWS_ACCESS_KEY_ID": s3_server.access_key, "AWS_SECRET_ACCESS_KEY": s3_server.secret_key}
     kubectl.apply({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": SECRET}, "stringData": keys})
     s3_server.make_bucket(BUCKET)
-    endpoint = f"http://{real_cluster.network.expose(int(s3_server.endpoint.rpartition(':')[2]))}"
-    log = tmp_path_factory.mktemp("operator") / "log"
-    with OperatorProcess(operator_user, log, "--status-seconds=0.5", network=real_cluster.network) as operator:
-        yield Place(kubectl, operator, real_cluster, s3_server, endpoint)
+    log, gate = tmp_path_factory.mktemp("operator") / "log", Gate()
+    with (
+        Proxy(s3_server.endpoint) as proxy,
+        OperatorProcess(operator_user, log, "--status-seconds=0.5", network=real_cluster.network) as operator,
+    ):
+        proxy.rule = gate.rule
+        endpoint = f"http://{real_cluster.network.expose(int(proxy.endpoint.rpartition(':')[2]))}"
+        yield Place(kubectl, operator, real_cluster, s3_server, gate, endpoint)
     admin("delete", "namespace", NAMESPACE, "--wait=false")
 
 
@@ -122,6 +170,7 @@ def undisturbed(place: Place) -> Followed:
 @pytest.fixture(scope="module")
 def expected(place: Place, undisturbed: Followed) -> dict[str, str]:
     """What every other run has to end with."""
+    place.gate.open(undisturbed.name, 1)
     return place.result(undisturbed)
 
 
@@ -134,15 +183,22 @@ def pods(job: Followed, attempt: int) -> list[Fields]:
 
 
 def trains(job: Followed, attempt: int) -> Fields:
-    """Waits until an attempt has a checkpoint of its own, and goes on; returns the status."""
+    """Waits until an attempt has a checkpoint of its own; returns the status."""
 
     def look() -> Fields | None:
         status = job.status
-        if "end" in job.attempt(attempt) or status.get("progress", {}).get("step") == ITERATIONS:
-            pytest.fail(f"attempt {attempt} cannot be disturbed any more: {status}")
+        if "end" in job.attempt(attempt):
+            pytest.fail(f"attempt {attempt} has ended: {status}")
         return status if f"/attempt-{attempt:04d}/" in status.get("checkpoint", {}).get("uri", "") else None
 
-    return until(look, f"attempt {attempt} of {job.name} has a checkpoint", PATIENCE)
+    return until(look, f"attempt {attempt} of {job.name} has a checkpoint", PATIENCE, INTERVAL)
+
+
+def told_to_stop(job: Followed, attempt: int) -> None:
+    """Waits until a kubelet has sent SIGTERM to the first worker of an attempt."""
+    name = pods(job, attempt)[0]["metadata"]["name"]
+    selector = f"--field-selector=involvedObject.name={name},reason=Killing"
+    until(lambda: job.kubectl.json("get", "events", selector)["items"], f"{name} is told to stop", PATIENCE)
 
 
 def patch(job: Followed, spec: Fields) -> None:
@@ -155,6 +211,13 @@ def scraped(place: Place, pod: Fields, **labels: str) -> dict[str, float]:
     with urlopen(f"http://{reached}/metrics", timeout=20) as answer:
         families = list(text_string_to_metric_families(answer.read().decode()))
     return {each.name: each.value for family in families for each in family.samples if each.labels == labels}
+
+
+def counted(place: Place, metric: str, label: str) -> float:
+    """A figure of the operator's."""
+    families = text_string_to_metric_families(place.operator.ask("/metrics")[1])
+    counts = {(each.name, *each.labels.values()): each.value for family in families for each in family.samples}
+    return counts[metric, label]
 
 
 def test_an_undisturbed_run(place: Place, undisturbed: Followed) -> None:
@@ -178,6 +241,7 @@ def test_an_undisturbed_run(place: Place, undisturbed: Followed) -> None:
     with pytest.raises(OSError, match=r"reset|refused|closed"):  # the first worker alone tells
         scraped(place, other)
 
+    place.gate.open(job.name, 1)
     kubectl("wait", "--for=condition=Succeeded", f"tpj/{job.name}", f"--timeout={PATIENCE:.0f}s")
     status = job.status
     assert status["message"] == f"done: {ITERATIONS}/{ITERATIONS} iterations"
@@ -187,10 +251,8 @@ def test_an_undisturbed_run(place: Place, undisturbed: Followed) -> None:
     assert place.objects("undisturbed/attempt-0001/output/report.html")
     said = kubectl("logs", f"--selector={naming.JOB}={job.name}", "--prefix", "--tail=-1")
     assert f"iteration {ITERATIONS}/{ITERATIONS}" in said
-    asked = text_string_to_metric_families(place.operator.ask("/metrics")[1])
-    counts = {(each.name, *each.labels.values()): each.value for family in asked for each in family.samples}
-    assert counts["tailorpo_operator_jobs", "Succeeded"] >= 1
-    assert counts["tailorpo_operator_attempts_total", "Completed"] >= 1
+    until(lambda: counted(place, "tailorpo_operator_jobs", "Succeeded"), "the operator counts the job")
+    assert counted(place, "tailorpo_operator_attempts_total", "Completed")
 
 
 def test_no_secret_is_told(place: Place, undisturbed: Followed, expected: dict[str, str]) -> None:
@@ -206,7 +268,8 @@ def test_no_secret_is_told(place: Place, undisturbed: Followed, expected: dict[s
 
 
 def test_too_little_memory_then_a_killed_worker(place: Place, expected: dict[str, str]) -> None:
-    job = place.start(place.document("clumsy", resources={"limits": {"memory": "200Mi"}, "requests": {"cpu": "100m"}}))
+    little = {"limits": {"memory": "200Mi"}, "requests": {"cpu": "100m"}}
+    job = place.start(place.document("clumsy", resources=little), hold=[2])
     until(lambda: job.attempt(1), "the first attempt begins")
     patch(job, {"template": {"resources": {"limits": None}}})  # counts from the next attempt on
     end = job.ended(1)
@@ -216,6 +279,7 @@ def test_too_little_memory_then_a_killed_worker(place: Place, expected: dict[str
     kept = trains(job, 2)["checkpoint"]
     kill = "kill -9 $(cat /proc/1/task/1/children)"
     job.kubectl("exec", pods(job, 2)[1]["metadata"]["name"], "--", "sh", "-c", kill)
+    place.gate.open(job.name, 2)
     end = job.ended(2)
     assert (end["reason"], end["exitCode"], end["counted"], end["rank"]) == ("Killed", 137, True, 1)
     assert end["stepTo"] >= kept["step"]
@@ -231,10 +295,12 @@ def test_too_little_memory_then_a_killed_worker(place: Place, expected: dict[str
 def test_a_power_cut_then_a_drain(place: Place, expected: dict[str, str], mortal_node: Node) -> None:
     """Neither counts: the job may not fail even once."""
     document = place.document("moved")
-    document["spec"]["runPolicy"] = {"backoffLimit": 0, "terminationGracePeriodSeconds": 30}
-    job = place.start(document)
+    document["spec"]["runPolicy"] = {"backoffLimit": 0, "terminationGracePeriodSeconds": 5}
+    job = place.start(document, hold=[1, 2])
     kept = trains(job, 1)["checkpoint"]
+    patch(job, {"runPolicy": {"terminationGracePeriodSeconds": 60}})  # for those that will be able to stop
     mortal_node.power_off()
+    place.gate.open(job.name, 1)
     end = job.ended(1)
     assert (end["reason"], end["counted"], end["node"]) == ("NodeLost", False, mortal_node.name)
 
@@ -244,27 +310,30 @@ def test_a_power_cut_then_a_drain(place: Place, expected: dict[str, str], mortal
     assert node != mortal_node.name
     mortal_node.power_on()
     try:
-        job.kubectl(
-            "drain", node, f"--pod-selector={naming.JOB}={job.name}", "--delete-emptydir-data", "--timeout=120s"
-        )
+        only, patience = f"--pod-selector={naming.JOB}={job.name}", f"--timeout={PATIENCE:.0f}s"
+        with job.kubectl.popen("drain", node, only, "--delete-emptydir-data", patience) as drain:
+            told_to_stop(job, 2)
+            place.gate.open(job.name, 2)
+            assert drain.wait(PATIENCE) == 0
         end = job.ended(2)
         assert (end["reason"], end["exitCode"], end["counted"], end["node"]) == ("Drained", 75, False, node)
         assert end["stepTo"] >= again["checkpoint"]["step"]
         assert job.status["checkpoint"]["step"] == end["stepTo"]  # saved on the way out
-        assert trains(job, 3)["resumedFrom"]["step"] == end["stepTo"]
+        assert place.result(job) == expected
+        assert job.status["resumedFrom"]["step"] == end["stepTo"]
         assert {pod["spec"]["nodeName"] for pod in pods(job, 3)} == {mortal_node.name}
     finally:
         job.kubectl("uncordon", node)
-
-    assert place.result(job) == expected
     assert (job.status["restarts"], job.status["failures"]) == (2, 0)
 
 
 def test_suspended_then_deleted_and_applied_again(place: Place, expected: dict[str, str]) -> None:
     document = place.document("again")
-    job = place.start(document)
+    job = place.start(document, hold=[1, 2])
     kept = trains(job, 1)["checkpoint"]
     patch(job, {"runPolicy": {"suspend": True}})
+    told_to_stop(job, 1)
+    place.gate.open(job.name, 1)
     status = job.phase("Suspended")
     assert status["checkpoint"]["step"] == status["progress"]["step"] >= kept["step"]
     until(lambda: not pods(job, 1), "its pods are gone")
@@ -272,7 +341,9 @@ def test_suspended_then_deleted_and_applied_again(place: Place, expected: dict[s
 
     kept = trains(job, 2)["checkpoint"]
     job.kubectl("delete", "tpj", job.name)
-    job = place.start(document)  # at once, while the pods of the one before it are still there
+    job = place.start(document, hold=[])  # at once, while the pods of the one before it are still there
+    assert pods(job, 2)
+    place.gate.open(job.name, 2)
     assert place.result(job) == expected
     status = job.status
     assert status["resumedFrom"]["step"] >= kept["step"]

@@ -22,12 +22,16 @@ from tailorpo_trainer.progress import Checkpoint, Error, Progress
 from tests.cluster.api import Kubectl
 from tests.cluster.pods import PodDriver
 from tests.cluster.real.network import Network
-from tests.cluster.waiting import PATIENCE, until
+from tests.cluster.waiting import INTERVAL, PATIENCE, until
 
 Fields = dict[str, Any]
 
 QUICK = ("--retry-seconds=0.3", "--retry-seconds-max=2", "--lost-seconds=2", "--progress-seconds=0.5")
 """Nobody waits for minutes in a test."""
+
+
+GRACE = 30.0
+"""Seconds that a kubelet gives a pod to end."""
 
 
 class Serving:
@@ -152,9 +156,9 @@ class WarmOperator(Serving):
         os.kill(self.pid, number)
 
     def stop(self) -> int | None:
-        """As a kubelet would; returns its exit status."""
+        """As a kubelet would; returns its exit status, or None if it does not end in time."""
         self._process.terminate()
-        self._process.join(60)
+        self._process.join(GRACE)
         code: int | None = self._process.exitcode
         return code
 
@@ -222,8 +226,10 @@ def last_words(code: int, text: str = "", step: int = 40, **fields: Any) -> str:
 class Followed:
     """A job in a test's namespace, as kubectl shows it."""
 
-    def __init__(self, kubectl: Kubectl, document: Mapping[str, Any], patience: float = PATIENCE) -> None:
-        self.kubectl, self.patience = kubectl, patience
+    def __init__(
+        self, kubectl: Kubectl, document: Mapping[str, Any], patience: float = PATIENCE, interval: float = INTERVAL
+    ) -> None:
+        self.kubectl, self.patience, self.interval = kubectl, patience, interval
         self.name: str = document["metadata"]["name"]
         self.workers: int = document["spec"].get("workers", 1)
         kubectl.apply(document)
@@ -251,7 +257,7 @@ class Followed:
             assert status.get("phase") == phase, status
             return status
 
-        return until(look, f"{self.name} is {phase}", self.patience)
+        return until(look, f"{self.name} is {phase}", self.patience, self.interval)
 
     def condition(self, kind: str) -> Fields:
         found = [each for each in self.status.get("conditions", []) if each["type"] == kind]
@@ -266,7 +272,7 @@ class Followed:
             assert "end" in found, found
             return found
 
-        return until(look, f"attempt {attempt} of {self.name} was judged", self.patience)
+        return until(look, f"attempt {attempt} of {self.name} was judged", self.patience, self.interval)
 
     def events(self) -> list[tuple[str, str]]:
         """Reasons and texts of its events, oldest first."""

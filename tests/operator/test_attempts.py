@@ -46,7 +46,7 @@ def test_a_whole_life(kubectl: Kubectl, pod_driver: PodDriver, control_plane: Co
     assert set(meta.get("annotations", {})) == {"kubectl.kubernetes.io/last-applied-configuration"}
     requests = control_plane.audit.since(mark)
     writes = [each for each in requests if each.writes and "tailorpo-operator" in each.user]
-    assert 0 < len(writes) <= 12, writes
+    assert 0 < len(writes) <= 12, "\n".join(f"{each.verb} {each.path}" for each in writes)
     assert {each.code // 100 for each in writes} == {2}, writes
 
 

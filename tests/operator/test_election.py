@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import re
 import signal
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,8 +17,10 @@ from tailorpo_operator import election
 from tailorpo_operator.wire import RefusedError
 from tailorpo_trainer.exits import ExitCode
 from tests.cluster.api import Kubectl
+from tests.cluster.control_plane import ControlPlane
 from tests.cluster.pods import PodDriver
-from tests.cluster.proxy import ApiProxy, Asked
+from tests.cluster.proxy import HELD, ApiProxy, Asked
+from tests.cluster.tcp_proxy import TcpProxy
 from tests.cluster.waiting import until
 from tests.operator.operating import WarmOperator, Watched, job, last_words
 
@@ -34,7 +38,8 @@ def replicas(user: Path, folder: Path, first: Path | None = None) -> Iterator[tu
     with WarmOperator(first or user, folder / "one", *ELECT) as one:
         until(lambda: "leading" in one.logged(), "the first leads")
         with WarmOperator(user, folder / "other", *ELECT) as other:
-            until(lambda: other.logged(), "the second stands by")
+            for each in (one, other):
+                until(lambda each=each: each.ask("/readyz")[0] == 200, "both have read everything")  # type: ignore[misc]
             yield one, other
 
 
@@ -49,12 +54,17 @@ def test_one_acts_and_the_other_takes_over_when_it_dies(
         watched = Watched(kubectl, pod_driver, job())
         pods = watched.run(1)
         assert not leads(other)
+        assert leading(one, other) == (1, 0)
+        for each in (one, other):
+            assert each.ask("/readyz") == each.ask("/healthz") == (200, "ok\n")
         one.kill()
         pod_driver.end(pods[0], ExitCode.UNAVAILABLE, last_words(ExitCode.UNAVAILABLE))
         assert watched.ended(1)["reason"] == "Unavailable"
         assert leads(other)
         watched.run(2)
         watched.finish(2)
+        assert leading(other) == (1,)
+        assert other.ask("/readyz") == other.ask("/healthz") == (200, "ok\n")
 
 
 def test_a_graceful_stop_gives_the_lease_back(
@@ -63,8 +73,7 @@ def test_a_graceful_stop_gives_the_lease_back(
     with WarmOperator(alone, tmp_path / "log", *ELECT) as one:
         until(lambda: leads(one), "it leads")
         assert one.stop() == 0
-    lease = kubectl.json("get", "lease", "tailorpo-operator", "--namespace=tailorpo-system")
-    assert not lease["spec"].get("holderIdentity")
+    assert not lease(kubectl).get("holderIdentity")
 
 
 def test_one_that_was_paused_past_its_lease_writes_nothing_any_more(
@@ -79,10 +88,95 @@ def test_one_that_was_paused_past_its_lease_writes_nothing_any_more(
         until(lambda: leads(other), "the second leads")
         before = len(proxy.seen)
         one.signal(signal.SIGCONT)
-        until(lambda: any("not leading any more" in line for line in one.logged()), "the first has woken up")
+        until(lambda: deposed(one), "the first has woken up")
         watched.run(2)
         watched.finish(2)
         assert [asked for asked in proxy.seen[before:] if asked.writes and not _of_lease(asked)] == []
+
+
+def test_a_leader_that_is_cut_off_is_followed_and_does_not_come_back(
+    kubectl: Kubectl, pod_driver: PodDriver, alone: Path, no_lease: None, tmp_path: Path
+) -> None:
+    with (
+        ApiProxy(alone, tmp_path) as seeing,
+        TcpProxy(seeing.kubeconfig, tmp_path) as cutting,
+        replicas(alone, tmp_path, cutting.kubeconfig) as (one, other),
+    ):
+        watched = Watched(kubectl, pod_driver, job())
+        pods = watched.run(1)
+        cutting.silence(new=True)
+        pod_driver.end(pods[0], ExitCode.UNAVAILABLE, last_words(ExitCode.UNAVAILABLE))
+        watched.ended(1)
+        assert deposed(one)
+        before = len(seeing.seen)
+        cutting.heal()
+        until(lambda: any(_of_lease(asked) for asked in seeing.seen[before:]), "the first looks at the Lease again")
+        watched.run(2)
+        watched.finish(2)
+        assert [asked for asked in seeing.seen[before:] if asked.writes] == []
+        assert leading(one, other) == (0, 1)
+
+
+def test_dead_connections_cost_nobody_the_lease(kubectl: Kubectl, alone: Path, no_lease: None, tmp_path: Path) -> None:
+    with TcpProxy(alone, tmp_path) as proxy, replicas(alone, tmp_path, proxy.kubeconfig) as (one, other):
+        before = lease(kubectl)
+        proxy.silence(new=False)
+        until(lambda: lease(kubectl)["renewTime"] > before["renewTime"], "it renews by a new connection")
+        assert lease(kubectl)["holderIdentity"] == before["holderIdentity"]
+        assert not deposed(one)
+        assert leading(one, other) == (1, 0)
+
+
+def test_a_write_that_arrives_when_another_leads_does_no_harm(
+    kubectl: Kubectl,
+    pod_driver: PodDriver,
+    control_plane: ControlPlane,
+    alone: Path,
+    no_lease: None,
+    tmp_path: Path,
+) -> None:
+    """Nobody can call back what is on its way: here a gang, of an attempt that is long over."""
+    with ApiProxy(alone, tmp_path) as proxy, replicas(alone, tmp_path, proxy.kubeconfig) as (one, _):
+        proxy.rule = lambda asked: HELD if asked.creates == "animals-0002" else 0
+        mark = control_plane.audit.mark()
+        watched = Watched(kubectl, pod_driver, job())
+        for attempt in (1, 2, 3):
+            pods = watched.run(attempt)
+            pod_driver.end(pods[0], ExitCode.UNAVAILABLE, last_words(ExitCode.UNAVAILABLE))
+            if attempt == 1:
+                until(lambda: proxy.held, "the next gang is on its way")
+                one.signal(signal.SIGSTOP)
+        watched.run(4)
+        until(lambda: names(watched) == ["animals-0003", "animals-0004"], "the second is gone")
+        proxy.release()
+
+        def made() -> Counter[str]:
+            requests = (each for each in control_plane.audit.since(mark) if each.namespace == kubectl.namespace)
+            return Counter(each.verb for each in requests if each.resource == "jobs" and each.code in (200, 201))
+
+        until(lambda: made()["create"] == 5, "the second is there again")
+        until(lambda: names(watched) == ["animals-0003", "animals-0004"], "and gone again")
+        watched.finish(4)
+        assert [each["number"] for each in watched.status["attempts"]] == [1, 2, 3, 4]
+
+
+def deposed(operator: WarmOperator) -> bool:
+    return any("not leading any more" in line for line in operator.logged())
+
+
+def leading(*operators: WarmOperator) -> tuple[float, ...]:
+    """What their metrics say."""
+    found = (re.search(r"^tailorpo_operator_leading (\S+)$", each.ask("/metrics")[1], re.M) for each in operators)
+    return tuple(float(match[1]) for match in found if match)
+
+
+def lease(kubectl: Kubectl) -> dict[str, Any]:
+    found: dict[str, Any] = kubectl.json("get", "lease", "tailorpo-operator", "--namespace=tailorpo-system")["spec"]
+    return found
+
+
+def names(watched: Watched) -> list[str]:
+    return sorted(gang["metadata"]["name"] for gang in watched.gangs())
 
 
 def _of_lease(asked: Asked) -> bool:
@@ -109,7 +203,7 @@ def test_one_that_was_paused_and_leads_again_is_elected_again(monkeypatch: pytes
     """What was to be done while it did not lead was left, for whoever is elected looks at all jobs."""
     clock = SimpleNamespace(now=0.0)
     monkeypatch.setattr(election, "time", SimpleNamespace(monotonic=lambda: clock.now))
-    monkeypatch.setattr(election, "RETRY_SECONDS", 0)
+    monkeypatch.setattr(election, "RENEW_SECONDS", 0)
 
     async def pause() -> None:
         wire: Any = Leases()

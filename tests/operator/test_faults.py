@@ -13,9 +13,10 @@ import pytest
 from tailorpo_operator.api import GROUP, PLURAL, VERSION
 from tailorpo_trainer.exits import ExitCode
 from tests.cluster.api import Kubectl
+from tests.cluster.audit import Request
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.pods import PodDriver
-from tests.cluster.proxy import DEAF, ApiProxy, Asked
+from tests.cluster.proxy import DEAF, HELD, ApiProxy, Asked
 from tests.cluster.tcp_proxy import TcpProxy
 from tests.cluster.waiting import until
 from tests.operator.operating import WarmOperator, Watched, job, last_words
@@ -122,6 +123,68 @@ def far_away(user: Path, folder: Path, namespace: str, *arguments: str) -> Itera
         WarmOperator(proxy.kubeconfig, folder / "log", f"--watch-namespace={namespace}", *arguments) as operator,
     ):
         yield proxy, operator
+
+
+@pytest.mark.soak
+def test_it_is_alive_while_requests_are_not_answered(kubectl: Kubectl, alone: Path, tmp_path: Path) -> None:
+    """All tries of its first one together take longer than its loops may stand still."""
+    with ApiProxy(alone, tmp_path) as proxy:
+        proxy.rule = lambda asked: HELD
+        with WarmOperator(proxy.kubeconfig, tmp_path / "log", f"--watch-namespace={kubectl.namespace}") as operator:
+
+            def waits() -> bool:
+                alive.add(operator.ask("/healthz"))
+                return any(line.startswith("waiting: ") for line in operator.logged())
+
+            alive = {operator.ask("/healthz")}
+            until(waits, "it says what it waits for", 4 * RECOVERY)
+            assert alive == {(200, "ok\n")}
+
+
+def test_it_starts_when_it_is_answered(kubectl: Kubectl, pod_driver: PodDriver, alone: Path, tmp_path: Path) -> None:
+    quick = (f"--watch-namespace={kubectl.namespace}", "--request-timeout-seconds=1")
+    with TcpProxy(alone, tmp_path) as proxy:
+        proxy.silence(new=True)
+        with WarmOperator(proxy.kubeconfig, tmp_path / "log", *quick) as one:
+            until(lambda: any(line.startswith("waiting: ") for line in one.logged()), "it says what it waits for")
+            assert one.ask("/readyz") == (503, "not started\n")
+            assert one.ask("/healthz") == (200, "ok\n")
+            proxy.heal()
+            reached(one)
+            Watched(kubectl, pod_driver, job()).run(1)
+
+
+@pytest.mark.parametrize("works", [True, False], ids=["working", "starting"])
+def test_it_stops_while_nobody_answers(kubectl: Kubectl, alone: Path, tmp_path: Path, works: bool) -> None:
+    """Within the time that a kubelet gives it."""
+    elect = ("--leader-elect", "--lease-namespace=tailorpo-system")
+    with TcpProxy(alone, tmp_path) as proxy:
+        if not works:
+            proxy.silence(new=True)
+        with WarmOperator(proxy.kubeconfig, tmp_path / "log", f"--watch-namespace={kubectl.namespace}", *elect) as one:
+            if works:
+                until(lambda: one.ask("/readyz")[0] == 200 and "leading" in one.logged(), "it leads")
+            else:
+                until(lambda: one.port, "it has begun")
+            proxy.silence(new=True)
+            kubectl.apply(job())
+            assert one.stop() == 0
+
+
+def test_watches_that_begin_anew_list_nothing(
+    kubectl: Kubectl, control_plane: ControlPlane, alone: Path, tmp_path: Path
+) -> None:
+    """With thousands of jobs that would cost too much."""
+    with WarmOperator(alone, tmp_path / "log", f"--watch-namespace={kubectl.namespace}", *QUICK) as operator:
+        reached(operator)
+        mark = control_plane.audit.mark()
+
+        def ended() -> list[Request] | None:
+            found = [each for each in control_plane.audit.since(mark) if each.user.endswith(":tailorpo-operator")]
+            watches = Counter(each.resource for each in found if each.verb == "watch")
+            return found if min(watches[kind] for kind in ("jobs", "pods", PLURAL)) >= 3 else None
+
+        assert {each.verb for each in until(ended, "each watch has begun anew")} == {"watch"}
 
 
 @pytest.mark.parametrize("arguments", SPEEDS)

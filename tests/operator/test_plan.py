@@ -217,6 +217,43 @@ def test_a_disruption_ends_the_gang_and_is_not_counted(reason: str, told: str) -
     assert story.begins == [2]
 
 
+def test_a_drained_pod_is_a_cause_before_it_has_ended() -> None:
+    """What it says at its end is known later, and perhaps only after it is gone."""
+    drained = Told("EvictionByEvictionAPI")
+    going = [pod(index, disruption=drained, terminating=at(10)) for index in (0, 1)]
+    ended = [
+        exited(STOPPED, index, text=last_word(STOPPED, step=30 + index), disruption=drained, terminating=at(10))
+        for index in (0, 1)
+    ]
+    story = running_story()
+    story.look(10, gang(), *going)
+    assert (story.last.reason, story.last.rank, story.last.exit_code) == ("Drained", 0, None)
+    story.look(20, gang(deleting=True), ended[0], going[1])
+    assert (story.last.reason, story.last.exit_code, story.last.step_to) == ("Drained", STOPPED, 30)
+
+    story = running_story()
+    story.look(10, gang(), *going)
+    story.look(20, gang(deleting=True), departed=tuple(ended))
+    assert (story.last.reason, story.last.exit_code, story.last.step_to) == ("Drained", STOPPED, 31)
+    assert (story.last.counted, story.last.node, story.last.end) == (False, "node-0", at(20))
+
+
+def test_a_node_that_has_lost_sight_of_a_pod_tells_no_exit_code() -> None:
+    lost = Told("DeletionByTaintManager")
+    story = running_story()
+    story.look(10, gang(), pod(), pod(1, disruption=lost, terminating=at(10)))
+    unseen = exited(137, 1, reason="ContainerStatusUnknown", disruption=lost, terminating=at(10))
+    story.look(20, gang(deleting=True), departed=(exited(STOPPED), unseen))
+    assert (story.last.reason, story.last.rank, story.last.exit_code) == ("NodeLost", 1, None)
+
+
+def test_a_failure_whose_pod_is_gone_is_the_cause() -> None:
+    story = running_story()
+    story.look(10, gang(failed=True), pod(1), departed=(exited(ExitCode.BAD_DATA),))
+    story.look(20, gang(failed=True), exited(STOPPED, 1))
+    assert (story.last.reason, story.phase) == ("DataError", "Failed")
+
+
 def test_a_lost_node_is_waited_for_and_then_given_up() -> None:
     """A power cut: a peer misses it long before it is called lost, and its pod never confirms that it ended."""
     story = running_story(backoffLimit=0)

@@ -274,6 +274,7 @@ seen = st.builds(
     gangs=st.lists(gangs, max_size=4).map(tuple),
     pods=st.lists(pods, max_size=4).map(lambda found: tuple(sorted(found, key=lambda pod: (pod.attempt, pod.index)))),
     strangers=st.lists(pods, max_size=1).map(tuple),
+    departed=st.lists(pods, max_size=1).map(tuple),
     report=st.none() | reports,
     trouble=st.none() | told,
     refused=st.none() | told,

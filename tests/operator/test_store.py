@@ -44,6 +44,12 @@ def pod_tree(version: int = 3, index: int = 0, attempt: int = 1, phase: str = "R
     }
 
 
+def ended_tree(version: int = 3, **fields: Any) -> dict[str, Any]:
+    tree = pod_tree(version, phase="Failed", **fields)
+    tree["status"]["containerStatuses"] = [{"name": naming.CONTAINER, "state": {"terminated": {"exitCode": 75}}}]
+    return tree
+
+
 @pytest.fixture
 def store() -> Store:
     made = Store()
@@ -94,13 +100,16 @@ def test_a_list_finds_what_a_watch_has_missed(store: Store) -> None:
 
 
 def test_pods_of_a_deleted_gang_whose_name_is_another_ones_now_are_not_its_own(store: Store) -> None:
-    store.put_pod(pod_tree(3, 0, phase="Failed"), NOON)
-    assert pods(store) == [(1, 0, "Failed")]
-    again = gang_tree(4)
+    for index in (0, 1):
+        store.put_pod(ended_tree(3, index=index), NOON)
+    store.drop_pod(ended_tree(4, index=1))
+    seen = store.children(job(store))
+    assert ([pod.index for pod in seen.pods], [pod.index for pod in seen.departed]) == ([0], [1])
+    again = gang_tree(5)
     again["metadata"]["uid"] = "another-gang"
     store.put_gang(again)
     seen = store.children(job(store))
-    assert (seen.pods, [pod.phase for pod in seen.strangers]) == ((), ["Failed"])
+    assert (seen.pods, [pod.index for pod in seen.strangers], seen.departed) == ((), [0], ())
 
 
 def test_a_list_knows_nothing_of_what_is_newer(store: Store) -> None:
@@ -179,6 +188,34 @@ def test_deletions(store: Store) -> None:
     assert (seen.gangs, seen.pods) == ((), ())
     assert store.drop_job(job_tree()) == KEY
     assert store.job(KEY) is None
+
+
+def test_a_pod_that_goes_at_once_when_it_has_ended(store: Store) -> None:
+    """As one that is drained: nobody may have looked meanwhile."""
+
+    def codes() -> list[tuple[int, int | None]]:
+        return [(pod.index, pod.exit.code if pod.exit else None) for pod in store.children(job(store)).departed]
+
+    store.drop_pod(pod_tree(4, index=0))
+    assert codes() == [], "it has told nothing"
+    for index in (1, 2):
+        store.put_pod(ended_tree(5, index=index), NOON)
+    store.drop_pod(pod_tree(6, index=1))
+    store.drop_pod(pod_tree(6, index=1))
+    assert codes() == [(1, 75)]
+    store.replace_children(KEY, [], [], 7, NOON)
+    assert codes() == [(1, 75), (2, 75)]
+
+    store.drop_job(job_tree())
+    store.put_job(job_tree(uid="another"))
+    assert codes() == [], "they were another's"
+
+
+def test_how_pods_ended_is_known_of_the_newest_attempt_alone(store: Store) -> None:
+    for attempt in (2, 3, 1):
+        store.put_pod(ended_tree(attempt=attempt), NOON)
+        store.drop_pod(ended_tree(attempt=attempt))
+    assert [pod.attempt for pod in store.children(job(store)).departed] == [3]
 
 
 def test_what_is_not_ours_is_not_kept(store: Store) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -14,7 +15,7 @@ from kubernetes.aio.client import ApiClient
 from tailorpo_operator import connection, wire
 from tailorpo_operator.cluster import Cluster
 from tailorpo_operator.limits import RateLimit
-from tailorpo_operator.wire import RefusedError, Wire
+from tailorpo_operator.wire import AwayError, RefusedError, Wire
 
 Answer = Callable[[web.Request], Awaitable[web.Response]]
 
@@ -32,7 +33,9 @@ def kubeconfig(folder: Path, port: int, token: str) -> Path:
 
 
 @asynccontextmanager
-async def wired(folder: Path, answer: Answer) -> AsyncIterator[tuple[Wire, Callable[[str], object]]]:
+async def wired(
+    folder: Path, answer: Answer, may_write: Callable[[], bool] | None = None, rate: float = 1000, pool: int = 0
+) -> AsyncIterator[tuple[Wire, Callable[[str], object]]]:
     """A wire to a server that answers so; and what replaces the token in the kubeconfig."""
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", answer)
@@ -43,9 +46,12 @@ async def wired(folder: Path, answer: Answer) -> AsyncIterator[tuple[Wire, Calla
         port: int = runner.addresses[0][1]
         file = kubeconfig(folder, port, "first")
         configuration = await connection.load(file, None)
+        configuration.connection_pool_maxsize = pool
+        if may_write is not None:
+            configuration.trace_configs = [wire.writing_only_if(may_write)]
         async with ApiClient(configuration) as client:
             renew = partial(connection.renew, configuration, file, None)
-            yield Wire(client, RateLimit(1000, 1000), renew), partial(kubeconfig, folder, port)
+            yield Wire(client, RateLimit(rate, math.ceil(rate)), renew), partial(kubeconfig, folder, port)
     finally:
         await runner.cleanup()
 
@@ -158,3 +164,43 @@ def test_a_server_before_gangs_makes_a_job_without_one(tmp_path: Path) -> None:
 
     asyncio.run(story())
     assert made == ["scheduling", "completions", "completions"]
+
+
+@pytest.mark.parametrize("limits", [{"rate": 1}, {"pool": 1}], ids=["for its turn", "for a connection"])
+def test_a_write_that_waits_while_another_takes_over_is_not_sent(tmp_path: Path, limits: dict[str, int]) -> None:
+    leads, asked = True, list[str]()
+
+    async def answer(request: web.Request) -> web.Response:
+        nonlocal leads
+        asked.append(request.method)
+        leads = False
+        return web.json_response({})
+
+    async def story() -> None:
+        async with wired(tmp_path, answer, lambda: leads, **limits) as (one, _):
+            both = one.request("get", "/any"), one.request("create", "/any", {})
+            read, written = await asyncio.gather(*both, return_exceptions=True)
+            assert read == {}
+            assert isinstance(written, AwayError)
+            assert asked == ["GET"]
+            await one.request("get", "/any")  # reading is for everybody
+
+    asyncio.run(story())
+
+
+def test_a_write_is_not_tried_again_when_another_has_taken_over(tmp_path: Path) -> None:
+    leads, asked = True, list[str]()
+
+    async def answer(request: web.Request) -> web.Response:
+        nonlocal leads
+        asked.append(request.method)
+        leads = False
+        return web.json_response({}, status=503)
+
+    async def story() -> None:
+        async with wired(tmp_path, answer, lambda: leads) as (one, _):
+            with pytest.raises(AwayError, match="left to another operator"):
+                await one.request("create", "/any", {})
+
+    asyncio.run(story())
+    assert asked == ["POST"]

@@ -134,6 +134,7 @@ def _options(folder: Path, authority: Authority, options: Options) -> Options:
         "kube-apiserver": [
             "--bind-address=0.0.0.0",  # of the cluster's network
             f"--advertise-address={GATEWAY}",
+            "--endpoint-reconciler-type=lease",  # as is Kubernetes' default: where the Service `kubernetes` leads
             "--kubelet-preferred-address-types=InternalIP",
             f"--kubelet-client-certificate={folder}/kubelets.crt",
             f"--kubelet-client-key={folder}/kubelets.key",

@@ -21,7 +21,8 @@ def main() -> None:
     node: dict[str, Any] = json.loads(Path(sys.argv[1]).read_text())
     folder, programs, logs = Path(node["folder"]), Path(node["programs"]), Path(node["logs"])
     socket.sethostname(node["name"])
-    os.environ.update({"PATH": f"{programs}:{node['path']}", "HOME": str(folder), "TMPDIR": f"{folder}/temporary"})
+    os.environ.update({"PATH": node["path"], "LD_LIBRARY_PATH": node["libraries"]})
+    os.environ.update({"HOME": str(folder), "TMPDIR": f"{folder}/temporary"})
     mount_own(folder, node["sysctls"])
     wait(has_route, "the node has a network")
 
@@ -30,7 +31,8 @@ def main() -> None:
     for image in node["images"]:
         call(f"{programs}/ctr", f"--address={SOCKET}", "--namespace=k8s.io", "images", "import", image)
     kubelet = start([f"{programs}/kubelet", *node["kubelet"]], logs / "kubelet.log")
-    reap({containerd: "containerd", kubelet: "the kubelet"})
+    proxy = start([f"{programs}/kube-proxy", f"--config={folder}/kube-proxy.json"], logs / "kube-proxy.log")
+    reap({containerd: "containerd", kubelet: "the kubelet", proxy: "kube-proxy"})
 
 
 def mount_own(folder: Path, sysctls: dict[str, str]) -> None:

@@ -14,6 +14,7 @@ from tests.cluster.waiting import until
 
 BRIDGE = "tests0"
 GATEWAY = "10.77.0.1"  # on the bridge: where nodes and pods reach what runs beside them
+PODS = "10.244.0.0/16"
 PREFIX = 24  # bits that all addresses on the bridge have in common
 MACHINE = "/proc/self/ns/net"  # this machine's network, as long as nobody leaves it
 

@@ -1,4 +1,4 @@
-"""One node: containerd and a kubelet in namespaces of their own, with a disk that survives a power cut."""
+"""One node: containerd, a kubelet and kube-proxy in namespaces of their own, with a disk that survives a power cut."""
 
 import itertools
 import json
@@ -129,6 +129,7 @@ class Node:
         logs.mkdir()
         user = site.authority.client(f"system:node:{self.name}", ["system:nodes"])
         kubeconfig.write(folder / "kubeconfig", site.endpoint, user)
+        kubeconfig.write(folder / "kube-proxy.kubeconfig", site.endpoint, site.authority.client("system:kube-proxy"))
         arguments = [
             f"--config={folder}/kubelet.json",
             f"--kubeconfig={folder}/kubeconfig",
@@ -142,18 +143,19 @@ class Node:
             "folder": str(folder),
             "logs": str(logs),
             "programs": str(site.programs.folder),
-            "path": SYSTEM_PATH,
+            "path": f"{site.programs.folder}:{site.programs.nft.parent}:{SYSTEM_PATH}",
+            "libraries": site.programs.libraries,
             "images": [str(image) for image in site.images],
             "sysctls": settings.SYSCTLS,
             "kubelet": arguments,
         }
-        runc = site.programs.runc
         for name, content in {
             "node.json": json.dumps(node),
             "resolv.conf": f"nameserver {GATEWAY}\n",
-            "containerd.toml": settings.containerd(folder, site.programs.folder, runc, site.spec),
+            "containerd.toml": settings.containerd(folder, site.programs.folder, site.programs.runc, site.spec),
             "cni/10-pods.conflist": settings.cni(folder, self.pods),
             "kubelet.json": settings.kubelet(folder, self.cgroup, site.family.folder / "ca.crt"),
+            "kube-proxy.json": settings.kube_proxy(folder, self.name),
         }.items():
             (folder / name).write_text(content)
 

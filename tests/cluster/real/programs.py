@@ -1,9 +1,10 @@
-"""The programs of a node: what Go modules have, and runc, which Debian has."""
+"""The programs of a node: what Go modules have, and runc and nft, which Debian has."""
 
 import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ NODE_PROGRAMS = build.Programs(
         "coredns",
         "ctr",
         "host-local",
+        "kube-proxy",
         "kubelet",
         "loopback",
         "pause",
@@ -35,18 +37,27 @@ class UnfitError(Exception):
 
 @dataclass(frozen=True)
 class Installed:
-    """Where the programs are: a folder of those that were built, and runc."""
+    """Where the programs are: a folder of those that were built, and Debian's."""
 
     folder: Path
     runc: Path
+    nft: Path
+
+    @property
+    def libraries(self) -> str:
+        """The `LD_LIBRARY_PATH` of Debian's programs."""
+        return f"{_libraries(self.runc)}:{_libraries(self.nft)}"
 
     def __truediv__(self, name: str) -> Path:
         return self.folder / name
 
 
 def installed(report: Report = build.say) -> Installed:
-    """Builds and fetches what the cache does not hold; raises UnfitError where runc cannot be had."""
-    return Installed(folder=build.binaries(NODE_PROGRAMS, report), runc=_runc(report))
+    """Builds and fetches what the cache does not hold; raises UnfitError where Debian's cannot be had or do nothing."""
+    folder = build.binaries(NODE_PROGRAMS, report)
+    runc = _debian("runc", "runc", ["--version"], report)
+    nft = _debian("nft", "nftables", ["list", "tables"], report)
+    return Installed(folder, runc, nft)
 
 
 def tool(name: str) -> str:
@@ -57,27 +68,38 @@ def tool(name: str) -> str:
     return found
 
 
-def _runc(report: Report) -> Path:
-    """This machine's runc, else Debian's out of its package, which is not installed."""
-    if (own := shutil.which("runc", path=SYSTEM_PATH)) is not None:
-        return Path(own)
-    cache = build.cache_folder()
-    ready = cache / "runc" / "usr" / "sbin" / "runc"
-    cache.mkdir(parents=True, exist_ok=True)
-    with build.alone(cache / "runc.lock", "runc", report):
-        if not ready.is_file():
-            report("fetching Debian's runc")
-            with tempfile.TemporaryDirectory(prefix="runc.", dir=cache) as scratch:
-                _unpack("runc", Path(scratch), cache / "runc")
-    try:
-        subprocess.run([ready, "--version"], check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        raise UnfitError(f"Debian's runc does not run here: {error}") from error
-    return ready
+def _debian(program: str, package: str, test: Sequence[str], report: Report) -> Path:
+    """This machine's, else Debian's out of its package, which is not installed."""
+    own = shutil.which(program, path=SYSTEM_PATH)
+    if own is not None:
+        found = Path(own)
+    else:
+        cache = build.cache_folder()
+        found = cache / package / "usr" / "sbin" / program
+        cache.mkdir(parents=True, exist_ok=True)
+        with build.alone(cache / f"{package}.lock", package, report):
+            if not found.is_file():
+                report(f"fetching Debian's {package}")
+                with tempfile.TemporaryDirectory(prefix=f"{package}.", dir=cache) as scratch:
+                    _unpack(package, Path(scratch), cache / package)
+    environment = _plain() | {"LD_LIBRARY_PATH": _libraries(found)}
+    done = subprocess.run([str(found), *test], capture_output=True, text=True, env=environment)
+    if done.returncode:
+        raise UnfitError(f"`{program} {' '.join(test)}` fails on this machine: {done.stderr.strip()}")
+    return found
+
+
+def _libraries(program: Path) -> str:
+    """Where those are that may have been unpacked beside it."""
+    root = program.parent.parent.parent  # of sbin, of usr
+    return ":".join(str(each) for part in ("lib", "usr/lib") for each in root.glob(f"{part}/*-linux-gnu"))
 
 
 def _unpack(package: str, scratch: Path, target: Path) -> None:
-    """Downloads a package with apt, whose files all stay in scratch, and moves what is in it to target."""
+    """Downloads a package, and what this machine lacks for it, and moves what is in them to target.
+
+    All files of apt's stay in scratch.
+    """
     for folder in ("lists/partial", "archives/partial", "content"):
         (scratch / folder).mkdir(parents=True)
     options = [
@@ -87,10 +109,15 @@ def _unpack(package: str, scratch: Path, target: Path) -> None:
         "--option=APT::Sandbox::User=root",  # apt's own user may not write into scratch
     ]
     try:
-        for command in (["apt-get", *options, "update"], ["apt-get", *options, "download", package]):
-            subprocess.run(command, cwd=scratch, env=_plain(), check=True, capture_output=True, text=True)
-        (archive,) = scratch.glob("*.deb")
-        subprocess.run(["dpkg-deb", "-x", archive, scratch / "content"], check=True, capture_output=True, text=True)
+        commands: list[list[str | Path]] = [
+            ["apt-get", *options, "update"],
+            ["apt-get", *options, "--yes", "--no-install-recommends", "--download-only", "install", package],
+        ]
+        for command in commands:
+            subprocess.run(command, env=_plain(), check=True, capture_output=True, text=True)
+        for archive in scratch.glob("archives/*.deb"):
+            unpack = ["dpkg-deb", "-x", str(archive), f"{scratch}/content"]
+            subprocess.run(unpack, check=True, capture_output=True, text=True)
     except FileNotFoundError as error:
         raise UnfitError(f"there is no {package} on this machine, and no {error.filename} to fetch it") from error
     except subprocess.CalledProcessError as error:

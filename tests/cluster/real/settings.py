@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.cluster.real.images import PAUSE
-from tests.cluster.real.network import GATEWAY
+from tests.cluster.real.network import GATEWAY, PODS
 
 GRACE_SECONDS = 8  # without a sign of life until a node is called lost; Kubernetes' default is 50
 
@@ -92,5 +92,22 @@ def kubelet(folder: Path, cgroup: str, authority: Path) -> str:
         # The disk is this machine's: how full it is says nothing about a test.
         "imageGCHighThresholdPercent": 100,
         "evictionHard": {"memory.available": "100Mi"},
+    }
+    return json.dumps(settings)
+
+
+def kube_proxy(folder: Path, name: str) -> str:
+    """Services have addresses in the node and its pods. All of this machine that it would set is left alone."""
+    settings = {
+        "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
+        "kind": "KubeProxyConfiguration",
+        "mode": "nftables",
+        "clientConnection": {"kubeconfig": f"{folder}/kube-proxy.kubeconfig"},
+        "hostnameOverride": name,
+        "clusterCIDR": PODS,
+        # Else a pod answers another of its node past it, by way of their bridge, and under an address nobody asked.
+        "nftables": {"masqueradeAll": True},
+        "conntrack": {"maxPerCore": 0, "min": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s"},
+        "oomScoreAdj": 0,
     }
     return json.dumps(settings)

@@ -68,7 +68,7 @@ class Replicas:
     def undisturb(self) -> None:
         for proxy in self._proxies:
             proxy.rule, proxy.delay = through, 0.0
-            proxy.release()
+            proxy.release_watches()
 
     def __len__(self) -> int:
         return len(self._operators)
@@ -134,11 +134,11 @@ class Replicas:
     def hold(self) -> None:
         """Their watches show nothing new."""
         for proxy in self._proxies:
-            proxy.hold()
+            proxy.hold_watches()
 
     def release(self) -> None:
         for proxy in self._proxies:
-            proxy.release()
+            proxy.release_watches()
 
     def leading(self) -> int:
         """Waits until one of them works; returns which."""
@@ -167,7 +167,8 @@ def prepare(skew: float) -> None:
     for module in (election, progress, reconciler):
         assert getattr(module, "datetime", None) is datetime, f"{module.__name__} tells the time in another way"
         module.datetime = Skewed  # type: ignore[attr-defined]
-    election.LEASE_SECONDS, election.DEADLINE_SECONDS, election.RETRY_SECONDS = LEASE, DEADLINE, RETRY  # type: ignore[assignment]
+    election.LEASE_SECONDS, election.DEADLINE_SECONDS = LEASE, DEADLINE
+    election.RENEW_SECONDS = election.PAUSE_SECONDS = RETRY  # type: ignore[assignment]
 
 
 def _leads(operator: WarmOperator) -> bool:
