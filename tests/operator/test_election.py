@@ -63,7 +63,7 @@ def test_one_acts_and_the_other_takes_over_when_it_dies(
         assert leads(other)
         watched.run(2)
         watched.finish(2)
-        assert leading(other) == (1,)
+        until(lambda: leading(other) == (1,), "its metrics say so")
         assert other.ask("/readyz") == other.ask("/healthz") == (200, "ok\n")
 
 
