@@ -1,7 +1,11 @@
 """Whatever happens to a job on a real control plane, in any order: some laws hold, and its status tells the truth.
 
 `make test` takes 15 walks, `make soak` 200. Each failure comes with its story; `TAILORPO_WALK_SEED` is the seed that it
-names, for the same walks again.
+names, for the same walks again. `walking/` has the laws, what is true, the world, and who watches it.
+
+Walks have noticed operators that begin an attempt beside another, judge one that runs, count a failure twice or an
+eviction, miss by one when they compare with `backoffLimit`, call the weaker cause, go on after the end, write over what
+others wrote, and do not write that pods run or that a job is suspended.
 """
 
 import math
