@@ -49,8 +49,10 @@ generate: $(READY) ## Write what is generated from the models: the definition an
 	$(BIN)/python -m tailorpo_operator.crd > manifests/crd.yaml
 	$(BIN)/python -m tailorpo_trainer.reference > docs/reference.md
 
-bench: $(READY) ## Measure our loop against a plain one; BENCH_ARGS passes arguments
+bench: $(READY) ## Measure our loop against a plain one, and the operator with thousands of jobs; BENCH_ARGS passes arguments
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks.scale
+	$(BIN)/python -m benchmarks.takeover
 
 clean: ## Remove the environment and the tools' caches; runs/ stays
 	rm -rf "$(VENV)" build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

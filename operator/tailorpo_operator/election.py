@@ -42,19 +42,27 @@ class Election:
         """Until it is cancelled. elected: called whenever it begins to lead."""
         led = False
         while True:
+            led = self._told(led, elected)  # it may have ended while this process was stopped
             asked, renewed = time.monotonic(), False
             try:
-                if renewed := await asyncio.wait_for(self._try(), TRY_SECONDS):
-                    self._renewed = asked
+                async with asyncio.timeout(TRY_SECONDS):  # before Python 3.12 wait_for may miss a cancellation
+                    renewed = await self._try()
             except (AwayError, RefusedError, TimeoutError) as error:
                 log.debug("lease: %s", error)
-            if self.held and not led:
-                log.info("leading")
-                elected()
-            elif led and not self.held:
-                log.warning("not leading any more: the lease was not renewed in time")
-            led = self.held
+            if renewed:
+                self._renewed = asked
+            led = self._told(led, elected)
             await asyncio.sleep(RENEW_SECONDS if renewed else PAUSE_SECONDS)
+
+    def _told(self, led: bool, elected: Callable[[], None]) -> bool:
+        """Says what has changed; returns whether it leads now."""
+        held = self.held
+        if held and not led:
+            log.info("leading")
+            elected()
+        elif led and not held:
+            log.warning("not leading any more: the lease was not renewed in time")
+        return held
 
     async def release(self) -> None:
         """Give the lease back, so that another need not wait for its end."""

@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 PAUSE = 1.0
 GONE = 410
 """The version to go on from is too old."""
+BUSY = (429, 502, 503, 504)
+"""It is still good: who lists everything instead makes a busy server busier."""
 
 Tree = Mapping[str, Any]
 List = Callable[[], "Any"]
@@ -48,45 +50,44 @@ class Reflector:
         self.name = name
         self.listed = asyncio.Event()
         self._said: str | None = None
+        self._version: int | None = None
         self._list, self._watch = list_, watch
         self._put, self._drop, self._replace, self._news, self._heard = put, drop, replace, news, heard
 
     async def run(self) -> None:
         """Until it is cancelled."""
-        version: int | None = None
         while True:
             try:
-                if version is None:
-                    items, version = await self._list()
-                    for key in self._replace(items, version):
+                if self._version is None:
+                    items, self._version = await self._list()
+                    for key in self._replace(items, self._version):
                         self._news(key)
                     self.listed.set()
                     self._heard()
                     self._said = None
-                version = await self._follow(version)
+                await self._follow(self._version)
             except RefusedError as refusal:
-                version = None
+                if refusal.status not in BUSY:
+                    self._version = None
                 if refusal.status != GONE:
                     await self._pause(refusal)
             except AwayError as away:  # what was missed is asked for from the last version on
                 await self._pause(away)
 
-    async def _follow(self, version: int) -> int:
-        """One watch; returns the version that the next one goes on from."""
+    async def _follow(self, version: int) -> None:
+        """One watch."""
         async with aclosing(self._watch(version)) as events:  # type: ignore[type-var]
             async for kind, tree in events:
                 self._said = None
                 if kind == "ERROR":
                     raise RefusedError(int(tree.get("code", 500)), str(tree.get("reason")), str(tree.get("message")))
                 self._heard()
-                version = int(tree["metadata"]["resourceVersion"])
-                if kind == "BOOKMARK":
-                    continue
-                key = self._drop(tree) if kind == "DELETED" else self._put(tree)
-                if key is not None:
-                    self._news(key)
+                if kind != "BOOKMARK":
+                    key = self._drop(tree) if kind == "DELETED" else self._put(tree)
+                    if key is not None:
+                        self._news(key)
+                self._version = int(tree["metadata"]["resourceVersion"])
         self._heard()
-        return version
 
     async def _pause(self, problem: Exception) -> None:
         if str(problem) != self._said:  # once, however long it lasts

@@ -108,6 +108,7 @@ class Operator:
             connections=self.settings.progress_connections,
         )
         metrics.JOBS.source = self._figures
+        metrics.LEADING.set_function(self._leads)
         reflectors = list(self._reflectors(cluster, reconciler))
         loops = [
             *([self._election.run(partial(self._look_at_all, reconciler))] if self._election else []),
@@ -223,7 +224,6 @@ class Operator:
         """The sign that the loop of all loops turns, whatever they wait for."""
         while True:
             self._beats.beat("turn")
-            metrics.LEADING.set(self._leads())
             await asyncio.sleep(TURN_SECONDS)
 
     def _figures(self) -> Iterator[metrics.Figure]:

@@ -127,7 +127,7 @@ class Wire:
                     raise
                 problem: Exception = refusal
                 asked = min(refusal.retry_after, LONGEST_PAUSE)
-            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:  # the last: a proxy's page
                 REQUESTS.labels(verb, "error").inc()
                 problem = error
             if tried < TRIES:

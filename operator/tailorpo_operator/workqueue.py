@@ -99,7 +99,8 @@ class WorkQueue(Generic[Key]):
             wait = self._heap[0][0] - loop.time() if self._heap else None
             if wait is None or wait > 0:
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._sooner.wait(), wait)
+                    async with asyncio.timeout(wait):  # before Python 3.12 wait_for may miss a cancellation
+                        await self._sooner.wait()
                 continue
             due, _, key = heapq.heappop(self._heap)
             if self._due.get(key) == due:  # else it was worked on meanwhile, or is due at another time

@@ -1,15 +1,20 @@
 """Two replicas: one acts, the other stands by and takes over; one that was paused for long writes nothing any more."""
 
+import asyncio
+import contextlib
 import re
 import signal
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from tailorpo_operator import election
+from tailorpo_operator.wire import RefusedError
 from tailorpo_trainer.exits import ExitCode
 from tests.cluster.api import Kubectl
 from tests.cluster.control_plane import ControlPlane
@@ -58,7 +63,7 @@ def test_one_acts_and_the_other_takes_over_when_it_dies(
         assert leads(other)
         watched.run(2)
         watched.finish(2)
-        assert leading(other) == (1,)
+        until(lambda: leading(other) == (1,), "its metrics say so")
         assert other.ask("/readyz") == other.ask("/healthz") == (200, "ok\n")
 
 
@@ -176,3 +181,40 @@ def names(watched: Watched) -> list[str]:
 
 def _of_lease(asked: Asked) -> bool:
     return "/leases" in asked.path
+
+
+class Leases:
+    """An API server that has nothing but one lease."""
+
+    def __init__(self) -> None:
+        self._lease: dict[str, Any] | None = None
+
+    async def request(self, verb: str, path: str, body: Any = None) -> dict[str, Any]:
+        if verb == "get" and self._lease is None:
+            raise RefusedError(404, "NotFound", path)
+        if verb != "get":
+            version = int(self._lease["metadata"]["resourceVersion"]) + 1 if self._lease else 1
+            self._lease = {**body, "metadata": {**body["metadata"], "resourceVersion": str(version)}}
+        assert self._lease is not None
+        return self._lease
+
+
+def test_one_that_was_paused_and_leads_again_is_elected_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was to be done while it did not lead was left, for whoever is elected looks at all jobs."""
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(election, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(election, "RENEW_SECONDS", 0)
+
+    async def pause() -> None:
+        wire: Any = Leases()
+        begun: asyncio.Queue[None] = asyncio.Queue()
+        candidate = election.Election(wire, "team", "lease", "me")
+        running = asyncio.create_task(candidate.run(lambda: begun.put_nowait(None)))
+        await asyncio.wait_for(begun.get(), 10)
+        clock.now += 2 * election.DEADLINE_SECONDS
+        await asyncio.wait_for(begun.get(), 10)
+        running.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await running
+
+    asyncio.run(pause())

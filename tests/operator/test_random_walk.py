@@ -63,7 +63,7 @@ def _event(name: str, **arguments: st.SearchStrategy[Any]) -> st.SearchStrategy[
 events = st.one_of(
     *[_event("pods_run")] * 3,
     _event("a_pod_runs", worker=workers),
-    _event("a_worker_ends", worker=workers, code=st.sampled_from(OTHER_CODES)),
+    *[_event("a_worker_ends", worker=workers, code=st.sampled_from(OTHER_CODES))] * 3,
     _event("a_worker_ends_for_good", worker=workers, code=st.sampled_from(LAST_CODES)),
     _event("all_are_done"),
     _event("out_of_memory", worker=workers),

@@ -100,13 +100,16 @@ def test_a_list_finds_what_a_watch_has_missed(store: Store) -> None:
 
 
 def test_pods_of_a_deleted_gang_whose_name_is_another_ones_now_are_not_its_own(store: Store) -> None:
-    store.put_pod(pod_tree(3, 0, phase="Failed"), NOON)
-    assert pods(store) == [(1, 0, "Failed")]
-    again = gang_tree(4)
+    for index in (0, 1):
+        store.put_pod(ended_tree(3, index=index), NOON)
+    store.drop_pod(ended_tree(4, index=1))
+    seen = store.children(job(store))
+    assert ([pod.index for pod in seen.pods], [pod.index for pod in seen.departed]) == ([0], [1])
+    again = gang_tree(5)
     again["metadata"]["uid"] = "another-gang"
     store.put_gang(again)
     seen = store.children(job(store))
-    assert (seen.pods, [pod.phase for pod in seen.strangers]) == ((), ["Failed"])
+    assert (seen.pods, [pod.index for pod in seen.strangers], seen.departed) == ((), [0], ())
 
 
 def test_a_list_knows_nothing_of_what_is_newer(store: Store) -> None:

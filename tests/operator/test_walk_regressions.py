@@ -1,6 +1,9 @@
 """What random walks have found, each by the shortest walk that shows it."""
 
 import json
+import signal
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from tailorpo_trainer.exits import ExitCode
@@ -9,6 +12,7 @@ from tests.cluster.pods import PodDriver
 from tests.cluster.proxy import DROP, ApiProxy, through
 from tests.cluster.waiting import until
 from tests.operator.operating import OperatorProcess, WarmOperator, Watched, job, last_words
+from tests.operator.walking.replicas import DEADLINE, ELECT, prepare
 
 
 def patch(kubectl: Kubectl, kind: str, name: str, change: object) -> None:
@@ -49,3 +53,24 @@ def test_what_is_left_of_an_attempt_that_nobody_wrote_down_says_nothing_of_the_n
             patch(kubectl, "pod", failed.metadata.name, {"metadata": {"finalizers": []}})
             watched.finish(1)
     assert (watched.attempt(1)["reason"], watched.status["failures"]) == ("Completed", 0)
+
+
+def test_a_leader_that_was_paused_and_still_leads_sees_what_it_has_missed(
+    kubectl: Kubectl, pod_driver: PodDriver, alone: Path, tmp_path: Path
+) -> None:
+    """It let go of what came before it had its lease again, and nobody else had taken it."""
+    kubectl("delete", "lease", "tailorpo-operator", "--namespace=tailorpo-system", "--ignore-not-found")
+
+    def lapsed() -> bool:
+        lease = kubectl.json("get", "lease", "tailorpo-operator", "--namespace=tailorpo-system")
+        renewed = datetime.fromisoformat(lease["spec"]["renewTime"])
+        return (datetime.now(UTC) - renewed).total_seconds() > DEADLINE
+
+    with WarmOperator(alone, tmp_path / "log", *ELECT, prepare=partial(prepare, 0.0)) as operator:
+        watched = Watched(kubectl, pod_driver, job())
+        watched.run(1)
+        operator.signal(signal.SIGSTOP)
+        patch(kubectl, "tpj", watched.name, {"spec": {"runPolicy": {"suspend": True}}})
+        until(lapsed, "its lease was not renewed in time")
+        operator.signal(signal.SIGCONT)
+        watched.phase("Suspended")

@@ -119,6 +119,21 @@ def test_a_busy_server_says_when_to_come_again(tmp_path: Path, monkeypatch: pyte
     assert 0 < slept[2] < 7
 
 
+def test_a_page_that_is_no_answer_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a proxy that cannot reach the server, and does not say so by its status."""
+    pages = ["<html>", "", '{"kind": "Any"}']
+
+    async def answer(request: web.Request) -> web.Response:
+        return web.Response(text=pages.pop(0), content_type="application/json")
+
+    async def story() -> None:
+        async with wired(tmp_path, answer) as (one, _):
+            monkeypatch.setattr(wire, "FIRST_PAUSE", 0.01)
+            assert await one.request("get", "/any") == {"kind": "Any"}
+
+    asyncio.run(story())
+
+
 def test_more_watches_than_a_pool_has_connections(tmp_path: Path) -> None:
     """With many namespaces each watch holds one connection, and a request finds another."""
     count, held, over = 120, 0, asyncio.Event()

@@ -167,7 +167,7 @@ def prepare(skew: float) -> None:
     for module in (election, progress, reconciler):
         assert getattr(module, "datetime", None) is datetime, f"{module.__name__} tells the time in another way"
         module.datetime = Skewed  # type: ignore[attr-defined]
-    election.LEASE_SECONDS, election.DEADLINE_SECONDS = LEASE, DEADLINE  # type: ignore[assignment]
+    election.LEASE_SECONDS, election.DEADLINE_SECONDS = LEASE, DEADLINE
     election.RENEW_SECONDS = election.PAUSE_SECONDS = RETRY  # type: ignore[assignment]
 
 

@@ -1,29 +1,32 @@
 """Whether a status says what the cluster is, once nobody changes anything."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
-from tests.operator.walking.laws import OVER, alive, attempt
+from tests.operator.walking.laws import OVER, alive, attempt, gang_of
 
 Tree = dict[str, Any]
 
 
-def lies(job: Tree, gangs: list[Tree], pods: list[Tree]) -> Iterator[str]:
-    """What is not as the status says, or not yet as the spec wants it."""
+def lies(job: Tree, gangs: list[Tree], pods: list[Tree], left: Collection[str]) -> Iterator[str]:
+    """What is not as the status says, or not yet as the spec wants it.
+
+    left: gangs (by uid) whose pods were left alone by somebody's wish, who has to end them.
+    """
     status, spec = job.get("status") or {}, job["spec"]
     conditions = {each["type"]: each for each in status.get("conditions", [])}
     held = {kind for kind, each in conditions.items() if each["status"] == "True"}
     open_ = [each for each in status.get("attempts", []) if "end" not in each]
     own = [each for each in gangs if job["metadata"]["uid"] in owners(each)]
-    living = sorted(each["metadata"]["name"] for each in pods if alive(each) and owners(each))
-    orphans = sorted(each["metadata"]["name"] for each in pods if alive(each) and not owners(each))
+    orphans = sorted(each["metadata"]["name"] for each in pods if alive(each) and gang_of(each) in left)
+    living = sorted(each["metadata"]["name"] for each in pods if alive(each) and gang_of(each) not in left)
     if status.get("observedGeneration") != job["metadata"]["generation"]:
         yield "it is about an older spec"
     if going := [each["metadata"]["name"] for each in [*gangs, *pods] if "deletionTimestamp" in each["metadata"]]:
         yield f"{going} are on their way out"
     if len(own) > 2:
         yield f"there are gangs of {[attempt(each) for each in own]}"
-    if orphans and not held & set(OVER):  # by somebody's wish, who has to end them
+    if orphans and not held & set(OVER):
         if open_ or any(name not in str(status.get("message")) for name in orphans[:3]):
             yield f"it waits for {orphans}, and says {status.get('message')}"
         return

@@ -68,6 +68,7 @@ class World:
         self.replicas, self._document = stage.replicas, job(NAME, **spec)
         self._plane, self._stack = stage.plane, contextlib.ExitStack()
         self._step = 0
+        self._left: set[str] = set()
         try:
             self._open(count, skew)
         except BaseException:
@@ -124,7 +125,7 @@ class World:
             assert laws.over(last), f"the job is gone, and was {last['status'].get('phase')}"
             assert not there["Pod"], f"the job is gone, and there are {len(there['Pod'])} pods"
             return True
-        found = list(truth.lies(there["TailorPOJob"][0], there["Job"], there["Pod"]))
+        found = list(truth.lies(there["TailorPOJob"][0], there["Job"], there["Pod"], self._left))
         assert not found, f"{'; '.join(found)}: {there['TailorPOJob'][0].get('status')}"
         return True
 
@@ -135,7 +136,7 @@ class World:
             self.recover(node)
         self.suspend(False)
         for pod in self._core.list_namespaced_pod(self.namespace).items:
-            if not pod.metadata.owner_references:
+            if pod.metadata.labels["batch.kubernetes.io/controller-uid"] in self._left:
                 self._delete(pod, {})
         self.settle()
         until(self._finishing, "the job comes to an end", 2 * patience())
@@ -209,10 +210,11 @@ class World:
         """back: 0 for the newest."""
         gangs = self._gangs()
         if back < len(gangs):
-            name = gangs[-1 - back].metadata.name
+            name, uid = gangs[-1 - back].metadata.name, gangs[-1 - back].metadata.uid
             self.witness.act(f"kubectl delete job {name} ({policy})")
             with _unless_refused(HTTPStatus.NOT_FOUND):
                 self._batch.delete_namespaced_job(name, self.namespace, propagation_policy=policy)
+            self._left |= {uid} if policy == "Orphan" else set()
 
     def delete_service(self) -> None:
         self.witness.act("kubectl delete service")
