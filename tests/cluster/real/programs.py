@@ -83,9 +83,13 @@ def _debian(program: str, package: str, test: Sequence[str], report: Report) -> 
                 with tempfile.TemporaryDirectory(prefix=f"{package}.", dir=cache) as scratch:
                     _unpack(package, Path(scratch), cache / package)
     environment = _plain() | {"LD_LIBRARY_PATH": _libraries(found)}
-    done = subprocess.run([str(found), *test], capture_output=True, text=True, env=environment)
-    if done.returncode:
-        raise UnfitError(f"`{program} {' '.join(test)}` fails on this machine: {done.stderr.strip()}")
+    command = [str(found), *test]
+    try:
+        subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    except OSError as error:
+        raise UnfitError(f"{program} does not run on this machine: {error}") from error
+    except subprocess.CalledProcessError as error:
+        raise UnfitError(f"`{' '.join(command)}` fails on this machine: {error.stderr.strip()}") from error
     return found
 
 
@@ -109,7 +113,7 @@ def _unpack(package: str, scratch: Path, target: Path) -> None:
         "--option=APT::Sandbox::User=root",  # apt's own user may not write into scratch
     ]
     try:
-        commands: list[list[str | Path]] = [
+        commands = [
             ["apt-get", *options, "update"],
             ["apt-get", *options, "--yes", "--no-install-recommends", "--download-only", "install", package],
         ]
