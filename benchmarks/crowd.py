@@ -3,7 +3,7 @@
 import asyncio
 import multiprocessing
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -25,7 +25,7 @@ def address(number: int) -> str:
     return f"127.1.{number // 250}.{number % 250 + 1}"
 
 
-async def run(wire: Wire, pods: Sequence[Tree], clients: int = 16) -> None:
+async def run(wire: Wire, pods: Iterable[Tree], clients: int = 16) -> None:
     """Writes what a kubelet would, for pods of plans without nodes: all run, and are ready."""
     waiting = iter(enumerate(pods))
 

@@ -1,6 +1,6 @@
 """What the operator does with the API server, and nothing that it has no right to."""
 
-from collections.abc import AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Collection, Mapping
 from typing import Any
 from urllib.parse import quote
 
@@ -21,7 +21,7 @@ class Cluster:
     async def job(self, namespace: str, name: str) -> Tree | None:
         return await _unless_gone(self._wire.request("get", _custom(namespace, name)))
 
-    async def jobs(self, namespace: str | None = None) -> tuple[list[Tree], int]:
+    async def jobs(self, namespace: str | None = None) -> tuple[Collection[Tree], int]:
         """All of them, and the version of the list."""
         return await self._wire.all(_custom(namespace))
 
@@ -70,18 +70,18 @@ class Cluster:
         words = f"{named} exists and is not of this {wanted['kind']}: delete it or rename the job"
         raise RefusedError(409, "NameTaken", words)
 
-    async def children(self, namespace: str, name: str) -> tuple[list[Tree], list[Tree], int]:
+    async def children(self, namespace: str, name: str) -> tuple[Collection[Tree], Collection[Tree], int]:
         """Gangs and pods of a job, and the version that both are at least of."""
         selector = f"{naming.JOB}={name}"
         gangs, first = await self._wire.all(_path("batch/v1", "jobs", namespace), labelSelector=selector)
         pods, second = await self._wire.all(_path("v1", "pods", namespace), labelSelector=selector)
         return gangs, pods, min(first, second)
 
-    async def gangs(self, namespace: str | None) -> tuple[list[Tree], int]:
+    async def gangs(self, namespace: str | None) -> tuple[Collection[Tree], int]:
         """Gangs of all jobs, and the version of the list."""
         return await self._wire.all(_path("batch/v1", "jobs", namespace), labelSelector=naming.JOB)
 
-    async def pods(self, namespace: str | None) -> tuple[list[Tree], int]:
+    async def pods(self, namespace: str | None) -> tuple[Collection[Tree], int]:
         """Pods of all jobs, and the version of the list."""
         return await self._wire.all(_path("v1", "pods", namespace), labelSelector=naming.JOB)
 
