@@ -234,6 +234,7 @@ STATUS = {
 }
 
 
+@pytest.mark.usefixtures("alone")  # an operator would write what is true
 def test_kubectl_get_tells_where_a_job_stands(kubectl: Kubectl, definition: str) -> None:
     kubectl.apply(changed(GOOD[0], "spec.scheduling.queueName", "research"))
     patch = json.dumps({"status": STATUS})
@@ -250,6 +251,7 @@ def test_kubectl_get_tells_where_a_job_stands(kubectl: Kubectl, definition: str)
     assert "tailorpojob.tailorpo.dev/vivid" in kubectl("get", "all", "--output=name")
 
 
+@pytest.mark.usefixtures("alone")  # an operator would write what is true
 def test_no_field_of_a_status_is_dropped(kubectl: Kubectl, definition: str) -> None:
     kubectl.apply(GOOD[0])
     time = "2026-01-01T12:00:00Z"
