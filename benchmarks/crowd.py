@@ -2,16 +2,15 @@
 
 import asyncio
 import multiprocessing
-import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Awaitable, Iterable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from typing import Any
 
 from aiohttp import web
 
 from tailorpo_operator import naming
 from tailorpo_operator.wire import Wire
+from tailorpo_trainer.provenance import now
 
 Tree = dict[str, Any]
 
@@ -25,28 +24,37 @@ def address(number: int) -> str:
     return f"127.1.{number // 250}.{number % 250 + 1}"
 
 
-async def run(wire: Wire, pods: Iterable[Tree], clients: int = 16) -> None:
-    """Writes what a kubelet would, for pods of plans without nodes: all run, and are ready."""
-    waiting = iter(enumerate(pods))
+async def by_many(requests: Iterable[Awaitable[object]], clients: int) -> None:
+    """Each of them once, so many at the same time."""
+    waiting = iter(requests)
 
     async def client() -> None:
-        for number, pod in waiting:
-            meta = pod["metadata"]
-            path = f"/api/v1/namespaces/{meta['namespace']}/pods/{meta['name']}/status"
-            await wire.request("patch", path, {"status": _running(pod, address(number))})
+        for request in waiting:
+            await request
 
     await asyncio.gather(*(client() for _ in range(clients)))
 
 
+async def run(wire: Wire, pods: Iterable[Tree], clients: int = 16) -> None:
+    """Writes what a kubelet would, for pods of plans without nodes: all run, and are ready."""
+
+    async def report(number: int, pod: Tree) -> None:
+        meta = pod["metadata"]
+        path = f"/api/v1/namespaces/{meta['namespace']}/pods/{meta['name']}/status"
+        await wire.request("patch", path, {"status": _running(pod, address(number))})
+
+    await by_many((report(number, pod) for number, pod in enumerate(pods)), clients)
+
+
 def _running(pod: Tree, ip: str) -> Tree:
-    now = _now()
+    time = now()
     container = pod["spec"]["containers"][0]
     return {
         "phase": "Running",
-        "startTime": now,
+        "startTime": time,
         "podIP": ip,
         "podIPs": [{"ip": ip}],
-        "conditions": [{"type": "Ready", "status": "True", "lastTransitionTime": now}],
+        "conditions": [{"type": "Ready", "status": "True", "lastTransitionTime": time}],
         "containerStatuses": [
             {
                 "name": container["name"],
@@ -55,7 +63,7 @@ def _running(pod: Tree, ip: str) -> Tree:
                 "ready": True,
                 "started": True,
                 "restartCount": 0,
-                "state": {"running": {"startedAt": now}},
+                "state": {"running": {"startedAt": time}},
             }
         ],
     }
@@ -76,15 +84,10 @@ def answering() -> Iterator[None]:
 def _serve() -> None:
     async def progress(request: web.Request) -> web.Response:
         step = int(asyncio.get_running_loop().time() / STEP_SECONDS) % OF
-        told = {"schemaVersion": 1, "attempt": 1, "phase": "Running", "step": step, "of": OF, "updated": _now()}
+        told = {"schemaVersion": 1, "attempt": 1, "phase": "Running", "step": step, "of": OF, "updated": now()}
         told |= {"rates": {"imagesPerSecond": 12.5}, "metrics": {"reward": 0.001 * step, "loss": 0.69, "gap": 0.1}}
         return web.json_response(told)
 
     app = web.Application()
     app.router.add_get("/progress", progress)
     web.run_app(app, host="0.0.0.0", port=naming.METRICS_PORT, print=None, access_log=None)
-    sys.exit()
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

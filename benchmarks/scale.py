@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,14 +124,8 @@ async def count(wire: Wire, path: str) -> int:
     return len(page["items"]) + int(page["metadata"].get("remainingItemCount", 0))
 
 
-async def create(wire: Wire, path: str, made: Sequence[Tree]) -> None:
-    waiting = iter(made)
-
-    async def client() -> None:
-        for tree in waiting:
-            await wire.request("create", path, tree)
-
-    await asyncio.gather(*(client() for _ in range(CLIENTS)))
+async def create(wire: Wire, path: str, made: Iterable[Tree]) -> None:
+    await crowd.by_many((wire.request("create", path, tree) for tree in made), CLIENTS)
 
 
 async def until_there(wire: Wire, path: str, total: int) -> None:

@@ -1,6 +1,6 @@
 """What the operator does with the API server, and nothing that it has no right to."""
 
-from collections.abc import AsyncIterator, Awaitable, Collection, Mapping
+from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping
 from typing import Any
 from urllib.parse import quote
 
@@ -21,9 +21,13 @@ class Cluster:
     async def job(self, namespace: str, name: str) -> Tree | None:
         return await _unless_gone(self._wire.request("get", _custom(namespace, name)))
 
-    async def jobs(self, namespace: str | None = None) -> tuple[Collection[Tree], int]:
+    async def jobs(self, namespace: str | None = None) -> tuple[Iterable[Tree], int]:
         """All of them, and the version of the list."""
         return await self._wire.all(_custom(namespace))
+
+    async def serves(self, namespace: str | None = None) -> None:
+        """Raises `RefusedError` where they are not defined, or not ours to see; reads next to nothing of them."""
+        await self._wire.request("list", _custom(namespace), query={"limit": "1"})
 
     async def write_status(self, tree: Mapping[str, Any], status: Mapping[str, Any]) -> Tree:
         """Replaces the status of the version that `tree` is. Raises `RefusedError` 409 if there is a newer one."""
@@ -70,18 +74,18 @@ class Cluster:
         words = f"{named} exists and is not of this {wanted['kind']}: delete it or rename the job"
         raise RefusedError(409, "NameTaken", words)
 
-    async def children(self, namespace: str, name: str) -> tuple[Collection[Tree], Collection[Tree], int]:
+    async def children(self, namespace: str, name: str) -> tuple[Iterable[Tree], Iterable[Tree], int]:
         """Gangs and pods of a job, and the version that both are at least of."""
         selector = f"{naming.JOB}={name}"
         gangs, first = await self._wire.all(_path("batch/v1", "jobs", namespace), labelSelector=selector)
         pods, second = await self._wire.all(_path("v1", "pods", namespace), labelSelector=selector)
         return gangs, pods, min(first, second)
 
-    async def gangs(self, namespace: str | None) -> tuple[Collection[Tree], int]:
+    async def gangs(self, namespace: str | None) -> tuple[Iterable[Tree], int]:
         """Gangs of all jobs, and the version of the list."""
         return await self._wire.all(_path("batch/v1", "jobs", namespace), labelSelector=naming.JOB)
 
-    async def pods(self, namespace: str | None) -> tuple[Collection[Tree], int]:
+    async def pods(self, namespace: str | None) -> tuple[Iterable[Tree], int]:
         """Pods of all jobs, and the version of the list."""
         return await self._wire.all(_path("v1", "pods", namespace), labelSelector=naming.JOB)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from tailorpo_operator import children, metrics
+from tailorpo_operator import children, metrics, waiting
 from tailorpo_operator.actions import Announce, CreateAttempt, CreateService, DeleteJob, DeletePod, Plan, StopAttempt
 from tailorpo_operator.api import Job
 from tailorpo_operator.attempts import present
@@ -107,8 +107,7 @@ class Reconciler:
         pods = seen.of(gang.attempt)
         if len(pods) < gang.workers:
             return replace(seen, trouble=await self._troubled(key.namespace, gang.uid, gang.created))
-        stuck = next((pod for pod in pods if pod.node and pod.phase == "Pending" and not pod.ready), None)
-        if stuck is not None:
+        if (stuck := waiting.stuck(pods)) is not None:
             told = await self._troubled(key.namespace, stuck.uid, stuck.created)
             pods = tuple(replace(pod, trouble=told) if pod is stuck else pod for pod in seen.pods)
             return replace(seen, pods=pods)

@@ -145,7 +145,7 @@ class Operator:
         while True:
             self._beats.beat("list")
             try:
-                await cluster.jobs(self._namespaces[0])
+                await cluster.serves(self._namespaces[0])
                 return
             except RefusedError as refusal:
                 words = "apply manifests/crd.yaml" if refusal.status == 404 else "see manifests/rbac.yaml"

@@ -35,8 +35,12 @@ def why(seen: Children, gang: Gang | None) -> Told | None:
 
 def untold(gang: Gang, pods: tuple[Pod, ...]) -> bool:
     """Whether events alone may tell what is wrong: a watch of gangs and pods shows all else."""
-    here = any(pod.node is not None and pod.phase == "Pending" and not pod.ready for pod in pods)
-    return not gang.suspended and (here or len(pods) < gang.workers)
+    return not gang.suspended and (stuck(pods) is not None or len(pods) < gang.workers)
+
+
+def stuck(pods: Iterable[Pod]) -> Pod | None:
+    """The first that has a node and does not run there yet."""
+    return next((pod for pod in pods if pod.node and pod.phase == "Pending" and not pod.ready), None)
 
 
 def unready(pods: tuple[Pod, ...]) -> Told:

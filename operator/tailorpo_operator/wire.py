@@ -7,7 +7,7 @@ in and out as it is: the package's typed models cost more than everything else t
 import asyncio
 import math
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal
 from urllib.parse import urlencode
 
@@ -61,7 +61,7 @@ class AwayError(Exception):
     """The API server does not answer, or is too busy, after all tries."""
 
 
-class _Items(Collection[Tree]):
+class _Items(Iterable[Tree]):
     """Objects as JSON, read one by one: as Python's they take five times the memory, and a list may have thousands."""
 
     def __init__(self, texts: list[bytes]) -> None:
@@ -69,12 +69,6 @@ class _Items(Collection[Tree]):
 
     def __iter__(self) -> Iterator[Tree]:
         return map(orjson.loads, self._texts)
-
-    def __len__(self) -> int:
-        return len(self._texts)
-
-    def __contains__(self, tree: object) -> bool:
-        return tree in list(self)
 
 
 class Wire:
@@ -96,7 +90,7 @@ class Wire:
         self._watching = aiohttp.ClientTimeout(total=max(self._watch_seconds) + WATCH_GRACE * timeout, connect=connect)
         self._renewing, self._renewals = asyncio.Lock(), 0
 
-    async def all(self, path: str, **query: str) -> tuple[Collection[Tree], int]:
+    async def all(self, path: str, **query: str) -> tuple[Iterable[Tree], int]:
         """The items of all pages, and the version of the list."""
         items: list[bytes] = []
         more = ""

@@ -66,6 +66,7 @@ class Kubectl:
             f"--namespace={namespace}",
             f"--cache-dir={cache}",
         ]
+        self._environment = os.environ | {"KUBECTL_KUBERC": "false"}
 
     def __call__(self, *arguments: str, stdin: str | None = None) -> str:
         """Its standard output; raises KubectlError if it fails."""
@@ -74,7 +75,7 @@ class Kubectl:
             input=stdin if stdin is not None else "",
             capture_output=True,
             text=True,
-            env=os.environ | {"KUBECTL_KUBERC": "false"},
+            env=self._environment,
         )
         if done.returncode:
             raise KubectlError(f"kubectl {' '.join(arguments)}: {done.stderr.strip() or done.stdout.strip()}")
@@ -87,7 +88,7 @@ class Kubectl:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             text=True,
-            env=os.environ | {"KUBECTL_KUBERC": "false"},
+            env=self._environment,
         )
 
     def json(self, *arguments: str) -> Any:
