@@ -70,9 +70,10 @@ class PodDriver:
     # Nodes
 
     def add_node(self, name: str, allocatable: Mapping[str, str] = ALLOCATABLE) -> str:
-        """Makes a ready node that this driver plays."""
+        """Makes a ready node that this driver plays; pods may go there at once."""
         create_node(self._api, name, allocatable)
         self._alive[name] = True
+        until(lambda: not self._core.read_node(name).spec.taints, f"the taint of {name}, which was not ready, goes")
         return name
 
     def alive(self, node: str | None) -> bool:

@@ -89,10 +89,14 @@ def room(request: pytest.FixtureRequest) -> Iterator[Room]:
 def test_a_gang_that_does_not_fit_binds_no_pod(room: Room) -> None:
     room.grow(1)
     watched = room.job("animals", scheduling={"gang": "Required"})
-    until(lambda: watched.condition("PodsReady")["reason"] == "Unschedulable", "the reason is told")
-    message = watched.status["message"]
-    assert "Insufficient cpu" in message or "minCount (2)" in message
-    assert watched.status["phase"] == "Pending"
+
+    def waits() -> bool:
+        status, condition = watched.status, watched.condition("PodsReady")
+        assert (status["phase"], condition["reason"]) == ("Pending", "Unschedulable"), status
+        assert "Insufficient cpu" in status["message"] or "minCount (2)" in status["message"], status
+        return True
+
+    until(waits, "the reason is told")
     assert list(room.living("animals").values()) == [None, None]
     room.grow(1)
     watched.run(1)
