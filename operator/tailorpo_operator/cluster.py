@@ -1,6 +1,6 @@
 """What the operator does with the API server, and nothing that it has no right to."""
 
-from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 from urllib.parse import quote
 
@@ -8,6 +8,8 @@ from tailorpo_operator import naming
 from tailorpo_operator.api import GROUP, PLURAL, VERSION, Job
 from tailorpo_operator.observed import Gang, Pod, Told, owner
 from tailorpo_operator.wire import RefusedError, Tree, Wire, merge_patch
+
+Use = Callable[[Tree], object]
 
 
 class Cluster:
@@ -21,9 +23,9 @@ class Cluster:
     async def job(self, namespace: str, name: str) -> Tree | None:
         return await _unless_gone(self._wire.request("get", _custom(namespace, name)))
 
-    async def jobs(self, namespace: str | None = None) -> tuple[Iterable[Tree], int]:
-        """All of them, and the version of the list."""
-        return await self._wire.all(_custom(namespace))
+    async def jobs(self, namespace: str | None, use: Use) -> int:
+        """Calls `use` with each of them. Returns the version of the list."""
+        return await self._wire.each(_custom(namespace), use)
 
     async def serves(self, namespace: str | None = None) -> None:
         """Raises `RefusedError` where they are not defined, or not ours to see; reads next to nothing of them."""
@@ -74,20 +76,20 @@ class Cluster:
         words = f"{named} exists and is not of this {wanted['kind']}: delete it or rename the job"
         raise RefusedError(409, "NameTaken", words)
 
-    async def children(self, namespace: str, name: str) -> tuple[Iterable[Tree], Iterable[Tree], int]:
+    async def children(self, namespace: str, name: str) -> tuple[list[Tree], list[Tree], int]:
         """Gangs and pods of a job, and the version that both are at least of."""
         selector = f"{naming.JOB}={name}"
         gangs, first = await self._wire.all(_path("batch/v1", "jobs", namespace), labelSelector=selector)
         pods, second = await self._wire.all(_path("v1", "pods", namespace), labelSelector=selector)
         return gangs, pods, min(first, second)
 
-    async def gangs(self, namespace: str | None) -> tuple[Iterable[Tree], int]:
-        """Gangs of all jobs, and the version of the list."""
-        return await self._wire.all(_path("batch/v1", "jobs", namespace), labelSelector=naming.JOB)
+    async def gangs(self, namespace: str | None, use: Use) -> int:
+        """Calls `use` with the gangs of all jobs. Returns the version of the list."""
+        return await self._wire.each(_path("batch/v1", "jobs", namespace), use, labelSelector=naming.JOB)
 
-    async def pods(self, namespace: str | None) -> tuple[Iterable[Tree], int]:
-        """Pods of all jobs, and the version of the list."""
-        return await self._wire.all(_path("v1", "pods", namespace), labelSelector=naming.JOB)
+    async def pods(self, namespace: str | None, use: Use) -> int:
+        """Calls `use` with the pods of all jobs. Returns the version of the list."""
+        return await self._wire.each(_path("v1", "pods", namespace), use, labelSelector=naming.JOB)
 
     def watch_gangs(self, namespace: str | None, version: int) -> AsyncIterator[tuple[str, Tree]]:
         return self._wire.watch(_path("batch/v1", "jobs", namespace), version, labelSelector=naming.JOB)

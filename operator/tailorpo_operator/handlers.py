@@ -17,12 +17,14 @@ import kopf
 
 from tailorpo_operator.api import GROUP, PLURAL, VERSION
 from tailorpo_operator.store import Key, Store
-from tailorpo_operator.wire import CONNECT_SECONDS, WATCH, WATCH_GRACE
+from tailorpo_operator.wire import CONNECT_SECONDS, PAGE, WATCH, WATCH_GRACE
 
 log = logging.getLogger(__name__)
 
 BACKOFFS = (1, 2)
 """Seconds between its tries, before it gives up and we begin anew: it takes every refusal for a failure."""
+IDLE_SECONDS = 0.1
+"""For which kopf keeps a job, with a task of its own, after the last that was heard of it."""
 STOP_SECONDS = 5.0
 """For kopf to end in; its thread ends with the process."""
 
@@ -105,6 +107,9 @@ def settings(timeout: float) -> kopf.OperatorSettings:
     made.watching.connect_timeout = made.networking.connect_timeout = min(CONNECT_SECONDS, timeout)
     made.networking.request_timeout = timeout
     made.networking.error_backoffs = BACKOFFS
+    # Else it holds all jobs at once when it starts, each for as long as its worker waits for more of it.
+    made.watching.chunk_size = PAGE
+    made.queueing.idle_timeout = IDLE_SECONDS
     made.scanning.disabled = True  # needs rights on definitions and namespaces of the whole cluster
     made.posting.enabled = False
     made.persistence.diffbase_storage = _Indifferent()

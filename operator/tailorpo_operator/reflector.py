@@ -7,7 +7,7 @@ live holds the next attempt back for ever.
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Set
 from contextlib import aclosing
 from typing import Any
 
@@ -23,7 +23,7 @@ BUSY = (429, 502, 503, 504)
 """It is still good: who lists everything instead makes a busy server busier."""
 
 Tree = Mapping[str, Any]
-List = Callable[[], "Any"]
+List = Callable[[Callable[[Tree], None]], Awaitable[int]]
 Watch = Callable[[int], AsyncIterator[tuple[str, Tree]]]
 
 
@@ -42,26 +42,27 @@ class Reflector:
         *,
         put: Callable[[Tree], Key | None],
         drop: Callable[[Tree], Key | None],
-        replace: Callable[[Iterable[Tree], int], Iterable[Key]],
+        keep: Callable[[Set[str], int], Iterable[Key]],
         news: Callable[[Key], None],
         heard: Callable[[], None],
     ) -> None:
-        """heard: called at each sign that what it knows is up to date."""
+        """list_: calls what it is given with each object, and returns the list's version.
+        keep: drops all but these uids, as far as they are not newer than that version.
+        heard: called at each sign that what it knows is up to date.
+        """
         self.name = name
         self.listed = asyncio.Event()
         self._said: str | None = None
         self._version: int | None = None
         self._list, self._watch = list_, watch
-        self._put, self._drop, self._replace, self._news, self._heard = put, drop, replace, news, heard
+        self._put, self._drop, self._keep, self._news, self._heard = put, drop, keep, news, heard
 
     async def run(self) -> None:
         """Until it is cancelled."""
         while True:
             try:
                 if self._version is None:
-                    items, self._version = await self._list()
-                    for key in self._replace(items, self._version):
-                        self._news(key)
+                    self._version = await self._relist()
                     self.listed.set()
                     self._heard()
                     self._said = None
@@ -73,6 +74,20 @@ class Reflector:
                     await self._pause(refusal)
             except AwayError as away:  # what was missed is asked for from the last version on
                 await self._pause(away)
+
+    async def _relist(self) -> int:
+        """Takes one object after the other: there may be thousands. Returns the version of the list."""
+        uids = set[str]()
+
+        def use(tree: Tree) -> None:
+            uids.add(tree["metadata"]["uid"])
+            if (key := self._put(tree)) is not None:
+                self._news(key)
+
+        version = await self._list(use)
+        for key in self._keep(uids, version):
+            self._news(key)
+        return version
 
     async def _follow(self, version: int) -> None:
         """One watch."""

@@ -6,7 +6,7 @@ import logging
 import secrets
 import signal
 import socket
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from tailorpo_operator.reconciler import Reconciler, now
 from tailorpo_operator.reflector import Reflector
 from tailorpo_operator.settings import Settings
 from tailorpo_operator.store import Key, Store
-from tailorpo_operator.wire import TRIES, AwayError, RefusedError, Wire, writing_only_if
+from tailorpo_operator.wire import TRIES, AwayError, RefusedError, Tree, Wire, writing_only_if
 from tailorpo_trainer.exits import UnavailableError
 
 log = logging.getLogger(__name__)
@@ -180,13 +180,19 @@ class Operator:
         """Lists all jobs, and looks at each. What cannot be listed now is left for the next time."""
         for namespace in self._namespaces:
             self._beats.beat("list")  # one after the other may take long where nobody answers
+            uids = set[str]()
+
+            def use(tree: Tree, uids: set[str] = uids) -> None:
+                uids.add(tree["metadata"]["uid"])
+                reconciler.queue.add(self._store.put_job(tree))
+
             try:
-                jobs, listed = await cluster.jobs(namespace)
+                listed = await cluster.jobs(namespace, use)
             except (AwayError, RefusedError) as problem:
                 self._complain("cannot list TailorPOJobs", str(problem))
                 continue
             self._said.clear()
-            for key in self._store.replace_jobs(jobs, listed, namespace):
+            for key in self._store.keep_jobs(uids, listed, namespace):
                 reconciler.queue.add(key)
         self._beats.beat("list")
 
@@ -205,7 +211,7 @@ class Operator:
                 partial(cluster.watch_gangs, namespace),
                 put=store.put_gang,
                 drop=store.drop_gang,
-                replace=partial(store.replace_gangs, namespace=namespace),
+                keep=partial(store.keep_gangs, namespace=namespace),
                 news=reconciler.queue.add,
                 heard=partial(self._word.beat, jobs),
             )
@@ -215,7 +221,7 @@ class Operator:
                 partial(cluster.watch_pods, namespace),
                 put=lambda tree: store.put_pod(tree, now()),
                 drop=store.drop_pod,
-                replace=partial(_replace_pods, store, namespace),
+                keep=partial(store.keep_pods, namespace=namespace),
                 news=reconciler.queue.add,
                 heard=partial(self._word.beat, pods),
             )
@@ -251,9 +257,3 @@ class Operator:
 def _identity() -> str:
     """Of this process and no other."""
     return f"{socket.gethostname()}_{secrets.token_hex(4)}"
-
-
-def _replace_pods(
-    store: Store, namespace: str | None, items: Iterable[Mapping[str, Any]], listed: int
-) -> Iterable[Key]:
-    return store.replace_pods(items, listed, namespace, now())

@@ -1,14 +1,13 @@
 """What the watches have shown of every job, and what our own writes have answered since.
 
-A watch may lag behind, and misses what is deleted while it is broken off: `replace` takes a list instead, and what
-must not be decided on a lag is read afresh.
+A watch may lag behind, and misses what is deleted while it is broken off: `keep` drops what a list does not show any
+more, and what must not be decided on a lag is read afresh.
 """
 
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import replace
 from datetime import datetime
-from functools import partial
 from typing import Any, NamedTuple
 
 import orjson
@@ -170,58 +169,50 @@ class Store:
         running = (pod for pod in pods if pod.attempt == newest and pod.phase == "Running")
         return next((pod for pod in running if pod.index == 0 and pod.address and pod.terminating is None), None)
 
-    def replace_jobs(self, items: Iterable[Tree], listed: int, namespace: str | None) -> list[Key]:
-        """All jobs there are (of a namespace), as of a list's version. Returns all of them, and those that went."""
-        before = {key: known for key, known in self._jobs.items() if namespace in (None, key.namespace)}
-        now = {self.put_job(tree) for tree in items}
-        gone = [key for key, known in before.items() if key not in now and known.version <= listed]
+    def keep_jobs(self, uids: Set[str], listed: int, namespace: str | None) -> list[Key]:
+        """These are all jobs there are (of a namespace), as of a list's version. Returns those that went."""
+        among = ((key, known) for key, known in self._jobs.items() if namespace in (None, key.namespace))
+        gone = [key for key, known in among if known.uid not in uids and known.version <= listed]
         for key in gone:
             self.forget_job(key)
-        return [*now, *gone]
+        return gone
 
-    def replace_gangs(self, items: Iterable[Tree], listed: int, namespace: str | None) -> set[Key]:
-        """All gangs there are (of a namespace), as of a list's version. Returns whose there are or were."""
-        return self._replace(self._gangs, self.put_gang, items, listed, self._among(self._gangs, namespace))
+    def keep_gangs(self, uids: Set[str], listed: int, namespace: str | None) -> list[Key]:
+        """These are all gangs there are (of a namespace), as of a list's version. Returns whose have gone."""
+        return self._keep(self._gangs, uids, listed, self._among(self._gangs, namespace))
 
-    def replace_pods(self, items: Iterable[Tree], listed: int, namespace: str | None, now: datetime) -> set[Key]:
+    def keep_pods(self, uids: Set[str], listed: int, namespace: str | None) -> list[Key]:
         """The same of pods."""
-        put = partial(self.put_pod, now=now)
-        return self._replace(self._pods, put, items, listed, self._among(self._pods, namespace))
+        return self._keep(self._pods, uids, listed, self._among(self._pods, namespace))
 
     def replace_children(
         self, key: Key, gangs: Iterable[Tree], pods: Iterable[Tree], listed: int, now: datetime
     ) -> None:
         """All children of one job."""
-        self._replace(self._gangs, self.put_gang, gangs, listed, {key})
-        self._replace(self._pods, partial(self.put_pod, now=now), pods, listed, {key})
+        kept = {tree["metadata"]["uid"] for tree in gangs if self.put_gang(tree) is not None}
+        self._keep(self._gangs, kept, listed, [key])
+        kept = {tree["metadata"]["uid"] for tree in pods if self.put_pod(tree, now) is not None}
+        self._keep(self._pods, kept, listed, [key])
 
-    def _replace(
-        self,
-        by_key: dict[Key, dict[str, _Seen]],
-        put: Callable[[Tree], Key | None],
-        items: Iterable[Tree],
-        listed: int,
-        keys: set[Key],
-    ) -> set[Key]:
-        kept, found = set[str](), set[Key]()
-        for tree in items:
-            if (key := put(tree)) is not None:
-                found.add(key)
-                kept.add(tree["metadata"]["uid"])
+    def _keep(self, by_key: dict[Key, dict[str, _Seen]], uids: Set[str], listed: int, keys: Iterable[Key]) -> list[Key]:
+        changed = list[Key]()
         for key in keys:
             known = by_key.get(key, {})
-            for uid in [uid for uid, seen in known.items() if uid not in kept and seen.version <= listed]:
+            gone = [uid for uid, seen in known.items() if uid not in uids and seen.version <= listed]
+            for uid in gone:
                 if by_key is self._pods:
                     self._depart(key, uid)
                 del known[uid]
                 self._terminating.pop(uid, None)
             if not known:
                 by_key.pop(key, None)
-        return found | keys
+            if gone:
+                changed.append(key)
+        return changed
 
     @staticmethod
-    def _among(by_key: dict[Key, dict[str, _Seen]], namespace: str | None) -> set[Key]:
-        return {key for key in by_key if namespace in (None, key.namespace)}
+    def _among(by_key: dict[Key, dict[str, _Seen]], namespace: str | None) -> list[Key]:
+        return [key for key in by_key if namespace in (None, key.namespace)]
 
     def _depart(self, key: Key, uid: str) -> None:
         """A pod is gone; until its attempt is judged, how it ended may be told by nobody else."""

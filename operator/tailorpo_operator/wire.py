@@ -7,7 +7,7 @@ in and out as it is: the package's typed models cost more than everything else t
 import asyncio
 import math
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, Literal
 from urllib.parse import urlencode
 
@@ -61,16 +61,6 @@ class AwayError(Exception):
     """The API server does not answer, or is too busy, after all tries."""
 
 
-class _Items(Iterable[Tree]):
-    """Objects as JSON, read one by one: as Python's they take five times the memory, and a list may have thousands."""
-
-    def __init__(self, texts: list[bytes]) -> None:
-        self._texts = texts
-
-    def __iter__(self) -> Iterator[Tree]:
-        return map(orjson.loads, self._texts)
-
-
 class Wire:
     """A connection as one user. renew: takes over the credentials that hold now."""
 
@@ -90,18 +80,23 @@ class Wire:
         self._watching = aiohttp.ClientTimeout(total=max(self._watch_seconds) + WATCH_GRACE * timeout, connect=connect)
         self._renewing, self._renewals = asyncio.Lock(), 0
 
-    async def all(self, path: str, **query: str) -> tuple[Iterable[Tree], int]:
-        """The items of all pages, and the version of the list."""
-        items: list[bytes] = []
+    async def all(self, path: str, **query: str) -> tuple[list[Tree], int]:
+        """The items of all pages, and the version of the list. For thousands there is `each`."""
+        items: list[Tree] = []
+        return items, await self.each(path, items.append, **query)
+
+    async def each(self, path: str, use: Callable[[Tree], object], **query: str) -> int:
+        """Calls `use` with each item as its page comes, and keeps none. Returns the version of the list."""
         more = ""
         while True:
             page = await self.request(
                 "list", path, query={**query, "limit": str(PAGE), **({"continue": more} if more else {})}
             )
-            items += map(orjson.dumps, page["items"])
+            for item in page["items"]:
+                use(item)
             more = page["metadata"].get("continue", "")
             if not more:
-                return _Items(items), int(page["metadata"]["resourceVersion"])
+                return int(page["metadata"]["resourceVersion"])
 
     async def watch(self, path: str, version: int, **query: str) -> AsyncIterator[tuple[str, Tree]]:
         """Kinds and objects of what happens after a version, until the server ends the watch.

@@ -1,13 +1,13 @@
 """A list, then a watch from there on; and what follows when one of them fails."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Set
 from typing import Any
 
 import pytest
 
 from tailorpo_operator import reflector
-from tailorpo_operator.reflector import Reflector
+from tailorpo_operator.reflector import Reflector, Tree
 from tailorpo_operator.store import Key
 from tailorpo_operator.wire import AwayError, RefusedError
 
@@ -25,9 +25,9 @@ def run(*watches: Happens) -> list[str]:
     async def story() -> None:
         over = asyncio.Event()
 
-        async def list_() -> tuple[list[Mapping[str, Any]], int]:
+        async def list_(use: object) -> int:
             asked.append("list")
-            return [], 10 * asked.count("list")
+            return 10 * asked.count("list")
 
         async def watch(version: int) -> AsyncIterator[tuple[str, Mapping[str, Any]]]:
             happens = watches[sum(each != "list" for each in asked)]
@@ -40,16 +40,13 @@ def run(*watches: Happens) -> list[str]:
                 over.set()
                 await asyncio.Event().wait()
 
-        def replace(items: Iterable[Mapping[str, Any]], version: int) -> Iterable[Key]:
-            return ()
-
         one = Reflector(
             "pods",
             list_,
             watch,
             put=lambda tree: None,
             drop=lambda tree: None,
-            replace=replace,
+            keep=lambda uids, version: (),
             news=lambda key: None,
             heard=lambda: None,
         )
@@ -81,3 +78,36 @@ def test_what_a_watch_cannot_go_on_from_is_listed(status: int) -> None:
     refusal = ("ERROR", {"code": status, "reason": "Any", "message": "no"})
     assert run([seen(15), refusal], []) == ["list", "watch from 10", "list", "watch from 20"]
     assert run([RefusedError(status, "Any", "no")], []) == ["list", "watch from 10", "list", "watch from 20"]
+
+
+def test_a_list_is_taken_one_by_one_and_what_it_does_not_have_is_dropped() -> None:
+    put, dropped, told = list[str](), list[str](), list[Key]()
+
+    async def list_(use: Callable[[Tree], None]) -> int:
+        for name in ("a", "b", "strange"):
+            use({"metadata": {"uid": name, "name": name}})
+        return 7
+
+    async def watch(version: int) -> AsyncIterator[tuple[str, Tree]]:
+        await asyncio.Event().wait()
+        yield "", {}
+
+    def take(tree: Tree) -> Key | None:
+        name = tree["metadata"]["name"]
+        put.append(name)
+        return None if name == "strange" else Key("team", name)
+
+    def keep(uids: Set[str], version: int) -> Iterable[Key]:
+        assert version == 7
+        dropped.extend(each for each in ("b", "gone") if each not in uids)
+        return [Key("team", each) for each in dropped]
+
+    async def story() -> None:
+        one = Reflector("pods", list_, watch, put=take, drop=take, keep=keep, news=told.append, heard=lambda: None)
+        running = asyncio.create_task(one.run())
+        await one.listed.wait()
+        running.cancel()
+
+    asyncio.run(story())
+    assert (put, dropped) == (["a", "b", "strange"], ["gone"])
+    assert told == [Key("team", name) for name in ("a", "b", "gone")]

@@ -93,8 +93,9 @@ def test_a_list_finds_what_a_watch_has_missed(store: Store) -> None:
     store.put_gang(gang_tree(2))
     store.put_pod(pod_tree(3, 0), NOON)
     store.put_pod(pod_tree(4, 1), NOON)
-    assert store.replace_gangs([], 10, None) == {KEY}
-    assert store.replace_pods([pod_tree(4, 1)], 10, None, NOON) == {KEY}
+    assert store.keep_gangs(set(), 10, None) == [KEY]
+    assert store.keep_pods({pod_tree(4, 1)["metadata"]["uid"]}, 10, None) == [KEY]
+    assert store.keep_pods({pod_tree(4, 1)["metadata"]["uid"]}, 10, None) == []
     seen = store.children(job(store))
     assert (seen.gangs, [pod.index for pod in seen.pods]) == ((), [1])
 
@@ -137,20 +138,21 @@ def test_a_list_of_one_job_or_namespace_leaves_the_others_alone(store: Store) ->
     store.put_pod(pod_tree(4), NOON)
     store.replace_children(KEY, [], [], 10, NOON)
     assert pods(store) == []
-    store.replace_pods([], 10, "team", NOON)
+    store.keep_pods(set(), 10, "team")
     other_job = Job.model_validate({"metadata": meta("animals", "v", 1) | {"namespace": "other"}, "spec": SPEC})
     assert len(store.children(other_job).pods) == 1
-    store.replace_pods([], 10, None, NOON)
+    store.keep_pods(set(), 10, None)
     assert store.children(other_job).pods == ()
 
 
-def test_a_list_of_jobs_finds_those_that_are_gone_and_those_that_are_new(store: Store) -> None:
+def test_a_list_of_jobs_finds_those_that_are_gone(store: Store) -> None:
     new = {"metadata": meta("new", "n", 5), "spec": SPEC}
-    assert set(store.replace_jobs([new], 10, None)) == {KEY, Key("team", "new")}
+    store.put_job(new)
+    assert store.keep_jobs({"n"}, 10, None) == [KEY]
     assert list(store.jobs) == [Key("team", "new")]
-    assert store.replace_jobs([], 4, "team") == []
+    assert store.keep_jobs(set(), 4, "team") == []
     assert list(store.jobs) == [Key("team", "new")], "it is newer than the list"
-    store.replace_jobs([], 10, "other")
+    store.keep_jobs(set(), 10, "other")
     assert list(store.jobs) == [Key("team", "new")], "the list was of another namespace"
 
 
