@@ -32,7 +32,8 @@ from tailorpo_operator.wire import Wire
 from tests.cluster.control_plane import ControlPlane, control_plane
 
 ROOT = Path(__file__).parents[1]
-NAMESPACE = "scale"
+NAMESPACES = tuple(f"team-{number}" for number in range(20))
+"""Kubernetes' own Endpoints controllers look at all pods of a namespace for each Service: nobody puts all into one."""
 WORKERS = 2
 CLIENTS = 32
 NOBODY = "nobody"  # a scheduler that there is not
@@ -44,6 +45,11 @@ ALONE = 20
 Tree = dict[str, Any]
 
 
+def named(number: int) -> Tree:
+    """Name and namespace of a job."""
+    return {"name": f"job-{number}", "namespace": NAMESPACES[number % len(NAMESPACES)]}
+
+
 def plain(number: int) -> Tree:
     """A Job as each attempt is one, with as little in it as can be."""
     container = {"name": "trainer", "image": "example.invalid/trainer:1"}
@@ -51,7 +57,7 @@ def plain(number: int) -> Tree:
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
-        "metadata": {"name": f"job-{number}", "namespace": NAMESPACE},
+        "metadata": named(number),
         "spec": {
             "completionMode": "Indexed",
             "completions": WORKERS,
@@ -67,7 +73,7 @@ def ours(number: int) -> Tree:
     return {
         "apiVersion": names.API_VERSION,
         "kind": "TailorPOJob",
-        "metadata": {"name": f"job-{number}", "namespace": NAMESPACE},
+        "metadata": named(number),
         "spec": {
             "prompts": {"builtin": "animals"},
             "rewards": [{"name": "colourfulness"}],
@@ -79,10 +85,8 @@ def ours(number: int) -> Tree:
     }
 
 
-JOBS = "/apis/batch/v1/namespaces/scale/jobs"
-TAILORPOJOBS = f"/apis/{names.API_VERSION}/namespaces/scale/{names.PLURAL}"
-PODS = "/api/v1/namespaces/scale/pods"
-SERVICES = "/api/v1/namespaces/scale/services"
+PODS = "/api/v1/pods"
+SERVICES = "/api/v1/services"
 
 
 class Operator:
@@ -124,8 +128,13 @@ async def count(wire: Wire, path: str) -> int:
     return len(page["items"]) + int(page["metadata"].get("remainingItemCount", 0))
 
 
-async def create(wire: Wire, path: str, made: Iterable[Tree]) -> None:
-    await crowd.by_many((wire.request("create", path, tree) for tree in made), CLIENTS)
+def path_of(tree: Tree) -> str:
+    """Where it is made."""
+    return f"/apis/{tree['apiVersion']}/namespaces/{tree['metadata']['namespace']}/{tree['kind'].lower()}s"
+
+
+async def create(wire: Wire, made: Iterable[Tree]) -> None:
+    await crowd.by_many((wire.request("create", path_of(tree), tree) for tree in made), CLIENTS)
 
 
 async def until_there(wire: Wire, path: str, total: int) -> None:
@@ -138,11 +147,13 @@ def cluster(folder: Path) -> Iterator[tuple[ControlPlane, Path]]:
     """A control plane with the definition and the operator's rights."""
     with control_plane(logs=folder) as plane:
         kubectl = plane.kubectl("tailorpo-system")
-        kubectl("create", "namespace", NAMESPACE)
+        for name in NAMESPACES:
+            kubectl("create", "namespace", name)
         kubectl.apply(crd.definition())
         for name in ("namespace", "rbac"):
             kubectl("apply", "--server-side", f"--filename={ROOT / 'manifests' / name}.yaml")
-        kubectl("wait", "--for=create", "serviceaccount/default", f"--namespace={NAMESPACE}", "--timeout=30s")
+        for name in NAMESPACES:
+            kubectl("wait", "--for=create", "serviceaccount/default", f"--namespace={name}", "--timeout=30s")
         yield plane, plane.service_account("tailorpo-system", "tailorpo-operator")
 
 
@@ -203,7 +214,7 @@ def less(after: dict[str, float], before: dict[str, float]) -> dict[str, float]:
 async def measure_floor(plane: ControlPlane, jobs: int) -> tuple[float, dict[str, float]]:
     async with administrator(plane) as wire:
         begun, before = time.monotonic(), cost(plane)
-        await create(wire, JOBS, [plain(number) for number in range(jobs)])
+        await create(wire, [plain(number) for number in range(jobs)])
         await until_there(wire, PODS, WORKERS * jobs)
         return time.monotonic() - begun, less(cost(plane), before)
 
@@ -225,9 +236,10 @@ async def quiet(plane: ControlPlane, operator: Operator) -> None:
 async def apply_alone(wire: Wire, number: int) -> float:
     """Seconds from a job's creation to its pods'."""
     begun = time.monotonic()
-    await wire.request("create", TAILORPOJOBS, ours(number))
-    query = {"labelSelector": f"{naming.JOB}=job-{number}"}
-    while len((await wire.request("list", PODS, query=query))["items"]) < WORKERS:
+    tree, query = ours(number), {"labelSelector": f"{naming.JOB}=job-{number}"}
+    await wire.request("create", path_of(tree), tree)
+    pods = f"/api/v1/namespaces/{tree['metadata']['namespace']}/pods"
+    while len((await wire.request("list", pods, query=query))["items"]) < WORKERS:
         await asyncio.sleep(0.01)
     return time.monotonic() - begun
 
@@ -258,10 +270,11 @@ async def measure_ours(
     async with administrator(plane) as wire:
         operator = Operator(user, log)
         await asyncio.sleep(8)  # it has started, and does nothing
+        services = await count(wire, SERVICES)
         mark, before, begun = plane.audit.mark(), cost(plane, operator), time.monotonic()
-        await create(wire, TAILORPOJOBS, [ours(number) for number in range(jobs)])
+        await create(wire, [ours(number) for number in range(jobs)])
         await until_there(wire, PODS, WORKERS * jobs)
-        await until_there(wire, SERVICES, jobs)
+        await until_there(wire, SERVICES, services + jobs)
         seconds, used, rss = time.monotonic() - begun, less(cost(plane, operator), before), operator.rss
         early = sum(writes(plane, mark).values()) / jobs
         await quiet(plane, operator)

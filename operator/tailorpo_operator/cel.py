@@ -37,13 +37,20 @@ UNCHANGEABLE = (
 
 @dataclass(frozen=True)
 class Rule:
-    """A rule about one model's objects: `name` is that of its twin, `{...}` in a message is CEL."""
+    """A rule about one model's objects: `name` is that of its twin, `{...}` in a message is CEL.
+
+    Attributes:
+        field: where it is told, as `.path`.
+        at: the property that it stands at, and sees as `self`; "" for the object. The API server takes long to get from
+            an object to its properties, and does so for each rule at each write, be it of the status.
+    """
 
     name: str
     model: type[BaseModel]
     condition: str
     message: str
     field: str = ""
+    at: str = ""
 
     def validation(self) -> dict[str, Any]:
         """The entry of `x-kubernetes-validations`."""
@@ -51,9 +58,9 @@ class Rule:
         return {"rule": self.condition, **said, **({"fieldPath": self.field} if self.field else {})}
 
 
-def validations(model: str) -> list[dict[str, Any]]:
-    """The rules of the model of a name, for its schema."""
-    return [rule.validation() for rule in RULES if rule.model.__name__ == model]
+def validations(model: str, at: str = "") -> list[dict[str, Any]]:
+    """The rules of the model of a name, for its schema or that of one of its properties."""
+    return [rule.validation() for rule in RULES if (rule.model.__name__, rule.at) == (model, at)]
 
 
 def _say(message: str) -> str:
@@ -115,21 +122,18 @@ def _exactly_one(name: str, model: type[Part], fields: Sequence[str]) -> Rule:
 
 
 def _immutable() -> Iterator[Rule]:
-    for model, prefix, left_out in ((Spec, "", LEFT_OUT), (Training, "training.", LEFT_OUT["training"])):
+    for model, left_out in ((Spec, LEFT_OUT), (Training, LEFT_OUT["training"])):
         for field, info in model.model_fields.items():
             if field not in left_out:
-                name = info.alias or field
-                # A field without a default may be missing on either side.
-                step = "?" if not info.is_required() and info.default is None else ""
-                condition = f"self.{prefix}{step}{name} == oldSelf.{prefix}{step}{name}"
-                yield Rule("immutable", Spec, condition, UNCHANGEABLE, f".{prefix}{name}")
+                # A rule at a field is not judged where the field has come or gone.
+                assert info.is_required() or info.default is not None, f"{field} may be missing"
+                yield Rule("immutable", model, "self == oldSelf", UNCHANGEABLE, at=info.alias or field)
     yield Rule(
         "immutable",
-        Spec,
-        "self.training.iterations >= oldSelf.training.iterations",
-        "may only grow: {oldSelf.training.iterations} were asked for before; for a shorter run, apply a job of "
-        "another name",
-        ".training.iterations",
+        Training,
+        "self >= oldSelf",
+        "may only grow: {oldSelf} were asked for before; for a shorter run, apply a job of another name",
+        at="iterations",
     )
 
 
@@ -184,14 +188,14 @@ RULES = (
     Rule(
         "maximise_something",
         Spec,
-        "self.rewards.size() == 0 || self.rewards.exists(reward, reward.weight != 0.0)",
+        "self.size() == 0 || self.exists(reward, reward.weight != 0.0)",
         "all weights are 0: at least one must differ from 0",
-        ".rewards",
+        at="rewards",
     ),
     Rule(
         "enough_updates",
         Spec,
-        f"self.training.updatesPerIteration <= {ROWS}",
+        f"self.training.updatesPerIteration == 1 || self.training.updatesPerIteration <= {ROWS}",
         f"{{self.training.updatesPerIteration}} updates cannot be made from {{{ROWS}}} rows (prompts x "
         f"samples x trained steps): at most {{{ROWS}}}",
         ".training.updatesPerIteration",

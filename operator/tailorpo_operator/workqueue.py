@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 
 Key = TypeVar("Key", bound=Hashable)
 
-PATIENCE = 10.0
+PATIENCE = 20.0
 """Seconds for which who was put off lets others go first."""
 
 
