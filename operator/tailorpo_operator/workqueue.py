@@ -2,25 +2,32 @@
 
 import asyncio
 import heapq
+from collections import OrderedDict
 from collections.abc import Hashable
 from contextlib import suppress
 from typing import Generic, TypeVar
 
 Key = TypeVar("Key", bound=Hashable)
 
+CALM, CALM_EACH, CALM_MOST = 0.5, 0.005, 5.0
+"""Seconds in which nobody is put off, after which all come who were: at least, more for each of them, and at most. What
+was made for a crowd keeps the API server busy for a while.
+"""
 PATIENCE = 20.0
-"""Seconds for which who was put off lets others go first."""
+"""Seconds after which one comes who was put off, however many still are."""
 
 
 class WorkQueue(Generic[Key]):
     """After client-go's. A key that is added while it is worked on comes again afterwards."""
 
     def __init__(self) -> None:
-        self._ready: asyncio.PriorityQueue[tuple[float, int, Key]] = asyncio.PriorityQueue()
+        self._ready: asyncio.Queue[Key] = asyncio.Queue()
         self._waiting: set[Key] = set()
         self._working: set[Key] = set()
         self._again: set[Key] = set()
         self._patient: set[Key] = set()
+        self._put_off: OrderedDict[Key, float] = OrderedDict()
+        self._asked = float("-inf")
         self._due: dict[Key, float] = {}
         self._heap: list[tuple[float, int, Key]] = []
         self._count = 0
@@ -36,16 +43,18 @@ class WorkQueue(Generic[Key]):
             self._again.add(key)
         elif key not in self._waiting:
             self._waiting.add(key)
-            self._put(key, 0.0)
+            self._ready.put_nowait(key)
 
     def put_off(self, key: Key) -> bool:
-        """For who works on a key and could do the rest of it later: it comes again, after others that wait now or will
-        soon. Returns False, and does nothing, if there are none.
+        """For who works on a key and could do the rest of it later: it comes again when there is no crowd any more.
+        Returns False, and does nothing, if there is none: nobody waits, and nobody else asked for this just now.
         """
-        if self._ready.empty():
-            return False
-        self._patient.add(key)
-        return True
+        now = asyncio.get_running_loop().time()
+        crowd = now < self._calm() or not self._ready.empty()
+        self._asked = now
+        if crowd:
+            self._patient.add(key)
+        return crowd
 
     def add_after(self, key: Key, seconds: float) -> None:
         """After that time, unless a sooner one is set already."""
@@ -59,7 +68,7 @@ class WorkQueue(Generic[Key]):
 
     async def get(self) -> Key:
         """The next; give it back by `done`."""
-        _, _, key = await self._ready.get()
+        key = await self._ready.get()
         self._waiting.discard(key)
         self._working.add(key)
         self._due.pop(key, None)  # whoever works on it says anew when to look again
@@ -77,13 +86,29 @@ class WorkQueue(Generic[Key]):
         again, patient = key in self._again, key in self._patient
         self._again.discard(key)
         self._patient.discard(key)
-        if again or patient:
+        if patient:
             self._waiting.add(key)
-            self._put(key, PATIENCE if patient else 0.0)
+            self._put_off[key] = asyncio.get_running_loop().time() + PATIENCE
+            self._sooner.set()
+        elif again:
+            self.add(key)
 
-    def _put(self, key: Key, patience: float) -> None:
-        self._count += 1
-        self._ready.put_nowait((asyncio.get_running_loop().time() + patience, self._count, key))
+    def _calm(self) -> float:
+        """When the crowd will be over, unless somebody is put off before."""
+        return self._asked + min(CALM + CALM_EACH * len(self._put_off), CALM_MOST)
+
+    def _let_go(self, now: float) -> None:
+        """Those who were put off, if it is time."""
+        calm = now >= self._calm()
+        while self._put_off and (calm or next(iter(self._put_off.values())) <= now):
+            self._ready.put_nowait(self._put_off.popitem(last=False)[0])
+
+    def _next(self) -> float | None:
+        """When there is something to do."""
+        times = [self._heap[0][0]] if self._heap else []
+        if self._put_off:
+            times.append(min(next(iter(self._put_off.values())), self._calm()))
+        return min(times, default=None)
 
     def _clear_out(self) -> None:
         """Each look sets a time anew, which may be days off: what is no longer due must not pile up until then."""
@@ -96,13 +121,17 @@ class WorkQueue(Generic[Key]):
         loop = asyncio.get_running_loop()
         while True:
             self._sooner.clear()
-            wait = self._heap[0][0] - loop.time() if self._heap else None
+            self._let_go(loop.time())
+            due = self._next()
+            wait = None if due is None else due - loop.time()
             if wait is None or wait > 0:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(wait):  # before Python 3.12 wait_for may miss a cancellation
                         await self._sooner.wait()
                 continue
-            due, _, key = heapq.heappop(self._heap)
+            if not self._heap or self._heap[0][0] != due:
+                continue
+            _, _, key = heapq.heappop(self._heap)
             if self._due.get(key) == due:  # else it was worked on meanwhile, or is due at another time
                 del self._due[key]
                 self.add(key)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tailorpo_operator.limits import RateLimit
-from tailorpo_operator.workqueue import PATIENCE, WorkQueue
+from tailorpo_operator.workqueue import CALM, CALM_EACH, PATIENCE, WorkQueue
 
 
 class FakeTime(asyncio.SelectorEventLoop):
@@ -39,10 +39,10 @@ def clock() -> float:
     return asyncio.get_running_loop().time()
 
 
-async def nothing(awaitable: Awaitable[Any]) -> bool:
-    """Whether it does not end by itself, however long one waits."""
+async def nothing(awaitable: Awaitable[Any], seconds: float = 1e6) -> bool:
+    """Whether it does not end by itself, however long one waits, or for so long."""
     try:
-        await asyncio.wait_for(awaitable, 1e6)
+        await asyncio.wait_for(awaitable, seconds)
     except TimeoutError:
         return True
     return False
@@ -80,40 +80,63 @@ def test_never_two_at_a_time_and_nothing_is_lost(queue: WorkQueue[str]) -> None:
     run(story)
 
 
-def test_who_is_put_off_lets_others_go_first(queue: WorkQueue[str]) -> None:
+def test_in_a_crowd_who_is_put_off_comes_when_it_is_over(queue: WorkQueue[str]) -> None:
     async def story() -> None:
-        for key in "ab":
-            queue.add(key)
-        assert await queue.get() == "a"
-        assert queue.put_off("a")
-        queue.add("a")  # what it is told of meanwhile can wait as well
-        queue.done("a")
-        await asyncio.sleep(PATIENCE - 1)
-        queue.add("c")
-        assert [await queue.get(), await queue.get(), await queue.get()] == ["b", "c", "a"]
+        async with keeping_time(queue):
+            for key in "ab":
+                queue.add(key)
+            assert await queue.get() == "a"
+            assert queue.put_off("a"), "b waits"
+            queue.add("a")  # what it is told of meanwhile can wait as well
+            queue.done("a")
+            assert await queue.get() == "b"
+            assert queue.put_off("b"), "a was put off just now"
+            queue.done("b")
+            queue.add("b")
+            assert await nothing(queue.get(), CALM / 2)
+            assert len(queue) == 2
+            queue.add("c")
+            assert await queue.get() == "c", "it goes first"
+            assert queue.put_off("c")
+            queue.done("c")
+            begun = clock()
+            assert [await queue.get(), await queue.get(), await queue.get()] == ["a", "b", "c"]
+            assert clock() - begun == pytest.approx(CALM + 3 * CALM_EACH)
 
     run(story)
 
 
-def test_who_is_put_off_comes_at_last_even_if_others_always_wait(queue: WorkQueue[str]) -> None:
+def test_who_is_put_off_comes_at_last_even_if_the_crowd_stays(queue: WorkQueue[str]) -> None:
     async def story() -> None:
-        for key in "ab":
-            queue.add(key)
-        queue.put_off(await queue.get())
-        queue.done("a")
-        await asyncio.sleep(PATIENCE + 1)
-        queue.add("c")
-        assert [await queue.get(), await queue.get(), await queue.get()] == ["b", "a", "c"]
+        async with keeping_time(queue):
+            for key in "ab":
+                queue.add(key)
+            assert queue.put_off(await queue.get())
+            queue.done("a")
+            begun, seen = clock(), []
+            while clock() - begun <= PATIENCE:
+                seen.append(await queue.get())
+                queue.put_off(seen[-1])
+                await asyncio.sleep(CALM / 2)
+                queue.done(seen[-1])
+                queue.add(f"{len(seen)}")
+            assert "a" not in seen
+            assert "a" in [await queue.get(), await queue.get()]
 
     run(story)
 
 
 def test_nobody_is_put_off_for_nobody(queue: WorkQueue[str]) -> None:
     async def story() -> None:
-        queue.add("a")
-        assert not queue.put_off(await queue.get())
-        queue.done("a")
-        assert await nothing(queue.get())
+        async with keeping_time(queue):
+            queue.add("a")
+            assert not queue.put_off(await queue.get())
+            queue.done("a")
+            await asyncio.sleep(CALM)
+            queue.add("b")
+            assert not queue.put_off(await queue.get())
+            queue.done("b")
+            assert await nothing(queue.get())
 
     run(story)
 
