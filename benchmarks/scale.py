@@ -1,15 +1,17 @@
 """Many jobs at once: `python -m benchmarks.scale --jobs 1000`, on a real control plane of the tests.
 
-The floor is the same number of plain Indexed Jobs, made directly; then the same as TailorPOJobs with the operator.
-Both until all children exist: Services, Jobs, pods. Pods have no node, and no scheduler looks at them. Each on a
-control plane of its own, one after the other on the same machine. Afterwards the operator is watched while all jobs
-wait, when it is started again, and while all jobs run and tell how far they are.
+The floor is the same number of plain Indexed Jobs, made directly: the very Jobs that the operator makes, as `tailorpo
+render` prints them; and, for what their pods cost, Jobs whose pods have next to nothing in them. Then the same as
+TailorPOJobs with the operator. All until all children exist: Services, Jobs, pods. Pods have no node, and no scheduler
+looks at them. Each on a control plane of its own, in turns on the same machine. Afterwards the operator is watched
+while all jobs wait, when it is started again, and while all jobs run and tell how far they are.
 """
 
 import argparse
 import asyncio
 import os
 import re
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -26,7 +28,7 @@ from kubernetes.aio.client import ApiClient
 
 from benchmarks import crowd
 from tailorpo_operator import api as names
-from tailorpo_operator import connection, crd, naming
+from tailorpo_operator import children, connection, crd, naming
 from tailorpo_operator.limits import RateLimit
 from tailorpo_operator.wire import Wire
 from tests.cluster.control_plane import ControlPlane, control_plane
@@ -37,8 +39,10 @@ NAMESPACES = tuple(f"team-{number}" for number in range(20))
 WORKERS = 2
 CLIENTS = 32
 NOBODY = "nobody"  # a scheduler that there is not
-IDLE = 60.0
-"""Seconds over which an operator is watched whose jobs wait for nodes, and one whose jobs run."""
+OPERATOR = "operator"
+IDLE, SETTLE, POLLED = 360.0, 60.0, 60.0
+"""Seconds over which an operator is watched whose jobs wait for nodes, with a resync, which comes every 300; until all
+that run are known to; and over which it is watched then."""
 ALONE = 20
 """Jobs that are applied one by one."""
 
@@ -50,8 +54,14 @@ def named(number: int) -> Tree:
     return {"name": f"job-{number}", "namespace": NAMESPACES[number % len(NAMESPACES)]}
 
 
-def plain(number: int) -> Tree:
-    """A Job as each attempt is one, with as little in it as can be."""
+def rendered(number: int) -> Tree:
+    """The Job that the operator makes of `ours`."""
+    job = names.Job.model_validate(ours(number))
+    return children.attempt(job, 1, naming.IMAGE)
+
+
+def bare(number: int) -> Tree:
+    """The same with as little in it as can be."""
     container = {"name": "trainer", "image": "example.invalid/trainer:1"}
     template = {"spec": {"restartPolicy": "Never", "schedulerName": NOBODY, "containers": [container]}}
     return {
@@ -170,30 +180,45 @@ async def administrator(plane: ControlPlane) -> AsyncIterator[Wire]:
 
 
 @dataclass(frozen=True)
-class Found:
-    """Of one number of jobs. Seconds, MB, CPU seconds a second, and the operator's writes.
+class Arrival:
+    """Many jobs at once: seconds until all children exist, CPU seconds until then, the operator's writes a job."""
+
+    seconds: float
+    cost: dict[str, float]
+    writes: float = 0.0
+
+
+@dataclass(frozen=True)
+class Life:
+    """What comes after the arrival. Seconds, MB, CPU seconds a second, and the operator's writes.
 
     Attributes:
-        cost: CPU seconds of each server and the operator until all children exist; floor_cost: the same of the floor.
-        early, late: writes a job until all children exist, and until nothing is left to say of them.
+        rss: with all children there.
+        late: writes a job until nothing is left to say of them.
         polled: while all jobs run and tell of progress: CPU, and status writes a second.
     """
 
-    jobs: int
-    floor: float
-    floor_cost: dict[str, float]
-    ours: float
-    cost: dict[str, float]
     rss: float
-    early: float
     late: float
+    alone: tuple[float, ...]
     idle_cpu: float
     idle_rss: float
     restart: float
     restart_writes: int
-    alone: tuple[float, ...]
+    restart_rss: float
     polled: tuple[float, float]
     polled_rss: float
+
+
+@dataclass(frozen=True)
+class Found:
+    """Of one number of jobs; arrivals of each turn."""
+
+    jobs: int
+    bare: tuple[Arrival, ...]
+    floor: tuple[Arrival, ...]
+    ours: tuple[Arrival, ...]
+    life: Life
 
 
 def cpu_of(pid: int) -> float:
@@ -204,19 +229,43 @@ def cpu_of(pid: int) -> float:
 
 def cost(plane: ControlPlane, operator: Operator | None = None) -> dict[str, float]:
     found = {name: cpu_of(server.pid) for name, server in plane.servers.items()}
-    return found | ({} if operator is None else {"operator": operator.cpu})
+    return found | ({} if operator is None else {OPERATOR: operator.cpu})
 
 
 def less(after: dict[str, float], before: dict[str, float]) -> dict[str, float]:
     return {name: after[name] - before[name] for name in after}
 
 
-async def measure_floor(plane: ControlPlane, jobs: int) -> tuple[float, dict[str, float]]:
+async def jobs_arrive(plane: ControlPlane, made: Sequence[Tree]) -> Arrival:
+    """Jobs, made directly."""
     async with administrator(plane) as wire:
         begun, before = time.monotonic(), cost(plane)
-        await create(wire, [plain(number) for number in range(jobs)])
-        await until_there(wire, PODS, WORKERS * jobs)
-        return time.monotonic() - begun, less(cost(plane), before)
+        await create(wire, made)
+        await until_there(wire, PODS, WORKERS * len(made))
+        return Arrival(time.monotonic() - begun, less(cost(plane), before))
+
+
+async def ours_arrive(plane: ControlPlane, wire: Wire, operator: Operator, jobs: int) -> Arrival:
+    """TailorPOJobs; the operator runs."""
+    services = await count(wire, SERVICES)
+    mark, before, begun = plane.audit.mark(), cost(plane, operator), time.monotonic()
+    await create(wire, [ours(number) for number in range(jobs)])
+    await until_there(wire, PODS, WORKERS * jobs)
+    await until_there(wire, SERVICES, services + jobs)
+    seconds, used = time.monotonic() - begun, less(cost(plane, operator), before)
+    return Arrival(seconds, used, sum(writes(plane, mark).values()) / jobs)
+
+
+@asynccontextmanager
+async def started(plane: ControlPlane, user: Path, log: Path) -> AsyncIterator[tuple[Wire, Operator]]:
+    """An administrator, and an operator that has started and does nothing."""
+    async with administrator(plane) as wire:
+        operator = Operator(user, log)
+        try:
+            await asyncio.sleep(8)
+            yield wire, operator
+        finally:
+            operator.stop()
 
 
 def writes(plane: ControlPlane, mark: int) -> Counter[str]:
@@ -257,78 +306,79 @@ async def reconciled(operator: Operator, jobs: int) -> None:
             await asyncio.sleep(0.2)
 
 
-async def watched(operator: Operator) -> float:
+async def watched(operator: Operator, seconds: float) -> float:
     """The operator's CPU seconds a second."""
     before = operator.cpu
-    await asyncio.sleep(IDLE)
-    return (operator.cpu - before) / IDLE
+    await asyncio.sleep(seconds)
+    return (operator.cpu - before) / seconds
 
 
-async def measure_ours(
-    plane: ControlPlane, user: Path, jobs: int, floor: tuple[float, dict[str, float]], log: Path
-) -> Found:
-    async with administrator(plane) as wire:
-        operator = Operator(user, log)
-        await asyncio.sleep(8)  # it has started, and does nothing
-        services = await count(wire, SERVICES)
-        mark, before, begun = plane.audit.mark(), cost(plane, operator), time.monotonic()
-        await create(wire, [ours(number) for number in range(jobs)])
-        await until_there(wire, PODS, WORKERS * jobs)
-        await until_there(wire, SERVICES, services + jobs)
-        seconds, used, rss = time.monotonic() - begun, less(cost(plane, operator), before), operator.rss
-        early = sum(writes(plane, mark).values()) / jobs
+async def arrive(plane: ControlPlane, user: Path, jobs: int, log: Path) -> Arrival:
+    """And nothing else."""
+    async with started(plane, user, log) as (wire, operator):
+        return await ours_arrive(plane, wire, operator, jobs)
+
+
+async def live(plane: ControlPlane, user: Path, jobs: int, log: Path) -> tuple[Arrival, Life]:
+    """They arrive, and go on."""
+    async with started(plane, user, log) as (wire, operator):
+        mark = plane.audit.mark()
+        arrival = await ours_arrive(plane, wire, operator, jobs)
+        rss = operator.rss
         await quiet(plane, operator)
         late = sum(writes(plane, mark).values()) / jobs
-        print(f"{jobs} TailorPOJobs: {seconds:.1f} s", file=sys.stderr, flush=True)
         alone = [await apply_alone(wire, jobs + number) for number in range(ALONE)]
-        total = jobs + ALONE
         await quiet(plane, operator)
-        idle, idle_rss = await watched(operator), operator.rss
-        operator.stop()
-        mark, begun = plane.audit.mark(), time.monotonic()
+        idle, idle_rss = await watched(operator, IDLE), operator.rss
+    mark, begun = plane.audit.mark(), time.monotonic()
+    async with administrator(plane) as wire:
         operator = Operator(user, log)
-        await reconciled(operator, total)
+        await reconciled(operator, jobs + ALONE)
         restart = time.monotonic() - begun
         await quiet(plane, operator)
-        again = writes(plane, mark)
-        pods, _ = await wire.all(PODS)
-        await crowd.run(wire, pods)
+        again, restart_rss = writes(plane, mark), operator.rss
+        await crowd.run(wire, (await wire.all(PODS))[0])
         with crowd.answering():
-            await asyncio.sleep(IDLE)  # each is found to run, and is asked for the first time
+            await asyncio.sleep(SETTLE)  # each is found to run, and is asked for the first time
             mark = plane.audit.mark()
-            polled = await watched(operator), sum(writes(plane, mark).values()) / IDLE
+            polled = await watched(operator, POLLED), sum(writes(plane, mark).values()) / POLLED
             polled_rss = operator.rss
         operator.stop()
-    return Found(
-        jobs=jobs,
-        floor=floor[0],
-        floor_cost=floor[1],
-        ours=seconds,
-        cost=used,
+    return arrival, Life(
         rss=rss,
-        early=early,
         late=late,
+        alone=tuple(alone),
         idle_cpu=idle,
         idle_rss=idle_rss,
         restart=restart,
         restart_writes=sum(again.values()),
-        alone=tuple(alone),
+        restart_rss=restart_rss,
         polled=polled,
         polled_rss=polled_rss,
     )
 
 
-def measure(jobs: int) -> Found:
-    """The floor, then ours, in one run."""
-    with tempfile.TemporaryDirectory() as folder:
-        work = Path(folder)
-        (work / "floor").mkdir()
-        (work / "ours").mkdir()
-        with cluster(work / "floor") as (plane, _):
-            floor = asyncio.run(measure_floor(plane, jobs))
-        print(f"{jobs} plain Jobs: {floor[0]:.1f} s", file=sys.stderr, flush=True)
-        with cluster(work / "ours") as (plane, user):
-            return asyncio.run(measure_ours(plane, user, jobs, floor, work / "operator.log"))
+def measure(jobs: int, turns: int) -> Found:
+    """All in one run."""
+    bares, floors, others = list[Arrival](), list[Arrival](), list[Arrival]()
+
+    def found(what: str, arrival: Arrival, among: list[Arrival]) -> None:
+        print(f"{jobs} {what}: {arrival.seconds:.1f} s", file=sys.stderr, flush=True)
+        among.append(arrival)
+
+    for turn in range(turns):
+        for what, make, among in (("bare Jobs", bare, bares), ("rendered Jobs", rendered, floors)):
+            with tempfile.TemporaryDirectory() as folder, cluster(Path(folder)) as (plane, _):
+                made = [make(number) for number in range(jobs)]
+                found(what, asyncio.run(jobs_arrive(plane, made)), among)
+        with tempfile.TemporaryDirectory() as folder, cluster(Path(folder)) as (plane, user):
+            log = Path(folder, "operator.log")
+            if turn < turns - 1:
+                arrival = asyncio.run(arrive(plane, user, jobs, log))
+            else:
+                arrival, life = asyncio.run(live(plane, user, jobs, log))
+            found("TailorPOJobs", arrival, others)
+    return Found(jobs, tuple(bares), tuple(floors), tuple(others), life)
 
 
 def quantile(values: Sequence[float], share: float) -> float:
@@ -337,25 +387,32 @@ def quantile(values: Sequence[float], share: float) -> float:
 
 def markdown(all_found: Sequence[Found]) -> str:
     rows = [
-        ("plain Indexed Jobs, until all pods exist", "s", lambda each: f"{each.floor:.1f}"),
-        ("TailorPOJobs, until all Services, Jobs and pods exist", "s", lambda each: f"{each.ours:.1f}"),
-        ("**ours / floor** (goal: ≤ 2)", "", lambda each: f"**{each.ours / each.floor:.2f}**"),
-        ("jobs a second", "", lambda each: f"{each.jobs / each.ours:.1f}"),
-        ("CPU a job until then, control plane, floor", "ms", lambda each: _each(each, each.floor_cost)),
-        ("the same, ours", "ms", lambda each: _each(each, each.cost, but="operator")),
-        ("the same, operator", "ms", lambda each: f"{1000 * each.cost['operator'] / each.jobs:.1f}"),
-        ("operator's memory then", "MB", lambda each: f"{each.rss:.0f}"),
-        ("operator's writes a job until then (goal: ≤ 4)", "", lambda each: f"{each.early:.2f}"),
-        ("the same until all is told", "", lambda each: f"{each.late:.2f}"),
-        ("all jobs wait for nodes: CPU (goal: ≤ 2)", "%", lambda each: f"{100 * each.idle_cpu:.1f}"),
-        ("memory (goal: ≤ 200)", "MB", lambda each: f"{each.idle_rss:.0f}"),
-        ("restart until each job was looked at (goal: ≤ 60)", "s", lambda each: f"{each.restart:.1f}"),
-        ("writes of the restart (goal: 0)", "", lambda each: f"{each.restart_writes}"),
+        ("Jobs of next to nothing, until all pods exist", "s", lambda each: _span(_seconds(each.bare))),
+        ("**floor**: the same Jobs as ours, made directly", "s", lambda each: _span(_seconds(each.floor))),
+        ("TailorPOJobs, until all Services, Jobs and pods exist", "s", lambda each: _span(_seconds(each.ours))),
+        ("**ours / floor** (goal: ≤ 2)", "", lambda each: f"**{_span(_ratios(each.ours, each.floor))}**"),
+        ("ours / Jobs of next to nothing", "", lambda each: _span(_ratios(each.ours, each.bare))),
+        ("jobs a second", "", lambda each: f"{each.jobs / statistics.median(_seconds(each.ours)):.1f}"),
+        ("CPU a job until then, control plane, floor", "ms", lambda each: _span(_cost(each, each.floor))),
+        ("the same, ours", "ms", lambda each: _span(_cost(each, each.ours))),
+        ("the same, operator", "ms", lambda each: _span(_cost(each, each.ours, of=OPERATOR))),
+        ("operator's memory then", "MB", lambda each: f"{each.life.rss:.0f}"),
+        ("operator's writes a job until then (goal: ≤ 4)", "", lambda each: _span([a.writes for a in each.ours], 2)),
+        ("the same until all is told", "", lambda each: f"{each.life.late:.2f}"),
+        (
+            f"all jobs wait for nodes, {IDLE:.0f} s: CPU (goal: ≤ 2)",
+            "%",
+            lambda each: f"{100 * each.life.idle_cpu:.1f}",
+        ),
+        ("memory (goal: ≤ 200)", "MB", lambda each: f"{each.life.idle_rss:.0f}"),
+        ("restart until each job was looked at (goal: ≤ 60)", "s", lambda each: f"{each.life.restart:.1f}"),
+        ("writes of the restart (goal: 0)", "", lambda each: f"{each.life.restart_writes}"),
+        ("memory then (goal: ≤ 200)", "MB", lambda each: f"{each.life.restart_rss:.0f}"),
         (f"a job applied alone until its pods exist, median of {ALONE}", "s", lambda each: _alone(each, 0.5)),
         ("the same, 95th percentile (goal: ≤ 1)", "s", lambda each: _alone(each, 0.95)),
-        ("all jobs run and tell of progress: CPU", "%", lambda each: f"{100 * each.polled[0]:.1f}"),
-        ("status writes", "1/s", lambda each: f"{each.polled[1]:.1f}"),
-        ("memory", "MB", lambda each: f"{each.polled_rss:.0f}"),
+        ("all jobs run and tell of progress: CPU", "%", lambda each: f"{100 * each.life.polled[0]:.1f}"),
+        ("status writes", "1/s", lambda each: f"{each.life.polled[1]:.1f}"),
+        ("memory", "MB", lambda each: f"{each.life.polled_rss:.0f}"),
     ]
     head = "| | | " + " | ".join(f"{each.jobs:,} jobs" for each in all_found) + " |"
     lines = [head, "|---|---|" + "--:|" * len(all_found)]
@@ -363,19 +420,42 @@ def markdown(all_found: Sequence[Found]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _each(found: Found, cost: dict[str, float], but: str = "") -> str:
-    return f"{1000 * sum(value for name, value in cost.items() if name != but) / found.jobs:.1f}"
+def _seconds(arrivals: Iterable[Arrival]) -> list[float]:
+    return [arrival.seconds for arrival in arrivals]
+
+
+def _ratios(ours: Sequence[Arrival], others: Sequence[Arrival]) -> list[float]:
+    """Of each turn."""
+    return [one.seconds / other.seconds for one, other in zip(ours, others, strict=True)]
+
+
+def _cost(found: Found, arrivals: Iterable[Arrival], of: str = "") -> list[float]:
+    """Milliseconds a job, of one process or of the control plane."""
+    chosen = [
+        [cpu for name, cpu in arrival.cost.items() if (name == of if of else name != OPERATOR)] for arrival in arrivals
+    ]
+    return [1000 * sum(each) / found.jobs for each in chosen]
+
+
+def _span(values: Sequence[float], digits: int | None = None) -> str:
+    """Median, and in brackets the least and the greatest."""
+    digits = (2 if max(values) < 10 else 1) if digits is None else digits
+    median = f"{statistics.median(values):.{digits}f}"
+    return median if len(values) == 1 else f"{median} ({min(values):.{digits}f}-{max(values):.{digits}f})"
 
 
 def _alone(found: Found, share: float) -> str:
-    return f"{quantile(found.alone, share):.2f}"
+    return f"{quantile(found.life.alone, share):.2f}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scale", description=__doc__)
     parser.add_argument("--jobs", type=int, nargs="+", default=[1000, 5000])
+    parser.add_argument("--turns", type=int, default=3, help="how often the arrival is measured, each time of all")
     given = parser.parse_args()
-    print(markdown([measure(jobs) for jobs in given.jobs]))
+    if given.turns < 1:
+        parser.error(f"--turns: {given.turns} must be at least 1")
+    print(markdown([measure(jobs, given.turns) for jobs in given.jobs]))
 
 
 if __name__ == "__main__":
