@@ -184,7 +184,7 @@ class Operator:
 
             def use(tree: Tree, uids: set[str] = uids) -> None:
                 uids.add(tree["metadata"]["uid"])
-                reconciler.queue.add(self._store.put_job(tree))
+                reconciler.queue.add(self._store.put_job(tree), can_wait=True)
 
             try:
                 listed = await cluster.jobs(namespace, use)
@@ -212,7 +212,7 @@ class Operator:
                 put=store.put_gang,
                 drop=store.drop_gang,
                 keep=partial(store.keep_gangs, namespace=namespace),
-                news=reconciler.queue.add,
+                news=partial(self._child_told, reconciler),
                 heard=partial(self._word.beat, jobs),
             )
             yield Reflector(
@@ -222,9 +222,12 @@ class Operator:
                 put=lambda tree: store.put_pod(tree, now()),
                 drop=store.drop_pod,
                 keep=partial(store.keep_pods, namespace=namespace),
-                news=reconciler.queue.add,
+                news=partial(self._child_told, reconciler),
                 heard=partial(self._word.beat, pods),
             )
+
+    def _child_told(self, reconciler: Reconciler, key: Key) -> None:
+        reconciler.queue.add(key, can_wait=self._store.waits(key))
 
     async def _keep_turning(self) -> None:
         """The sign that the loop of all loops turns, whatever they wait for."""

@@ -159,6 +159,11 @@ class Store:
             departed=tuple(seen.what for seen in departed),
         )
 
+    def waits(self, key: Key) -> bool:
+        """Whether there is a gang, and none of its pods has begun or goes."""
+        pods = (seen.what for seen in self._pods.get(key, {}).values())
+        return bool(self._gangs.get(key)) and all(pod.phase == "Pending" and pod.terminating is None for pod in pods)
+
     def leader(self, key: Key) -> Pod | None:
         """The first worker of a job's newest attempt, if it runs and can be asked."""
         if (known := self._jobs.get(key)) is None:

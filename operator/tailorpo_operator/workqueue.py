@@ -13,21 +13,22 @@ CALM, CALM_EACH, CALM_MOST = 0.5, 0.005, 5.0
 """Seconds in which nobody is put off, after which all come who were: at least, more for each of them, and at most. What
 was made for a crowd keeps the API server busy for a while.
 """
-PATIENCE = 20.0
-"""Seconds after which one comes who was put off, however many still are."""
+PATIENCE, DRIP = 30.0, 0.1
+"""Seconds after which one comes who was put off even if the crowd stays, and between two of them."""
 
 
 class WorkQueue(Generic[Key]):
     """After client-go's. A key that is added while it is worked on comes again afterwards."""
 
     def __init__(self) -> None:
-        self._ready: asyncio.Queue[Key] = asyncio.Queue()
-        self._waiting: set[Key] = set()
-        self._working: set[Key] = set()
-        self._again: set[Key] = set()
-        self._patient: set[Key] = set()
+        self._available = asyncio.Semaphore(0)
+        self._first: OrderedDict[Key, None] = OrderedDict()
+        self._last: OrderedDict[Key, None] = OrderedDict()
         self._put_off: OrderedDict[Key, float] = OrderedDict()
-        self._asked = float("-inf")
+        self._working: set[Key] = set()
+        self._again: dict[Key, bool] = {}
+        self._patient: set[Key] = set()
+        self._asked = self._dripped = float("-inf")
         self._due: dict[Key, float] = {}
         self._heap: list[tuple[float, int, Key]] = []
         self._count = 0
@@ -35,22 +36,29 @@ class WorkQueue(Generic[Key]):
         self._given_back = asyncio.Event()
 
     def __len__(self) -> int:
-        return len(self._waiting) + len(self._working)
+        return len(self._first) + len(self._last) + len(self._put_off) + len(self._working)
 
-    def add(self, key: Key) -> None:
-        """As soon as a worker is free."""
+    def add(self, key: Key, *, can_wait: bool = False) -> None:
+        """As soon as a worker is free. can_wait: one that was put off stays so."""
         if key in self._working:
-            self._again.add(key)
-        elif key not in self._waiting:
-            self._waiting.add(key)
-            self._ready.put_nowait(key)
+            self._again[key] = self._again.get(key, False) or not can_wait
+        elif key in self._last or key in self._put_off:
+            if not can_wait:
+                if key in self._last:
+                    del self._last[key]
+                    self._first[key] = None
+                else:
+                    del self._put_off[key]
+                    self._let_come(self._first, key)
+        elif key not in self._first:
+            self._let_come(self._first, key)
 
     def put_off(self, key: Key) -> bool:
-        """For who works on a key and could do the rest of it later: it comes again when there is no crowd any more.
-        Returns False, and does nothing, if there is none: nobody waits, and nobody else asked for this just now.
+        """For who works on a key and could do the rest of it later: it comes again when there is no crowd any more, and
+        nobody else. Returns False, and does nothing, if there is none: nobody waits, nor was put off just now.
         """
         now = asyncio.get_running_loop().time()
-        crowd = now < self._calm() or not self._ready.empty()
+        crowd = now < self._calm() or bool(self._first)
         self._asked = now
         if crowd:
             self._patient.add(key)
@@ -68,8 +76,8 @@ class WorkQueue(Generic[Key]):
 
     async def get(self) -> Key:
         """The next; give it back by `done`."""
-        key = await self._ready.get()
-        self._waiting.discard(key)
+        await self._available.acquire()
+        key, _ = (self._first or self._last).popitem(last=False)
         self._working.add(key)
         self._due.pop(key, None)  # whoever works on it says anew when to look again
         return key
@@ -83,31 +91,40 @@ class WorkQueue(Generic[Key]):
     def done(self, key: Key) -> None:
         self._working.discard(key)
         self._given_back.set()
-        again, patient = key in self._again, key in self._patient
-        self._again.discard(key)
+        again, patient = self._again.pop(key, None), key in self._patient
         self._patient.discard(key)
-        if patient:
-            self._waiting.add(key)
+        if patient and not again:
             self._put_off[key] = asyncio.get_running_loop().time() + PATIENCE
             self._sooner.set()
-        elif again:
+        elif again is not None:
             self.add(key)
+
+    def _let_come(self, among: OrderedDict[Key, None], key: Key) -> None:
+        among[key] = None
+        self._available.release()
 
     def _calm(self) -> float:
         """When the crowd will be over, unless somebody is put off before."""
         return self._asked + min(CALM + CALM_EACH * len(self._put_off), CALM_MOST)
 
+    def _drip(self) -> float:
+        """When the next of those who were put off comes even so."""
+        return max(next(iter(self._put_off.values())), self._dripped + DRIP)
+
     def _let_go(self, now: float) -> None:
         """Those who were put off, if it is time."""
-        calm = now >= self._calm()
-        while self._put_off and (calm or next(iter(self._put_off.values())) <= now):
-            self._ready.put_nowait(self._put_off.popitem(last=False)[0])
+        if now >= self._calm():
+            while self._put_off:
+                self._let_come(self._last, self._put_off.popitem(last=False)[0])
+        elif self._put_off and now >= self._drip():
+            self._dripped = now
+            self._let_come(self._first, self._put_off.popitem(last=False)[0])
 
     def _next(self) -> float | None:
         """When there is something to do."""
         times = [self._heap[0][0]] if self._heap else []
         if self._put_off:
-            times.append(min(next(iter(self._put_off.values())), self._calm()))
+            times.append(min(self._drip(), self._calm()))
         return min(times, default=None)
 
     def _clear_out(self) -> None:
@@ -116,22 +133,21 @@ class WorkQueue(Generic[Key]):
             self._heap = [entry for entry in self._heap if self._due.get(entry[2]) == entry[0]]
             heapq.heapify(self._heap)
 
+    def _take_due(self, now: float) -> None:
+        while self._heap and self._heap[0][0] <= now:
+            due, _, key = heapq.heappop(self._heap)
+            if self._due.get(key) == due:  # else it was worked on meanwhile, or is due at another time
+                del self._due[key]
+                self.add(key)
+
     async def keep_time(self) -> None:
         """Adds keys when they are due; runs until it is cancelled."""
         loop = asyncio.get_running_loop()
         while True:
             self._sooner.clear()
             self._let_go(loop.time())
+            self._take_due(loop.time())
             due = self._next()
-            wait = None if due is None else due - loop.time()
-            if wait is None or wait > 0:
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(wait):  # before Python 3.12 wait_for may miss a cancellation
-                        await self._sooner.wait()
-                continue
-            if not self._heap or self._heap[0][0] != due:
-                continue
-            _, _, key = heapq.heappop(self._heap)
-            if self._due.get(key) == due:  # else it was worked on meanwhile, or is due at another time
-                del self._due[key]
-                self.add(key)
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(due):  # before Python 3.12 wait_for may miss a cancellation
+                    await self._sooner.wait()

@@ -89,6 +89,19 @@ def test_pods_are_in_order(store: Store) -> None:
     assert [found[:2] for found in pods(store)] == [(1, 0), (1, 9), (1, 10), (2, 0)]
 
 
+def test_whether_all_there_is_of_a_job_waits(store: Store) -> None:
+    assert not store.waits(KEY), "it has no gang"
+    store.put_gang(gang_tree(2))
+    assert store.waits(KEY)
+    store.put_pod(pod_tree(3, 0, phase="Pending"), NOON)
+    assert store.waits(KEY)
+    store.put_pod(pod_tree(4, 1, phase="Running"), NOON)
+    assert not store.waits(KEY)
+    store.drop_pod(pod_tree(5, 1))
+    store.put_pod(pod_tree(6, 0, phase="Pending", deletionTimestamp="2026-11-24T12:00:00Z"), NOON)
+    assert not store.waits(KEY)
+
+
 def test_a_list_finds_what_a_watch_has_missed(store: Store) -> None:
     store.put_gang(gang_tree(2))
     store.put_pod(pod_tree(3, 0), NOON)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tailorpo_operator.limits import RateLimit
-from tailorpo_operator.workqueue import CALM, CALM_EACH, PATIENCE, WorkQueue
+from tailorpo_operator.workqueue import CALM, CALM_EACH, DRIP, PATIENCE, WorkQueue
 
 
 class FakeTime(asyncio.SelectorEventLoop):
@@ -87,12 +87,12 @@ def test_in_a_crowd_who_is_put_off_comes_when_it_is_over(queue: WorkQueue[str]) 
                 queue.add(key)
             assert await queue.get() == "a"
             assert queue.put_off("a"), "b waits"
-            queue.add("a")  # what it is told of meanwhile can wait as well
+            queue.add("a", can_wait=True)
             queue.done("a")
             assert await queue.get() == "b"
             assert queue.put_off("b"), "a was put off just now"
             queue.done("b")
-            queue.add("b")
+            queue.add("b", can_wait=True)
             assert await nothing(queue.get(), CALM / 2)
             assert len(queue) == 2
             queue.add("c")
@@ -106,22 +106,68 @@ def test_in_a_crowd_who_is_put_off_comes_when_it_is_over(queue: WorkQueue[str]) 
     run(story)
 
 
+def test_who_is_put_off_comes_at_once_for_what_cannot_wait(queue: WorkQueue[str]) -> None:
+    async def story() -> None:
+        async with keeping_time(queue):
+            for key in "abc":
+                queue.add(key)
+            assert queue.put_off(await queue.get())
+            queue.add("a")  # while it is worked on
+            queue.done("a")
+            assert [await queue.get(), await queue.get(), await queue.get()] == ["b", "c", "a"]
+            assert queue.put_off("b")
+            queue.done("b")
+            queue.add("b")
+            queue.add("b")
+            begun = clock()
+            assert await queue.get() == "b"
+            assert clock() == begun
+            queue.done("b")
+            assert await nothing(queue.get()), "it comes once"
+
+    run(story)
+
+
 def test_who_is_put_off_comes_at_last_even_if_the_crowd_stays(queue: WorkQueue[str]) -> None:
     async def story() -> None:
         async with keeping_time(queue):
-            for key in "ab":
+            for key in "abc":
                 queue.add(key)
-            assert queue.put_off(await queue.get())
-            queue.done("a")
+            for key in "ab":
+                assert queue.put_off(await queue.get())
+                queue.done(key)
             begun, seen = clock(), []
-            while clock() - begun <= PATIENCE:
+            while clock() - begun < PATIENCE:
                 seen.append(await queue.get())
                 queue.put_off(seen[-1])
                 await asyncio.sleep(CALM / 2)
                 queue.done(seen[-1])
                 queue.add(f"{len(seen)}")
-            assert "a" not in seen
-            assert "a" in [await queue.get(), await queue.get()]
+            assert not {"a", "b"} & {*seen}
+            first = [await queue.get(), await queue.get()]
+            assert "a" in first
+            assert "b" not in first, "one after the other"
+            queue.put_off(first[0])
+            await asyncio.sleep(2 * DRIP)
+            assert await queue.get() == "b"
+
+    run(story)
+
+
+def test_who_was_put_off_lets_others_go_first_even_then(queue: WorkQueue[str]) -> None:
+    async def story() -> None:
+        async with keeping_time(queue):
+            for key in "abc":
+                queue.add(key)
+            for _ in "abc":
+                key = await queue.get()
+                queue.put_off(key)
+                queue.done(key)
+            await asyncio.sleep(2 * CALM)
+            queue.add("new")
+            queue.add("b")
+            assert await queue.get() == "new"
+            assert [await queue.get(), await queue.get()] == ["b", "a"]
 
     run(story)
 
