@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 
 Key = TypeVar("Key", bound=Hashable)
 
-CALM, CALM_EACH, CALM_MOST = 0.5, 0.005, 5.0
+CALM, CALM_EACH, CALM_MOST = 0.5, 0.005, 15.0
 """Seconds in which nobody is put off, after which all come who were: at least, more for each of them, and at most. What
 was made for a crowd keeps the API server busy for a while.
 """
