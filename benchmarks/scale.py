@@ -274,12 +274,21 @@ def writes(plane: ControlPlane, mark: int) -> Counter[str]:
     return Counter(each.resource for each in requests if each.writes and "tailorpo-operator" in each.user)
 
 
-async def quiet(plane: ControlPlane, operator: Operator) -> None:
+async def quiet(operator: Operator) -> None:
     """Until the operator has nothing to do any more."""
     last = -1.0
-    while operator.cpu - last > 0.05:
+    while operator.cpu - last > 0.05 or await figure(operator, "queue_length") != 0:
         last = operator.cpu
         await asyncio.sleep(2)
+
+
+async def figure(operator: Operator, name: str) -> float | None:
+    """One of its metrics, once it serves them."""
+    if (port := operator.port) is None:
+        return None
+    async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{port}/metrics") as answer:
+        found = re.search(rf"^tailorpo_operator_{name} (\S+)$", await answer.text(), re.MULTILINE)
+    return float(found[1]) if found else None
 
 
 async def apply_alone(wire: Wire, number: int) -> float:
@@ -295,15 +304,8 @@ async def apply_alone(wire: Wire, number: int) -> float:
 
 async def reconciled(operator: Operator, jobs: int) -> None:
     """Until an operator that was just started has looked at all jobs."""
-    pattern = re.compile(r"^tailorpo_operator_reconcile_seconds_count (\S+)$", re.MULTILINE)
-    async with aiohttp.ClientSession() as session:
-        while True:
-            if (port := operator.port) is not None:
-                async with session.get(f"http://127.0.0.1:{port}/metrics") as answer:
-                    found = pattern.search(await answer.text())
-                    if found is not None and float(found[1]) >= jobs:
-                        return
-            await asyncio.sleep(0.2)
+    while (await figure(operator, "reconcile_seconds_count") or 0) < jobs:
+        await asyncio.sleep(0.2)
 
 
 async def watched(operator: Operator, seconds: float) -> float:
@@ -325,17 +327,17 @@ async def live(plane: ControlPlane, user: Path, jobs: int, log: Path) -> tuple[A
         mark = plane.audit.mark()
         arrival = await ours_arrive(plane, wire, operator, jobs)
         rss = operator.rss
-        await quiet(plane, operator)
+        await quiet(operator)
         late = sum(writes(plane, mark).values()) / jobs
         alone = [await apply_alone(wire, jobs + number) for number in range(ALONE)]
-        await quiet(plane, operator)
+        await quiet(operator)
         idle, idle_rss = await watched(operator, IDLE), operator.rss
     mark, begun = plane.audit.mark(), time.monotonic()
     async with administrator(plane) as wire:
         operator = Operator(user, log)
         await reconciled(operator, jobs + ALONE)
         restart = time.monotonic() - begun
-        await quiet(plane, operator)
+        await quiet(operator)
         again, restart_rss = writes(plane, mark), operator.rss
         await crowd.run(wire, (await wire.all(PODS))[0])
         with crowd.answering():

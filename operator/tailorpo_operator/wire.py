@@ -33,7 +33,8 @@ WATCH, WATCH_GRACE = (1 / 2, 2 / 3), 1 / 4
 """Of the time for a request: how long a watch lasts until the server ends it with a bookmark, and how much longer until
 we do. Who says nothing may have nothing to say or be dead, so each goes on anew before that matters; it lists nothing.
 """
-PAGE = 500
+PAGE = 200
+"""Objects of a list at a time. A pod takes some 40 kB as Python's objects, and lists of three kinds come at once."""
 AGAIN = (429, 500, 502, 503, 504)
 METHODS: dict[Verb, str] = {
     "get": "GET",
