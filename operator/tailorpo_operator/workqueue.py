@@ -13,8 +13,10 @@ CALM, CALM_EACH, CALM_MOST = 0.5, 0.005, 15.0
 """Seconds in which nobody is put off, after which all come who were: at least, more for each of them, and at most. What
 was made for a crowd keeps the API server busy for a while.
 """
-PATIENCE, DRIP = 30.0, 0.1
-"""Seconds after which one comes who was put off even if the crowd stays, and between two of them."""
+PATIENCE, DRIP, DRAINED = 30.0, 0.1, 300.0
+"""Seconds after which one comes who was put off even if the crowd stays; between two of them at most; and in which all
+would have come: a crowd that stays for ever is told of late, not later and later.
+"""
 
 
 class WorkQueue(Generic[Key]):
@@ -109,7 +111,8 @@ class WorkQueue(Generic[Key]):
 
     def _drip(self) -> float:
         """When the next of those who were put off comes even so."""
-        return max(next(iter(self._put_off.values())), self._dripped + DRIP)
+        pause = min(DRIP, DRAINED / len(self._put_off))
+        return max(next(iter(self._put_off.values())), self._dripped + pause)
 
     def _let_go(self, now: float) -> None:
         """Those who were put off, if it is time."""

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tailorpo_operator.limits import RateLimit
-from tailorpo_operator.workqueue import CALM, CALM_EACH, DRIP, PATIENCE, WorkQueue
+from tailorpo_operator.workqueue import CALM, CALM_EACH, DRAINED, DRIP, PATIENCE, WorkQueue
 
 
 class FakeTime(asyncio.SelectorEventLoop):
@@ -152,6 +152,33 @@ def test_who_is_put_off_comes_at_last_even_if_the_crowd_stays(queue: WorkQueue[s
             assert await queue.get() == "b"
 
     run(story)
+
+
+def test_a_crowd_that_stays_is_told_of_within_minutes(queue: WorkQueue[str]) -> None:
+    """Fifty new ones a second, for twelve minutes."""
+    made, late = dict[str, float](), dict[str, float]()
+
+    async def work() -> None:
+        while True:
+            key = await queue.get()
+            if key in made:
+                late[key] = clock() - made[key]
+            else:
+                made[key] = clock()
+                queue.put_off(key)
+            queue.done(key)
+
+    async def story() -> None:
+        async with keeping_time(queue):
+            working = asyncio.create_task(work())
+            for number in range(50 * 720):
+                queue.add(f"{number}")
+                await asyncio.sleep(0.02)
+            working.cancel()
+
+    run(story)
+    assert len(late) > 15_000
+    assert PATIENCE < max(late.values()) < PATIENCE + DRAINED
 
 
 def test_who_was_put_off_lets_others_go_first_even_then(queue: WorkQueue[str]) -> None:
