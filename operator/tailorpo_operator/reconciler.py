@@ -146,8 +146,9 @@ class Reconciler:
         except RefusedError as refusal:
             log.warning("refused: %s", refusal, extra=_about(key))
             made = plan(job, replace(seen, refused=refusal.told, fresh=True), now(), self._settings.retries)
-        if made.create and self.queue.put_off(key):
-            return  # of many jobs at once all get their pods first, and then are told of them
+        # Of many new jobs all get their pods first, and then are told of them.
+        if made.create and not job.status.attempts and self.queue.put_off(key):
+            return
         for announcement in made.announce:
             await self._announce(job, announcement)
         if not await self._write(key, job, made):
