@@ -1,0 +1,67 @@
+"""What is written when: of many new jobs all get their pods first, but nothing that was judged waits."""
+
+import asyncio
+from typing import Any
+from unittest.mock import AsyncMock
+
+from tailorpo_operator.cluster import Cluster
+from tailorpo_operator.reconciler import Reconciler
+from tailorpo_operator.retries import Retries
+from tailorpo_operator.settings import Settings
+from tailorpo_operator.store import Key, Store
+from tests.operator.stories import NOON
+from tests.operator.test_store import KEY, ended_tree, gang_tree, job_tree
+
+FIRST = {"number": 1, "start": "2026-01-01T12:00:00Z"}
+SETTINGS = Settings(retries=Retries(first=0))
+
+
+def look(job: dict[str, Any], gangs: list[dict[str, Any]], pods: list[dict[str, Any]]) -> AsyncMock:
+    """One look at a job in a crowd; returns what was asked of the cluster."""
+    cluster = AsyncMock(spec=Cluster)
+    cluster.job.return_value = job
+    cluster.children.return_value = gangs, pods, 20
+
+    def created(child: dict[str, Any]) -> dict[str, Any]:
+        made = {"uid": child["metadata"]["name"], "resourceVersion": "30", "creationTimestamp": "2026-01-01T12:00:00Z"}
+        return {**child, "metadata": {**child["metadata"], **made}}
+
+    cluster.create.side_effect = created
+    cluster.write_status.side_effect = lambda tree, status: {**job, "status": status}
+
+    async def story() -> None:
+        store = Store()
+        store.put_job(job)
+        for gang in gangs:
+            store.put_gang(gang)
+        for pod in pods:
+            store.put_pod(pod, NOON)
+        reconciler = Reconciler(cluster, store, SETTINGS)
+        reconciler.queue.add(KEY)
+        reconciler.queue.add(Key("team", "another"))
+        await reconciler.reconcile(await reconciler.queue.get())
+
+    asyncio.run(story())
+    return cluster
+
+
+def made(cluster: AsyncMock) -> list[str]:
+    return [call.args[0]["metadata"]["name"] for call in cluster.create.await_args_list]
+
+
+def test_a_new_job_is_told_of_after_those_that_wait_for_pods() -> None:
+    cluster = look(job_tree(), [], [])
+    assert "animals-0001" in made(cluster)
+    cluster.write_status.assert_not_awaited()
+    cluster.announce.assert_not_awaited()
+
+
+def test_the_end_of_an_attempt_is_written_with_the_next_one() -> None:
+    """Else the next look judges it again, finds pods of a gang that nobody asked for, and deletes them."""
+    job = job_tree() | {"status": {"phase": "Running", "attempts": [FIRST]}}
+    pods = [ended_tree(index=index) for index in (0, 1)]
+    cluster = look(job, [gang_tree()], pods)
+    assert made(cluster)[-1] == "animals-0002"
+    status = cluster.write_status.await_args.args[1]
+    assert [each["number"] for each in status["attempts"]] == [1, 2]
+    assert "end" in status["attempts"][0]
