@@ -29,6 +29,7 @@ from kubernetes.aio.client import ApiClient
 from benchmarks import crowd
 from tailorpo_operator import api as names
 from tailorpo_operator import children, connection, crd, naming
+from tailorpo_operator.cluster import path_of
 from tailorpo_operator.limits import RateLimit
 from tailorpo_operator.wire import Wire
 from tests.cluster.control_plane import ControlPlane, control_plane
@@ -136,11 +137,6 @@ async def count(wire: Wire, path: str) -> int:
     """How many objects there are."""
     page = await wire.request("list", path, query={"limit": "1"})
     return len(page["items"]) + int(page["metadata"].get("remainingItemCount", 0))
-
-
-def path_of(tree: Tree) -> str:
-    """Where it is made."""
-    return f"/apis/{tree['apiVersion']}/namespaces/{tree['metadata']['namespace']}/{tree['kind'].lower()}s"
 
 
 async def create(wire: Wire, made: Iterable[Tree]) -> None:

@@ -47,14 +47,14 @@ class Cluster:
 
     async def keeps_gangs(self, child: Tree) -> bool:
         """Whether the API server keeps what a Job says of gang scheduling: one that has none drops it."""
-        path = _path(child["apiVersion"], "jobs", child["metadata"]["namespace"])
+        path = path_of(child)
         made = await self._wire.request("create", path, child, {"dryRun": "All"})
         return "scheduling" in made["spec"]
 
     async def create(self, child: Tree) -> Tree:
         """Makes a child, or returns it if it is its owner's already. Raises `RefusedError` if it is another's."""
         meta = child["metadata"]
-        path = _path(child["apiVersion"], f"{child['kind'].lower()}s", meta["namespace"])
+        path = path_of(child)
         try:  # strictly, or a misspelt field of a pod template is dropped in silence
             return await self._wire.request("create", path, child, {"fieldValidation": "Strict"})
         except RefusedError as refusal:
@@ -109,7 +109,7 @@ class Cluster:
 
     async def announce(self, event: Tree) -> None:
         """An event, unless it was sent before."""
-        path = _path("v1", "events", event["metadata"]["namespace"])
+        path = path_of(event)
         try:
             await self._wire.request("create", path, event)
         except RefusedError as refusal:
@@ -138,6 +138,11 @@ async def _unless_gone(request: Awaitable[Tree]) -> Tree | None:
         if refusal.status == 404 or (refusal.status == 409 and refusal.reason == "Conflict"):
             return None
         raise
+
+
+def path_of(tree: Tree) -> str:
+    """Where an object is made."""
+    return _path(tree["apiVersion"], f"{tree['kind'].lower()}s", tree["metadata"]["namespace"])
 
 
 def _custom(namespace: str | None = None, name: str | None = None) -> str:

@@ -27,6 +27,31 @@ List = Callable[[Callable[[Tree], None]], Awaitable[int]]
 Watch = Callable[[int], AsyncIterator[tuple[str, Tree]]]
 
 
+async def relist(
+    list_: List,
+    *,
+    put: Callable[[Tree], Key | None],
+    keep: Callable[[Set[str], int], Iterable[Key]],
+    news: Callable[[Key], None],
+) -> int:
+    """Takes one object after the other: there may be thousands. Returns the version of the list.
+
+    list_: calls what it is given with each object, and returns the list's version.
+    keep: drops all but these uids, as far as they are not newer than that version, and returns whose they were.
+    """
+    uids = set[str]()
+
+    def use(tree: Tree) -> None:
+        uids.add(tree["metadata"]["uid"])
+        if (key := put(tree)) is not None:
+            news(key)
+
+    version = await list_(use)
+    for key in keep(uids, version):
+        news(key)
+    return version
+
+
 class Reflector:
     """Of one kind in one namespace, or in all.
 
@@ -46,10 +71,7 @@ class Reflector:
         news: Callable[[Key], None],
         heard: Callable[[], None],
     ) -> None:
-        """list_: calls what it is given with each object, and returns the list's version.
-        keep: drops all but these uids, as far as they are not newer than that version.
-        heard: called at each sign that what it knows is up to date.
-        """
+        """list_, keep: see `relist`. heard: called at each sign that what it knows is up to date."""
         self.name = name
         self.listed = asyncio.Event()
         self._said: str | None = None
@@ -62,7 +84,7 @@ class Reflector:
         while True:
             try:
                 if self._version is None:
-                    self._version = await self._relist()
+                    self._version = await relist(self._list, put=self._put, keep=self._keep, news=self._news)
                     self.listed.set()
                     self._heard()
                     self._said = None
@@ -74,20 +96,6 @@ class Reflector:
                     await self._pause(refusal)
             except AwayError as away:  # what was missed is asked for from the last version on
                 await self._pause(away)
-
-    async def _relist(self) -> int:
-        """Takes one object after the other: there may be thousands. Returns the version of the list."""
-        uids = set[str]()
-
-        def use(tree: Tree) -> None:
-            uids.add(tree["metadata"]["uid"])
-            if (key := self._put(tree)) is not None:
-                self._news(key)
-
-        version = await self._list(use)
-        for key in self._keep(uids, version):
-            self._news(key)
-        return version
 
     async def _follow(self, version: int) -> None:
         """One watch."""

@@ -20,10 +20,10 @@ from tailorpo_operator.limits import RateLimit
 from tailorpo_operator.observed import Pod
 from tailorpo_operator.progress import Progresses
 from tailorpo_operator.reconciler import Reconciler, now
-from tailorpo_operator.reflector import Reflector
+from tailorpo_operator.reflector import Reflector, relist
 from tailorpo_operator.settings import Settings
 from tailorpo_operator.store import Key, Store
-from tailorpo_operator.wire import TRIES, AwayError, RefusedError, Tree, Wire, writing_only_if
+from tailorpo_operator.wire import TRIES, AwayError, RefusedError, Wire, writing_only_if
 from tailorpo_trainer.exits import UnavailableError
 
 log = logging.getLogger(__name__)
@@ -180,20 +180,17 @@ class Operator:
         """Lists all jobs, and looks at each. What cannot be listed now is left for the next time."""
         for namespace in self._namespaces:
             self._beats.beat("list")  # one after the other may take long where nobody answers
-            uids = set[str]()
-
-            def use(tree: Tree, uids: set[str] = uids) -> None:
-                uids.add(tree["metadata"]["uid"])
-                reconciler.queue.add(self._store.put_job(tree), can_wait=True)
-
             try:
-                listed = await cluster.jobs(namespace, use)
+                await relist(
+                    partial(cluster.jobs, namespace),
+                    put=self._store.put_job,
+                    keep=partial(self._store.keep_jobs, namespace=namespace),
+                    news=lambda key: reconciler.queue.add(key, can_wait=key in self._store.jobs),
+                )
             except (AwayError, RefusedError) as problem:
                 self._complain("cannot list TailorPOJobs", str(problem))
                 continue
             self._said.clear()
-            for key in self._store.keep_jobs(uids, listed, namespace):
-                reconciler.queue.add(key)
         self._beats.beat("list")
 
     def _complain(self, what: str, words: str) -> None:

@@ -44,15 +44,13 @@ class WorkQueue(Generic[Key]):
         """As soon as a worker is free. can_wait: one that was put off stays so."""
         if key in self._working:
             self._again[key] = self._again.get(key, False) or not can_wait
-        elif key in self._last or key in self._put_off:
-            if not can_wait:
-                if key in self._last:
-                    del self._last[key]
-                    self._first[key] = None
-                else:
-                    del self._put_off[key]
-                    self._let_come(self._first, key)
+        elif can_wait and (key in self._last or key in self._put_off):
+            pass
+        elif key in self._last:
+            del self._last[key]
+            self._first[key] = None
         elif key not in self._first:
+            self._put_off.pop(key, None)
             self._let_come(self._first, key)
 
     def put_off(self, key: Key) -> bool:
