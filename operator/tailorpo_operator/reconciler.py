@@ -146,7 +146,7 @@ class Reconciler:
         except RefusedError as refusal:
             log.warning("refused: %s", refusal, extra=_about(key))
             made = plan(job, replace(seen, refused=refusal.told, fresh=True), now(), self._settings.retries)
-        # Of many new jobs all get their pods first, and then are told of them. Of others the plan may have judged an end.
+        # Of many new jobs all get their pods first, and then are told of them. Of others an end may have been judged.
         if made.create and not job.status.attempts and self.queue.put_off(key):
             return
         for announcement in made.announce:
