@@ -101,7 +101,7 @@ def _going(draft: Draft, attempt: Attempt) -> None:
     draft.say("; ".join([words, *alone, *children.warnings(draft.job)]), starting=told is None)
     if draft.seen.report is not None and draft.seen.report.attempt == attempt.number:
         draft.see(draft.seen.report.progress)
-    stopping.force(draft, pods)
+    stopping.force(draft, draft.seen.living)  # a Job that was deleted may have made one more pod
     if not ready and not ran and waiting.untold(gang, pods):
         draft.look_after(attempt.start, FIRST_LOOK, LAST_LOOK)
 

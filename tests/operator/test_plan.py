@@ -533,6 +533,16 @@ def test_stragglers_of_a_deleted_job_are_waited_for() -> None:
     assert (story.deletes(force=True), story.begins) == ([straggler.name], [])
 
 
+def test_a_straggler_that_comes_late_does_not_stay() -> None:
+    """A deleted Job's controller made one more pod, on a node that is lost."""
+    story = running_story()
+    late = pod(2, created=at(1), terminating=at(1))
+    story.look(LOST, gang(), pod(), pod(1), strangers=(late,))
+    assert (story.deletes(force=True), story.made.look) == ([], at(1 + LOST))
+    story.look(1 + LOST, gang(), pod(), pod(1), strangers=(late,))
+    assert (story.deletes(force=True), story.phase) == ([late.name], "Running")
+
+
 def test_pods_that_turn_unready_without_ending_are_told() -> None:
     story = running_story()
     story.look(10, gang(), pod(), pod(1, ready=False))
