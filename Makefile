@@ -28,6 +28,11 @@ demo: $(READY) ## Align the shipped model on this machine, then show the report
 	$(BIN)/tailorpo run $(DEMO_JOB) --output $(DEMO_OUTPUT)
 	@sh -euc "$$SHOW" show "$(CURDIR)/$(DEMO_OUTPUT)/report.html"
 
+# Named on make's command line, never taken from the environment: no test touches a developer's cluster by accident.
+ifeq ($(origin KUBECONFIG),command line)
+export TAILORPO_TEST_KUBECONFIG := $(KUBECONFIG)
+endif
+
 test: $(READY) ## Run the tests but the long ones; T="tests/test_spec.py -k typo" passes arguments to pytest
 	$(BIN)/pytest $(if $(T),,$(PARALLEL)) $(PYTEST_ARGS) $(T)
 

@@ -64,7 +64,8 @@ def _finished(draft: Draft) -> None:
             draft.delete += [] if gang.deleting else [StopAttempt(gang)]
     stopping.force(draft, draft.seen.living)
     ttl, end = draft.policy.ttl_seconds_after_finished, draft.status.completion_time
-    if ttl is not None and end is not None and draft.passed(end, ttl):
+    going = bool(draft.delete) or any(pod.terminating is not None for pod in draft.seen.living)
+    if ttl is not None and end is not None and draft.passed(end, ttl) and not going:  # else nobody would force them
         draft.delete.append(DeleteJob())
 
 

@@ -1,7 +1,7 @@
 """pytest's fixtures for tests against a real API server; a conftest.py imports what it wants.
 
 `TAILORPO_TEST_KUBECONFIG=/path/to/kubeconfig` makes them use that cluster instead of a control plane of their own.
-Plain KUBECONFIG is not heeded, so that no test ever touches a developer's cluster by accident.
+`make test KUBECONFIG=…` sets it. Plain KUBECONFIG is not heeded, so that no test touches a developer's cluster by accident.
 """
 
 import os
@@ -92,9 +92,10 @@ def kubectl(cluster: Cluster, namespace: str) -> Kubectl:
 
 
 @pytest.fixture
-def pod_driver(control_plane: ControlPlane, namespace: str) -> Iterator[PodDriver]:
+def pod_driver(cluster: Cluster, namespace: str) -> Iterator[PodDriver]:
     """Plays the kubelets of two nodes of this test."""
-    with control_plane.api(control_plane.user("pod-driver", ["system:masters"])) as api, PodDriver(api) as driver:
+    user = cluster.user("pod-driver", ["system:masters"]) if isinstance(cluster, ControlPlane) else None
+    with cluster.api(user) as api, PodDriver(api, among_others=user is None) as driver:
         for number in range(2):
             driver.add_node(f"{namespace}-node-{number}")
         yield driver

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import secrets
 import threading
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
@@ -14,7 +15,7 @@ from kubernetes.client import ApiClient, V1Container, V1Pod
 from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import HTTPError
 
-from tests.cluster.nodes import ALLOCATABLE, create_node, set_ready
+from tests.cluster.nodes import ALLOCATABLE, create_lease, create_node, drive_out, renew_lease, set_ready
 from tests.cluster.waiting import until
 
 SIGTERM_EXIT = 128 + 15
@@ -22,6 +23,8 @@ OOM_EXIT = 128 + 9
 DONE = ("Succeeded", "Failed")
 SCHEDULED = "spec.nodeName!="
 RECONNECT_SECONDS = 0.2
+RENEW_SECONDS = 5.0
+LABEL = "tailorpo.dev/pod-driver"
 
 Fields = dict[str, Any]
 
@@ -36,8 +39,15 @@ class PodDriver:
     nodes' clock may be wrong by `skew`. At the end its nodes and what is on them vanish.
     """
 
-    def __init__(self, api: ApiClient, *, run_all: bool = False, sigterm_exit: int = SIGTERM_EXIT) -> None:
+    def __init__(
+        self, api: ApiClient, *, run_all: bool = False, sigterm_exit: int = SIGTERM_EXIT, among_others: bool = False
+    ) -> None:
+        """among_others: in a cluster with other nodes, and a patience of its own with those that are silent.
+
+        Pods then have to ask for `selector`, the label of this driver's nodes.
+        """
         self.run_all = run_all
+        self.selector = {LABEL: secrets.token_hex(4)} if among_others else {}
         self.sigterm_exit, self.last_words = sigterm_exit, ""
         self.skew = timedelta()
         self._api = api
@@ -46,15 +56,20 @@ class PodDriver:
         self._watch = watch.Watch()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="pod driver", daemon=True)
+        self._heart = threading.Thread(target=self._beat, name="node leases", daemon=True)
 
     def __enter__(self) -> Self:
         self._thread.start()
+        if self.selector:
+            self._heart.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stopping.set()
+        if self._heart.is_alive():
+            self._heart.join()
         while self._thread.is_alive():
             self._watch.stop()
             self._thread.join(0.05)
@@ -71,7 +86,9 @@ class PodDriver:
 
     def add_node(self, name: str, allocatable: Mapping[str, str] = ALLOCATABLE) -> str:
         """Makes a ready node that this driver plays; pods may go there at once."""
-        create_node(self._api, name, allocatable)
+        create_node(self._api, name, allocatable, self.selector)
+        if self.selector:
+            create_lease(self._api, name)
         self._alive[name] = True
         until(lambda: not self._core.read_node(name).spec.taints, f"the taint of {name}, which was not ready, goes")
         return name
@@ -84,15 +101,18 @@ class PodDriver:
         """Power cut: the node is no longer heard of, and nothing is reported or confirmed for its pods."""
         self._alive[node] = False
         set_ready(self._api, node, "Unknown", "NodeStatusUnknown")
+        self._drive_out(node, True)
 
     def not_ready(self, node: str) -> None:
         """The kubelet says that the node is not ready, and still reports for its pods."""
         set_ready(self._api, node, "False", "KubeletNotReady")
+        self._drive_out(node, True)
 
     def recover(self, node: str) -> None:
         """The node is back: it confirms the deletions that hang, and takes pods again."""
         self._alive[node] = True
         set_ready(self._api, node, "True", "KubeletReady")
+        self._drive_out(node, False)
         for pod in self._on(node):
             self._attend(pod)
 
@@ -164,6 +184,16 @@ class PodDriver:
         self._report(pod, reason="Evicted", message=message)
 
     # The background
+
+    def _beat(self) -> None:
+        while not self._stopping.wait(RENEW_SECONDS):
+            for node in [name for name, alive in list(self._alive.items()) if alive]:
+                with contextlib.suppress(ApiException, HTTPError):
+                    renew_lease(self._api, node)
+
+    def _drive_out(self, node: str, away: bool) -> None:
+        if self.selector:
+            drive_out(self._api, node, away)
 
     def _follow(self) -> None:
         """Sees each pod once and at every change, until the end of the driver; survives an API server's restart."""

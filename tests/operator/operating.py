@@ -285,11 +285,21 @@ class Followed:
         return list(self.kubectl.json("get", "jobs", f"--selector={naming.JOB}={self.name}")["items"])
 
 
+def _on(selector: Mapping[str, str], document: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The job, on nodes with these labels only."""
+    if not selector:
+        return document
+    spec = document["spec"]
+    template = spec.get("template", {})
+    wanted = {**template.get("nodeSelector", {}), **selector}
+    return {**document, "spec": {**spec, "template": {**template, "nodeSelector": wanted}}}
+
+
 class Watched(Followed):
     """One whose pods the test plays."""
 
     def __init__(self, kubectl: Kubectl, driver: PodDriver, document: Mapping[str, Any]) -> None:
-        super().__init__(kubectl, document)
+        super().__init__(kubectl, _on(driver.selector, document))
         self.driver = driver
 
     def pods(self, attempt: int, count: int | None = None) -> list[V1Pod]:

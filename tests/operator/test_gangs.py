@@ -92,7 +92,7 @@ def test_a_gang_that_does_not_fit_binds_no_pod(room: Room) -> None:
 
     def waits() -> bool:
         status, condition = watched.status, watched.condition("PodsReady")
-        assert (status["phase"], condition["reason"]) == ("Pending", "Unschedulable"), status
+        assert (status.get("phase"), condition["reason"]) == ("Pending", "Unschedulable"), status
         assert "Insufficient cpu" in status["message"] or "minCount (2)" in status["message"], status
         return True
 
@@ -137,10 +137,8 @@ def test_a_queue_holds_a_gang_and_lets_it_go(
     kubectl: Kubectl, pod_driver: PodDriver, operator: OperatorProcess
 ) -> None:
     """Its own `suspend` is never ours to change; while it waits, no deadline passes."""
-    policy = {"startDeadlineSeconds": 1, "activeDeadlineSeconds": 2}
     template = {"nodeSelector": {"free": kubectl.namespace}}
-    document = job(scheduling={"queueName": "research"}, runPolicy=policy, template=template)
-    watched = Watched(kubectl, pod_driver, document)
+    watched = Watched(kubectl, pod_driver, job(scheduling={"queueName": "research"}, template=template))
     until(lambda: watched.gangs(), "the Job is made")
     hold(kubectl, True)
     assert watched.gangs()[0]["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "research"
@@ -150,6 +148,8 @@ def test_a_queue_holds_a_gang_and_lets_it_go(
         return True
 
     until(queued, "it is queued")
+    short = json.dumps({"spec": {"runPolicy": {"startDeadlineSeconds": 1, "activeDeadlineSeconds": 2}}})
+    kubectl("patch", "tpj", "animals", "--type=merge", f"--patch={short}")
     began = watched.attempt(1)["start"]
     waited = re.compile(rf'job_pending_seconds{{job="animals",namespace="{kubectl.namespace}"}} ([3-9]|\d\d)')
     until(lambda: waited.search(operator.ask("/metrics")[1]), "it is queued for longer than both deadlines")
@@ -200,7 +200,7 @@ def test_a_gang_makes_way_for_a_higher_priority(room: Room, workers: int) -> Non
 
     def waits() -> bool:
         status, condition = low.status, low.condition("PodsReady")
-        assert (status["phase"], condition["reason"]) == ("Restarting", "Unschedulable"), status
+        assert (status.get("phase"), condition["reason"]) == ("Restarting", "Unschedulable"), status
         assert "Insufficient cpu" in status["message"] or "minCount (2)" in status["message"], status
         living = room.living("low")
         assert [attempt for attempt, _ in living] == [2, 2]  # no half of a gang stays

@@ -813,6 +813,20 @@ def test_time_to_live_that_passed_with_the_operator_down_or_is_set_later() -> No
     assert story.status.observed_generation == 2, "an edit has been seen, though nothing follows"
 
 
+def test_no_job_goes_before_its_pods_that_may_hang_on_a_lost_node() -> None:
+    story = Story(finished(), ttlSecondsAfterFinished=0)
+    story.look(10, gang(), pod())
+    assert (story.stops, DeleteJob() in story.made.delete) == ([1], False)
+    story.look(20, gang(deleting=True), *terminating([pod()]))
+    assert DeleteJob() not in story.made.delete
+    assert story.made.look == at(LOST)
+    story.look(LOST, gang(deleting=True), *terminating([pod()]))
+    assert story.deletes(force=True) == [pod().name]
+    assert DeleteJob() not in story.made.delete
+    story.look(LOST + 1, gang(deleting=True))
+    assert DeleteJob() in story.made.delete
+
+
 def test_the_time_to_live_counts_from_the_end_on() -> None:
     story = running_story(ttlSecondsAfterFinished=60)
     story.look(10, gang(complete=True), exited(0), exited(0, 1))

@@ -22,7 +22,7 @@ def lies(job: Tree, gangs: list[Tree], pods: list[Tree], left: Collection[str]) 
     living = sorted(each["metadata"]["name"] for each in pods if alive(each) and gang_of(each) not in left)
     if status.get("observedGeneration") != job["metadata"]["generation"]:
         yield "it is about an older spec"
-    if going := [each["metadata"]["name"] for each in [*gangs, *pods] if "deletionTimestamp" in each["metadata"]]:
+    if going := [each["metadata"]["name"] for each in _going(gangs, pods)]:
         yield f"{going} are on their way out"
     if len(own) > 2:
         yield f"there are gangs of {[attempt(each) for each in own]}"
@@ -78,6 +78,15 @@ def _gang(status: Tree, conditions: dict[str, Tree], gang: Tree, pods: list[Tree
         said = conditions.get("PodsReady", {})
         if said.get("reason") != "Unschedulable":
             yield f"{unscheduled} find no node, and PodsReady says {said}"
+
+
+def _going(gangs: list[Tree], pods: list[Tree]) -> Iterator[Tree]:
+    """What is being deleted; not what only waits for a node without power, on which nothing runs any more."""
+    ended = [each for each in pods if "deletionTimestamp" in each["metadata"] and not alive(each)]
+    held = {uid for each in ended for uid in owners(each)}
+    for each in [*gangs, *pods]:
+        if "deletionTimestamp" in each["metadata"] and each not in ended and each["metadata"]["uid"] not in held:
+            yield each
 
 
 def owners(tree: Tree) -> list[str]:

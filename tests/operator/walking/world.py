@@ -123,7 +123,7 @@ class World:
         if not there["TailorPOJob"]:
             last = self._last_job()
             assert laws.over(last), f"the job is gone, and was {last['status'].get('phase')}"
-            assert not there["Pod"], f"the job is gone, and there are {len(there['Pod'])} pods"
+            assert not any(map(laws.alive, there["Pod"])), f"the job is gone, and there are {len(there['Pod'])} pods"
             return True
         found = list(truth.lies(there["TailorPOJob"][0], there["Job"], there["Pod"], self._left))
         assert not found, f"{'; '.join(found)}: {there['TailorPOJob'][0].get('status')}"
