@@ -1,7 +1,8 @@
 """pytest's fixtures for tests against a real API server; a conftest.py imports what it wants.
 
 `TAILORPO_TEST_KUBECONFIG=/path/to/kubeconfig` makes them use that cluster instead of a control plane of their own.
-`make test KUBECONFIG=…` sets it. Plain KUBECONFIG is not heeded, so that no test touches a developer's cluster by accident.
+`make test KUBECONFIG=…` sets it. Plain KUBECONFIG is not heeded, so that no test ever touches a developer's cluster by
+accident.
 """
 
 import os
