@@ -2,7 +2,7 @@
 
 import asyncio
 import heapq
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Hashable
 from contextlib import suppress
 from typing import Generic, TypeVar
@@ -13,7 +13,9 @@ CALM, CALM_EACH, CALM_MOST = 0.5, 0.005, 15.0
 """Seconds in which nobody is put off, after which all come who were: at least, more for each of them, and at most. What
 was made for a crowd keeps the API server busy for a while.
 """
-PATIENCE, DRIP, DRAINED = 30.0, 0.1, 300.0
+MANY, MANY_SECONDS = 10, 1.0
+"""So many new ones in that time are a crowd, though nobody waits; fewer do not prolong one."""
+PATIENCE, DRIP, DRAINED = 30.0, 0.5, 600.0
 """Seconds after which one comes who was put off even if the crowd stays; between two of them at most; and in which all
 would have come: a crowd that stays for ever is told of late, not later and later.
 """
@@ -30,7 +32,8 @@ class WorkQueue(Generic[Key]):
         self._working: set[Key] = set()
         self._again: dict[Key, bool] = {}
         self._patient: set[Key] = set()
-        self._asked = self._dripped = float("-inf")
+        self._asked = deque[float](maxlen=MANY)
+        self._crowded = self._dripped = float("-inf")
         self._due: dict[Key, float] = {}
         self._heap: list[tuple[float, int, Key]] = []
         self._count = 0
@@ -55,11 +58,13 @@ class WorkQueue(Generic[Key]):
 
     def put_off(self, key: Key) -> bool:
         """For who works on a key and could do the rest of it later: it comes again when there is no crowd any more, and
-        nobody else. Returns False, and does nothing, if there is none: nobody waits, nor was put off just now.
+        nobody else. Returns False, and does nothing, if there is none.
         """
         now = asyncio.get_running_loop().time()
-        crowd = now < self._calm() or bool(self._first)
-        self._asked = now
+        self._asked.append(now)
+        if self._first or (len(self._asked) == MANY and now - self._asked[0] < MANY_SECONDS):
+            self._crowded = now
+        crowd = now < self._calm()
         if crowd:
             self._patient.add(key)
         return crowd
@@ -104,8 +109,8 @@ class WorkQueue(Generic[Key]):
         self._available.release()
 
     def _calm(self) -> float:
-        """When the crowd will be over, unless somebody is put off before."""
-        return self._asked + min(CALM + CALM_EACH * len(self._put_off), CALM_MOST)
+        """When the crowd will be over, unless more come."""
+        return self._crowded + min(CALM + CALM_EACH * len(self._put_off), CALM_MOST)
 
     def _drip(self) -> float:
         """When the next of those who were put off comes even so."""
