@@ -107,6 +107,11 @@ class Pod:
         return self.phase in ("Running", "Succeeded") or self.exit is not None
 
     @property
+    def forced(self) -> bool:
+        """Whether it was deleted by force, and a finalizer keeps it, as the Job controller's does."""
+        return self.terminating is not None and not self.grace
+
+    @property
     def succeeded(self) -> bool:
         """Whether its trainer is done: another container, as a mesh's, may keep the pod."""
         return self.phase == "Succeeded" or (self.exit is not None and self.exit.code == 0)

@@ -129,7 +129,7 @@ def _ended(draft: Draft, attempt: Attempt, cause: Cause) -> bool:
             Running=Holds(False, cause.reason, cause.message), Restarting=Holds(True, cause.reason, cause.message)
         )
     draft.say(f"attempt {attempt.number} is ending: {cause.message}", starting=True)
-    if stop and gang is not None:
+    if gang is not None and (stop or stopping.keeps_forced(gang, living)):
         draft.delete.append(StopAttempt(gang))
     if gang is None:  # as the garbage collector will; it leaves those that were orphaned by a wish
         draft.delete += [DeletePod(pod) for pod in living if pod.terminating is None]

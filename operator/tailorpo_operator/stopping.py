@@ -14,6 +14,11 @@ def must_stop(gang: Gang | None, pods: tuple[Pod, ...], cause: Cause) -> bool:
     return not any(pod.phase == "Failed" or (pod.exit is not None and not pod.succeeded) for pod in pods)
 
 
+def keeps_forced(gang: Gang, living: list[Pod]) -> bool:
+    """Whether a Job lets no pod go that was forced before it had failed: Kubernetes' controller does, till its end."""
+    return not (gang.deleting or gang.complete or gang.failed) and any(pod.forced for pod in living)
+
+
 def hurry(draft: Draft, living: list[Pod]) -> None:
     """The first worker is done, so the run is; or a trainer is, but not its pod: they may take as long as a stop."""
     begun = since(draft.status, "PodsReady") or draft.now

@@ -399,6 +399,19 @@ def test_a_leader_that_succeeded_while_it_was_being_drained() -> None:
     assert story.phase == "Succeeded"
 
 
+def test_a_pod_that_is_forced_before_it_ran_is_let_go_by_its_job() -> None:
+    """The leader is done, another never began, on a lost node: the Job controller would wait for it for ever."""
+    story = running_story()
+    dying = pending(1, terminating=at(10), grace=GRACE)
+    story.look(10, gang(), exited(0), dying)
+    story.look(10 + LOST, gang(), exited(0), dying)
+    assert (story.deletes(force=True), story.stops) == ([dying.name], [])
+    story.look(11 + LOST, gang(), exited(0), replace(dying, grace=0.0))
+    assert (story.stops, story.last.reason) == ([1], "Completed")
+    story.look(12 + LOST)
+    assert (story.phase, story.last.reason) == ("Succeeded", "Completed")
+
+
 def test_workers_that_run_on_after_the_leader_is_done_are_stopped() -> None:
     story = running_story(terminationGracePeriodSeconds=60)
     story.look(10, gang(), exited(0), pod(1))

@@ -74,3 +74,17 @@ def test_a_leader_that_was_paused_and_still_leads_sees_what_it_has_missed(
         until(lapsed, "its lease was not renewed in time")
         operator.signal(signal.SIGCONT)
         watched.phase("Suspended")
+
+
+def test_a_pod_that_never_began_on_a_lost_node_keeps_no_job_from_its_end(
+    kubectl: Kubectl, pod_driver: PodDriver, operator: OperatorProcess
+) -> None:
+    """Kubernetes' Job controller kept it for ever, as it was deleted and had not failed."""
+    watched = Watched(kubectl, pod_driver, job(runPolicy={"terminationGracePeriodSeconds": 1}))
+    leader, other = watched.pods(1)
+    pod_driver.lose(other.spec.node_name)
+    pod_driver.run(leader)
+    pod_driver.end(leader, ExitCode.DONE, last_words(0, step=100))
+    kubectl("delete", "pod", other.metadata.name, "--wait=false")
+    assert watched.phase("Succeeded")["adapter"]
+    until(lambda: not kubectl.json("get", "pods")["items"], "no pod is left")
