@@ -155,9 +155,10 @@ class World:
             if pod.status.phase == "Pending":
                 self._report(pod, self.driver.run)
         pods = self._pods()
-        if len(pods) == self._workers() and all(pod.status.phase == "Running" for pod in pods):
+        if len(pods) == self._workers() and all(pod.status.phase in ("Running", "Succeeded") for pod in pods):
             for pod in pods:
-                self._end(pod, 0)
+                if pod.status.phase == "Running":
+                    self._end(pod, 0)
         return False
 
     def _nothing_left(self) -> bool:
