@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import json
 import secrets
 import threading
 from collections.abc import Iterator, Mapping
@@ -198,8 +199,8 @@ class PodDriver:
     def _follow(self) -> None:
         """Sees each pod once and at every change, until the end of the driver; survives an API server's restart."""
         while not self._stopping.is_set():
-            # From no version on: the first events are the pods that exist.
-            with contextlib.suppress(ApiException, HTTPError):
+            # From no version on: the first events are the pods that exist. The last line may be half a line.
+            with contextlib.suppress(ApiException, HTTPError, json.JSONDecodeError):
                 for event in self._watch.stream(self._core.list_pod_for_all_namespaces, field_selector=SCHEDULED):
                     if self._stopping.is_set():
                         return

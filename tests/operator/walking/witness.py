@@ -1,6 +1,7 @@
 """Sees every change of every object of a namespace, and tells the story afterwards."""
 
 import contextlib
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -108,7 +109,8 @@ class Witness:
         list_, where = self._lists[kind]
         known = self._versions[kind]
         while not self._over.is_set():
-            with contextlib.suppress(ApiException, HTTPError, OSError):
+            # The last line may be half a line.
+            with contextlib.suppress(ApiException, HTTPError, OSError, json.JSONDecodeError):
                 for event in self._watches[kind].stream(list_, *where, resource_version=str(known), deserialize=False):
                     if self._over.is_set():
                         return
