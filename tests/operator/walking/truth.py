@@ -8,10 +8,11 @@ from tests.operator.walking.laws import OVER, alive, attempt, gang_of
 Tree = dict[str, Any]
 
 
-def lies(job: Tree, gangs: list[Tree], pods: list[Tree], left: Collection[str]) -> Iterator[str]:
+def lies(job: Tree, gangs: list[Tree], pods: list[Tree], left: Collection[str], dark: Collection[str]) -> Iterator[str]:
     """What is not as the status says, or not yet as the spec wants it.
 
     left: gangs (by uid) whose pods were left alone by somebody's wish, who has to end them.
+    dark: nodes without power.
     """
     status, spec = job.get("status") or {}, job["spec"]
     conditions = {each["type"]: each for each in status.get("conditions", [])}
@@ -22,7 +23,7 @@ def lies(job: Tree, gangs: list[Tree], pods: list[Tree], left: Collection[str]) 
     living = sorted(each["metadata"]["name"] for each in pods if alive(each) and gang_of(each) not in left)
     if status.get("observedGeneration") != job["metadata"]["generation"]:
         yield "it is about an older spec"
-    if going := [each["metadata"]["name"] for each in _going(gangs, pods)]:
+    if going := [each["metadata"]["name"] for each in _going(gangs, pods, dark)]:
         yield f"{going} are on their way out"
     if len(own) > 2:
         yield f"there are gangs of {[attempt(each) for each in own]}"
@@ -80,13 +81,18 @@ def _gang(status: Tree, conditions: dict[str, Tree], gang: Tree, pods: list[Tree
             yield f"{unscheduled} find no node, and PodsReady says {said}"
 
 
-def _going(gangs: list[Tree], pods: list[Tree]) -> Iterator[Tree]:
-    """What is being deleted; not what only waits for a node without power, on which nothing runs any more."""
-    ended = [each for each in pods if "deletionTimestamp" in each["metadata"] and not alive(each)]
-    held = {uid for each in ended for uid in owners(each)}
+def _going(gangs: list[Tree], pods: list[Tree], dark: Collection[str]) -> Iterator[Tree]:
+    """What is being deleted, but for what has to wait for power."""
+    waiting = [each for each in pods if waits_for_power(each, dark)]
+    held = {uid for each in waiting for uid in owners(each)}
     for each in [*gangs, *pods]:
-        if "deletionTimestamp" in each["metadata"] and each not in ended and each["metadata"]["uid"] not in held:
+        if "deletionTimestamp" in each["metadata"] and each not in waiting and each["metadata"]["uid"] not in held:
             yield each
+
+
+def waits_for_power(pod: Tree, dark: Collection[str]) -> bool:
+    """Whether nothing of it runs any more, and only its node, which has no power, could confirm that it is gone."""
+    return "deletionTimestamp" in pod["metadata"] and not alive(pod) and pod["spec"].get("nodeName") in dark
 
 
 def owners(tree: Tree) -> list[str]:

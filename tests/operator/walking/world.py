@@ -120,12 +120,14 @@ class World:
             known = {each["metadata"]["uid"]: each["metadata"]["resourceVersion"] for each in seen[kind]}
             listed = {each["metadata"]["uid"]: each["metadata"]["resourceVersion"] for each in trees}
             assert known == listed, f"{kind}s are seen as {known}, and are {listed}"
+        dark = [node for node in self.nodes if not self.driver.alive(node)]
         if not there["TailorPOJob"]:
             last = self._last_job()
             assert laws.over(last), f"the job is gone, and was {last['status'].get('phase')}"
-            assert not any(map(laws.alive, there["Pod"])), f"the job is gone, and there are {len(there['Pod'])} pods"
+            stay = [each for each in there["Pod"] if not truth.waits_for_power(each, dark)]
+            assert not stay, f"the job is gone, and there are {len(stay)} pods"
             return True
-        found = list(truth.lies(there["TailorPOJob"][0], there["Job"], there["Pod"], self._left))
+        found = list(truth.lies(there["TailorPOJob"][0], there["Job"], there["Pod"], self._left, dark))
         assert not found, f"{'; '.join(found)}: {there['TailorPOJob'][0].get('status')}"
         return True
 
