@@ -63,12 +63,12 @@ class Contender:
         self._resume()
         if kind is None:
             self._pipe.send(None)  # from its last `done`
-            self._process.join()
         else:
-            self._process.terminate()
+            self._signal(signal.SIGINT, self._pids[:1])  # it takes what it has started with it
+        self._process.join()
 
     def run(self, seconds: float) -> bool:
-        """For so long; returns whether it is done."""
+        """For so long; returns whether it is done. Raises `EOFError` if it has ended without a result."""
         begun = time.monotonic()
         self._resume()
         if not self._begun:
@@ -88,13 +88,14 @@ class Contender:
         return self._pipe.recv()
 
     def _pause(self) -> None:
-        self._signal(signal.SIGSTOP)
+        self._signal(signal.SIGSTOP, self._pids)
 
     def _resume(self) -> None:
-        self._signal(signal.SIGCONT)
+        self._signal(signal.SIGCONT, self._pids)
 
-    def _signal(self, sign: signal.Signals) -> None:
-        for pid in self._pids:
+    @staticmethod
+    def _signal(sign: signal.Signals, pids: Iterable[int]) -> None:
+        for pid in pids:
             with suppress(ProcessLookupError):
                 os.kill(pid, sign)
 

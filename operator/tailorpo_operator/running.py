@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import gc
 import logging
 import secrets
 import signal
@@ -36,10 +35,6 @@ TURN_SECONDS = 1.0
 START_PAUSE, WATCH_PAUSE = 2.0, 2.0
 ELECTION_RATE, ELECTION_BURST = 5.0, 10
 """Requests a second; each look at the Lease is two."""
-GARBAGE = 10_000, 50, 50
-"""How much is made until it is looked for (`gc.set_threshold`). What is known of thousands of jobs is none, and Python
-looks through it each time: by default for a twelfth of all the CPU.
-"""
 STOP_SECONDS = 10.0
 """For the looks that are under way when a stop is asked for."""
 
@@ -61,7 +56,6 @@ class Operator:
 
     async def run(self, host: str, port: int) -> None:
         """Until SIGTERM or SIGINT. Raises `ConfigurationError`, `UnavailableError`."""
-        gc.set_threshold(*GARBAGE)
         loop = asyncio.get_running_loop()
         for sign in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(sign, self._stop.set)
