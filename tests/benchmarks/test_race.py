@@ -37,8 +37,8 @@ def failing(track: Track) -> None:
 
 
 def waiting(track: Track, log: Path) -> None:
-    track.ready([])
     try:
+        track.ready([])
         signal.pause()
     except KeyboardInterrupt:
         log.write_text("told to end")

@@ -9,17 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tailorpo_operator.limits import RateLimit
-from tailorpo_operator.workqueue import (
-    CALM,
-    CALM_EACH,
-    CALM_MOST,
-    DRAINED,
-    DRIP,
-    MANY,
-    MANY_SECONDS,
-    PATIENCE,
-    WorkQueue,
-)
+from tailorpo_operator.workqueue import CALM, CALM_EACH, DRAINED, DRIP, MANY, MANY_SECONDS, PATIENCE, WorkQueue
 
 
 class FakeTime(asyncio.SelectorEventLoop):
@@ -159,31 +149,6 @@ def test_who_is_put_off_comes_at_last_even_if_the_crowd_stays(queue: WorkQueue[s
             queue.put_off(first[0])
             await asyncio.sleep(2 * DRIP)
             assert await queue.get() == "b"
-
-    run(story)
-
-
-def test_a_crowd_lasts_while_there_is_news_of_it(queue: WorkQueue[str]) -> None:
-    """As of pods that Kubernetes makes."""
-    keys = [f"{number}" for number in range(2 * MANY)]
-
-    async def story() -> None:
-        async with keeping_time(queue):
-            for key in keys:
-                queue.add(key)
-            for _ in keys:
-                key = await queue.get()
-                assert queue.put_off(key)
-                queue.done(key)
-            while clock() < PATIENCE / 2:
-                queue.add(keys[0], can_wait=True)
-                assert await nothing(queue.get(), MANY_SECONDS / MANY / 2)
-            over = clock()
-            while clock() < over + CALM:
-                queue.add(keys[0], can_wait=True)  # now and then, for another reason
-                await asyncio.sleep(1.2 * MANY_SECONDS / MANY)
-            assert [await queue.get() for _ in keys] == keys
-            assert clock() < over + CALM_MOST
 
     run(story)
 
