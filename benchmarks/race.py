@@ -53,8 +53,8 @@ class Contender:
         self._process.start()
         theirs.close()
         self._pids: list[int] = self._pipe.recv()
-        self._begun = False
         self._pause()
+        self._pipe.send(None)  # read when it runs
 
     def __enter__(self) -> Self:
         return self
@@ -71,9 +71,6 @@ class Contender:
         """For so long; returns whether it is done. Raises `EOFError` if it has ended without a result."""
         begun = time.monotonic()
         self._resume()
-        if not self._begun:
-            self._pipe.send(None)
-            self._begun = True
         done = self._pipe.poll(seconds)
         self.seconds += time.monotonic() - begun
         if done:
@@ -110,4 +107,5 @@ def race(*lanes: Sequence[Contender]) -> None:
 
 
 def _run(pipe: Connection, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell runs in the background ignores it
     work(Track(pipe), *arguments)

@@ -378,15 +378,15 @@ def measure(jobs: int, turns: int) -> Found:
         with (
             Contender(direct, jobs, bare) as least,
             Contender(direct, jobs, rendered) as floor,
-            Contender(by_operator, jobs, last) as ours_,
+            Contender(by_operator, jobs, last) as operated,
         ):
             # Both together take about as long as ours; whichever is second shares another part of it.
-            race([ours_], [floor, least] if turn % 2 == 0 else [least, floor])
-            for contender, among in ((least, bares), (floor, floors), (ours_, others)):
+            race([operated], [floor, least] if turn % 2 == 0 else [least, floor])
+            for contender, among in ((least, bares), (floor, floors), (operated, others)):
                 among.append(replace(contender.result, seconds=contender.seconds))
-            told = f"bare Jobs {least.seconds:.1f} s, rendered Jobs {floor.seconds:.1f} s, ours {ours_.seconds:.1f} s"
+            told = f"bare Jobs {least.seconds:.1f} s, rendered {floor.seconds:.1f} s, ours {operated.seconds:.1f} s"
             print(f"{jobs}, turn {turn + 1}: {told}", file=sys.stderr, flush=True)
-            life = ours_.go_on() if last else None
+            life = operated.go_on() if last else None
     assert life is not None
     return Found(jobs, tuple(bares), tuple(floors), tuple(others), life)
 
