@@ -10,7 +10,7 @@ from tailorpo_operator.observed import Gang, Pod
 
 @dataclass(frozen=True)
 class CreateService:
-    """The headless Service, one for all attempts."""
+    """The headless Service, one for all jobs of a namespace, unless it is there."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """What a job becomes on a cluster: an Indexed Job for each attempt, and a headless Service between several workers."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -9,28 +9,35 @@ from tailorpo_operator.api import Job
 from tailorpo_operator.payload import TooLarge
 from tailorpo_trainer.placement import VolumeMount
 
-__all__ = ["TooLarge", "attempt", "owned", "service", "warnings"]
+__all__ = ["TooLarge", "attempt", "is_rendezvous", "owned", "rendezvous", "service", "wants_gang", "warnings"]
 
 Fields = dict[str, Any]
 
 
 def service(job: Job) -> Fields | None:
-    """Gives the pods of all attempts names, before they are ready, too. None for one worker, whom nobody calls."""
-    if job.spec.workers == 1:
-        return None
-    name = job.metadata["name"]
-    ports = naming.ports(job.spec.workers)
+    """What workers find each other by. None for one worker, whom nobody calls."""
+    return rendezvous(job.metadata.get("namespace")) if job.spec.workers > 1 else None
+
+
+def rendezvous(namespace: str | None) -> Fields:
+    """A Service for all jobs of a namespace: names for their first workers, before they are ready, too."""
     return {
         "apiVersion": "v1",
         "kind": "Service",
-        "metadata": _metadata(job, name, naming.of_job(name)),
+        "metadata": _metadata(namespace, naming.RENDEZVOUS, naming.COMMON),
         "spec": {
             "clusterIP": "None",
             "publishNotReadyAddresses": True,
-            "selector": {naming.JOB: name},
-            "ports": [{"name": port, "port": number} for port, number in ports.items()],
+            "selector": {**naming.COMMON, naming.INDEX: "0"},
+            "ports": [{"name": naming.MASTER, "port": naming.MASTER_PORT}],
         },
     }
+
+
+def is_rendezvous(tree: Mapping[str, Any]) -> bool:
+    """Whether a Service does what `rendezvous` is for, whoever made it."""
+    spec, wanted = tree["spec"], rendezvous(None)["spec"]
+    return all(spec.get(field) == wanted[field] for field in ("clusterIP", "publishNotReadyAddresses", "selector"))
 
 
 def attempt(job: Job, number: int, image: str) -> Fields:
@@ -44,7 +51,7 @@ def attempt(job: Job, number: int, image: str) -> Fields:
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
-        "metadata": _metadata(job, naming.attempt_name(name, number), labels),
+        "metadata": _metadata(job.metadata.get("namespace"), naming.attempt_name(name, number), labels),
         "spec": {
             "completionMode": "Indexed",
             "completions": job.spec.workers,
@@ -140,6 +147,5 @@ def _mount(job: Job, path: str) -> VolumeMount | None:
     return max(found, key=lambda each: len(PurePosixPath(each.mount_path).parts), default=None)
 
 
-def _metadata(job: Job, name: str, labels: dict[str, str]) -> Fields:
-    namespace = job.metadata.get("namespace")
+def _metadata(namespace: str | None, name: str, labels: dict[str, str]) -> Fields:
     return {"name": name, **({"namespace": namespace} if namespace else {}), "labels": labels}

@@ -9,6 +9,9 @@ from tailorpo_operator.api import GROUP, PLURAL, VERSION, Job
 from tailorpo_operator.observed import Gang, Pod, Told, owner
 from tailorpo_operator.wire import RefusedError, Tree, Wire, merge_patch
 
+NAMED = f"metadata.name={naming.RENDEZVOUS}"
+"""The API server takes it for a name, so that no right to see other Services is needed."""
+
 Use = Callable[[Tree], object]
 
 
@@ -53,21 +56,19 @@ class Cluster:
 
     async def create(self, child: Tree) -> Tree:
         """Makes a child, or returns it if it is its owner's already. Raises `RefusedError` if it is another's."""
-        meta = child["metadata"]
-        path = path_of(child)
-        try:  # strictly, or a misspelt field of a pod template is dropped in silence
-            return await self._wire.request("create", path, child, {"fieldValidation": "Strict"})
+        try:
+            made = await self._make(child)
         except RefusedError as refusal:
-            if "scheduling" in child["spec"] and 'unknown field "spec.scheduling' in str(refusal):  # before 1.37
-                spec = {name: value for name, value in child["spec"].items() if name != "scheduling"}
-                return await self.create({**child, "spec": spec})
-            if refusal.status != 409 or refusal.reason != "AlreadyExists":
+            if "scheduling" not in child["spec"] or 'unknown field "spec.scheduling' not in str(refusal):
                 raise
-        wanted = meta["ownerReferences"][0]
-        there = await _unless_gone(self._wire.request("get", f"{path}/{meta['name']}"))
+            spec = {name: value for name, value in child["spec"].items() if name != "scheduling"}  # before 1.37
+            return await self.create({**child, "spec": spec})
+        if made is not None:
+            return made
+        wanted, there = child["metadata"]["ownerReferences"][0], await self._there(child)
         if there is not None and owner(there, wanted["kind"]) == wanted["uid"]:
             return there
-        named = f"{child['kind']} {meta['name']}"
+        named = f"{child['kind']} {child['metadata']['name']}"
         references = (there or {}).get("metadata", {}).get("ownerReferences", ())
         if there is None or any(
             (each["kind"], each["name"]) == (wanted["kind"], wanted["name"]) for each in references
@@ -75,6 +76,24 @@ class Cluster:
             raise RefusedError(409, "NameTaken", f"{named} of a deleted {wanted['kind']} of this name is still there")
         words = f"{named} exists and is not of this {wanted['kind']}: delete it or rename the job"
         raise RefusedError(409, "NameTaken", words)
+
+    async def create_service(self, service: Tree) -> Tree:
+        """Makes what no job owns, or returns what has its name."""
+        while True:
+            if (made := await self._make(service) or await self._there(service)) is not None:
+                return made
+
+    async def _make(self, child: Tree) -> Tree | None:
+        """None where there is one of this name."""
+        try:  # strictly, or a misspelt field of a pod template is dropped in silence
+            return await self._wire.request("create", path_of(child), child, {"fieldValidation": "Strict"})
+        except RefusedError as refusal:
+            if refusal.status != 409 or refusal.reason != "AlreadyExists":
+                raise
+        return None
+
+    async def _there(self, child: Tree) -> Tree | None:
+        return await _unless_gone(self._wire.request("get", f"{path_of(child)}/{child['metadata']['name']}"))
 
     async def children(self, namespace: str, name: str) -> tuple[list[Tree], list[Tree], int]:
         """Gangs and pods of a job, and the version that both are at least of."""
@@ -96,6 +115,16 @@ class Cluster:
 
     def watch_pods(self, namespace: str | None, version: int) -> AsyncIterator[tuple[str, Tree]]:
         return self._wire.watch(_path("v1", "pods", namespace), version, labelSelector=naming.JOB)
+
+    async def services(self, namespace: str | None, use: Use) -> int:
+        """Calls `use` with each that has the name of the workers' own. Returns the version of the list."""
+        return await self._wire.each(_path("v1", "services", namespace), use, fieldSelector=NAMED)
+
+    def watch_services(self, namespace: str | None, version: int) -> AsyncIterator[tuple[str, Tree]]:
+        return self._wire.watch(_path("v1", "services", namespace), version, fieldSelector=NAMED)
+
+    async def delete_service(self, namespace: str, name: str, uid: str) -> None:
+        await _unless_gone(self._delete(f"{_path('v1', 'services', namespace)}/{name}", uid))
 
     async def stop(self, namespace: str, gang: Gang) -> None:
         """Deletes a gang's Job. Pods are orphaned unless the policy says otherwise."""

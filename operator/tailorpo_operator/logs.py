@@ -5,7 +5,7 @@ import logging
 import sys
 from datetime import UTC, datetime
 
-FIELDS = ("job", "attempt")
+FIELDS = ("job", "attempt", "namespace")
 
 
 class JSON(logging.Formatter):
@@ -24,8 +24,8 @@ class Plain(logging.Formatter):
     """As people read them."""
 
     def format(self, record: logging.LogRecord) -> str:
-        job = getattr(record, "job", None)
-        line = f"{datetime.now():%H:%M:%S} {record.levelname:7} {f'{job}: ' if job else ''}{record.getMessage()}"
+        about = getattr(record, "job", None) or getattr(record, "namespace", None)
+        line = f"{datetime.now():%H:%M:%S} {record.levelname:7} {f'{about}: ' if about else ''}{record.getMessage()}"
         return line + (f"\n{self.formatException(record.exc_info)}" if record.exc_info else "")
 
 

@@ -13,6 +13,10 @@ METRICS = "metrics"
 METRICS_PORT = 9400
 MASTER = "master"
 MASTER_PORT = 29400
+RENDEZVOUS = "tailorpo-rendezvous"
+"""The Service by which workers find the first of theirs, in each namespace with jobs of several."""
+INDEX = "batch.kubernetes.io/job-completion-index"
+"""Label and annotation of a pod, by Kubernetes: the number of the worker."""
 
 IMAGE = "tailorpo-trainer:0.1.0"
 """The trainer's image where neither a job nor the operator's settings name one."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from tailorpo_operator.naming import ATTEMPT, CONTAINER
+from tailorpo_operator.naming import ATTEMPT, CONTAINER, INDEX
 from tailorpo_trainer.progress import Progress
 
 Tree = Mapping[str, Any]
@@ -201,7 +201,7 @@ def pod(tree: Tree, terminating: datetime | None = None, trouble: Told | None = 
         name=meta["name"],
         uid=meta["uid"],
         attempt=attempt_of(meta),
-        index=_number(meta.get("annotations", {}).get("batch.kubernetes.io/job-completion-index", "")),
+        index=_number(meta.get("annotations", {}).get(INDEX, "")),
         created=time(meta["creationTimestamp"]),
         phase=status.get("phase", "Pending"),
         node=spec.get("nodeName"),

@@ -44,8 +44,7 @@ def template(job: Job, attempt: int, image: str) -> Fields:
         "spec": _given(
             restartPolicy="Never",
             terminationGracePeriodSeconds=job.spec.run_policy.termination_grace_period_seconds,
-            # Of the Service, which is there for several workers only.
-            subdomain=name if job.spec.workers > 1 else None,
+            subdomain=naming.RENDEZVOUS if job.spec.workers > 1 else None,
             serviceAccountName=asked.service_account_name,
             automountServiceAccountToken=False,
             enableServiceLinks=False,
@@ -95,7 +94,7 @@ def _arguments(job: Job, attempt: int) -> list[str]:
         arguments += [
             f"--nodes={spec.workers}",
             "--node-rank=$(JOB_COMPLETION_INDEX)",
-            f"--master-addr={naming.attempt_name(name, attempt)}-0.{name}",
+            f"--master-addr={naming.attempt_name(name, attempt)}-0.{naming.RENDEZVOUS}",
             f"--master-port={naming.MASTER_PORT}",
         ]
     return arguments

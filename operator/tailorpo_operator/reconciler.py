@@ -22,9 +22,11 @@ from tailorpo_operator.limits import RateLimit
 from tailorpo_operator.news import ended, news
 from tailorpo_operator.observed import Children, Report, Told
 from tailorpo_operator.plan import plan
+from tailorpo_operator.rendezvous import Rendezvous
 from tailorpo_operator.settings import Settings
 from tailorpo_operator.store import Key, Store
-from tailorpo_operator.wire import AwayError, RefusedError
+from tailorpo_operator.wire import RefusedError
+from tailorpo_operator.worker import Worker
 from tailorpo_operator.workqueue import WorkQueue
 
 log = logging.getLogger(__name__)
@@ -32,7 +34,6 @@ log = logging.getLogger(__name__)
 REMEMBERED_EVENTS = 20_000
 TROUBLE_SECONDS = 10.0
 """Between questions for the events of a gang that does not start."""
-FIRST_RETRY, LAST_RETRY = 0.5, 30.0
 
 
 class Reconciler:
@@ -48,8 +49,9 @@ class Reconciler:
         self._told: dict[Key, float] = {}
         self._sent: OrderedDict[str, None] = OrderedDict()
         self._trouble: dict[str, tuple[float, Told | None]] = {}
-        self._failures: dict[Key, int] = {}
-        self._stopping, self._leads = False, leads
+        self._stopping = False
+        self.rendezvous = Rendezvous(cluster, store, leads)
+        self._worker = Worker(self.queue, self._timed, acts=lambda: not self._stopping and leads(), about=_about)
 
     async def stop(self, seconds: float) -> None:
         """Takes no job any more, and waits until the looks that are under way have ended, or for so long."""
@@ -59,21 +61,11 @@ class Reconciler:
 
     async def work(self) -> None:
         """One worker; runs until it is cancelled."""
-        while True:
-            key = await self.queue.get()
-            try:
-                if self._stopping or not self._leads():  # whoever is elected looks at all jobs
-                    continue
-                with metrics.RECONCILE.time():
-                    await self.reconcile(key)
-                self._failures.pop(key, None)
-            except asyncio.CancelledError:
-                raise
-            except Exception as error:
-                self._again(key, error)
-            finally:
-                self.queue.done(key)
-                metrics.QUEUE.set(len(self.queue))
+        await self._worker.run()
+
+    async def _timed(self, key: Key) -> None:
+        with metrics.RECONCILE.time():
+            await self.reconcile(key)
 
     async def reconcile(self, key: Key) -> None:
         """One look at one job."""
@@ -168,8 +160,7 @@ class Reconciler:
     async def _create(self, job: Job, creation: CreateService | CreateAttempt) -> None:
         match creation:
             case CreateService():
-                if (service := children.service(job)) is not None:
-                    await self._cluster.create(children.owned(service, job))
+                await self.rendezvous.ensure(job.namespace)
             case CreateAttempt(number):
                 try:
                     gang = children.attempt(job, number, self._settings.image)
@@ -179,6 +170,8 @@ class Reconciler:
                 if job.spec.scheduling.gang == "Required" and children.wants_gang(job):
                     await self._require_gangs(gang)
                 self._store.put_gang(await self._cluster.create(gang))
+                if job.spec.workers > 1:  # somebody may have deleted it meanwhile
+                    await self.rendezvous.ensure(job.namespace)
 
     async def _require_gangs(self, gang: dict[str, Any]) -> None:
         try:
@@ -262,22 +255,11 @@ class Reconciler:
             return False
         return True
 
-    def _again(self, key: Key, error: Exception) -> None:
-        """Nothing is lost by an error: the next look finds what is to be done."""
-        metrics.FAILED.inc()
-        count = self._failures.get(key, 0)
-        self._failures[key] = count + 1
-        delay = min(FIRST_RETRY * 2.0**count, LAST_RETRY)
-        if isinstance(error, AwayError | RefusedError):
-            level = logging.DEBUG if count else logging.WARNING  # an outage is told once for each job
-            log.log(level, "again in %.1f s: %s", delay, error, extra=_about(key))
-        else:
-            log.error("again in %.1f s", delay, exc_info=error, extra=_about(key))
-        self.queue.add_after(key, delay)
-
     def _forget(self, key: Key) -> None:
-        for known in (self.reports, self._told, self._failures):
-            known.pop(key, None)
+        self.reports.pop(key, None)
+        self._told.pop(key, None)
+        self._worker.forget(key)
+        self.rendezvous.queue.add(key.namespace)
 
 
 def now() -> datetime:

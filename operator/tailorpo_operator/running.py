@@ -28,7 +28,7 @@ from tailorpo_trainer.exits import UnavailableError
 
 log = logging.getLogger(__name__)
 
-CHILDREN = ("Jobs", "pods")
+CHILDREN = ("Jobs", "pods", "Services")
 UNHEARD = 2.0
 """Of the time for a request, after which an operator that hears nothing of them is not ready: watches end sooner."""
 TURN_SECONDS = 1.0
@@ -109,12 +109,14 @@ class Operator:
         )
         metrics.JOBS.source = self._figures
         metrics.LEADING.set_function(self._leads)
+        metrics.QUEUE.set_function(lambda: len(reconciler.queue))
         reflectors = list(self._reflectors(cluster, reconciler))
         loops = [
             *([self._election.run(partial(self._look_at_all, reconciler))] if self._election else []),
             *(reflector.run() for reflector in reflectors),
             self._watch(cluster, reconciler),
             reconciler.queue.keep_time(),
+            reconciler.rendezvous.queue.keep_time(),
             self._keep_looking(cluster, reconciler),
             progresses.run(),
         ]
@@ -124,7 +126,9 @@ class Operator:
             listed = asyncio.create_task(reflector.listed.wait())
             await asyncio.wait([stop, listed, *others], return_when=asyncio.FIRST_COMPLETED)
             listed.cancel()
-        workers = [asyncio.create_task(reconciler.work()) for _ in range(self.settings.workers)]
+        reconciler.rendezvous.look_at_all()
+        working = [reconciler.rendezvous.work(), *(reconciler.work() for _ in range(self.settings.workers))]
+        workers = [asyncio.create_task(each) for each in working]
         self._ready.set()
         done, _ = await asyncio.wait([stop, *workers, *others], return_when=asyncio.FIRST_COMPLETED)
         self._ready.clear()
@@ -192,6 +196,7 @@ class Operator:
                 continue
             self._said.clear()
         self._beats.beat("list")
+        reconciler.rendezvous.look_at_all()
 
     def _complain(self, what: str, words: str) -> None:
         if self._said.get(what) != words:  # once, however long it lasts
@@ -199,8 +204,8 @@ class Operator:
             self._said[what] = words
 
     def _reflectors(self, cluster: Cluster, reconciler: Reconciler) -> Iterator[Reflector]:
-        store = self._store
-        jobs, pods = CHILDREN
+        store, rendezvous = self._store, reconciler.rendezvous
+        jobs, pods, services = CHILDREN
         for namespace in self._namespaces:
             yield Reflector(
                 jobs,
@@ -221,6 +226,16 @@ class Operator:
                 keep=partial(store.keep_pods, namespace=namespace),
                 news=partial(self._child_told, reconciler),
                 heard=partial(self._word.beat, pods),
+            )
+            yield Reflector(
+                services,
+                partial(cluster.services, namespace),
+                partial(cluster.watch_services, namespace),
+                put=rendezvous.put,
+                drop=rendezvous.drop,
+                keep=partial(rendezvous.keep, namespace=namespace),
+                news=lambda key: rendezvous.queue.add(key.namespace),
+                heard=partial(self._word.beat, services),
             )
 
     def _child_told(self, reconciler: Reconciler, key: Key) -> None:
@@ -249,6 +264,7 @@ class Operator:
     def _look_at_all(self, reconciler: Reconciler) -> None:
         for key in self._store.jobs:
             reconciler.queue.add(key)
+        reconciler.rendezvous.look_at_all()
 
     def _unready(self) -> str | None:
         return self._word.late() if self._ready.is_set() else "not started"

@@ -4,7 +4,7 @@ A watch may lag behind, and misses what is deleted while it is broken off: `keep
 more, and what must not be decided on a lag is read afresh.
 """
 
-from collections import OrderedDict, defaultdict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import replace
 from datetime import datetime
@@ -35,6 +35,7 @@ class Known(NamedTuple):
 
     Attributes:
         unready: since when it has waited for its pods; None: it does not.
+        several: whether it has several workers.
     """
 
     version: int
@@ -42,6 +43,7 @@ class Known(NamedTuple):
     created: datetime
     phase: str
     unready: datetime | None
+    several: bool
     text: bytes
 
 
@@ -59,6 +61,7 @@ class Store:
     def __init__(self) -> None:
         self._jobs: dict[Key, Known] = {}
         self._running: set[Key] = set()
+        self._several = Counter[str]()
         self._gangs: dict[Key, dict[str, _Seen]] = defaultdict(dict)
         self._pods: dict[Key, dict[str, _Seen]] = defaultdict(dict)
         self._departed: dict[Key, list[_Seen]] = {}
@@ -101,6 +104,9 @@ class Store:
         self._departed.pop(key, None)
 
     def _set(self, key: Key, known: Known | None) -> None:
+        before = self._jobs.get(key)
+        self._several[key.namespace] += int(known is not None and known.several)
+        self._several[key.namespace] -= int(before is not None and before.several)
         if known is None:
             self._jobs.pop(key, None)
         else:
@@ -158,6 +164,16 @@ class Store:
             strangers=tuple(strangers),
             departed=tuple(seen.what for seen in departed),
         )
+
+    def gathering(self) -> set[str]:
+        """Namespaces where workers of a gang may yet look for each other."""
+        among = ((key, seen.what) for key, gangs in self._gangs.items() for seen in gangs.values())
+        return {key.namespace for key, gang in among if gang.workers > 1 and not gang.complete and not gang.failed}
+
+    def gathers(self, namespace: str) -> bool:
+        """Whether there is a job or a gang of several workers in a namespace."""
+        gangs = (seen.what for key in self._among(self._gangs, namespace) for seen in self._gangs[key].values())
+        return self._several[namespace] > 0 or any(gang.workers > 1 for gang in gangs)
 
     def waits(self, key: Key) -> bool:
         """Whether there is a gang, and none of its pods has begun or goes."""
@@ -263,6 +279,11 @@ def version(tree: Tree) -> int:
     return int(tree["metadata"]["resourceVersion"])
 
 
+def several(tree: Tree) -> bool:
+    """Whether a job has several workers."""
+    return int((tree.get("spec") or {}).get("workers", 1)) > 1
+
+
 def _known(tree: Tree) -> Known:
     meta = {key: value for key, value in tree["metadata"].items() if key not in ("managedFields", "annotations")}
     status = tree.get("status") or {}
@@ -274,5 +295,6 @@ def _known(tree: Tree) -> Known:
         observed.time(meta["creationTimestamp"]),
         str(status.get("phase", "Pending")),
         observed.time(ready["lastTransitionTime"]) if waits else None,
+        several(tree),
         orjson.dumps({**tree, "metadata": meta}),
     )

@@ -9,13 +9,14 @@ from typing import Generic, TypeVar
 
 Key = TypeVar("Key", bound=Hashable)
 
-CALM, CALM_EACH, CALM_MOST = 0.5, 0.005, 15.0
-"""Seconds in which nobody is put off, after which all come who were: at least, more for each of them, and at most. What
-was made for a crowd keeps the API server busy for a while.
+CALM, CALM_EACH, CALM_MOST = 1.0, 0.005, 3.0
+"""Seconds in which nothing stirs, after which all come who were put off: at least, more for each, and at most."""
+MANY, BUSY = 10, 30
+"""So many new ones a second are a crowd, though nobody waits; and so much news of those put off prolongs one: what was
+made for it keeps the API server busy for a while. A Job controller at its default limits makes less, and is no reason
+to wait: it may take an hour.
 """
-MANY, MANY_SECONDS = 10, 1.0
-"""So many new ones in that time are a crowd, though nobody waits; fewer do not prolong one."""
-PATIENCE, DRIP, DRAINED = 30.0, 0.5, 600.0
+PATIENCE, DRIP, DRAINED = 60.0, 0.5, 600.0
 """Seconds after which one comes who was put off even if the crowd stays; between two of them at most; and in which all
 would have come: a crowd that stays for ever is told of late, not later and later.
 """
@@ -32,7 +33,7 @@ class WorkQueue(Generic[Key]):
         self._working: set[Key] = set()
         self._again: dict[Key, bool] = {}
         self._patient: set[Key] = set()
-        self._asked = deque[float](maxlen=MANY)
+        self._asked, self._told = deque[float](maxlen=MANY), deque[float](maxlen=BUSY)
         self._crowded = self._dripped = float("-inf")
         self._due: dict[Key, float] = {}
         self._heap: list[tuple[float, int, Key]] = []
@@ -47,7 +48,9 @@ class WorkQueue(Generic[Key]):
         """As soon as a worker is free. can_wait: one that was put off stays so."""
         if key in self._working:
             self._again[key] = self._again.get(key, False) or not can_wait
-        elif can_wait and (key in self._last or key in self._put_off):
+        elif can_wait and key in self._put_off:
+            self._stir(self._told)
+        elif can_wait and key in self._last:
             pass
         elif key in self._last:
             del self._last[key]
@@ -60,9 +63,8 @@ class WorkQueue(Generic[Key]):
         """For who works on a key and could do the rest of it later: it comes again when there is no crowd any more, and
         nobody else. Returns False, and does nothing, if there is none.
         """
-        now = asyncio.get_running_loop().time()
-        self._asked.append(now)
-        if self._first or (len(self._asked) == MANY and now - self._asked[0] < MANY_SECONDS):
+        now = self._stir(self._asked)
+        if self._first:
             self._crowded = now
         crowd = now < self._calm()
         if crowd:
@@ -103,6 +105,14 @@ class WorkQueue(Generic[Key]):
             self._sooner.set()
         elif again is not None:
             self.add(key)
+
+    def _stir(self, signs: deque[float]) -> float:
+        """One more sign of a crowd. Returns the time."""
+        now = asyncio.get_running_loop().time()
+        signs.append(now)
+        if len(signs) == signs.maxlen and now - signs[0] < 1.0:
+            self._crowded = now
+        return now
 
     def _let_come(self, among: OrderedDict[Key, None], key: Key) -> None:
         among[key] = None

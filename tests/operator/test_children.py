@@ -84,19 +84,38 @@ def test_names_have_room() -> None:
     assert len(f"{longest}-1023") <= 63, "the host name of the last pod is a label"
 
 
-def test_the_service_names_the_pods_of_every_attempt() -> None:
+def test_one_service_names_the_first_workers_of_all_jobs_of_a_namespace() -> None:
     made = children.service(job(workers=2))
+    assert made == children.service(job(name="dull", workers=3)) == children.rendezvous("team")
     assert made is not None
     assert made["spec"] == {
         "clusterIP": "None",
         "publishNotReadyAddresses": True,
-        "selector": {"tailorpo.dev/job": "vivid"},
-        "ports": [{"name": "metrics", "port": 9400}, {"name": "master", "port": 29400}],
+        "selector": {
+            "app.kubernetes.io/name": "tailorpo-trainer",
+            "app.kubernetes.io/managed-by": "tailorpo-operator",
+            "batch.kubernetes.io/job-completion-index": "0",
+        },
+        "ports": [{"name": "master", "port": 29400}],
     }
     for attempt in (1, 2):
         template = pod(job(workers=2), attempt)
-        assert template["spec"]["subdomain"] == made["metadata"]["name"] == "vivid"
-        assert made["spec"]["selector"].items() <= template["metadata"]["labels"].items()
+        assert template["spec"]["subdomain"] == made["metadata"]["name"] == "tailorpo-rendezvous"
+        by_kubernetes = {"batch.kubernetes.io/job-completion-index": "0"}
+        assert made["spec"]["selector"].items() <= (template["metadata"]["labels"] | by_kubernetes).items()
+
+
+@pytest.mark.parametrize("change", [
+    {"clusterIP": "10.0.0.7"},
+    {"publishNotReadyAddresses": None},
+    {"selector": {"app": "another"}},
+    {"selector": None},
+])  # fmt: skip
+def test_a_service_that_leads_elsewhere_is_known(change: dict[str, Any]) -> None:
+    made = children.rendezvous("team")
+    by_the_server = {"clusterIPs": ["None"], "sessionAffinity": "None", "type": "ClusterIP"}
+    assert children.is_rendezvous({**made, "spec": made["spec"] | by_the_server})
+    assert not children.is_rendezvous({**made, "spec": made["spec"] | change})
 
 
 def test_one_worker_needs_no_service() -> None:
@@ -108,7 +127,7 @@ def test_one_worker_needs_no_service() -> None:
     (1, 1, []),
     (1, 4, ["--processes=4"]),
     (2, 1, ["--processes=1", "--nodes=2", "--node-rank=$(JOB_COMPLETION_INDEX)",
-            "--master-addr=vivid-0007-0.vivid", "--master-port=29400"]),
+            "--master-addr=vivid-0007-0.tailorpo-rendezvous", "--master-port=29400"]),
 ])  # fmt: skip
 def test_the_command_line(workers: int, processes: int, arguments: list[str]) -> None:
     made = container(job(workers=workers, processesPerWorker=processes), 7)
@@ -225,9 +244,9 @@ def test_the_image() -> None:
 
 
 def test_a_child_goes_with_its_job() -> None:
-    made = job(workers=2)
-    for child in (children.service(made), children.attempt(made, 1, IMAGE)):
-        assert child is not None
+    for workers in (1, 2):
+        made = job(workers=workers)
+        child = children.attempt(made, 1, IMAGE)
         mine = children.owned(child, made)
         assert mine["metadata"].pop("ownerReferences") == [
             {
@@ -235,7 +254,7 @@ def test_a_child_goes_with_its_job() -> None:
                 "kind": "TailorPOJob",
                 "name": "vivid",
                 "uid": "u-1",
-                "controller": child["kind"] == "Service",  # Kubernetes makes no gang of a Job that somebody controls
+                "controller": workers == 1,  # Kubernetes makes no gang of a Job that somebody controls
             }
         ]
         assert mine == child

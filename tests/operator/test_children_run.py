@@ -45,7 +45,7 @@ def start(template: dict[str, Any], index: int, folder: Path, port: int) -> subp
     replaced = {
         "$(JOB_COMPLETION_INDEX)": str(index),
         "/etc/tailorpo": str(document),
-        "vivid-0003-0.vivid": "127.0.0.1",
+        "vivid-0003-0.tailorpo-rendezvous": "127.0.0.1",
         str(naming.MASTER_PORT): str(port),
     }
     arguments = container["args"]

@@ -142,10 +142,11 @@ def test_pods_are_made_where_only_hardened_ones_may_be(restricted: Kubectl) -> N
 
     found = until(pods, "both pods are made")
     assert {each["spec"]["hostname"] for each in found} == {"vivid-0001-0", "vivid-0001-1"}
-    assert {each["spec"]["subdomain"] for each in found} == {"vivid"}
+    assert {each["spec"]["subdomain"] for each in found} == {naming.RENDEZVOUS}
     for each in found:
         [container] = each["spec"]["containers"]
-        assert {"--node-rank=$(JOB_COMPLETION_INDEX)", "--master-addr=vivid-0001-0.vivid"} <= set(container["args"])
+        first = f"--master-addr=vivid-0001-0.{naming.RENDEZVOUS}"
+        assert {"--node-rank=$(JOB_COMPLETION_INDEX)", first} <= set(container["args"])
         assert "JOB_COMPLETION_INDEX" in {variable["name"] for variable in container["env"]}
         assert not [mount for mount in container["volumeMounts"] if "serviceaccount" in mount["mountPath"]]
         document = json.loads(each["metadata"]["annotations"][naming.DOCUMENT])

@@ -73,12 +73,13 @@ class Story:
         assert self.failing.status["failures"] == 1
         told = Counter(reason for reason, _ in self.failing.events() if reason != "Unschedulable")
         assert told == {"AttemptStarted": 2, "Running": 2, "InternalError": 1, "Succeeded": 1}
-        assert self._created() == {"jobs": 5, "services": 3}
+        assert self._created() == {"jobs": 5, "services": 1}
 
     def forget(self) -> None:
         """Makes room for the next story."""
         self._kubectl("delete", "tpj,events", "--all")
         until(lambda: not self._kubectl.json("get", "jobs,pods")["items"], "nothing is left of them")
+        until(lambda: not self._kubectl("get", "services", "--output=name"), "nor their Service")
 
     def _suspend(self, value: bool) -> None:
         patch = json.dumps({"spec": {"runPolicy": {"suspend": value}}})

@@ -39,15 +39,16 @@ Rights = dict[str, set[str]]
 
 
 def rights(cluster: Cluster, namespace: str, account: str, where: str) -> Rights:
-    """The verbs that the API server lists for a service account in a namespace, by `resource.group`."""
+    """The verbs that the API server lists for a service account in a namespace, by `resource.group` and names."""
     with cluster.api(cluster.service_account(namespace, account)) as api:
         review = {"spec": {"namespace": where}}
         answer = client.AuthorizationV1Api(api).create_self_subject_rules_review(review).status
     assert not answer.incomplete, answer.evaluation_error
     found: Rights = {}
     for rule in answer.resource_rules:
+        names = "".join(f"/{name}" for name in rule.resource_names or ())
         for group, resource in product(rule.api_groups, rule.resources):
-            found.setdefault(".".join(filter(None, (resource, group))), set()).update(rule.verbs)
+            found.setdefault(".".join(filter(None, (resource, group))) + names, set()).update(rule.verbs)
     return found
 
 
@@ -84,7 +85,8 @@ RIGHTS: Rights = {
     "tailorpojobs.tailorpo.dev": {"get", "list", "watch", "delete"},
     "tailorpojobs/status.tailorpo.dev": {"patch"},
     "jobs.batch": {"get", "list", "watch", "create", "delete"},
-    "services": {"get", "list", "create"},
+    "services": {"create"},
+    "services/tailorpo-rendezvous": {"get", "list", "watch", "delete"},
     "pods": {"get", "list", "watch", "delete"},
     "events": {"list", "create"},
 }
@@ -98,8 +100,11 @@ def test_the_operator_may_do_what_it_must_and_nothing_else(cluster: Cluster, ins
 
 def test_its_token_is_refused_the_rest(cluster: Cluster, installed: Kubectl) -> None:
     operator = cluster.kubectl(NAMESPACE, cluster.service_account(NAMESPACE, NAME))
-    operator("get", "jobs,pods,services,tailorpojobs", "--all-namespaces")
+    operator("get", "jobs,pods,tailorpojobs", "--all-namespaces")
+    operator("get", "services", "--all-namespaces", "--field-selector=metadata.name=tailorpo-rendezvous")
     for arguments in (
+        "get services",
+        "delete service kubernetes --namespace=default",
         "get secrets",
         "get nodes",
         "get namespaces",

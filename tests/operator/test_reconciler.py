@@ -27,6 +27,7 @@ def look(job: dict[str, Any], gangs: list[dict[str, Any]], pods: list[dict[str, 
         return {**child, "metadata": {**child["metadata"], **made}}
 
     cluster.create.side_effect = created
+    cluster.create_service.side_effect = created
     cluster.write_status.side_effect = lambda tree, status: {**job, "status": status}
 
     async def story() -> None:

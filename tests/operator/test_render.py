@@ -69,7 +69,7 @@ def test_the_api_server_takes_what_it_prints(cluster: Cluster, run: Run, write: 
     said = cluster.kubectl()(
         "create", "--dry-run=server", "--validate=strict", "--output=name", "--filename=-", stdin=out
     )
-    assert said.split() == ["service/vivid", "job.batch/vivid-0001"]
+    assert said.split() == ["service/tailorpo-rendezvous", "job.batch/vivid-0001"]
 
 
 def test_fields_and_namespace_can_be_set(run: Run, write: Callable[..., Path]) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tailorpo_operator.limits import RateLimit
-from tailorpo_operator.workqueue import CALM, CALM_EACH, DRAINED, DRIP, MANY, MANY_SECONDS, PATIENCE, WorkQueue
+from tailorpo_operator.workqueue import BUSY, CALM, CALM_EACH, CALM_MOST, DRAINED, DRIP, MANY, PATIENCE, WorkQueue
 
 
 class FakeTime(asyncio.SelectorEventLoop):
@@ -139,7 +139,7 @@ def test_who_is_put_off_comes_at_last_even_if_the_crowd_stays(queue: WorkQueue[s
             while clock() - begun < PATIENCE:
                 seen.append(await queue.get())
                 queue.put_off(seen[-1])
-                await asyncio.sleep(MANY_SECONDS / MANY / 2)
+                await asyncio.sleep(0.5 / MANY)
                 queue.done(seen[-1])
                 queue.add(f"{len(seen)}")
             assert not {"a", "b"} & {*seen}
@@ -149,6 +149,34 @@ def test_who_is_put_off_comes_at_last_even_if_the_crowd_stays(queue: WorkQueue[s
             queue.put_off(first[0])
             await asyncio.sleep(2 * DRIP)
             assert await queue.get() == "b"
+
+    run(story)
+
+
+@pytest.mark.parametrize(("rate", "lasts"), [(1.2 * BUSY, True), (0.8 * BUSY, False)])
+def test_much_news_of_a_crowd_prolongs_it(queue: WorkQueue[str], rate: float, lasts: bool) -> None:
+    """As of pods that Kubernetes makes; not if it makes them slowly, which may take an hour."""
+    keys = [f"{number}" for number in range(2 * MANY)]
+
+    async def story() -> None:
+        async with keeping_time(queue):
+            for key in keys:
+                queue.add(key)
+            for _ in keys:
+                key = await queue.get()
+                assert queue.put_off(key)
+                queue.done(key)
+            over = CALM_MOST
+            while lasts and clock() < PATIENCE / 2:
+                queue.add(keys[0], can_wait=True)
+                over = clock() + CALM_MOST
+                assert await nothing(queue.get(), 1 / rate)
+            coming = asyncio.create_task(queue.get())
+            while not coming.done():
+                queue.add(keys[0], can_wait=True)
+                await asyncio.sleep(1 / min(rate, 0.8 * BUSY))
+            assert clock() < over
+            assert [await coming, *[await queue.get() for _ in keys[1:]]] == keys
 
     run(story)
 
@@ -205,7 +233,7 @@ def test_a_steady_trickle_is_no_crowd(queue: WorkQueue[str]) -> None:
                 queue.add(f"{number}")
                 assert not queue.put_off(await queue.get())
                 queue.done(f"{number}")
-                await asyncio.sleep(1.2 * MANY_SECONDS / MANY)
+                await asyncio.sleep(1.2 / MANY)
             for number in range(MANY):
                 queue.add(f"more-{number}")
                 crowd = queue.put_off(await queue.get())

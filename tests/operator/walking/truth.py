@@ -57,6 +57,15 @@ def lies(job: Tree, gangs: list[Tree], pods: list[Tree], left: Collection[str], 
     yield from _gang(status, conditions, newest, mine)
 
 
+def unnamed(gangs: list[Tree], services: list[Tree]) -> Iterator[str]:
+    """Gangs whose workers could not find the first of theirs."""
+    for each in gangs:
+        conditions = (each.get("status") or {}).get("conditions") or []
+        ends = "deletionTimestamp" in each["metadata"] or any(said["status"] == "True" for said in conditions)
+        if each["spec"]["completions"] > 1 and not ends and not services:
+            yield f"{each['metadata']['name']} has no Service"
+
+
 def _gang(status: Tree, conditions: dict[str, Tree], gang: Tree, pods: list[Tree]) -> Iterator[str]:
     """Of an attempt that is open."""
     held = {kind for kind, each in conditions.items() if each["status"] == "True"}

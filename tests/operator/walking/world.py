@@ -126,8 +126,10 @@ class World:
             assert laws.over(last), f"the job is gone, and was {last['status'].get('phase')}"
             stay = [each for each in there["Pod"] if not truth.waits_for_power(each, dark)]
             assert not stay, f"the job is gone, and there are {len(stay)} pods"
+            assert there["Job"] or not there["Service"], "the job is gone, and its Service is not"
             return True
         found = list(truth.lies(there["TailorPOJob"][0], there["Job"], there["Pod"], self._left, dark))
+        found += truth.unnamed(there["Job"], there["Service"])
         assert not found, f"{'; '.join(found)}: {there['TailorPOJob'][0].get('status')}"
         return True
 
@@ -222,7 +224,7 @@ class World:
     def delete_service(self) -> None:
         self.witness.act("kubectl delete service")
         with _unless_refused(HTTPStatus.NOT_FOUND):
-            self._core.delete_namespaced_service(NAME, self.namespace)
+            self._core.delete_namespaced_service(naming.RENDEZVOUS, self.namespace)
 
     def delete_pod(self, number: int, *, force: bool) -> None:
         if (pod := self._pod(number)) is not None:

@@ -1,0 +1,67 @@
+"""Takes keys from a queue, and looks at each: what fails is looked at again, and nothing is lost by it."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, Generic
+
+from tailorpo_operator import metrics
+from tailorpo_operator.wire import AwayError, RefusedError
+from tailorpo_operator.workqueue import Key, WorkQueue
+
+log = logging.getLogger(__name__)
+
+FIRST_RETRY, LAST_RETRY = 0.5, 30.0
+"""Seconds until the next look after an error, which double."""
+
+
+class Worker(Generic[Key]):
+    """Any number of `run` may share it.
+
+    look: makes the cluster what it should be, as far as a key goes.
+    acts: whether this process may; whoever may next looks at everything.
+    about: fields for the log.
+    """
+
+    def __init__(
+        self,
+        queue: WorkQueue[Key],
+        look: Callable[[Key], Awaitable[None]],
+        *,
+        acts: Callable[[], bool],
+        about: Callable[[Key], dict[str, Any]],
+    ) -> None:
+        self._queue, self._look, self._acts, self._about = queue, look, acts, about
+        self._failures: dict[Key, int] = {}
+
+    async def run(self) -> None:
+        """Until it is cancelled."""
+        while True:
+            key = await self._queue.get()
+            try:
+                if not self._acts():
+                    continue
+                await self._look(key)
+                self.forget(key)
+            except asyncio.CancelledError:
+                raise
+            except Exception as error:
+                self._again(key, error)
+            finally:
+                self._queue.done(key)
+
+    def forget(self, key: Key) -> None:
+        """How often it has failed."""
+        self._failures.pop(key, None)
+
+    def _again(self, key: Key, error: Exception) -> None:
+        metrics.FAILED.inc()
+        count = self._failures.get(key, 0)
+        self._failures[key] = count + 1
+        delay = min(FIRST_RETRY * 2.0**count, LAST_RETRY)
+        if isinstance(error, AwayError | RefusedError):
+            level = logging.DEBUG if count else logging.WARNING  # an outage is told once for each key
+            log.log(level, "again in %.1f s: %s", delay, error, extra=self._about(key))
+        else:
+            log.error("again in %.1f s", delay, exc_info=error, extra=self._about(key))
+        self._queue.add_after(key, delay)

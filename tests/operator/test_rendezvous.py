@@ -1,0 +1,290 @@
+"""The Service that no job owns: there when workers need it, whoever deletes what when, and gone after the last job."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+from unittest.mock import AsyncMock
+
+import pytest
+
+from tailorpo_operator import children, naming
+from tailorpo_operator.cluster import Cluster
+from tailorpo_operator.rendezvous import Rendezvous
+from tailorpo_operator.store import Store
+from tailorpo_operator.wire import AwayError, RefusedError
+from tests.cluster.api import Kubectl
+from tests.cluster.control_plane import ControlPlane
+from tests.cluster.pods import PodDriver
+from tests.cluster.waiting import until
+from tests.operator.operating import OperatorProcess, Watched, job
+from tests.operator.test_store import gang_tree, job_tree, meta
+
+SERVICE = f"service/{naming.RENDEZVOUS}"
+
+Tree = dict[str, Any]
+STRANGER: Tree = {"clusterIP": "10.0.0.7", "selector": {"app": "another"}}
+Story = Callable[["Server", Rendezvous, Store], Awaitable[None]]
+
+
+def service_tree(version: int = 5, uid: str = "service-5") -> Tree:
+    return {**children.rendezvous("team"), "metadata": meta(naming.RENDEZVOUS, uid, version)}
+
+
+class Server:
+    """Has at most one Service, and the jobs it is given. before: happens while a request is on its way."""
+
+    def __init__(self) -> None:
+        self.service: Tree | None = None
+        self.jobs: list[Tree] = []
+        self.asked: list[str] = []
+        self.before: Callable[[str], Awaitable[None] | None] = lambda what: None
+        self._version = 100
+        self.cluster = AsyncMock(spec=Cluster)
+        self.cluster.create_service.side_effect = self._create
+        self.cluster.delete_service.side_effect = self._delete
+        self.cluster.jobs.side_effect = self._jobs
+
+    async def _ask(self, what: str) -> None:
+        self.asked.append(what)
+        if (pending := self.before(what)) is not None:
+            await pending
+        await asyncio.sleep(0)
+
+    async def _create(self, service: Tree) -> Tree:
+        await self._ask("create")
+        if self.service is None:
+            self._version += 1
+            self.service = {**service, "metadata": meta(naming.RENDEZVOUS, f"service-{self._version}", self._version)}
+        return self.service
+
+    async def _delete(self, namespace: str, name: str, uid: str) -> None:
+        await self._ask("delete")
+        if self.service is not None and self.service["metadata"]["uid"] == uid:
+            self.service = None
+
+    async def _jobs(self, namespace: str, use: Callable[[Tree], object]) -> int:
+        await self._ask("list")
+        for tree in self.jobs:
+            use(tree)
+        return self._version
+
+
+def told(story: Story) -> Server:
+    server, store = Server(), Store()
+
+    async def run() -> None:
+        await story(server, Rendezvous(server.cluster, store, lambda: True), store)
+
+    asyncio.run(run())
+    return server
+
+
+# Without a cluster
+
+
+def test_it_is_made_once_however_many_need_it_at_a_time() -> None:
+    async def story(server: Server, rendezvous: Rendezvous, store: Store) -> None:
+        await asyncio.gather(*(rendezvous.ensure("team") for _ in range(10)))
+        await rendezvous.ensure("team")
+
+    assert told(story).asked == ["create"]
+
+
+def test_a_stranger_of_its_name_is_refused_and_left_alone() -> None:
+    async def story(server: Server, rendezvous: Rendezvous, store: Store) -> None:
+        server.service = {**service_tree(), "spec": STRANGER}
+        for _ in range(2):
+            with pytest.raises(RefusedError, match="exists, and does not lead to the first workers of jobs") as raised:
+                await rendezvous.ensure("team")
+            assert raised.value.reason == "NameTaken"
+        await rendezvous.reconcile("team")
+
+    assert told(story).asked == ["create", "create"]
+
+
+def test_it_goes_when_neither_a_job_nor_a_gang_needs_it() -> None:
+    async def story(server: Server, rendezvous: Rendezvous, store: Store) -> None:
+        store.put_job(job_tree())
+        store.put_gang(gang_tree())
+        await rendezvous.ensure("team")
+        await rendezvous.reconcile("team")
+        store.drop_job(job_tree())
+        await rendezvous.reconcile("team")
+        assert server.asked == ["create"], "its gang is still there"
+        store.drop_gang(gang_tree())
+        await rendezvous.reconcile("team")
+        await rendezvous.reconcile("team")
+
+    assert told(story).asked == ["create", "list", "delete"]
+
+
+@pytest.mark.parametrize(("workers", "asked"), [(1, ["list", "delete"]), (2, ["list"])])
+def test_a_job_that_no_watch_has_shown_keeps_it(workers: int, asked: list[str]) -> None:
+    """As after a start: the first of all watches tells of the Service."""
+
+    async def story(server: Server, rendezvous: Rendezvous, store: Store) -> None:
+        server.service = service_tree()
+        server.jobs = [{"metadata": meta("cats", "cats", 7), "spec": {"workers": workers}}]
+        rendezvous.put(server.service)
+        await rendezvous.reconcile("team")
+
+    assert told(story).asked == asked
+
+
+def test_an_attempt_that_begins_while_it_is_deleted_gets_a_new_one() -> None:
+    async def story(server: Server, rendezvous: Rendezvous, store: Store) -> None:
+        server.service = service_tree()
+        rendezvous.put(server.service)
+        begun: list[asyncio.Task[None]] = []
+
+        async def begin(what: str) -> None:
+            if what == "delete":
+                begun.append(asyncio.create_task(rendezvous.ensure("team")))
+                await asyncio.sleep(0)
+
+        server.before = begin
+        await rendezvous.reconcile("team")
+        await begun[0]
+        assert server.service is not None
+
+    assert told(story).asked == ["list", "delete", "create"]
+
+
+def test_a_deletion_that_fails_is_tried_again() -> None:
+    async def story(server: Server, rendezvous: Rendezvous, store: Store) -> None:
+        server.service = service_tree()
+        rendezvous.put(server.service)
+
+        def away(what: str) -> None:
+            if server.asked.count("delete") == 1:
+                raise AwayError("no answer")
+
+        server.before = away
+        with pytest.raises(AwayError):
+            await rendezvous.reconcile("team")
+        server.before = lambda what: None
+        await rendezvous.reconcile("team")
+        assert server.service is None
+
+    assert told(story).asked == ["list", "delete", "list", "delete"]
+
+
+@pytest.mark.parametrize(("gang", "asked"), [
+    (gang_tree(), ["create"]),
+    ({**gang_tree(), "status": {"conditions": [{"type": "Complete", "status": "True"}]}}, []),
+    ({**gang_tree(), "spec": {"completions": 1}}, []),
+])  # fmt: skip
+def test_deleted_by_somebody_it_comes_again_while_a_gang_may_need_it(gang: Tree, asked: list[str]) -> None:
+    async def story(server: Server, rendezvous: Rendezvous, store: Store) -> None:
+        rendezvous.put(service_tree())
+        store.put_job(job_tree())
+        store.put_gang(gang)
+        rendezvous.drop(service_tree())
+        await rendezvous.reconcile("team")
+
+    assert told(story).asked == asked
+
+
+def test_an_answer_that_comes_after_its_deletion_brings_nothing_back() -> None:
+    async def story(server: Server, rendezvous: Rendezvous, store: Store) -> None:
+        rendezvous.drop(service_tree(uid="service-101", version=102))
+        await rendezvous.ensure("team")  # is answered late: it has that uid
+        server.service = None
+        await rendezvous.ensure("team")
+
+    assert told(story).asked == ["create", "create"]
+
+
+def test_a_list_tells_what_went() -> None:
+    async def story(server: Server, rendezvous: Rendezvous, store: Store) -> None:
+        rendezvous.put(service_tree(version=5))
+        assert list(rendezvous.keep({"service-5"}, 9, None)) == []
+        assert list(rendezvous.keep(set(), 4, None)) == [], "it is newer than the list"
+        assert list(rendezvous.keep(set(), 9, "another")) == []
+        assert list(rendezvous.keep(set(), 9, "team")) == [("team", naming.RENDEZVOUS)]
+        await rendezvous.ensure("team")
+
+    assert told(story).asked == ["create"]
+
+
+# On a control plane
+
+
+def uid(kubectl: Kubectl) -> str:
+    return kubectl("get", SERVICE, "--ignore-not-found", "--output=jsonpath={.metadata.uid}")
+
+
+def test_one_for_all_jobs_of_a_namespace_goes_with_the_last(
+    kubectl: Kubectl, pod_driver: PodDriver, operator: OperatorProcess, control_plane: ControlPlane
+) -> None:
+    mark = control_plane.audit.mark()
+    animals, plants = (Watched(kubectl, pod_driver, job(name)) for name in ("animals", "plants"))
+    Watched(kubectl, pod_driver, job("alone", workers=1)).run(1)
+    animals.run(1)
+    plants.run(1)
+    kubectl("delete", "tpj", "animals")
+    plants.finish(1)
+    assert uid(kubectl)
+    kubectl("delete", "tpj", "plants")
+    until(lambda: not uid(kubectl), "it goes with the last job of several workers")
+    assert kubectl.json("get", "tpj", "alone")["status"]["phase"] == "Running"
+    asked = [each for each in control_plane.audit.since(mark) if each.namespace == kubectl.namespace]
+    writes = [each.verb for each in asked if each.resource == "services" and each.verb in ("create", "delete")]
+    assert writes == ["create", "delete"]
+
+
+def test_it_comes_again_at_once(kubectl: Kubectl, pod_driver: PodDriver, operator: OperatorProcess) -> None:
+    watched = Watched(kubectl, pod_driver, job())
+    watched.pods(1)
+    before = uid(kubectl)
+    kubectl("delete", SERVICE)
+    until(lambda: uid(kubectl) not in ("", before), "the gang that has not begun can find itself")
+    watched.run(1)
+
+
+def test_what_happens_to_it_while_no_operator_runs(
+    kubectl: Kubectl, pod_driver: PodDriver, operator: OperatorProcess
+) -> None:
+    watched = Watched(kubectl, pod_driver, job())
+    watched.pods(1)
+    operator.kill()
+    kubectl("delete", SERVICE)
+    operator.start()
+    until(lambda: uid(kubectl), "it is back")
+    operator.kill()
+    kubectl("delete", "tpj", "--all")
+    until(lambda: not kubectl.json("get", "jobs")["items"], "nobody needs it")
+    operator.start()
+    until(lambda: not uid(kubectl), "it is gone")
+
+
+def test_a_service_of_its_name_that_leads_elsewhere(kubectl: Kubectl, pod_driver: PodDriver, operator: Any) -> None:
+    ports = [{"port": 80}]
+    spec = {"selector": {"app": "another"}, "ports": ports}
+    kubectl.apply({"apiVersion": "v1", "kind": "Service", "metadata": {"name": naming.RENDEZVOUS}, "spec": spec})
+    watched = Watched(kubectl, pod_driver, job())
+
+    def taken() -> bool:
+        return bool(watched.condition("PodsReady").get("reason") == "NameTaken")
+
+    until(taken, "it says why it does not begin")
+    assert f"Service {naming.RENDEZVOUS} exists" in watched.status["message"]
+    kubectl("delete", SERVICE)
+    watched.run(1)
+    kubectl("delete", "tpj", "animals")
+    until(lambda: not uid(kubectl), "it is gone")
+
+
+def test_a_service_of_its_name_stays_with_its_owner(
+    kubectl: Kubectl, pod_driver: PodDriver, operator: OperatorProcess
+) -> None:
+    """Nothing of it is ours, so nothing is done to it after the last job."""
+    spec = {"selector": {"app": "another"}, "ports": [{"port": 80}]}
+    kubectl.apply({"apiVersion": "v1", "kind": "Service", "metadata": {"name": naming.RENDEZVOUS}, "spec": spec})
+    watched = Watched(kubectl, pod_driver, job("alone", workers=1))
+    watched.run(1)
+    watched.finish(1)
+    kubectl("delete", "tpj", "alone")
+    until(lambda: not kubectl.json("get", "tpj,jobs,pods")["items"], "the job is gone")
+    assert json.loads(kubectl("get", SERVICE, "--output=json"))["spec"]["selector"] == {"app": "another"}
