@@ -7,6 +7,7 @@ with the last job.
 """
 
 import asyncio
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Set
 from typing import Any, NamedTuple
@@ -17,6 +18,8 @@ from tailorpo_operator.store import Key, Store, several, version
 from tailorpo_operator.wire import RefusedError
 from tailorpo_operator.worker import Worker
 from tailorpo_operator.workqueue import WorkQueue
+
+log = logging.getLogger(__name__)
 
 Tree = Mapping[str, Any]
 
@@ -56,6 +59,7 @@ class Rendezvous:
         if not children.is_rendezvous(made):
             words = f"Service {naming.RENDEZVOUS} exists, and does not lead to the first workers of jobs: delete it"
             raise RefusedError(409, "NameTaken", words)
+        log.info("Service %s is there", naming.RENDEZVOUS, extra=_about(namespace))
 
     async def reconcile(self, namespace: str) -> None:
         """One look at one namespace."""
@@ -78,6 +82,7 @@ class Rendezvous:
                 except BaseException:
                     self._seen.setdefault(namespace, seen)  # no watch will tell of it
                     raise
+                log.info("Service %s deleted after the last job", naming.RENDEZVOUS, extra=_about(namespace))
 
     def look_at_all(self) -> None:
         """Whatever was missed."""
