@@ -22,7 +22,7 @@ from tailorpo_operator.progress import Progresses
 from tailorpo_operator.reconciler import Reconciler, now
 from tailorpo_operator.reflector import Reflector, relist
 from tailorpo_operator.settings import Settings
-from tailorpo_operator.store import Key, Store
+from tailorpo_operator.store import Key, Store, Tree
 from tailorpo_operator.wire import TRIES, AwayError, RefusedError, Wire, writing_only_if
 from tailorpo_trainer.exits import UnavailableError
 
@@ -204,39 +204,40 @@ class Operator:
             self._said[what] = words
 
     def _reflectors(self, cluster: Cluster, reconciler: Reconciler) -> Iterator[Reflector]:
-        store, rendezvous = self._store, reconciler.rendezvous
+        store, rendezvous, child = self._store, reconciler.rendezvous, partial(self._child_told, reconciler)
+
+        def put_pod(tree: Tree) -> Key | None:
+            return store.put_pod(tree, now())
+
+        def service(key: Key) -> None:
+            rendezvous.queue.add(key.namespace)
+
         jobs, pods, services = CHILDREN
-        for namespace in self._namespaces:
-            yield Reflector(
-                jobs,
-                partial(cluster.gangs, namespace),
-                partial(cluster.watch_gangs, namespace),
-                put=store.put_gang,
-                drop=store.drop_gang,
-                keep=partial(store.keep_gangs, namespace=namespace),
-                news=partial(self._child_told, reconciler),
-                heard=partial(self._word.beat, jobs),
-            )
-            yield Reflector(
-                pods,
-                partial(cluster.pods, namespace),
-                partial(cluster.watch_pods, namespace),
-                put=lambda tree: store.put_pod(tree, now()),
-                drop=store.drop_pod,
-                keep=partial(store.keep_pods, namespace=namespace),
-                news=partial(self._child_told, reconciler),
-                heard=partial(self._word.beat, pods),
-            )
-            yield Reflector(
+        kinds = (
+            (jobs, cluster.gangs, cluster.watch_gangs, store.put_gang, store.drop_gang, store.keep_gangs, child),
+            (pods, cluster.pods, cluster.watch_pods, put_pod, store.drop_pod, store.keep_pods, child),
+            (
                 services,
-                partial(cluster.services, namespace),
-                partial(cluster.watch_services, namespace),
-                put=rendezvous.put,
-                drop=rendezvous.drop,
-                keep=partial(rendezvous.keep, namespace=namespace),
-                news=lambda key: rendezvous.queue.add(key.namespace),
-                heard=partial(self._word.beat, services),
-            )
+                cluster.services,
+                cluster.watch_services,
+                rendezvous.put,
+                rendezvous.drop,
+                rendezvous.keep,
+                service,
+            ),
+        )
+        for namespace in self._namespaces:
+            for name, list_, watch, put, drop, keep, news in kinds:
+                yield Reflector(
+                    name,
+                    partial(list_, namespace),
+                    partial(watch, namespace),
+                    put=put,
+                    drop=drop,
+                    keep=partial(keep, namespace=namespace),
+                    news=news,
+                    heard=partial(self._word.beat, name),
+                )
 
     def _child_told(self, reconciler: Reconciler, key: Key) -> None:
         reconciler.queue.add(key, can_wait=self._store.waits(key))
