@@ -259,7 +259,7 @@ class Reconciler:
         self.reports.pop(key, None)
         self._told.pop(key, None)
         self._worker.forget(key)
-        self.rendezvous.queue.add(key.namespace)
+        self.rendezvous.heard_of(key)
 
 
 def now() -> datetime:

@@ -8,13 +8,13 @@ with the last job.
 
 import asyncio
 import logging
-from collections import defaultdict
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Set
 from typing import Any, NamedTuple
 
 from tailorpo_operator import children, naming
 from tailorpo_operator.cluster import Cluster
-from tailorpo_operator.store import Key, Store, several, version
+from tailorpo_operator.store import REMEMBERED, Key, Store, several, version
 from tailorpo_operator.wire import RefusedError
 from tailorpo_operator.worker import Worker
 from tailorpo_operator.workqueue import WorkQueue
@@ -25,10 +25,14 @@ Tree = Mapping[str, Any]
 
 
 class _Seen(NamedTuple):
-    """A Service of that name, and the version that it was. ours: whether it does what ours does."""
+    """A Service of that name, and the version that it was.
+
+    serves: whether it does what ours does, whoever made it. ours: whether it is the operator's to delete.
+    """
 
     version: int
     uid: str
+    serves: bool
     ours: bool
 
 
@@ -39,23 +43,29 @@ class Rendezvous:
         self.queue: WorkQueue[str] = WorkQueue()
         self._cluster, self._store = cluster, store
         self._seen: dict[str, _Seen] = {}
-        self._gone: dict[str, str] = {}
-        self._writing: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._gone: OrderedDict[str, None] = OrderedDict()
+        self._making: dict[str, asyncio.Event] = {}
         self._worker = Worker(self.queue, self.reconcile, acts=acts, about=_about)
 
     async def work(self) -> None:
-        """Runs until it is cancelled."""
+        """One worker; runs until it is cancelled."""
         await self._worker.run()
 
     async def ensure(self, namespace: str) -> None:
         """Raises `RefusedError`, as where the name is another's."""
-        if self._ours(namespace) is not None:
+        if self._serves(namespace):
             return
-        async with self._writing[namespace]:
-            if self._ours(namespace) is not None:
+        if (making := self._making.get(namespace)) is not None:  # of a crowd one goes first
+            await making.wait()
+            if self._serves(namespace):
                 return
+        making = self._making.setdefault(namespace, asyncio.Event())
+        try:
             made = await self._cluster.create_service(children.rendezvous(namespace))
             self.put(made)
+        finally:
+            making.set()
+            self._making.pop(namespace, None)
         if not children.is_rendezvous(made):
             words = f"Service {naming.RENDEZVOUS} exists, and does not lead to the first workers of jobs: delete it"
             raise RefusedError(409, "NameTaken", words)
@@ -63,31 +73,33 @@ class Rendezvous:
 
     async def reconcile(self, namespace: str) -> None:
         """One look at one namespace."""
-        if self._ours(namespace) is not None:
-            if not self._store.gathers(namespace):
-                await self._delete(namespace)
-        elif namespace in self._store.gathering():
-            await self.ensure(namespace)
+        if self._needed(namespace):
+            if not self._serves(namespace) and namespace in self._store.gathering:
+                await self.ensure(namespace)
+        elif (seen := self._seen.get(namespace)) is not None and seen.ours:
+            await self._delete(namespace, seen.uid)
 
-    async def _delete(self, namespace: str) -> None:
-        """Unless the API server knows of a job that needs it: a watch may lag."""
-        async with self._writing[namespace]:
-            asked_for: list[bool] = []
-            await self._cluster.jobs(namespace, lambda tree: asked_for.append(several(tree)))
-            seen = self._ours(namespace)
-            if seen is not None and not any(asked_for):
-                del self._seen[namespace]  # first, or an attempt that begins now would rely on it
-                try:
-                    await self._cluster.delete_service(namespace, naming.RENDEZVOUS, seen.uid)
-                except BaseException:
-                    self._seen.setdefault(namespace, seen)  # no watch will tell of it
-                    raise
-                log.info("Service %s deleted after the last job", naming.RENDEZVOUS, extra=_about(namespace))
+    async def _delete(self, namespace: str, uid: str) -> None:
+        """Unless there is a job that no watch has shown yet. Whoever needs it meanwhile finds it, or makes it anew."""
+        asked_for: list[bool] = []
+        await self._cluster.jobs(namespace, lambda tree: asked_for.append(several(tree)))
+        if any(asked_for) or self._needed(namespace):
+            return
+        await self._cluster.delete_service(namespace, naming.RENDEZVOUS, uid)
+        self._bury(namespace, uid)
+        self.queue.add(namespace)  # an attempt may have begun and relied on it
+        log.info("Service %s is deleted after the last job", naming.RENDEZVOUS, extra=_about(namespace))
 
     def look_at_all(self) -> None:
         """Whatever was missed."""
-        for namespace in self._seen.keys() | self._store.gathering():
+        for namespace in self._seen.keys() | self._store.gathering:
             self.queue.add(namespace)
+
+    def heard_of(self, key: Key) -> None:
+        """Of a job or its children, which is often: looks at the namespace if that may matter."""
+        there = self._serves(key.namespace)
+        if not self._store.has_several(key.namespace) if there else self._store.gathers(key):
+            self.queue.add(key.namespace)
 
     # What a watch tells
 
@@ -95,31 +107,40 @@ class Rendezvous:
         """A Service as it was seen or made, unless a newer one is known."""
         key, meta = _key(tree), tree["metadata"]
         known = self._seen.get(key.namespace)
-        newer = known is None or version(tree) >= known.version
-        if newer and meta["uid"] != self._gone.get(key.namespace):  # as an answer that comes late
-            ours = "deletionTimestamp" not in meta and children.is_rendezvous(tree)
-            self._seen[key.namespace] = _Seen(version(tree), meta["uid"], ours)
+        if meta["uid"] not in self._gone and (known is None or version(tree) >= known.version):
+            serves = "deletionTimestamp" not in meta and children.is_rendezvous(tree)
+            ours = naming.COMMON.items() <= meta.get("labels", {}).items()
+            self._seen[key.namespace] = _Seen(version(tree), meta["uid"], serves, ours)
         return key
 
     def drop(self, tree: Tree) -> Key:
         """One that was deleted."""
         key = _key(tree)
-        self._gone[key.namespace] = tree["metadata"]["uid"]
-        if (known := self._seen.get(key.namespace)) is not None and known.uid == tree["metadata"]["uid"]:
-            del self._seen[key.namespace]
+        self._bury(key.namespace, tree["metadata"]["uid"])
         return key
 
     def keep(self, uids: Set[str], listed: int, namespace: str | None) -> Iterable[Key]:
         """These are all there are (of a namespace), as of a list's version. Returns those that went."""
         among = ((where, seen) for where, seen in self._seen.items() if namespace in (None, where))
-        gone = [where for where, seen in among if seen.uid not in uids and seen.version <= listed]
-        for where in gone:
-            del self._seen[where]
-        return [Key(where, naming.RENDEZVOUS) for where in gone]
+        gone = [(where, seen.uid) for where, seen in among if seen.uid not in uids and seen.version <= listed]
+        for where, uid in gone:
+            self._bury(where, uid)
+        return [Key(where, naming.RENDEZVOUS) for where, _ in gone]
 
-    def _ours(self, namespace: str) -> _Seen | None:
+    def _bury(self, namespace: str, uid: str) -> None:
+        """An answer or an event that comes late must not bring it back."""
+        self._gone[uid] = None
+        while len(self._gone) > REMEMBERED:
+            self._gone.popitem(last=False)
+        if (seen := self._seen.get(namespace)) is not None and seen.uid == uid:
+            del self._seen[namespace]
+
+    def _needed(self, namespace: str) -> bool:
+        return self._store.has_several(namespace) or self._store.has_gangs(namespace)
+
+    def _serves(self, namespace: str) -> bool:
         seen = self._seen.get(namespace)
-        return seen if seen is not None and seen.ours else None
+        return seen is not None and seen.serves
 
 
 def _key(tree: Tree) -> Key:

@@ -35,6 +35,8 @@ TURN_SECONDS = 1.0
 START_PAUSE, WATCH_PAUSE = 2.0, 2.0
 ELECTION_RATE, ELECTION_BURST = 5.0, 10
 """Requests a second; each look at the Lease is two."""
+NAMESPACE_WORKERS = 4
+"""One namespace, as with a webhook that does not answer, must not keep others from their Service."""
 STOP_SECONDS = 10.0
 """For the looks that are under way when a stop is asked for."""
 
@@ -127,7 +129,10 @@ class Operator:
             await asyncio.wait([stop, listed, *others], return_when=asyncio.FIRST_COMPLETED)
             listed.cancel()
         reconciler.rendezvous.look_at_all()
-        working = [reconciler.rendezvous.work(), *(reconciler.work() for _ in range(self.settings.workers))]
+        working = [
+            *(reconciler.rendezvous.work() for _ in range(NAMESPACE_WORKERS)),
+            *(reconciler.work() for _ in range(self.settings.workers)),
+        ]
         workers = [asyncio.create_task(each) for each in working]
         self._ready.set()
         done, _ = await asyncio.wait([stop, *workers, *others], return_when=asyncio.FIRST_COMPLETED)
@@ -241,6 +246,7 @@ class Operator:
 
     def _child_told(self, reconciler: Reconciler, key: Key) -> None:
         reconciler.queue.add(key, can_wait=self._store.waits(key))
+        reconciler.rendezvous.heard_of(key)
 
     async def _keep_turning(self) -> None:
         """The sign that the loop of all loops turns, whatever they wait for."""

@@ -104,9 +104,10 @@ class Store:
         self._departed.pop(key, None)
 
     def _set(self, key: Key, known: Known | None) -> None:
-        before = self._jobs.get(key)
-        self._several[key.namespace] += int(known is not None and known.several)
-        self._several[key.namespace] -= int(before is not None and before.several)
+        before, space = self._jobs.get(key), key.namespace
+        self._several[space] += (known is not None and known.several) - (before is not None and before.several)
+        if not self._several[space]:
+            del self._several[space]
         if known is None:
             self._jobs.pop(key, None)
         else:
@@ -165,15 +166,24 @@ class Store:
             departed=tuple(seen.what for seen in departed),
         )
 
-    def gathering(self) -> set[str]:
-        """Namespaces where workers of a gang may yet look for each other."""
-        among = ((key, seen.what) for key, gangs in self._gangs.items() for seen in gangs.values())
-        return {key.namespace for key, gang in among if gang.workers > 1 and not gang.complete and not gang.failed}
+    def has_several(self, namespace: str) -> bool:
+        """Whether a namespace has a job of several workers."""
+        return namespace in self._several
 
-    def gathers(self, namespace: str) -> bool:
-        """Whether there is a job or a gang of several workers in a namespace."""
-        gangs = (seen.what for key in self._among(self._gangs, namespace) for seen in self._gangs[key].values())
-        return self._several[namespace] > 0 or any(gang.workers > 1 for gang in gangs)
+    def gathers(self, key: Key) -> bool:
+        """Whether workers of a job's gang may yet look for each other."""
+        gangs = (seen.what for seen in self._gangs.get(key, {}).values())
+        return any(gang.workers > 1 and not gang.complete and not gang.failed for gang in gangs)
+
+    @property
+    def gathering(self) -> set[str]:
+        """Namespaces where workers may yet look for each other."""
+        return {key.namespace for key in self._gangs if self.gathers(key)}
+
+    def has_gangs(self, namespace: str) -> bool:
+        """Whether a namespace has a gang of several workers, be its job gone."""
+        among = self._among(self._gangs, namespace)
+        return any(seen.what.workers > 1 for key in among for seen in self._gangs[key].values())
 
     def waits(self, key: Key) -> bool:
         """Whether there is a gang, and none of its pods has begun or goes."""
@@ -280,8 +290,10 @@ def version(tree: Tree) -> int:
 
 
 def several(tree: Tree) -> bool:
-    """Whether a job has several workers."""
-    return int((tree.get("spec") or {}).get("workers", 1)) > 1
+    """Whether a job has several workers; not what another version of the definition let in."""
+    spec = tree.get("spec")
+    workers = spec.get("workers") if isinstance(spec, Mapping) else None
+    return isinstance(workers, int) and workers > 1
 
 
 def _known(tree: Tree) -> Known:

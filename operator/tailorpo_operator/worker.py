@@ -13,6 +13,8 @@ log = logging.getLogger(__name__)
 
 FIRST_RETRY, LAST_RETRY = 0.5, 30.0
 """Seconds until the next look after an error, which double."""
+DOUBLINGS = 10
+"""More would be no number in the end: what is refused may be refused for months."""
 
 
 class Worker(Generic[Key]):
@@ -58,7 +60,7 @@ class Worker(Generic[Key]):
         metrics.FAILED.inc()
         count = self._failures.get(key, 0)
         self._failures[key] = count + 1
-        delay = min(FIRST_RETRY * 2.0**count, LAST_RETRY)
+        delay = min(FIRST_RETRY * 2.0 ** min(count, DOUBLINGS), LAST_RETRY)
         if isinstance(error, AwayError | RefusedError):
             level = logging.DEBUG if count else logging.WARNING  # an outage is told once for each key
             log.log(level, "again in %.1f s: %s", delay, error, extra=self._about(key))

@@ -13,8 +13,7 @@ CALM, CALM_EACH, CALM_MOST = 1.0, 0.005, 3.0
 """Seconds in which nothing stirs, after which all come who were put off: at least, more for each, and at most."""
 MANY, BUSY = 10, 30
 """So many new ones a second are a crowd, though nobody waits; and so much news of those put off prolongs one: what was
-made for it keeps the API server busy for a while. A Job controller at its default limits makes less, and is no reason
-to wait: it may take an hour.
+made for it keeps the API server busy for a while.
 """
 PATIENCE, DRIP, DRAINED = 60.0, 0.5, 600.0
 """Seconds after which one comes who was put off even if the crowd stays; between two of them at most; and in which all

@@ -18,7 +18,8 @@ from tests.cluster.control_plane import ControlPlane
 from tests.cluster.pods import PodDriver
 from tests.cluster.waiting import until
 from tests.operator.operating import OperatorProcess, Watched, job
-from tests.operator.test_store import gang_tree, job_tree, meta
+from tests.operator.stories import SPEC
+from tests.operator.test_store import KEY, gang_tree, job_tree, meta
 
 SERVICE = f"service/{naming.RENDEZVOUS}"
 
@@ -28,7 +29,11 @@ Story = Callable[["Server", Rendezvous, Store], Awaitable[None]]
 
 
 def service_tree(version: int = 5, uid: str = "service-5") -> Tree:
-    return {**children.rendezvous("team"), "metadata": meta(naming.RENDEZVOUS, uid, version)}
+    return {**children.rendezvous("team"), "metadata": meta(naming.RENDEZVOUS, uid, version, labels=naming.COMMON)}
+
+
+def of_two() -> Tree:
+    return job_tree() | {"spec": SPEC | {"workers": 2}}
 
 
 class Server:
@@ -55,7 +60,7 @@ class Server:
         await self._ask("create")
         if self.service is None:
             self._version += 1
-            self.service = {**service, "metadata": meta(naming.RENDEZVOUS, f"service-{self._version}", self._version)}
+            self.service = {**service, **service_tree(self._version, f"service-{self._version}")}
         return self.service
 
     async def _delete(self, namespace: str, name: str, uid: str) -> None:
@@ -93,7 +98,7 @@ def test_it_is_made_once_however_many_need_it_at_a_time() -> None:
 
 def test_a_stranger_of_its_name_is_refused_and_left_alone() -> None:
     async def story(server: Server, rendezvous: Rendezvous, store: Store) -> None:
-        server.service = {**service_tree(), "spec": STRANGER}
+        server.service = {**service_tree(), "metadata": meta(naming.RENDEZVOUS, "other", 5), "spec": STRANGER}
         for _ in range(2):
             with pytest.raises(RefusedError, match="exists, and does not lead to the first workers of jobs") as raised:
                 await rendezvous.ensure("team")
@@ -105,14 +110,18 @@ def test_a_stranger_of_its_name_is_refused_and_left_alone() -> None:
 
 def test_it_goes_when_neither_a_job_nor_a_gang_needs_it() -> None:
     async def story(server: Server, rendezvous: Rendezvous, store: Store) -> None:
-        store.put_job(job_tree())
+        store.put_job(of_two())
         store.put_gang(gang_tree())
         await rendezvous.ensure("team")
         await rendezvous.reconcile("team")
-        store.drop_job(job_tree())
+        store.drop_gang(gang_tree())
+        await rendezvous.reconcile("team")
+        assert server.asked == ["create"], "its job is still there"
+        store.put_gang(gang_tree(attempt=2))
+        store.drop_job(of_two())
         await rendezvous.reconcile("team")
         assert server.asked == ["create"], "its gang is still there"
-        store.drop_gang(gang_tree())
+        store.drop_gang(gang_tree(attempt=2))
         await rendezvous.reconcile("team")
         await rendezvous.reconcile("team")
 
@@ -132,23 +141,69 @@ def test_a_job_that_no_watch_has_shown_keeps_it(workers: int, asked: list[str]) 
     assert told(story).asked == asked
 
 
-def test_an_attempt_that_begins_while_it_is_deleted_gets_a_new_one() -> None:
+@pytest.mark.parametrize(("when", "asked"), [("list", ["list"]), ("delete", ["list", "delete", "create"])])
+def test_an_attempt_that_begins_while_it_is_deleted_has_one(when: str, asked: list[str]) -> None:
     async def story(server: Server, rendezvous: Rendezvous, store: Store) -> None:
         server.service = service_tree()
         rendezvous.put(server.service)
-        begun: list[asyncio.Task[None]] = []
 
         async def begin(what: str) -> None:
-            if what == "delete":
-                begun.append(asyncio.create_task(rendezvous.ensure("team")))
-                await asyncio.sleep(0)
+            if what == when:
+                await rendezvous.ensure("team")
+                store.put_job(of_two())
+                store.put_gang(gang_tree())
 
         server.before = begin
         await rendezvous.reconcile("team")
-        await begun[0]
+        if rendezvous.queue:
+            await rendezvous.reconcile(await rendezvous.queue.get())
         assert server.service is not None
 
-    assert told(story).asked == ["list", "delete", "create"]
+    assert told(story).asked == asked
+
+
+@pytest.mark.parametrize("workers", ["auto", None, {}])
+def test_a_job_that_another_definition_let_in_is_no_reason(workers: Any) -> None:
+    async def story(server: Server, rendezvous: Rendezvous, store: Store) -> None:
+        server.service = service_tree()
+        server.jobs = [{"metadata": meta("cats", "cats", 7), "spec": {"workers": workers}}, {"metadata": {}}]
+        store.put_job(server.jobs[0])
+        rendezvous.put(server.service)
+        await rendezvous.reconcile("team")
+
+    assert told(story).asked == ["list", "delete"]
+
+
+def test_one_that_somebody_else_made_is_used_and_left_alone() -> None:
+    async def story(server: Server, rendezvous: Rendezvous, store: Store) -> None:
+        server.service = service_tree()
+        server.service["metadata"]["labels"] = {"app.kubernetes.io/managed-by": "Helm"}
+        await rendezvous.ensure("team")
+        await rendezvous.ensure("team")
+        await rendezvous.reconcile("team")
+
+    assert told(story).asked == ["create"]
+
+
+def test_what_is_heard_of_a_job_is_looked_at_where_it_may_matter() -> None:
+    async def story(server: Server, rendezvous: Rendezvous, store: Store) -> None:
+        def looks() -> bool:
+            before = len(rendezvous.queue)
+            rendezvous.heard_of(KEY)
+            return len(rendezvous.queue) > before
+
+        assert not looks()
+        store.put_job(of_two())
+        assert not looks(), "nobody needs it yet"
+        store.put_gang(gang_tree())
+        assert looks(), "another operator may have made the gang"
+        await rendezvous.reconcile(await rendezvous.queue.get())
+        rendezvous.queue.done("team")
+        assert not looks()
+        store.drop_job(of_two())
+        assert looks()
+
+    assert told(story).asked == ["create"]
 
 
 def test_a_deletion_that_fails_is_tried_again() -> None:
@@ -178,7 +233,7 @@ def test_a_deletion_that_fails_is_tried_again() -> None:
 def test_deleted_by_somebody_it_comes_again_while_a_gang_may_need_it(gang: Tree, asked: list[str]) -> None:
     async def story(server: Server, rendezvous: Rendezvous, store: Store) -> None:
         rendezvous.put(service_tree())
-        store.put_job(job_tree())
+        store.put_job(of_two())
         store.put_gang(gang)
         rendezvous.drop(service_tree())
         await rendezvous.reconcile("team")
@@ -189,7 +244,7 @@ def test_deleted_by_somebody_it_comes_again_while_a_gang_may_need_it(gang: Tree,
 def test_an_answer_that_comes_after_its_deletion_brings_nothing_back() -> None:
     async def story(server: Server, rendezvous: Rendezvous, store: Store) -> None:
         rendezvous.drop(service_tree(uid="service-101", version=102))
-        await rendezvous.ensure("team")  # is answered late: it has that uid
+        await rendezvous.ensure("team")  # its answer, which comes late, has that uid
         server.service = None
         await rendezvous.ensure("team")
 
