@@ -28,7 +28,7 @@ def between(draft: Draft) -> None:
         if not _past_start_deadline(draft):
             stopping.clear(draft)
         return
-    if draft.status.attempts and draft.need_fresh():
+    if (draft.status.attempts or draft.seen.reused) and draft.need_fresh():
         return
     if draft.seen.refused is not None:
         _refused(draft, draft.seen.refused)

@@ -143,6 +143,7 @@ class Children:
         departed: its own that had told how they ended, and are gone: a drained pod goes at once when it has ended.
         trouble: what the newest Warning event says of the present gang.
         refused: why the API server did not take what was to be made, the last time it was tried.
+        reused: a job or a gang of this name has gone. Watches may not have shown yet all that is left of it.
         fresh: read from the API server just now. A watch may lag: what is missing in it may be there.
     """
 
@@ -153,6 +154,7 @@ class Children:
     report: Report | None = None
     trouble: Told | None = None
     refused: Told | None = None
+    reused: bool = False
     fresh: bool = False
 
     def gang(self, attempt: int) -> Gang | None:

@@ -20,7 +20,7 @@ Tree = Mapping[str, Any]
 
 WAITING = ("Pending", "Starting", "Restarting")
 REMEMBERED = 20_000
-"""Deleted objects."""
+"""Deleted objects, and names that were theirs."""
 
 
 class Key(NamedTuple):
@@ -67,6 +67,7 @@ class Store:
         self._departed: dict[Key, list[_Seen]] = {}
         self._terminating: dict[str, datetime] = {}
         self._gone: OrderedDict[str, None] = OrderedDict()
+        self._reused: OrderedDict[Key, None] = OrderedDict()
 
     @property
     def jobs(self) -> Mapping[Key, Known]:
@@ -105,6 +106,8 @@ class Store:
 
     def _set(self, key: Key, known: Known | None) -> None:
         before, space = self._jobs.get(key), key.namespace
+        if before is not None and (known is None or known.uid != before.uid):
+            _note(self._reused, key)
         self._several[space] += (known is not None and known.several) - (before is not None and before.several)
         if not self._several[space]:
             del self._several[space]
@@ -126,6 +129,8 @@ class Store:
         return self._put(self._pods, tree, observed.pod(tree, since), observed.owner(tree, "Job"))
 
     def drop_gang(self, tree: Tree) -> Key | None:
+        if (key := key_of(tree)) is not None:
+            _note(self._reused, key)
         return self._drop(self._gangs, tree)
 
     def drop_pod(self, tree: Tree) -> Key | None:
@@ -164,6 +169,7 @@ class Store:
             pods=tuple(sorted(own, key=lambda pod: (pod.attempt, pod.index))),
             strangers=tuple(strangers),
             departed=tuple(seen.what for seen in departed),
+            reused=key in self._reused,
         )
 
     def has_several(self, namespace: str) -> bool:
@@ -233,6 +239,8 @@ class Store:
             for uid in gone:
                 if by_key is self._pods:
                     self._depart(key, uid)
+                else:
+                    _note(self._reused, key)
                 del known[uid]
                 self._terminating.pop(uid, None)
             if not known:
@@ -254,9 +262,7 @@ class Store:
     def _bury(self, uid: str) -> None:
         """A list or an answer that is older than the deletion must not bring it back."""
         self._terminating.pop(uid, None)
-        self._gone[uid] = None
-        while len(self._gone) > REMEMBERED:
-            self._gone.popitem(last=False)
+        _note(self._gone, uid)
 
     def _put(self, by_key: dict[Key, dict[str, _Seen]], tree: Tree, what: Gang | Pod, owner: str | None) -> Key | None:
         key = key_of(tree)
@@ -275,6 +281,13 @@ class Store:
             if not by_key[key]:
                 del by_key[key]
         return key
+
+
+def _note(among: OrderedDict[Any, None], what: Any) -> None:
+    """For a while."""
+    among[what] = None
+    while len(among) > REMEMBERED:
+        among.popitem(last=False)
 
 
 def key_of(tree: Tree) -> Key | None:

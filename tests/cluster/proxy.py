@@ -26,6 +26,7 @@ class Asked:
     method: str
     path: str
     body: bytes = b""
+    watches: bool = False
 
     @property
     def creates(self) -> str | None:
@@ -132,7 +133,8 @@ class ApiProxy:
         assert forwarding is not None
         self._forwarding.add(forwarding)
         forwarding.add_done_callback(self._forwarding.discard)
-        asked = Asked(request.method, request.path, await request.read())
+        watching = "watch" in request.query
+        asked = Asked(request.method, request.path, await request.read(), watching)
         self.seen.append(asked)
         if self.delay:
             await asyncio.sleep(self.delay)
@@ -149,7 +151,6 @@ class ApiProxy:
             if request.transport is not None:
                 request.transport.abort()
             return web.Response()
-        watching = "watch" in request.query
         async with self._ask(request, asked) as answer:
             response = web.StreamResponse(status=answer.status)
             response.content_type = answer.content_type

@@ -930,6 +930,11 @@ def test_nothing_is_decided_on_what_is_missing_until_it_was_read_afresh(status: 
     assert again.status != status
 
 
+def test_a_name_that_another_had_is_read_afresh_before_it_begins() -> None:
+    assert plan(job(Status()), children(fresh=False, reused=True), at(30)).fresh
+    assert plan(job(Status()), children(fresh=True, reused=True), at(30)).create
+
+
 @pytest.mark.parametrize(
     ("status", "seen"),
     [

@@ -302,3 +302,40 @@ def test_what_takes_room_and_nobody_reads_is_not_kept(store: Store) -> None:
     kept = store.job(KEY)
     assert kept is not None
     assert not {"managedFields", "annotations"} & set(kept["metadata"])
+
+
+def reused(store: Store) -> bool:
+    return store.children(job(store)).reused
+
+
+def test_a_name_that_another_job_had_is_known(store: Store) -> None:
+    assert not reused(store)
+    store.put_job(job_tree(2))
+    assert not reused(store)
+    store.put_job(job_tree(3, uid="other"))
+    assert reused(store)
+
+
+def test_a_name_whose_job_or_gang_has_gone_is_known(store: Store) -> None:
+    store.put_gang(gang_tree())
+    assert not reused(store)
+    store.drop_gang(gang_tree())
+    assert reused(store), "as of a job that went while no operator ran"
+
+
+@pytest.mark.parametrize("told", ["watch", "list", "look"])
+def test_a_name_is_reused_however_its_last_went(store: Store, told: str) -> None:
+    if told == "watch":
+        store.drop_job(job_tree())
+    elif told == "list":
+        store.keep_jobs(set(), 9, None)
+    else:
+        store.forget_job(KEY)
+    store.put_job(job_tree(10, uid="other"))
+    assert reused(store)
+
+
+def test_a_gang_that_a_list_misses_is_known(store: Store) -> None:
+    store.put_gang(gang_tree())
+    assert store.keep_gangs(set(), 9, None) == [KEY]
+    assert reused(store)

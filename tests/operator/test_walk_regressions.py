@@ -88,3 +88,31 @@ def test_a_pod_that_never_began_on_a_lost_node_keeps_no_job_from_its_end(
     kubectl("delete", "pod", other.metadata.name, "--wait=false")
     assert watched.phase("Succeeded")["adapter"]
     until(lambda: not kubectl.json("get", "pods")["items"], "no pod is left")
+
+
+def test_a_job_that_is_applied_again_waits_for_pods_that_no_watch_has_shown(
+    kubectl: Kubectl, pod_driver: PodDriver, alone: Path, tmp_path: Path
+) -> None:
+    """Connections were cut: its first attempt began beside the last one of the job that had its name."""
+    with ApiProxy(alone, tmp_path) as proxy:
+        arguments = (f"--watch-namespace={kubectl.namespace}",)
+        with OperatorProcess(proxy.kubeconfig, tmp_path / "log", *arguments) as operator:
+            until(lambda: operator.ask("/readyz")[0] == 200, "it has listed all there is")
+            proxy.rule = lambda asked: DROP if asked.watches and asked.path.endswith("/pods") else 0
+            proxy.cut()
+            watched = Watched(kubectl, pod_driver, job())
+            pods = watched.pods(1)
+            for pod in pods:
+                pod_driver.run(pod)
+            nodes = {pod.spec.node_name for pod in pods}
+            for node in nodes:
+                pod_driver.lose(node)  # the pods stay for a while
+            kubectl("delete", "tpj", "animals")
+            kubectl("wait", "--for=delete", "job/animals-0001", "--timeout=60s")
+            watched = Watched(kubectl, pod_driver, job())
+            until(lambda: "waits until" in watched.status.get("message", ""), "it says what it waits for")
+            assert watched.gangs() == []
+            proxy.rule = through
+            for node in nodes:
+                pod_driver.recover(node)
+            watched.run(1)
