@@ -94,6 +94,10 @@ class ApiProxy:
         """What was held arrives at the server."""
         self._loop.call_soon_threadsafe(self._released.set)
 
+    def wait(self) -> None:
+        """Until no rule is being asked that has been replaced."""
+        asyncio.run_coroutine_threadsafe(asyncio.sleep(0), self._loop).result()
+
     def hold_watches(self) -> None:
         """Keeps back what watches tell, until `release_watches`."""
         self._loop.call_soon_threadsafe(self._flowing.clear)

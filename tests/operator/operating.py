@@ -132,10 +132,12 @@ class WarmOperator(Serving):
         self._arguments = [f"--kubeconfig={kubeconfig}", "--host=127.0.0.1", "--port=0", *QUICK, *arguments]
         self.log = log
         self._process: Any = None
+        self._dying = False
         self.starts = 0
 
     def start(self) -> None:
         self.starts += 1
+        self._dying = False
         self._process = self._context.Process(target=_operate, args=(self._arguments, str(self.log), self._prepare))
         self._process.start()
 
@@ -144,8 +146,16 @@ class WarmOperator(Serving):
             self._process.kill()
             self._process.join()
 
+    def kill_soon(self, pid: int) -> None:
+        """From any thread, if it is still that process; `running` then waits until it is dead."""
+        if self.pid == pid:
+            self._dying = True
+            os.kill(pid, signal.SIGKILL)
+
     @property
     def running(self) -> bool:
+        if self._dying:
+            self._process.join()
         return self._process is not None and bool(self._process.is_alive())
 
     @property

@@ -1,6 +1,5 @@
 """One operator, or two that elect a leader, each behind a proxy: killed, paused, refused, and left waiting."""
 
-import os
 import signal
 from collections.abc import Callable
 from datetime import datetime, timedelta, tzinfo
@@ -69,6 +68,7 @@ class Replicas:
         for proxy in self._proxies:
             proxy.rule, proxy.delay = through, 0.0
             proxy.release_watches()
+            proxy.wait()  # a rule that is just being asked may kill
 
     def __len__(self) -> int:
         return len(self._operators)
@@ -189,7 +189,7 @@ def _dies(operator: WarmOperator, left: int, heard: bool) -> Rule:
             return 0
         left -= 1
         if left == -1:
-            os.kill(pid, signal.SIGKILL)
+            operator.kill_soon(pid)
         return 0 if left >= 0 else DEAF if heard and left == -1 else DROP
 
     return rule
