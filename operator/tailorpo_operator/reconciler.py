@@ -119,9 +119,12 @@ class Reconciler:
 
     async def _look(self, key: Key) -> tuple[Job, Children] | None:
         """The job and its children as they are in the API server now."""
+        before = self._store.jobs.get(key)
         tree = await self._cluster.job(key.namespace, key.name)
         if tree is None:
-            self._store.forget_job(key)
+            known = self._store.jobs.get(key)
+            if known is not None and before is not None and known.uid == before.uid:  # else it was applied again since
+                self._store.forget_job(key)
             return None
         gangs, pods, listed = await self._cluster.children(key.namespace, key.name)
         self._store.put_job(tree)

@@ -66,3 +66,21 @@ def test_the_end_of_an_attempt_is_written_with_the_next_one() -> None:
     status = cluster.write_status.await_args.args[1]
     assert [each["number"] for each in status["attempts"]] == [1, 2]
     assert "end" in status["attempts"][0]
+
+
+def test_a_job_applied_again_while_the_last_is_found_gone_is_not_forgotten() -> None:
+    job = job_tree() | {"status": {"phase": "Running", "attempts": [FIRST]}}
+    cluster, store = AsyncMock(spec=Cluster), Store()
+
+    def gone(namespace: str, name: str) -> None:
+        store.drop_job(job)
+        store.put_job(job_tree(40, uid="again"))
+
+    cluster.job.side_effect = gone
+
+    async def story() -> None:
+        store.put_job(job)
+        await Reconciler(cluster, store, SETTINGS).reconcile(KEY)
+
+    asyncio.run(story())
+    assert store.jobs[KEY].uid == "again"
