@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from tailorpo_operator import children, naming
 from tailorpo_operator.cluster import Cluster
-from tailorpo_operator.store import REMEMBERED, Key, Store, several, version
+from tailorpo_operator.store import Key, Store, note, several, version
 from tailorpo_operator.wire import RefusedError
 from tailorpo_operator.worker import Worker
 from tailorpo_operator.workqueue import WorkQueue
@@ -129,9 +129,7 @@ class Rendezvous:
 
     def _bury(self, namespace: str, uid: str) -> None:
         """An answer or an event that comes late must not bring it back."""
-        self._gone[uid] = None
-        while len(self._gone) > REMEMBERED:
-            self._gone.popitem(last=False)
+        note(self._gone, uid)
         if (seen := self._seen.get(namespace)) is not None and seen.uid == uid:
             del self._seen[namespace]
 

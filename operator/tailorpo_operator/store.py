@@ -107,7 +107,7 @@ class Store:
     def _set(self, key: Key, known: Known | None) -> None:
         before, space = self._jobs.get(key), key.namespace
         if before is not None and (known is None or known.uid != before.uid):
-            _note(self._reused, key)
+            note(self._reused, key)
         self._several[space] += (known is not None and known.several) - (before is not None and before.several)
         if not self._several[space]:
             del self._several[space]
@@ -130,7 +130,7 @@ class Store:
 
     def drop_gang(self, tree: Tree) -> Key | None:
         if (key := key_of(tree)) is not None:
-            _note(self._reused, key)
+            note(self._reused, key)
         return self._drop(self._gangs, tree)
 
     def drop_pod(self, tree: Tree) -> Key | None:
@@ -240,7 +240,7 @@ class Store:
                 if by_key is self._pods:
                     self._depart(key, uid)
                 else:
-                    _note(self._reused, key)
+                    note(self._reused, key)
                 del known[uid]
                 self._terminating.pop(uid, None)
             if not known:
@@ -262,7 +262,7 @@ class Store:
     def _bury(self, uid: str) -> None:
         """A list or an answer that is older than the deletion must not bring it back."""
         self._terminating.pop(uid, None)
-        _note(self._gone, uid)
+        note(self._gone, uid)
 
     def _put(self, by_key: dict[Key, dict[str, _Seen]], tree: Tree, what: Gang | Pod, owner: str | None) -> Key | None:
         key = key_of(tree)
@@ -283,8 +283,8 @@ class Store:
         return key
 
 
-def _note(among: OrderedDict[Any, None], what: Any) -> None:
-    """For a while."""
+def note(among: OrderedDict[Any, None], what: Any) -> None:
+    """Remembers it for a while."""
     among[what] = None
     while len(among) > REMEMBERED:
         among.popitem(last=False)
