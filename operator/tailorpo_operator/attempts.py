@@ -57,7 +57,7 @@ def keep_clock(draft: Draft, attempt: Attempt) -> None:
 def hear(draft: Draft, attempt: Attempt) -> bool:
     """Takes over the last words of its pods; returns whether they tell of anything to go on from."""
     before = _reached(draft)
-    if (told := _last_word(draft, attempt)) is not None:
+    for told in _last_words(draft, attempt):
         draft.see(told)
     if draft.status.progress is not None:  # what ends will not be done in a while
         draft.change(progress=draft.status.progress.having(eta=None, eta_seconds=None))
@@ -74,7 +74,7 @@ def note(draft: Draft, attempt: Attempt, cause: Cause) -> Attempt:
 
 def judge(draft: Draft, attempt: Attempt, cause: Cause) -> None:
     """The attempt is over: what it has reached, and what follows."""
-    told = _last_word(draft, attempt)
+    told = _last_words(draft, attempt)
     hear(draft, attempt)
     ended = note(draft, attempt, cause).having(end=draft.now)
     if cause.verdict is Verdict.DONE and _extended(draft, told):
@@ -137,16 +137,19 @@ def pods(count: int) -> str:
     return "1 pod" if count == 1 else f"{count} pods"
 
 
-def _last_word(draft: Draft, attempt: Attempt) -> Progress | None:
-    """That of the pod that came farthest, or what was told while it ran, if that is farther than what is known."""
-    exits = [pod.exit for pod in draft.seen.witnesses(attempt.number) if pod.exit is not None]
-    told = [each.progress for each in exits if each.progress is not None]
+def _last_words(draft: Draft, attempt: Attempt) -> list[Progress]:
+    """Those of its pods, what came farthest last; or what was told while it ran, if that is farther than is known.
+
+    Of those that came equally far the first worker has the last word: it alone knows of checkpoints.
+    """
+    witnesses = sorted(draft.seen.witnesses(attempt.number), key=lambda pod: pod.index, reverse=True)
+    told = [pod.exit.progress for pod in witnesses if pod.exit is not None and pod.exit.progress is not None]
     report, known = draft.seen.report, draft.status.progress
     if not told and report is not None and report.attempt == attempt.number:
         told += [report.progress] if known is None or report.progress.step > known.step else []
-    return max(told, key=lambda each: each.step, default=None)
+    return sorted(told, key=lambda each: each.step)
 
 
-def _extended(draft: Draft, told: Progress | None) -> bool:
+def _extended(draft: Draft, told: list[Progress]) -> bool:
     asked = draft.job.spec.training.iterations
-    return told is not None and told.of is not None and told.of < asked
+    return bool(told) and told[-1].of is not None and told[-1].of < asked

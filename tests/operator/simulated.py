@@ -218,12 +218,14 @@ class Operator:
     dirty: bool = True
     writes_left: int | None = None
     told: set[str] = field(default_factory=set)
+    reused: bool = False
 
     def __post_init__(self) -> None:
         self.restart()
 
     def restart(self) -> None:
         self.terminating.clear()
+        self.gangs, self.reused = {}, False
         self.read()
 
     def read(self) -> None:
@@ -237,6 +239,7 @@ class Operator:
 
     def watch_gangs(self) -> None:
         self.dirty |= self.gangs != self.cluster.gangs
+        self.reused |= bool(self.gangs.keys() - self.cluster.gangs.keys())
         self.gangs = dict(self.cluster.gangs)
 
     def watch_pods(self) -> None:
@@ -250,7 +253,7 @@ class Operator:
     def children(self, *, fresh: bool = False, refused: Told | None = None) -> Children:
         gangs = tuple(sorted(self.gangs.values(), key=lambda each: each.attempt))
         pods = tuple(sorted(self.pods.values(), key=lambda each: (each.attempt, each.index)))
-        return Children(gangs, pods, fresh=fresh, refused=refused)
+        return Children(gangs, pods, fresh=fresh, refused=refused, reused=self.reused)
 
     def plan(self, *, fresh: bool = False, refused: Told | None = None) -> Plan:
         return plan(self.job, self.children(fresh=fresh, refused=refused), at(self.cluster.now), RETRIES)

@@ -238,6 +238,27 @@ def test_a_drained_pod_is_a_cause_before_it_has_ended() -> None:
     assert (story.last.counted, story.last.node, story.last.end) == (False, "node-0", at(20))
 
 
+def test_the_checkpoint_is_what_the_first_worker_says_though_its_pod_is_gone() -> None:
+    """No other worker hears of checkpoints; one may have come farther, and then the checkpoint stays."""
+
+    def saved(attempt: int, step: int) -> trainer.Checkpoint:
+        time = "2026-01-01T12:00:00Z"
+        return trainer.Checkpoint(uri=f"s3://models/animals/attempt-{attempt:04d}/step-{step}", step=step, time=time)
+
+    def stopped(index: int, step: int, checkpoint: trainer.Checkpoint | None = None) -> Pod:
+        told = trainer.Progress(attempt=2, phase="Stopped", step=step, of=100, checkpoint=checkpoint)
+        return exited(STOPPED, index, attempt=2, text=told.model_dump_json(by_alias=True, exclude_none=True))
+
+    for step, old in ((30, None), (30, saved(1, 10)), (31, None)):
+        story = Story(running(begun(2)))
+        other = stopped(1, step, old)
+        story.look(10, gang(2, failed=True), other, departed=(stopped(0, 30, saved(2, 30)),))
+        assert (story.last.end, story.last.step_to) == (at(10), step)
+        found = story.status.checkpoint
+        assert found is not None
+        assert (found.uri, found.step) == ("s3://models/animals/attempt-0002/step-30", 30)
+
+
 def test_a_node_that_has_lost_sight_of_a_pod_tells_no_exit_code() -> None:
     lost = Told("DeletionByTaintManager")
     story = running_story()

@@ -173,6 +173,22 @@ def test_whatever_happens_a_job_comes_to_an_end_at_length(taken: list[Step], ske
     live_through(taken, skew)
 
 
+def test_a_gang_that_is_deleted_before_it_was_written_down_leaves_pods_that_no_watch_has_shown() -> None:
+    """Found by the law above: its pods are waited for, though the status knows of no attempt."""
+    cluster = Cluster()
+    operator = Operator(cluster)
+    operator.reconcile(2)
+    cluster.control()
+    cluster.stop(1)
+    operator.watch_gangs()
+    assert cluster.living
+    assert not operator.pods
+    operator.reconcile()
+    assert not cluster.gangs
+    settle(cluster, operator)
+    assert cluster.job.status.phase == "Succeeded"
+
+
 def test_a_cluster_in_which_nothing_happens() -> None:
     cluster = Cluster()
     settle(cluster, Operator(cluster))

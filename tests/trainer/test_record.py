@@ -45,10 +45,12 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return clock
 
 
-def begin(folder: Path, iterations: int = 10, done: int = 0, totals: dict[str, float] | None = None) -> Record:
+def begin(
+    folder: Path, iterations: int = 10, done: int = 0, totals: dict[str, float] | None = None, speaks: bool = True
+) -> Record:
     output = Output(folder)
     output.create()
-    made = Record(output, Progress(name="test", of=iterations))
+    made = Record(output, Progress(name="test", of=iterations), speaks)
     made.observers = [Shown()]
     made.resume(1, done, totals or {}, Checkpoint(uri="x", step=done, time="t") if done else None)
     return made
@@ -307,3 +309,11 @@ def test_a_folder_that_must_not_be_written_is_one_sentence(tmp_path: Path, monke
     monkeypatch.setattr(Path, "write_text", refuse)
     with pytest.raises(ConfigurationError, match=r"job\.yaml: cannot be written: Permission denied"):
         outputs.write_text(tmp_path / "job.yaml", "x")
+
+
+def test_who_does_not_save_tells_of_no_checkpoint(tmp_path: Path) -> None:
+    """The others never hear of newer ones: theirs would be the one that the run went on from."""
+    begin(tmp_path, done=2, speaks=False).iteration(3, scorer(1.0), facts(), WORK)
+    known = termination.known()
+    assert (known.step, known.checkpoint) == (3, None)
+    assert known.resumed_from is not None

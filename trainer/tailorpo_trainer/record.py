@@ -62,7 +62,8 @@ class Record:
             self.output.forget_samples(line["iteration"] for line in self._kinds["evaluation"])
         for observer in self.observers:
             observer.begin(Beginning(attempt, iteration, self.totals, self.lines))
-        self._know(phase="Running", attempt=attempt, step=iteration, resumed_from=checkpoint, checkpoint=checkpoint)
+        known = checkpoint if self.speaks else None  # others never hear of newer ones, and would tell of an old one
+        self._know(phase="Running", attempt=attempt, step=iteration, resumed_from=checkpoint, checkpoint=known)
         self._since = time.perf_counter()
 
     def evaluated(self, iteration: int) -> bool:
