@@ -173,8 +173,7 @@ class Reconciler:
                 if job.spec.scheduling.gang == "Required" and children.wants_gang(job):
                     await self._require_gangs(gang)
                 self._store.put_gang(await self._cluster.create(gang))
-                if job.spec.workers > 1:  # somebody may have deleted it meanwhile
-                    await self.rendezvous.ensure(job.namespace)
+                self.rendezvous.heard_of(Key(job.namespace, job.name))  # somebody may have deleted it meanwhile
 
     async def _require_gangs(self, gang: dict[str, Any]) -> None:
         try:
