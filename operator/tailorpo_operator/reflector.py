@@ -17,6 +17,11 @@ from tailorpo_operator.wire import AwayError, RefusedError
 log = logging.getLogger(__name__)
 
 PAUSE = 1.0
+LONGER = 4
+"""Times that a pause is doubled, while one watch after the other is refused that a list had just been made for."""
+UNWATCHED = 2
+"""After so many of them lists are no sign any more that what is known is up to date."""
+FORBIDDEN = 403
 GONE = 410
 """The version to go on from is too old."""
 BUSY = (429, 502, 503, 504)
@@ -76,6 +81,7 @@ class Reflector:
         self.listed = asyncio.Event()
         self._said: str | None = None
         self._version: int | None = None
+        self._unwatched = 0
         self._list, self._watch = list_, watch
         self._put, self._drop, self._keep, self._news, self._heard = put, drop, keep, news, heard
 
@@ -86,14 +92,16 @@ class Reflector:
                 if self._version is None:
                     self._version = await relist(self._list, put=self._put, keep=self._keep, news=self._news)
                     self.listed.set()
-                    self._heard()
-                    self._said = None
+                    if self._unwatched < UNWATCHED:
+                        self._heard()
                 await self._follow(self._version)
             except RefusedError as refusal:
+                watched = self._version is not None
                 if refusal.status not in BUSY:
                     self._version = None
                 if refusal.status != GONE:
                     await self._pause(refusal)
+                    self._unwatched += watched and self._version is None
             except AwayError as away:  # what was missed is asked for from the last version on
                 await self._pause(away)
 
@@ -101,19 +109,24 @@ class Reflector:
         """One watch."""
         async with aclosing(self._watch(version)) as events:  # type: ignore[type-var]
             async for kind, tree in events:
-                self._said = None
                 if kind == "ERROR":
                     raise RefusedError(int(tree.get("code", 500)), str(tree.get("reason")), str(tree.get("message")))
-                self._heard()
+                self._told()
                 if kind != "BOOKMARK":
                     key = self._drop(tree) if kind == "DELETED" else self._put(tree)
                     if key is not None:
                         self._news(key)
                 self._version = int(tree["metadata"]["resourceVersion"])
+        self._told()
+
+    def _told(self) -> None:
+        """All is well again."""
+        self._said, self._unwatched = None, 0
         self._heard()
 
     async def _pause(self, problem: Exception) -> None:
         if str(problem) != self._said:  # once, however long it lasts
-            log.warning("watching %s: %s", self.name, problem)
+            lacks = isinstance(problem, RefusedError) and problem.status == FORBIDDEN
+            log.warning("watching %s: %s%s", self.name, problem, ": see manifests/rbac.yaml" if lacks else "")
             self._said = str(problem)
-        await asyncio.sleep(PAUSE * random.uniform(0.5, 1.5))
+        await asyncio.sleep(PAUSE * 2 ** min(self._unwatched, LONGER) * random.uniform(0.5, 1.5))

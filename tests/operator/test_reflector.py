@@ -1,6 +1,7 @@
 """A list, then a watch from there on; and what follows when one of them fails."""
 
 import asyncio
+import random
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Set
 from typing import Any
 
@@ -18,7 +19,7 @@ def seen(version: int, kind: str = "MODIFIED") -> tuple[str, Mapping[str, Any]]:
     return kind, {"metadata": {"resourceVersion": str(version)}}
 
 
-def run(*watches: Happens) -> list[str]:
+def run(*watches: Happens, heard: Callable[[], None] = lambda: None) -> list[str]:
     """What is asked for, until the last of these watches has ended. Lists are of version 10, 20, …"""
     asked = list[str]()
 
@@ -48,7 +49,7 @@ def run(*watches: Happens) -> list[str]:
             drop=lambda tree: None,
             keep=lambda uids, version: (),
             news=lambda key: None,
-            heard=lambda: None,
+            heard=heard,
         )
         running = asyncio.create_task(one.run())
         await over.wait()
@@ -78,6 +79,28 @@ def test_what_a_watch_cannot_go_on_from_is_listed(status: int) -> None:
     refusal = ("ERROR", {"code": status, "reason": "Any", "message": "no"})
     assert run([seen(15), refusal], []) == ["list", "watch from 10", "list", "watch from 20"]
     assert run([RefusedError(status, "Any", "no")], []) == ["list", "watch from 10", "list", "watch from 20"]
+
+
+def test_who_may_list_and_not_watch_says_so_once_and_is_not_heard(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Else it would look ready, and list everything each second for ever."""
+    pauses, heard = list[float](), list[int]()
+    monkeypatch.setattr(reflector, "PAUSE", 1.0)
+    monkeypatch.setattr(random, "uniform", lambda least, most: 1.0)
+    sleep = asyncio.sleep
+
+    async def paused(seconds: float) -> None:
+        pauses.append(seconds)
+        await sleep(0)
+
+    monkeypatch.setattr(asyncio, "sleep", paused)
+    refused: Happens = [RefusedError(403, "Forbidden", 'pods is forbidden: User "operator" cannot watch')]
+    run(*[refused] * 7, [seen(75), *refused], [], heard=lambda: heard.append(1))
+    assert pauses == [1, 2, 4, 8, 16, 16, 16, 1]
+    assert len(heard) == 2 + 1 + 1  # two lists; the event; the list after it
+    words = 'watching pods: pods is forbidden: User "operator" cannot watch: see manifests/rbac.yaml'
+    assert caplog.messages == [words, words]
 
 
 def test_a_list_is_taken_one_by_one_and_what_it_does_not_have_is_dropped() -> None:
