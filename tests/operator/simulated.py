@@ -226,6 +226,7 @@ class Operator:
     def restart(self) -> None:
         self.terminating.clear()
         self.gangs, self.reused = {}, False
+        self.dirty = True  # it looks at all jobs at its start
         self.read()
 
     def read(self) -> None:
@@ -272,7 +273,7 @@ class Operator:
             self.carry_out(made)
         except KilledError:
             self.restart()
-            self.dirty, self.look = True, self.cluster.now
+            self.look = self.cluster.now
 
     def carry_out(self, made: Plan) -> None:
         for creation in made.create:

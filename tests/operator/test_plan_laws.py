@@ -160,7 +160,8 @@ def live_through(taken: list[Step], skew: float) -> None:
     settle(cluster, operator)
 
 
-@settings(deadline=None, max_examples=500, suppress_health_check=[HealthCheck.too_slow])
+# The same each time: whether a change may land is no matter of luck. `make soak` takes new ones.
+@settings(deadline=None, max_examples=500, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(steps, skews)
 def test_whatever_happens_a_job_comes_to_an_end(taken: list[Step], skew: float) -> None:
     live_through(taken, skew)
@@ -341,7 +342,7 @@ def judged(made: Job, found: Children, now: datetime) -> None:
     assert acts or waits or finished(status) or suspended or status != made.status
 
 
-@settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=200, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(jobs, seen, near)
 def test_a_plan_is_total(made: Job, found: Children, now: datetime) -> None:
     judged(made, found, now)
