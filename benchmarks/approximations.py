@@ -14,7 +14,7 @@ from torch import Tensor
 
 from benchmarks.contenders import ONE_BY_ONE, count, job, load, ours
 from benchmarks.startup import BUILD
-from tailorpo_trainer import estimate, models, rewards, spec
+from tailorpo_trainer import estimate, models, rewards
 from tailorpo_trainer.agreement import Agreement, rank_agreement
 from tailorpo_trainer.noise import Noise, Purpose
 from tailorpo_trainer.policy import Policy
@@ -22,6 +22,7 @@ from tailorpo_trainer.rewards.combine import RewardSum
 from tailorpo_trainer.rollout import Branch, branch
 from tailorpo_trainer.sampler import choose_steps
 from tailorpo_trainer.scoring import CHECKED
+from tailorpo_trainer.spec.job import Reward
 from tailorpo_trainer.tiny_animals import ANIMALS
 
 GOAL = 0.35
@@ -104,7 +105,7 @@ def ranks_of(choose: str, trajectories: int) -> dict[str, "Ranks"]:
     noise = Noise((0, Purpose.TRAINING, 0), range(trajectories), policy.latent_shape, policy.device)
     found = {}
     for name in REWARDS:
-        reward = rewards.load([spec.Reward(name=name)], policy.device)
+        reward = rewards.load([Reward(name=name)], policy.device)
         with policy.reference():
             found[name] = Ranks(policy, reward, prompts, noise).follow(trained)
     return found

@@ -27,7 +27,7 @@ from tailorpo_trainer import checkpoint, document, train
 from tailorpo_trainer.checkpoint.attempts import Groups
 from tailorpo_trainer.checkpoint.bucket import S3Store
 from tailorpo_trainer.session import Session
-from tailorpo_trainer.spec import TailorPOJob
+from tailorpo_trainer.spec.job import TailorPOJob
 
 BUILD = Path("build/benchmarks")
 STALL_GOAL, UPLOAD_GOAL, MEMORY_GOAL = 0.01, 0.9, 4.0

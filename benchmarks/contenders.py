@@ -18,7 +18,7 @@ from tailorpo_trainer.policy import Policy
 from tailorpo_trainer.rewards.combine import RewardSum
 from tailorpo_trainer.sampler import choose_steps
 from tailorpo_trainer.scoring import Scorer
-from tailorpo_trainer.spec import TailorPOJob
+from tailorpo_trainer.spec.job import TailorPOJob
 from tailorpo_trainer.updater import Updater
 
 OURS, ONE_BY_ONE, BATCHED = "ours", "plain, one by one", "plain, batched"

@@ -10,7 +10,7 @@ from aiohttp import web
 
 from tailorpo_operator import naming
 from tailorpo_operator.wire import Wire
-from tailorpo_trainer.provenance import now
+from tailorpo_trainer.versions import now
 
 Tree = dict[str, Any]
 

@@ -2,14 +2,14 @@
 
 from typing import Any
 
-from tailorpo_trainer import spec
+from tailorpo_trainer.spec.job import API_VERSION, KIND
 
 
 def tiny_animals(name: str, **parts: Any) -> dict[str, Any]:
     """TailorPO as in the demo, for colourfulness alone and without evaluations; `parts` replace those of `spec`."""
     return {
-        "apiVersion": spec.API_VERSION,
-        "kind": spec.KIND,
+        "apiVersion": API_VERSION,
+        "kind": KIND,
         "metadata": {"name": name},
         "spec": {
             "model": {"name": "tiny-animals"},

@@ -21,7 +21,7 @@ from torch import Tensor
 from benchmarks.contenders import ONE_BY_ONE, OURS, contenders, count, job
 from benchmarks.pages import lines, markdown
 from tailorpo_trainer import estimate, models
-from tailorpo_trainer.spec import TailorPOJob
+from tailorpo_trainer.spec.job import TailorPOJob
 
 BUILD = Path("build/benchmarks")
 SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from typing import Any
 
-from tailorpo_trainer import parts
+from tailorpo_trainer.spec import types
 from tests.documents import STRANGE, choices, objects
 
 
@@ -28,7 +28,7 @@ def edges(schema: Mapping[str, Any], now: Any) -> Iterator[tuple[list[Any], list
             case "string" if "enum" in choice or "const" in choice:
                 yield choice.get("enum", [choice.get("const")]), ["x", ""]
             case "string":
-                low = {parts.HTTP: 8, parts.QUANTITY: 1}.get(choice.get("pattern", ""), choice.get("minLength", 0))
+                low = {types.HTTP: 8, types.QUANTITY: 1}.get(choice.get("pattern", ""), choice.get("minLength", 0))
                 lengths = [low, choice["maxLength"]]
                 inside, beyond = (
                     [_letters(choice, length + off) for length, off in zip(lengths, by, strict=True)]
@@ -70,10 +70,10 @@ def _ends(schema: Mapping[str, Any]) -> Iterator[tuple[list[Any], list[Any]]]:
 
 def _letters(schema: Mapping[str, Any], length: int) -> str:
     pattern = schema.get("pattern", "")
-    if pattern == parts.LABEL_KEY and length > 63:  # a long one has a domain
+    if pattern == types.LABEL_KEY and length > 63:  # a long one has a domain
         return ("a" * 63 + ".") * 3 + "a" * (length - 192 - 64) + "/" + "a" * 63
-    prefix = {parts.HTTP: "http://", parts.MOUNT_PATH: "/"}.get(pattern, "")
-    letter = "1" if pattern == parts.QUANTITY else "a"
+    prefix = {types.HTTP: "http://", types.MOUNT_PATH: "/"}.get(pattern, "")
+    letter = "1" if pattern == types.QUANTITY else "a"
     return prefix + letter * (length - len(prefix))
 
 
@@ -124,7 +124,7 @@ def _number(schema: Mapping[str, Any], rng: random.Random, wrong: bool) -> Any:
 
 
 def _string(schema: Mapping[str, Any], rng: random.Random, wrong: bool) -> str:
-    prefix = {parts.HTTP: "http://", parts.MOUNT_PATH: "/"}.get(schema.get("pattern", ""), "")
+    prefix = {types.HTTP: "http://", types.MOUNT_PATH: "/"}.get(schema.get("pattern", ""), "")
     text = prefix + "a" * (_count(schema, "Length", rng, wrong) - len(prefix))
     starts = ["1", "-", "A", ".", "a.b", "a..b", "a/b", "a/b/c", "1Gi", "1.5", "1e3", "+1", "\x1f"]
     ends = ["\n", "-", ".", "/", ":", " ", "A", "_", "1", "é", "\u2003", "\x85", "=", "'"]

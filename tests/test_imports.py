@@ -18,11 +18,11 @@ LIGHT = [
     "tailorpo_trainer.checkpoint.inspection",
     "tailorpo_trainer.cli",
     "tailorpo_trainer.document",
-    "tailorpo_trainer.exits",
+    "tailorpo_trainer.errors",
     "tailorpo_trainer.launch",
     "tailorpo_trainer.places",
     "tailorpo_trainer.prompts",
-    "tailorpo_trainer.spec",
+    "tailorpo_trainer.spec.job",
     "tailorpo_trainer.termination",
     "tailorpo_trainer.onlookers",
 ]

@@ -4,7 +4,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from tailorpo_trainer import estimate, rewards
-from tailorpo_trainer.spec import TailorPOJob
+from tailorpo_trainer.spec.job import TailorPOJob
 
 SIDE = 64
 """Pixels of the shipped model's pictures, at which the reward's network is counted."""

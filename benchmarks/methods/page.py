@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from benchmarks.methods import plan, reading, tables
 from benchmarks.methods.kept import Result
-from tailorpo_trainer import rules
+from tailorpo_trainer.spec import rules
 
 HEAD = """\
 # The five methods at equal budgets

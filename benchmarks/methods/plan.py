@@ -6,7 +6,7 @@ from math import ceil
 from typing import Any
 
 from tailorpo_trainer import document
-from tailorpo_trainer.spec import TailorPOJob
+from tailorpo_trainer.spec.job import TailorPOJob
 
 Setting = tuple[float, float | None]
 """Learning rate and beta."""

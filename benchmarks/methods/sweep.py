@@ -16,7 +16,7 @@ from benchmarks.methods import costs, kept, plan, reading
 from benchmarks.methods.kept import Result
 from benchmarks.methods.plan import Trial
 from tailorpo_trainer import train
-from tailorpo_trainer.exits import StoppedError, TailorPOError
+from tailorpo_trainer.errors import StoppedError, TailorPOError
 from tailorpo_trainer.outputs import Output
 
 

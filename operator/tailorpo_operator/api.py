@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
 from pydantic.alias_generators import to_camel
 
-from tailorpo_trainer import progress as trainer
-from tailorpo_trainer.spec import API_VERSION, Spec
+from tailorpo_trainer.spec import progress as trainer
+from tailorpo_trainer.spec.job import API_VERSION, Spec
 
 GROUP, VERSION = API_VERSION.split("/")
 PLURAL = "tailorpojobs"

@@ -9,7 +9,7 @@ from tailorpo_operator.ending import noted
 from tailorpo_operator.failures import Cause, Verdict
 from tailorpo_operator.retries import PLANNED
 from tailorpo_operator.waiting import QUEUED
-from tailorpo_trainer.progress import Progress
+from tailorpo_trainer.spec.progress import Progress
 
 
 def finished(status: Status) -> bool:

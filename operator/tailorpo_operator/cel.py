@@ -1,7 +1,7 @@
 """The rules of the document in CEL, as the API server checks them, in the words of the laptop's errors.
 
-`tailorpo_trainer.rules` holds them in Python; each of its functions has its twin here under the same name. Defaults
-are filled in before rules are judged, so a field that has one needs no `has(...)`.
+`tailorpo_trainer.spec.rules` holds them in Python; each of its functions has its twin here under the same name.
+Defaults are filled in before rules are judged, so a field that has one needs no `has(...)`.
 """
 
 import json
@@ -12,11 +12,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from tailorpo_trainer import placement_rules, rules
-from tailorpo_trainer.findings import alias, either
-from tailorpo_trainer.parts import JOB_NAME, PATTERNS, Part
-from tailorpo_trainer.placement import Template, Variable, Volume, VolumeMount
-from tailorpo_trainer.spec import (
+from tailorpo_trainer.spec import pod_template_rules, rules
+from tailorpo_trainer.spec.findings import alias, either
+from tailorpo_trainer.spec.job import (
     LEFT_OUT,
     Checkpoint,
     Method,
@@ -28,6 +26,8 @@ from tailorpo_trainer.spec import (
     TailorPOJob,
     Training,
 )
+from tailorpo_trainer.spec.pod_template import Template, Variable, Volume, VolumeMount
+from tailorpo_trainer.spec.types import JOB_NAME, PATTERNS, Part
 
 UNCHANGEABLE = (
     "defines the experiment and cannot change: take the change back, or apply it as a job of another name, which needs "
@@ -147,7 +147,7 @@ SAMPLES = "self.training.promptsPerIteration * self.training.samplesPerPrompt"
 ROWS = f"{SAMPLES} * {TRAINED}"
 PROCESSES = "(self.workers * self.processesPerWorker)"
 UNMOUNTED = "!(has(self.volumes) && self.volumes.exists(volume, volume.name == mount.name))"
-RESERVED_LABEL = " || ".join(f"key.startsWith('{prefix}')" for prefix in placement_rules.RESERVED_LABELS)
+RESERVED_LABEL = " || ".join(f"key.startsWith('{prefix}')" for prefix in pod_template_rules.RESERVED_LABELS)
 
 RULES = (
     # A `fieldPath` cannot point into metadata.
@@ -218,7 +218,7 @@ RULES = (
         )
         for field in (alias(Checkpoint, name) for name in rules.S3_SETTINGS)
     ),
-    *(_exactly_one("one_source", model, fields) for model, fields in placement_rules.ONE_OF.items()),
+    *(_exactly_one("one_source", model, fields) for model, fields in pod_template_rules.ONE_OF.items()),
     Rule(
         "one_value",
         Variable,
@@ -236,7 +236,7 @@ RULES = (
     Rule(
         "reserved",
         Variable,
-        f"!(self.name in {_list(placement_rules.RESERVED_VARIABLES)})",
+        f"!(self.name in {_list(pod_template_rules.RESERVED_VARIABLES)})",
         "'{self.name}' is set by TailorPO: leave it out",
         ".name",
     ),
@@ -253,22 +253,22 @@ RULES = (
     Rule(
         "reserved",
         Volume,
-        f"!self.name.startsWith('{placement_rules.RESERVED_VOLUMES}')",
-        f"'{{self.name}}' is a name of TailorPO's own: use one without '{placement_rules.RESERVED_VOLUMES}'",
+        f"!self.name.startsWith('{pod_template_rules.RESERVED_VOLUMES}')",
+        f"'{{self.name}}' is a name of TailorPO's own: use one without '{pod_template_rules.RESERVED_VOLUMES}'",
         ".name",
     ),
     Rule(
         "reserved",
         VolumeMount,
-        f"!(self.mountPath in ['{placement_rules.SHARED_MEMORY}', '{placement_rules.SHARED_MEMORY}/'])",
-        f"{placement_rules.SHARED_MEMORY} is mounted by TailorPO: set its size as spec.template.shmSize",
+        f"!(self.mountPath in ['{pod_template_rules.SHARED_MEMORY}', '{pod_template_rules.SHARED_MEMORY}/'])",
+        f"{pod_template_rules.SHARED_MEMORY} is mounted by TailorPO: set its size as spec.template.shmSize",
         ".mountPath",
     ),
     Rule(
         "reserved",
         VolumeMount,
-        f"!(self.mountPath + '/').startsWith('{placement_rules.DOCUMENT_FOLDER}/')",
-        f"{placement_rules.DOCUMENT_FOLDER} holds the document, and nothing else: choose another folder",
+        f"!(self.mountPath + '/').startsWith('{pod_template_rules.DOCUMENT_FOLDER}/')",
+        f"{pod_template_rules.DOCUMENT_FOLDER} holds the document, and nothing else: choose another folder",
         ".mountPath",
     ),
     *_immutable(),

@@ -7,7 +7,7 @@ from typing import Any
 from tailorpo_operator import naming, payload, pods
 from tailorpo_operator.api import Job
 from tailorpo_operator.payload import TooLarge
-from tailorpo_trainer.placement import VolumeMount
+from tailorpo_trainer.spec.pod_template import VolumeMount
 
 __all__ = ["TooLarge", "attempt", "is_rendezvous", "owned", "rendezvous", "service", "wants_gang", "warnings"]
 

@@ -10,7 +10,7 @@ import click
 
 from tailorpo_operator import naming
 from tailorpo_trainer.cli.ending import message
-from tailorpo_trainer.exits import ConfigurationError
+from tailorpo_trainer.errors import ConfigurationError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

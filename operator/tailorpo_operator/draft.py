@@ -13,8 +13,8 @@ from tailorpo_operator.conditions import Holds
 from tailorpo_operator.observed import Children
 from tailorpo_operator.retries import Retries
 from tailorpo_operator.size import fitted
-from tailorpo_trainer.progress import Progress
-from tailorpo_trainer.spec import RunPolicy
+from tailorpo_trainer.spec.job import RunPolicy
+from tailorpo_trainer.spec.progress import Progress
 
 
 class Draft:

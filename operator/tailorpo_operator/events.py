@@ -9,7 +9,7 @@ from typing import Any
 
 from tailorpo_operator.actions import Announce
 from tailorpo_operator.api import Job
-from tailorpo_trainer.progress import shorten
+from tailorpo_trainer.spec.progress import shorten
 
 REPORTER = "tailorpo.dev/operator"
 MAX_NOTE, MAX_REASON = 1024, 128

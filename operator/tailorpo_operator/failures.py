@@ -10,8 +10,8 @@ from enum import StrEnum
 
 from tailorpo_operator.api import Attempt
 from tailorpo_operator.observed import Exit, Pod
-from tailorpo_trainer.exits import ExitCode
-from tailorpo_trainer.progress import redact
+from tailorpo_trainer.errors import ExitCode
+from tailorpo_trainer.spec.progress import redact
 
 
 class Verdict(StrEnum):

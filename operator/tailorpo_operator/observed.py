@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from tailorpo_operator.naming import ATTEMPT, CONTAINER, INDEX
-from tailorpo_trainer.progress import Progress
+from tailorpo_trainer.spec.progress import Progress
 
 Tree = Mapping[str, Any]
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from tailorpo_operator.api import Job
 from tailorpo_operator.naming import DOCUMENT
-from tailorpo_trainer import rules
-from tailorpo_trainer.spec import CLUSTER_FIELDS, TRAINER_POLICY, ConfigMapKey, Spec
+from tailorpo_trainer.spec import rules
+from tailorpo_trainer.spec.job import CLUSTER_FIELDS, TRAINER_POLICY, ConfigMapKey, Spec
 
 MAX_BYTES = 65_536
 """Of the document. All annotations of a pod together may have four times as many."""

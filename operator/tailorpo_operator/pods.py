@@ -6,9 +6,9 @@ from typing import Any
 
 from tailorpo_operator import naming, payload
 from tailorpo_operator.api import Job
-from tailorpo_trainer.parts import Part
-from tailorpo_trainer.placement import ModelCache
-from tailorpo_trainer.placement_rules import DOCUMENT_FOLDER, SHARED_MEMORY
+from tailorpo_trainer.spec.pod_template import ModelCache
+from tailorpo_trainer.spec.pod_template_rules import DOCUMENT_FOLDER, SHARED_MEMORY
+from tailorpo_trainer.spec.types import Part
 
 Fields = dict[str, Any]
 

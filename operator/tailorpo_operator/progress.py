@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from tailorpo_operator import naming
 from tailorpo_operator.observed import Pod, Report
 from tailorpo_operator.store import Key
-from tailorpo_trainer.progress import Progress
+from tailorpo_trainer.spec.progress import Progress
 
 log = logging.getLogger(__name__)
 

@@ -24,7 +24,7 @@ from tailorpo_operator.reflector import Reflector, relist
 from tailorpo_operator.settings import Settings
 from tailorpo_operator.store import Key, Store, Tree
 from tailorpo_operator.wire import TRIES, AwayError, RefusedError, Wire, writing_only_if
-from tailorpo_trainer.exits import UnavailableError
+from tailorpo_trainer.errors import UnavailableError
 
 log = logging.getLogger(__name__)
 

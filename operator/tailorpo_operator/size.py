@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 
 from tailorpo_operator.api import Status
-from tailorpo_trainer.progress import shorten
+from tailorpo_trainer.spec.progress import shorten
 
 MAX_BYTES = 8000
 

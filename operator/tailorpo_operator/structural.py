@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from tailorpo_trainer.parts import PATTERNS
+from tailorpo_trainer.spec.types import PATTERNS
 
 Schema = dict[str, Any]
 Extend = Callable[[str, Schema], None]

@@ -17,8 +17,8 @@ from kubernetes.client import V1Pod
 
 from tailorpo_operator import naming
 from tailorpo_trainer import termination
-from tailorpo_trainer.exits import ExitCode
-from tailorpo_trainer.progress import Checkpoint, Error, Progress
+from tailorpo_trainer.errors import ExitCode
+from tailorpo_trainer.spec.progress import Checkpoint, Error, Progress
 from tests.cluster.api import Kubectl
 from tests.cluster.pods import PodDriver
 from tests.cluster.real.network import Network

@@ -14,7 +14,7 @@ from tailorpo_operator.conditions import condition, holds
 from tailorpo_operator.observed import Children, Exit, Gang, Pod, Told
 from tailorpo_operator.plan import plan
 from tailorpo_operator.size import MAX_BYTES, size
-from tailorpo_trainer.exits import ExitCode
+from tailorpo_trainer.errors import ExitCode
 from tests.operator.stories import RETRIES, at, gang, job, last_word, pending
 
 TRAINS, WATCHDOG, TAINTED = 100.0, 600.0, 300.0

@@ -11,8 +11,8 @@ from tailorpo_operator.conditions import condition
 from tailorpo_operator.observed import Children, Exit, Gang, Pod, Report
 from tailorpo_operator.plan import plan
 from tailorpo_operator.retries import Retries
-from tailorpo_trainer.exits import ExitCode
-from tailorpo_trainer.progress import Error, Progress
+from tailorpo_trainer.errors import ExitCode
+from tailorpo_trainer.spec.progress import Error, Progress
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 RETRIES = Retries()

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 from kubernetes.client import V1Pod
 
-from tailorpo_trainer.exits import ExitCode
+from tailorpo_trainer.errors import ExitCode
 from tests.cluster.api import Kubectl
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.pods import PodDriver

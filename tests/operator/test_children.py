@@ -11,7 +11,7 @@ from tailorpo_operator import api, children, naming, payload
 from tailorpo_trainer import document
 from tailorpo_trainer.checkpoint import experiment_hash
 from tailorpo_trainer.cli.run import cluster_fields
-from tailorpo_trainer.placement_rules import RESERVED_VARIABLES
+from tailorpo_trainer.spec.pod_template_rules import RESERVED_VARIABLES
 from tests.documents import GOOD
 
 IMAGE = "trainer:1"

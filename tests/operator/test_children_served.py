@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tailorpo_operator import api, children, naming
-from tailorpo_trainer.placement import Template
+from tailorpo_trainer.spec.pod_template import Template
 from tests.cluster.api import Cluster, Kubectl, KubectlError
 from tests.cluster.waiting import until
 from tests.documents import GOOD

@@ -11,8 +11,9 @@ import pytest
 from ruamel.yaml import YAML
 
 from tailorpo_operator import api, cel, crd
-from tailorpo_trainer import document, rules
+from tailorpo_trainer import document
 from tailorpo_trainer.checkpoint import experiment_hash
+from tailorpo_trainer.spec import rules
 from tests.cluster.api import Cluster, Kubectl, KubectlError
 from tests.documents import GOOD
 

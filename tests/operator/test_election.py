@@ -15,7 +15,7 @@ import pytest
 
 from tailorpo_operator import election
 from tailorpo_operator.wire import RefusedError
-from tailorpo_trainer.exits import ExitCode
+from tailorpo_trainer.errors import ExitCode
 from tests.cluster.api import Kubectl
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.pods import PodDriver

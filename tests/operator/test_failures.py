@@ -9,7 +9,7 @@ from tailorpo_operator import failures
 from tailorpo_operator.ending import noted
 from tailorpo_operator.failures import Cause, Verdict
 from tailorpo_operator.observed import Exit, Pod, Told
-from tailorpo_trainer.exits import ExitCode
+from tailorpo_trainer.errors import ExitCode
 from tests.operator.stories import NOON, begun, exited, last_word, pending, pod
 
 FATAL, COUNTED, FREE, DONE = Verdict.FATAL, Verdict.COUNTED, Verdict.FREE, Verdict.DONE

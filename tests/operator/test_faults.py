@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tailorpo_operator.api import GROUP, PLURAL, VERSION
-from tailorpo_trainer.exits import ExitCode
+from tailorpo_trainer.errors import ExitCode
 from tests.cluster.api import Kubectl
 from tests.cluster.audit import Request
 from tests.cluster.control_plane import ControlPlane

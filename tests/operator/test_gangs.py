@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tailorpo_operator import naming
-from tailorpo_trainer.exits import ExitCode
+from tailorpo_trainer.errors import ExitCode
 from tests.cluster.api import Kubectl
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.control_plane import control_plane as run_control_plane

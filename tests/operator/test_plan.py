@@ -10,8 +10,8 @@ from tailorpo_operator.actions import CreateService, DeleteJob
 from tailorpo_operator.api import Progress, Status
 from tailorpo_operator.observed import Exit, Pod, Report, Told
 from tailorpo_operator.plan import plan
-from tailorpo_trainer import progress as trainer
-from tailorpo_trainer.exits import ExitCode
+from tailorpo_trainer.errors import ExitCode
+from tailorpo_trainer.spec import progress as trainer
 from tests.operator.stories import (
     GRACE,
     NOON,

@@ -16,8 +16,8 @@ from tailorpo_operator.failures import DISRUPTIONS
 from tailorpo_operator.observed import Children, Exit, Gang, Pod, Report, Told
 from tailorpo_operator.plan import plan
 from tailorpo_operator.size import MAX_BYTES, fitted, size
-from tailorpo_trainer import progress as trainer
-from tailorpo_trainer.exits import ExitCode
+from tailorpo_trainer.errors import ExitCode
+from tailorpo_trainer.spec import progress as trainer
 from tests.operator.simulated import Cluster, Operator, settle
 from tests.operator.stories import job, last_word
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tailorpo_trainer.exits import ExitCode
+from tailorpo_trainer.errors import ExitCode
 from tests.cluster.api import Kubectl
 from tests.cluster.pods import PodDriver
 from tests.cluster.waiting import until

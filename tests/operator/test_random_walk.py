@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, Phase, assume, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from tailorpo_trainer.exits import ExitCode
+from tailorpo_trainer.errors import ExitCode
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.proxy import DEAF, DROP
 from tests.operator.walking.laws import CODES, DISRUPTIONS, FATAL

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tailorpo_operator.api import KEPT_ATTEMPTS, Attempt, Checkpoint, Condition, Metrics, Progress, Status, duration
 from tailorpo_operator.size import MAX_BYTES, fitted, size
-from tailorpo_trainer import progress as trainer
+from tailorpo_trainer.spec import progress as trainer
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 CONDITIONS = ["Suspended", "PodsReady", "Running", "Restarting", "Succeeded", "Failed"]

@@ -6,7 +6,7 @@ import pytest
 from pydantic import BaseModel, Field
 
 from tailorpo_operator.structural import structural
-from tailorpo_trainer.parts import LabelKey, LabelValue, Part, Quantity, Text
+from tailorpo_trainer.spec.types import LabelKey, LabelValue, Part, Quantity, Text
 
 
 class Inner(Part):

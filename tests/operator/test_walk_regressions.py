@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from tailorpo_trainer.exits import ExitCode
+from tailorpo_trainer.errors import ExitCode
 from tests.cluster.api import Kubectl
 from tests.cluster.pods import PodDriver
 from tests.cluster.proxy import DROP, ApiProxy, through

@@ -15,9 +15,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tailorpo_operator import naming
 from tailorpo_trainer import termination
-from tailorpo_trainer.exits import ExitCode
-from tailorpo_trainer.progress import Metrics, Progress, Rates
+from tailorpo_trainer.errors import ExitCode
 from tailorpo_trainer.server import Health, serving
+from tailorpo_trainer.spec.progress import Metrics, Progress, Rates
 from tests.cluster.api import Cluster, Kubectl
 from tests.cluster.pods import PodDriver
 from tests.cluster.waiting import until

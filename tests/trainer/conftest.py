@@ -9,7 +9,7 @@ import torch
 
 if TYPE_CHECKING:
     from tailorpo_trainer.session import Session
-    from tailorpo_trainer.spec import Spec
+    from tailorpo_trainer.spec.job import Spec
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -61,14 +61,15 @@ def document(tiny_pipeline: Path) -> Callable[..., dict[str, Any]]:
 @pytest.fixture(scope="session")
 def trained_session() -> Callable[["Spec", Path], "Session"]:
     """Trains a resolved document to its end in a folder, and returns the session."""
-    from tailorpo_trainer import places, spec, train
+    from tailorpo_trainer import places, train
     from tailorpo_trainer.distributed import World
     from tailorpo_trainer.opening import open_session
+    from tailorpo_trainer.spec.job import API_VERSION, KIND, TailorPOJob
     from tailorpo_trainer.stopping import Stop
 
     def make(run: "Spec", folder: Path) -> "Session":
-        job = spec.TailorPOJob.model_validate(
-            {"apiVersion": spec.API_VERSION, "kind": spec.KIND, "metadata": {"name": "test"}, "spec": run}
+        job = TailorPOJob.model_validate(
+            {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": "test"}, "spec": run}
         )
         with Stop().listening() as stop:
             session = open_session(job, places.choose(job, folder), None, False, "quiet", World(stop))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tailorpo_trainer import alarms, train
 from tailorpo_trainer.document import parse
-from tailorpo_trainer.exits import NotFiniteError
+from tailorpo_trainer.errors import NotFiniteError
 from tailorpo_trainer.rewards import combine
 
 Make = Callable[..., dict[str, Any]]

@@ -14,7 +14,7 @@ import click
 import pytest
 
 import tailorpo_trainer
-from tailorpo_trainer import cli, exits
+from tailorpo_trainer import cli, errors
 from tailorpo_trainer.cli import ending
 from tailorpo_trainer.onlookers import Watch
 
@@ -85,7 +85,7 @@ def test_each_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) ->
 def test_help_loads_nothing_that_is_slow() -> None:
     program = (
         "import sys; from tailorpo_trainer.cli import main; main(['--help']);"
-        "sys.exit(bool({'torch', 'pydantic', 'ruamel', 'numpy', 'rich', 'tailorpo_trainer.spec'} & {*sys.modules}))"
+        "sys.exit(bool({'torch', 'pydantic', 'ruamel', 'numpy', 'rich', 'tailorpo_trainer.spec.job'} & {*sys.modules}))"
     )
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60).returncode == 0
 
@@ -237,12 +237,12 @@ def test_python_m_runs_a_job(job: Path) -> None:
 @pytest.mark.parametrize(
     ("error", "status", "message"),
     [
-        (exits.DataError("prompts file p.txt: holds no prompt"), 65, "error: prompts file p.txt: holds no prompt"),
-        (exits.UnavailableError("http://a: gone"), 69, "error: http://a: gone"),
-        (exits.RewardError("a reward raised"), 70, "error: a reward raised"),
-        (exits.StoppedError("stopped after iteration 3"), 75, "stopped after iteration 3"),
-        (exits.NotFiniteError("the loss is nan"), 76, "error: the loss is nan"),
-        (exits.ConfigurationError("two\nlines"), 78, "error: two\nlines"),
+        (errors.DataError("prompts file p.txt: holds no prompt"), 65, "error: prompts file p.txt: holds no prompt"),
+        (errors.UnavailableError("http://a: gone"), 69, "error: http://a: gone"),
+        (errors.RewardError("a reward raised"), 70, "error: a reward raised"),
+        (errors.StoppedError("stopped after iteration 3"), 75, "stopped after iteration 3"),
+        (errors.NotFiniteError("the loss is nan"), 76, "error: the loss is nan"),
+        (errors.ConfigurationError("two\nlines"), 78, "error: two\nlines"),
         (MemoryError(), 71, "error: out of memory: no more could be had"),
         (type("OutOfMemoryError", (RuntimeError,), {})("CUDA out"), 71, "error: out of memory: CUDA out"),
         (OSError(28, "Full", "a"), 71, "error: the disk is full: [Errno 28] Full: 'a'"),

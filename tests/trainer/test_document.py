@@ -9,11 +9,12 @@ import annotated_types
 import pytest
 from pydantic import BaseModel
 
-from tailorpo_trainer import document, reference, rules
+from tailorpo_trainer import document, reference
 from tailorpo_trainer.document.fields import fields, part
 from tailorpo_trainer.document.source import MAX_VALUES, resolve
-from tailorpo_trainer.placement import Template
-from tailorpo_trainer.spec import Method, TailorPOJob
+from tailorpo_trainer.spec import rules
+from tailorpo_trainer.spec.job import Method, TailorPOJob
+from tailorpo_trainer.spec.pod_template import Template
 
 GOOD = """\
 apiVersion: tailorpo.dev/v1alpha1

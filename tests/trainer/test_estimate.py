@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from tailorpo_trainer import document, estimate, models, rules
+from tailorpo_trainer import document, estimate, models
+from tailorpo_trainer.errors import ConfigurationError
 from tailorpo_trainer.estimate import architectures, counts, meta
-from tailorpo_trainer.exits import ConfigurationError
 from tailorpo_trainer.session import Session
-from tailorpo_trainer.spec import Model, Spec, TailorPOJob
+from tailorpo_trainer.spec import rules
+from tailorpo_trainer.spec.job import Model, Spec, TailorPOJob
 
 Make = Callable[..., dict[str, Any]]
 Train = Callable[[Spec, Path], Session]

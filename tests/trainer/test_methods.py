@@ -21,7 +21,7 @@ from tailorpo_trainer.records import Pairs
 from tailorpo_trainer.rollout import branch, follow
 from tailorpo_trainer.sampler import choose_steps
 from tailorpo_trainer.scoring import Scorer
-from tailorpo_trainer.spec import Spec
+from tailorpo_trainer.spec.job import Spec
 from tailorpo_trainer.updater import Updater
 
 ALL = ["tailorpo", "tailorpo-g", "spo", "d3po", "ddpo"]

@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 import torch
 
-from tailorpo_trainer import models, spec, tiny_animals
-from tailorpo_trainer.exits import ConfigurationError, DataError, ResourceError, UnavailableError
+from tailorpo_trainer import models, tiny_animals
+from tailorpo_trainer.errors import ConfigurationError, DataError, ResourceError, UnavailableError
 from tailorpo_trainer.models import hub as explaining
 from tailorpo_trainer.models import sources
+from tailorpo_trainer.spec.job import Model, TrainingSpec
 
 pytestmark = pytest.mark.timeout(300)  # on a busy machine the hub's questions take a minute
 
@@ -35,7 +36,7 @@ def folder(tiny_pipeline: Path, tmp_path: Path) -> Path:
 def refusal(kind: type[Exception] = ConfigurationError, **model: Any) -> str:
     """What is said of a model, its name replaced by NAME."""
     with pytest.raises(kind) as caught:
-        models.load_pipeline(spec.Model(**model))
+        models.load_pipeline(Model(**model))
     text = str(caught.value)
     assert text.startswith("spec.model.")
     assert "\n" not in text
@@ -167,7 +168,7 @@ def test_variants_of_a_folder(folder: Path) -> None:
         "spec.model.name: NAME has no weights of its unet in safetensors but those of variant fp16: set "
         "spec.model.variant"
     )
-    assert models.load_pipeline(spec.Model(name=str(folder), variant="fp16")).unet.dtype == torch.float32
+    assert models.load_pipeline(Model(name=str(folder), variant="fp16")).unet.dtype == torch.float32
 
 
 def test_which_weights_are_chosen() -> None:
@@ -183,12 +184,12 @@ def test_which_weights_are_chosen() -> None:
         "safety_checker/model.safetensors",
         "v1-5-pruned.safetensors",
     ]
-    assert sources.choose_weights(names, spec.Model()) == [names[0], names[1], names[4], names[5]]
-    assert sources.choose_weights(names, spec.Model(variant="fp16")) == [names[2], names[4], names[6]]
+    assert sources.choose_weights(names, Model()) == [names[0], names[1], names[4], names[5]]
+    assert sources.choose_weights(names, Model(variant="fp16")) == [names[2], names[4], names[6]]
 
 
 def test_a_full_disk_and_a_closed_cache() -> None:
-    model = spec.Model(name="org/model")
+    model = Model(name="org/model")
     wrapped = OSError("cannot")
     wrapped.__cause__ = OSError(28, "No space left on device")
     assert isinstance(explaining.explain(model, False, wrapped), ResourceError)
@@ -378,7 +379,7 @@ def hub(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     """What came of every question to the hub, by name."""
     both = tmp_path_factory.mktemp("hub") / "tiny"
     shutil.copytree(tiny_pipeline, both)
-    models.load_pipeline(spec.Model(name=str(both))).to(torch.float16).save_pretrained(both, variant="fp16")
+    models.load_pipeline(Model(name=str(both))).to(torch.float16).save_pretrained(both, variant="fp16")
     home = tmp_path_factory.mktemp("home")
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler(both)) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -443,7 +444,7 @@ def test_the_hub_refuses(hub: dict[str, list[str]], case: str, kind: str, messag
 
 
 def test_a_hub_that_is_away_may_be_tried_again() -> None:
-    model = spec.Model(name="org/model")
+    model = Model(name="org/model")
     assert isinstance(explaining.explain(model, False, ConnectionResetError(104, "reset")), UnavailableError)
 
 
@@ -464,8 +465,8 @@ def adapter(document: Callable[..., dict[str, Any]], tmp_path: Path) -> tuple[An
     return policy, tmp_path / "lora"
 
 
-def training(document: Callable[..., dict[str, Any]], **lora: Any) -> spec.TrainingSpec:
-    return spec.TrainingSpec.model_validate(document(lora=lora)["spec"])
+def training(document: Callable[..., dict[str, Any]], **lora: Any) -> TrainingSpec:
+    return TrainingSpec.model_validate(document(lora=lora)["spec"])
 
 
 def predictions(policy: Any) -> Any:
@@ -499,7 +500,7 @@ def test_an_adapter_begins_where_the_other_ended(document: Any, adapter: tuple[A
 
 def test_diffusers_reads_our_adapter_as_we_do(tiny_pipeline: Path, adapter: tuple[Any, Path]) -> None:
     policy, folder = adapter
-    pipeline = models.load_pipeline(spec.Model(name=str(tiny_pipeline)))
+    pipeline = models.load_pipeline(Model(name=str(tiny_pipeline)))
     pipeline.load_lora_weights(str(folder))
     ours = predictions(policy)
     policy.unet = pipeline.unet

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tailorpo_trainer import prompts, tiny_animals
-from tailorpo_trainer.exits import ConfigurationError, DataError
-from tailorpo_trainer.spec import ConfigMapKey, Prompts
+from tailorpo_trainer.errors import ConfigurationError, DataError
+from tailorpo_trainer.spec.job import ConfigMapKey, Prompts
 
 
 def file_prompts(path: Path | str) -> Prompts:

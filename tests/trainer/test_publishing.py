@@ -9,7 +9,7 @@ import pytest
 from tailorpo_trainer import checkpoint, places
 from tailorpo_trainer.checkpoint import Store, capture, open_store
 from tailorpo_trainer.document import parse
-from tailorpo_trainer.exits import ConfigurationError, UnavailableError
+from tailorpo_trainer.errors import ConfigurationError, UnavailableError
 from tailorpo_trainer.outputs import Output
 from tailorpo_trainer.publishing import Publisher, restore
 

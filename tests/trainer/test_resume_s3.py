@@ -18,7 +18,7 @@ from safetensors.torch import load
 from tailorpo_trainer import checkpoint, session, train
 from tailorpo_trainer.checkpoint import stream
 from tailorpo_trainer.document import parse
-from tailorpo_trainer.exits import ConfigurationError, ExitCode, ResourceError, TailorPOError, UnavailableError
+from tailorpo_trainer.errors import ConfigurationError, ExitCode, ResourceError, TailorPOError, UnavailableError
 from tests.faults import Fault, Proxy, always, nth
 
 Make = Callable[..., dict[str, Any]]

@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 import torch
 
-from tailorpo_trainer import models, prompts, s3, spec
-from tailorpo_trainer.exits import ConfigurationError, DataError, ResourceError, UnavailableError
+from tailorpo_trainer import models, prompts, s3
+from tailorpo_trainer.errors import ConfigurationError, DataError, ResourceError, UnavailableError
 from tailorpo_trainer.s3 import remote
+from tailorpo_trainer.spec.job import Model, Prompts, TrainingSpec
 
 
 @pytest.fixture(autouse=True)
@@ -37,8 +38,8 @@ def models_bucket(s3_server: Any, tiny_pipeline: Path) -> str:
 
 
 @pytest.fixture
-def model(models_bucket: str, s3_bucket: str) -> spec.Model:
-    return spec.Model(name=f"s3://{models_bucket}/models/tiny")
+def model(models_bucket: str, s3_bucket: str) -> Model:
+    return Model(name=f"s3://{models_bucket}/models/tiny")
 
 
 def files(folder: Path) -> dict[str, tuple[int, int]]:
@@ -68,8 +69,8 @@ def downloads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-def test_a_pipeline_is_the_same_from_s3(model: spec.Model, tiny_pipeline: Path) -> None:
-    there, here = models.load_pipeline(model), models.load_pipeline(spec.Model(name=str(tiny_pipeline)))
+def test_a_pipeline_is_the_same_from_s3(model: Model, tiny_pipeline: Path) -> None:
+    there, here = models.load_pipeline(model), models.load_pipeline(Model(name=str(tiny_pipeline)))
     for part in ("unet", "vae", "text_encoder"):
         ours, expected = getattr(there, part).state_dict(), getattr(here, part).state_dict()
         assert ours.keys() == expected.keys()
@@ -78,19 +79,19 @@ def test_a_pipeline_is_the_same_from_s3(model: spec.Model, tiny_pipeline: Path) 
 
 
 def test_only_what_loading_needs_is_downloaded_and_only_once(
-    model: spec.Model, monkeypatch: pytest.MonkeyPatch, tiny_pipeline: Path
+    model: Model, monkeypatch: pytest.MonkeyPatch, tiny_pipeline: Path
 ) -> None:
     names = downloads(monkeypatch)
     models.load_pipeline(model)
     assert sorted(names) == sorted(files(tiny_pipeline))
     before = files(only_folder())
     models.load_pipeline(model)
-    models.load_pipeline(spec.Model(name=model.name + "/"))
+    models.load_pipeline(Model(name=model.name + "/"))
     assert sorted(names) == sorted(before)
     assert files(only_folder()) == before
 
 
-def test_finding_a_model_downloads_no_weights(model: spec.Model) -> None:
+def test_finding_a_model_downloads_no_weights(model: Model) -> None:
     folder = models.locate(model)
     assert isinstance(folder, Path)
     assert (folder / "unet" / "config.json").is_file()
@@ -101,7 +102,7 @@ def test_changed_damaged_and_deleted_objects(
     tiny_pipeline: Path, s3_server: Any, s3_bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     s3_server.upload(tiny_pipeline, s3_bucket, "models/tiny")
-    model = spec.Model(name=f"s3://{s3_bucket}/models/tiny")
+    model = Model(name=f"s3://{s3_bucket}/models/tiny")
     models.load_pipeline(model)
     folder, names = only_folder(), downloads(monkeypatch)
     client = s3_server.client()
@@ -118,7 +119,7 @@ def test_changed_damaged_and_deleted_objects(
     assert not (folder / "tokenizer" / "tokenizer_config.json").exists()
 
 
-def test_a_spoilt_index_costs_a_download_no_more(model: spec.Model) -> None:
+def test_a_spoilt_index_costs_a_download_no_more(model: Model) -> None:
     models.locate(model)
     (only_folder() / remote.INDEX).write_text("{")
     models.locate(model)
@@ -130,11 +131,11 @@ def test_the_wanted_variant_alone(
 ) -> None:
     both = tmp_path / "both"
     shutil.copytree(tiny_pipeline, both)
-    pipeline = models.load_pipeline(spec.Model(name=str(tiny_pipeline)))
+    pipeline = models.load_pipeline(Model(name=str(tiny_pipeline)))
     pipeline.to(torch.float16).save_pretrained(both, variant="fp16")
     s3_server.upload(both, s3_bucket, "both")
     names = downloads(monkeypatch)
-    loaded = models.load_pipeline(spec.Model(name=f"s3://{s3_bucket}/both", variant="fp16"))
+    loaded = models.load_pipeline(Model(name=f"s3://{s3_bucket}/both", variant="fp16"))
     weights = [name for name in names if name.endswith(".safetensors")]
     assert len(weights) == 3
     assert all(".fp16." in name for name in weights)
@@ -142,10 +143,10 @@ def test_the_wanted_variant_alone(
     pairs = zip(loaded.unet.parameters(), pipeline.unet.parameters(), strict=True)
     assert all(torch.equal(a.half(), b) for a, b in pairs)
     with pytest.raises(ConfigurationError, match=r"^spec\.model\.variant: 'bf16' is not in '.*/both': it has fp16$"):
-        models.load_pipeline(spec.Model(name=f"s3://{s3_bucket}/both", variant="bf16"))
+        models.load_pipeline(Model(name=f"s3://{s3_bucket}/both", variant="bf16"))
 
 
-def test_processes_that_start_together_share_one_download(model: spec.Model, tmp_path: Path) -> None:
+def test_processes_that_start_together_share_one_download(model: Model, tmp_path: Path) -> None:
     code = (
         "import logging, sys; logging.basicConfig(level=logging.INFO)\n"
         "from tailorpo_trainer import s3\n"
@@ -165,7 +166,7 @@ def test_processes_that_start_together_share_one_download(model: spec.Model, tmp
 def test_prompts(s3_server: Any, s3_bucket: str) -> None:
     s3_server.client().put_object(Bucket=s3_bucket, Key="p/all.txt", Body="\ufeffa cat\r\n# no\n\nein Bär\n".encode())
     uri = f"s3://{s3_bucket}/p/all.txt"
-    assert prompts.load(spec.Prompts(file=uri), Path("elsewhere")) == ("a cat", "ein Bär")
+    assert prompts.load(Prompts(file=uri), Path("elsewhere")) == ("a cat", "ein Bär")
 
 
 @pytest.mark.parametrize(
@@ -179,7 +180,7 @@ def test_prompts(s3_server: Any, s3_bucket: str) -> None:
 def test_bad_prompts(s3_server: Any, s3_bucket: str, body: bytes, message: str) -> None:
     s3_server.client().put_object(Bucket=s3_bucket, Key="p", Body=body)
     with pytest.raises(DataError) as caught:
-        prompts.load(spec.Prompts(file=f"s3://{s3_bucket}/p"), None)
+        prompts.load(Prompts(file=f"s3://{s3_bucket}/p"), None)
     assert str(caught.value).startswith(f"prompts file s3://{s3_bucket}/p:")
     assert str(caught.value).endswith(message)
 
@@ -197,7 +198,7 @@ def test_bad_prompts(s3_server: Any, s3_bucket: str, body: bytes, message: str) 
 def test_prompts_that_are_not_there(s3_bucket: str, uri: str, message: str) -> None:
     uri = uri.format(bucket=s3_bucket)
     with pytest.raises(ConfigurationError) as caught:
-        prompts.load(spec.Prompts(file=uri), None)
+        prompts.load(Prompts(file=uri), None)
     assert f"prompts file {uri}: {message}" in str(caught.value)
 
 
@@ -205,24 +206,24 @@ def test_prompts_that_are_not_there(s3_bucket: str, uri: str, message: str) -> N
 def test_an_adapter(
     s3_server: Any, s3_bucket: str, document: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
 ) -> None:
-    policy = models.load_policy(spec.TrainingSpec.model_validate(document()["spec"]))
+    policy = models.load_policy(TrainingSpec.model_validate(document()["spec"]))
     for parameter in policy.parameters:
         torch.nn.init.normal_(parameter, std=0.1)
     models.save_adapter(policy, tmp_path / "lora")
     s3_server.upload(tmp_path / "lora", s3_bucket, "lora")
     uri = f"s3://{s3_bucket}/lora{file}"
     lora = {"rank": 2, "alpha": 2, "initial": uri}
-    again = models.load_policy(spec.TrainingSpec.model_validate(document(lora=lora)["spec"]))
+    again = models.load_policy(TrainingSpec.model_validate(document(lora=lora)["spec"]))
     assert all(torch.equal(a, b) for a, b in zip(policy.parameters, again.parameters, strict=True))
     lora["initial"] = f"s3://{s3_bucket}/none"
     with pytest.raises(ConfigurationError, match=r"^spec\.lora\.initial: '.*/none': the bucket .* holds nothing there"):
-        models.load_policy(spec.TrainingSpec.model_validate(document(lora=lora)["spec"]))
+        models.load_policy(TrainingSpec.model_validate(document(lora=lora)["spec"]))
 
 
 def refusal(name: str, kind: type[Exception] = ConfigurationError) -> str:
     """What is said of a model, without the field and its value; never a secret."""
     with pytest.raises(kind) as caught:
-        models.load_pipeline(spec.Model(name=name))
+        models.load_pipeline(Model(name=name))
     text = str(caught.value)
     assert text.startswith(f"spec.model.name: {name!r}")
     assert "\n" not in text
@@ -234,17 +235,17 @@ def test_no_such_bucket(s3_bucket: str) -> None:
     assert refusal("s3://no-such-bucket/x").startswith("there is no such bucket at 127.0.0.1:")
 
 
-def test_no_such_prefix(model: spec.Model) -> None:
+def test_no_such_prefix(model: Model) -> None:
     assert refusal(model.name[:-1]).endswith("holds nothing there: check the prefix")
 
 
-def test_a_prefix_without_a_pipeline(model: spec.Model) -> None:
+def test_a_prefix_without_a_pipeline(model: Model) -> None:
     assert refusal(model.name.removesuffix("/tiny")) == "is no diffusers pipeline: it has no model_index.json there"
 
 
-def test_a_revision_of_a_prefix(model: spec.Model) -> None:
+def test_a_revision_of_a_prefix(model: Model) -> None:
     with pytest.raises(ConfigurationError, match=r"^spec\.model\.revision: 'main': only models on the hub have"):
-        models.load_pipeline(spec.Model(name=model.name, revision="main"))
+        models.load_pipeline(Model(name=model.name, revision="main"))
 
 
 def test_a_wrong_secret(s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -318,13 +319,13 @@ def test_other_answers(
             server.shutdown()
 
 
-def test_too_little_room_is_said_before_downloading(model: spec.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_room_is_said_before_downloading(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 90, 10))
     assert "MB to download, and" in refusal(model.name, ResourceError)
     assert files(only_folder()) == {}
 
 
-def test_a_full_disk(model: spec.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
@@ -332,7 +333,7 @@ def test_a_full_disk(model: spec.Model, monkeypatch: pytest.MonkeyPatch) -> None
     assert refusal(model.name, ResourceError).startswith("no space is left in ")
 
 
-def test_a_cache_that_cannot_be_written(model: spec.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_cannot_be_written(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert refusal(model.name).endswith("Not a directory: set XDG_CACHE_HOME to a folder that can be written")
@@ -350,7 +351,7 @@ def test_names_that_leave_the_folder_are_refused(
 
 
 def test_progress_goes_to_the_log(
-    model: spec.Model, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+    model: Model, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with caplog.at_level(logging.INFO, logger="tailorpo_trainer"):
         models.locate(model)

@@ -9,16 +9,16 @@ from typing import Any, cast
 import pytest
 import torch
 
-from tailorpo_trainer import alarms, estimate, models, prompts, report, rewards, spec, trained
+from tailorpo_trainer import alarms, estimate, models, prompts, report, rewards, trained
 from tailorpo_trainer import document as documents
 from tailorpo_trainer.agreement import Agreement, rank_agreement
+from tailorpo_trainer.errors import ConfigurationError, DataError, TailorPOError
 from tailorpo_trainer.estimate import architectures
-from tailorpo_trainer.exits import ConfigurationError, DataError, TailorPOError
 from tailorpo_trainer.noise import Noise, Purpose
 from tailorpo_trainer.rollout import branch
 from tailorpo_trainer.scoring import CHECKED, Scorer, rechecked
 from tailorpo_trainer.session import Session
-from tailorpo_trainer.spec import Spec
+from tailorpo_trainer.spec.job import API_VERSION, KIND, ScoringDecoder, Spec
 from tailorpo_trainer.tiny_animals import PIPELINE, SCORING_DECODER
 
 Make = Callable[..., dict[str, Any]]
@@ -68,7 +68,7 @@ def lines(folder: Path, kind: str = "iteration") -> list[dict[str, Any]]:
 
 def refusal(decoder: Any, kind: type[TailorPOError] = ConfigurationError, **more: Any) -> str:
     with pytest.raises(kind) as caught:
-        models.load_decoder(spec.ScoringDecoder(name=str(decoder), **more))
+        models.load_decoder(ScoringDecoder(name=str(decoder), **more))
     text = str(caught.value)
     assert "\n" not in text
     assert text.startswith("spec.model.scoringDecoder.")
@@ -127,7 +127,7 @@ def test_from_s3(s3_server: Any, s3_bucket: str, decoder: Path, tmp_path: Path, 
     s3_server.upload(decoder, s3_bucket, "decoders/tiny")
     latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     found = [
-        models.load_decoder(spec.ScoringDecoder(name=name)).decode(latents).sample
+        models.load_decoder(ScoringDecoder(name=name)).decode(latents).sample
         for name in (str(decoder), f"s3://{s3_bucket}/decoders/tiny")
     ]
     assert torch.equal(*found)
@@ -335,8 +335,8 @@ def test_taesd_on_stable_diffusion() -> None:
     model = {"name": "stable-diffusion-v1-5/stable-diffusion-v1-5", "scoringDecoder": {"name": "madebyollin/taesd"}}
     run = documents.parse(
         {
-            "apiVersion": spec.API_VERSION,
-            "kind": spec.KIND,
+            "apiVersion": API_VERSION,
+            "kind": KIND,
             "metadata": {"name": "test"},
             "spec": {
                 "model": model,

@@ -51,7 +51,7 @@ def test_the_judge_names_what_is_drawn() -> None:
 
 def test_the_scorer_tells_the_animals_apart() -> None:
     from tailorpo_trainer import rewards
-    from tailorpo_trainer.spec import Reward
+    from tailorpo_trainer.spec.job import Reward
 
     run = document.read(DEMO).spec
     policy = models.load_policy(run)

@@ -21,7 +21,7 @@ from torch import Tensor
 from tailorpo_trainer import checkpoint, models, train
 from tailorpo_trainer.checkpoint import stream
 from tailorpo_trainer.document import parse
-from tailorpo_trainer.exits import ConfigurationError, ExitCode, NotFiniteError, ResourceError, RewardError
+from tailorpo_trainer.errors import ConfigurationError, ExitCode, NotFiniteError, ResourceError, RewardError
 from tailorpo_trainer.rewards import combine
 
 Make = Callable[..., dict[str, Any]]
@@ -170,7 +170,7 @@ def test_every_state_is_in_the_checkpoint(document: Make, tmp_path: Path, parts:
 def stop_after(job: Any, folder: Path, iterations: int) -> None:
     """Run until an iteration's checkpoint, then stop as SIGTERM would."""
     from tailorpo_trainer import session
-    from tailorpo_trainer.exits import StoppedError
+    from tailorpo_trainer.errors import StoppedError
 
     whole = session.Session.checkpoint
 

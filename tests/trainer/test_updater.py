@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from tailorpo_trainer.document import parse
-from tailorpo_trainer.exits import NotFiniteError
+from tailorpo_trainer.errors import NotFiniteError
 from tailorpo_trainer.methods import Loss
 from tailorpo_trainer.portions import Portions
 from tailorpo_trainer.records import Pairs
-from tailorpo_trainer.spec import Spec
+from tailorpo_trainer.spec.job import Spec
 from tailorpo_trainer.stopping import StopRequested
 from tailorpo_trainer.updater import Updater
 

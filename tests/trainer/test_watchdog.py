@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from tailorpo_trainer.exits import ExitCode
+from tailorpo_trainer.errors import ExitCode
 from tailorpo_trainer.watchdog import LAUNCHER, watching
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from tailorpo_trainer.provenance import PACKAGES, versions
+from tailorpo_trainer.versions import PACKAGES, versions
 
 
 def environment(device: torch.device, processes: int = 1) -> dict[str, Any]:

@@ -6,8 +6,8 @@ from tailorpo_trainer import models
 from tailorpo_trainer.checkpoint import Loaded, MissingError, Store, checkpoints, latest, load
 from tailorpo_trainer.checkpoint.format import RunRecord
 from tailorpo_trainer.checkpoint.layout import RUN
-from tailorpo_trainer.exits import DataError
-from tailorpo_trainer.spec import LoRA
+from tailorpo_trainer.errors import DataError
+from tailorpo_trainer.spec.job import LoRA
 
 
 def export(store: Store, to: Path, attempt: int | None = None, step: int | None = None) -> Loaded:

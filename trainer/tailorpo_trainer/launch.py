@@ -19,11 +19,11 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from tailorpo_trainer.exits import ExitCode, StalledError
+from tailorpo_trainer.errors import ExitCode, StalledError
 from tailorpo_trainer.watchdog import LAUNCHER
 
 if TYPE_CHECKING:
-    from tailorpo_trainer.spec import RunPolicy
+    from tailorpo_trainer.spec.job import RunPolicy
 
 REPORTS = "TAILORPO_REPORTS"
 """Folder where each rank leaves its termination message, `RANK.json`, for the launcher to choose from."""
@@ -207,7 +207,7 @@ def _tell(rank: int, code: int, messages: Mapping[int, dict[str, Any]]) -> None:
     from pydantic import ValidationError
 
     from tailorpo_trainer import termination
-    from tailorpo_trainer.progress import Error, Progress
+    from tailorpo_trainer.spec.progress import Error, Progress
 
     def progress(of: int) -> Progress:
         try:

@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 
 from tailorpo_trainer import alarms, termination
 from tailorpo_trainer.observing import Beginning, Line, Observer
-from tailorpo_trainer.provenance import installed
+from tailorpo_trainer.versions import installed
 
 LABELS = ("namespace", "job")
 """On every metric; `namespace` is empty where there is none. Never a pod or a uid: their number grows."""

@@ -5,19 +5,20 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from tailorpo_trainer import checkpoint, document, methods, models, prompts, publishing, rewards, rules
+from tailorpo_trainer import checkpoint, document, methods, models, prompts, publishing, rewards
 from tailorpo_trainer.display import Display, Kind, open_display
 from tailorpo_trainer.distributed import World
 from tailorpo_trainer.environment import environment
-from tailorpo_trainer.exits import ConfigurationError
+from tailorpo_trainer.errors import ConfigurationError
 from tailorpo_trainer.observing import Observer
 from tailorpo_trainer.outputs import Output, write_json, write_text
 from tailorpo_trainer.places import Places
-from tailorpo_trainer.progress import Checkpoint, Progress
 from tailorpo_trainer.record import Record
 from tailorpo_trainer.saving import Saving
 from tailorpo_trainer.session import Session
-from tailorpo_trainer.spec import Spec, TailorPOJob
+from tailorpo_trainer.spec import rules
+from tailorpo_trainer.spec.job import Spec, TailorPOJob
+from tailorpo_trainer.spec.progress import Checkpoint, Progress
 from tailorpo_trainer.updater import Updater
 
 

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from tailorpo_trainer import document
-from tailorpo_trainer.exits import ConfigurationError, DataError
-from tailorpo_trainer.spec import TailorPOJob
+from tailorpo_trainer.errors import ConfigurationError, DataError
+from tailorpo_trainer.spec.job import TailorPOJob
 
 SAMPLE = re.compile(r"^samples/iteration-\d{6,}/\d{3,}\.png$")
 

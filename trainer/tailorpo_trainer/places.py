@@ -6,8 +6,8 @@ from pathlib import Path
 from tailorpo_trainer import s3
 from tailorpo_trainer.checkpoint import Store, open_store
 from tailorpo_trainer.outputs import Output
-from tailorpo_trainer.rules import S3_SETTINGS
-from tailorpo_trainer.spec import TailorPOJob
+from tailorpo_trainer.spec.job import TailorPOJob
+from tailorpo_trainer.spec.rules import S3_SETTINGS
 
 
 @dataclass(frozen=True)

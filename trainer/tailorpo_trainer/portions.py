@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from tailorpo_trainer.spec import Training
+from tailorpo_trainer.spec.job import Training
 
 MEGAPIXEL = 2**20
 

@@ -5,8 +5,8 @@ from hashlib import blake2b
 from pathlib import Path
 
 from tailorpo_trainer import s3
-from tailorpo_trainer.exits import ConfigurationError, DataError
-from tailorpo_trainer.spec import Prompts
+from tailorpo_trainer.errors import ConfigurationError, DataError
+from tailorpo_trainer.spec.job import Prompts
 
 MAX_LENGTH = 1024
 """Characters of one prompt, in a file as in the document."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from tailorpo_trainer.checkpoint import MissingError, Ref, Store, layout
 from tailorpo_trainer.checkpoint.descent import descent
-from tailorpo_trainer.exits import TailorPOError
+from tailorpo_trainer.errors import TailorPOError
 from tailorpo_trainer.outputs import Output, whole_lines, write_text
 
 logger = logging.getLogger(__name__)

@@ -4,10 +4,10 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from tailorpo_trainer import rules
 from tailorpo_trainer.document.explain import number_text
-from tailorpo_trainer.parts import PATTERNS
-from tailorpo_trainer.spec import CLUSTER_FIELDS, Method, Spec, TailorPOJob
+from tailorpo_trainer.spec import rules
+from tailorpo_trainer.spec.job import CLUSTER_FIELDS, Method, Spec, TailorPOJob
+from tailorpo_trainer.spec.types import PATTERNS
 
 HEAD = """\
 # The document

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tailorpo_trainer.exits import ConfigurationError
+from tailorpo_trainer.errors import ConfigurationError
 
 SMALLEST_SIGMA = 1e-4
 """Steps with less noise (the last one under `set_alpha_to_one`) leave nothing to choose between: not trained."""

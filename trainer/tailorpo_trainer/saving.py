@@ -8,7 +8,7 @@ from tailorpo_trainer.checkpoint.attempts import Groups
 from tailorpo_trainer.outputs import Output
 from tailorpo_trainer.publishing import Publisher
 from tailorpo_trainer.record import Record
-from tailorpo_trainer.spec import Checkpoint
+from tailorpo_trainer.spec.job import Checkpoint
 
 
 class Saving:

@@ -6,24 +6,24 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tailorpo_trainer import spec
 from tailorpo_trainer.agreement import Agreement, rank_agreement
 from tailorpo_trainer.distributed import World
-from tailorpo_trainer.exits import TailorPOError
+from tailorpo_trainer.errors import TailorPOError
 from tailorpo_trainer.policy import Policy
 from tailorpo_trainer.rewards.combine import RewardSum
+from tailorpo_trainer.spec.job import TrainingSpec
 from tailorpo_trainer.timing import Phases
 
 CHECKED, CHECK_EVERY = 80, 10
 """Pictures, about, that a check of the scoring decoder decodes again; iterations between checks without evaluations."""
 
 
-def check_interval(run: spec.TrainingSpec) -> int:
+def check_interval(run: TrainingSpec) -> int:
     """Iterations from one check of the scoring decoder to the next: those between evaluations; 0: no checks."""
     return 0 if run.model.scoring_decoder is None else run.evaluation.every_iterations or CHECK_EVERY
 
 
-def rechecked(run: spec.TrainingSpec, iteration: int, trained: Sequence[int]) -> int:
+def rechecked(run: TrainingSpec, iteration: int, trained: Sequence[int]) -> int:
     """Samples of this iteration whose candidates the model's own decoder scores too; 0 where no check is due."""
     every = check_interval(run)
     if not every or iteration % every:

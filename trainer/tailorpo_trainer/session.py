@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from tailorpo_trainer import estimate, evaluate, methods, models, prompts, report, spec
+from tailorpo_trainer import estimate, evaluate, methods, models, prompts, report
 from tailorpo_trainer.display import Display
 from tailorpo_trainer.distributed import World
-from tailorpo_trainer.exits import TailorPOError
+from tailorpo_trainer.errors import TailorPOError
 from tailorpo_trainer.noise import Noise, Purpose
 from tailorpo_trainer.outputs import Output, write_json
 from tailorpo_trainer.policy import Policy
@@ -19,7 +19,7 @@ from tailorpo_trainer.rewards.combine import RewardSum
 from tailorpo_trainer.sampler import choose_steps
 from tailorpo_trainer.saving import Saving
 from tailorpo_trainer.scoring import Scorer, rechecked
-from tailorpo_trainer.spec import TailorPOJob
+from tailorpo_trainer.spec.job import Spec, TailorPOJob
 from tailorpo_trainer.updater import Updater
 
 
@@ -52,7 +52,7 @@ class Session:
     evaluated_at: int | None = None
 
     @property
-    def run(self) -> spec.Spec:
+    def run(self) -> Spec:
         return self.job.spec
 
     @property

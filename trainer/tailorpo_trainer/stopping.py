@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from tailorpo_trainer.exits import StoppedError
+from tailorpo_trainer.errors import StoppedError
 
 
 class StopRequested(Exception):  # noqa: N818 (a wish, no error)

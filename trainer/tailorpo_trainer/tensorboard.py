@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tailorpo_trainer.exits import ConfigurationError
+from tailorpo_trainer.errors import ConfigurationError
 from tailorpo_trainer.observing import Beginning, Line, Observer
 from tailorpo_trainer.outputs import Output
 

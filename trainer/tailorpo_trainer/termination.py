@@ -12,9 +12,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from tailorpo_trainer import exits
+from tailorpo_trainer import errors
 from tailorpo_trainer.outputs import overwrite, write_json
-from tailorpo_trainer.progress import MESSAGE_LENGTH, Progress, shorten
+from tailorpo_trainer.spec.progress import MESSAGE_LENGTH, Progress, shorten
 
 LIMIT = 4096
 """Bytes that a kubelet reads of a container's termination message."""
@@ -52,13 +52,13 @@ def known() -> Progress:
 
 def last_word(error: BaseException, status: int | None = None) -> Progress:
     """This error ends the process. An end that is known already, with the same exit status, stands. Never fails."""
-    status = exits.status(error) if status is None else status
+    status = errors.status(error) if status is None else status
     last = _known
     if last.error is None or last.error.exit_code != status:
         last = last.ended(error, status)
     try:
         know(last)
-    except (OSError, exits.TailorPOError):
+    except (OSError, errors.TailorPOError):
         if _file is not None:  # the disk is full, but what it holds already may be changed
             with suppress(OSError):
                 overwrite(_file, (json.dumps(last.tree(), ensure_ascii=False) + "\n").encode())

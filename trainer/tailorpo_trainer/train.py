@@ -8,12 +8,12 @@ from typing import NoReturn
 
 from tailorpo_trainer import distributed, places, termination
 from tailorpo_trainer.display import Kind
-from tailorpo_trainer.exits import ExitCode, StalledError, TailorPOError
+from tailorpo_trainer.errors import ExitCode, StalledError, TailorPOError
 from tailorpo_trainer.noise import Purpose, seed_globally
 from tailorpo_trainer.onlookers import Watch, onlookers
 from tailorpo_trainer.opening import beginning, open_session
 from tailorpo_trainer.session import Session
-from tailorpo_trainer.spec import TailorPOJob
+from tailorpo_trainer.spec.job import TailorPOJob
 from tailorpo_trainer.stopping import Stop, StopRequested
 from tailorpo_trainer.updater import check_beginning
 from tailorpo_trainer.watchdog import watching

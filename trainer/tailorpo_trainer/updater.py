@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tailorpo_trainer import spec
 from tailorpo_trainer.checkpoint import Loaded
 from tailorpo_trainer.checkpoint.tensors import flatten, unflatten
 from tailorpo_trainer.distributed import World
-from tailorpo_trainer.exits import NotFiniteError, TailorPOError
+from tailorpo_trainer.errors import NotFiniteError, TailorPOError
 from tailorpo_trainer.methods import Method
 from tailorpo_trainer.policy import Policy
 from tailorpo_trainer.records import Pairs, Transitions, take
+from tailorpo_trainer.spec.job import TrainingSpec
 from tailorpo_trainer.stopping import Stop
 
 
@@ -39,7 +39,7 @@ class Updater:
         updates: optimiser steps made so far; with the document, it gives the learning rate.
     """
 
-    def __init__(self, policy: Policy, method: Method, run: spec.TrainingSpec, world: World | None = None) -> None:
+    def __init__(self, policy: Policy, method: Method, run: TrainingSpec, world: World | None = None) -> None:
         self.policy, self.method, self.run = policy, method, run
         self.world = world or World(Stop())
         settings = run.optimizer

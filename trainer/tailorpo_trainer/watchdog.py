@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from tailorpo_trainer.exits import ExitCode
+from tailorpo_trainer.errors import ExitCode
 
 LAUNCHER = "TAILORPO_LAUNCHER"
 """Process id of the launcher that started this process, where one did."""

@@ -8,7 +8,7 @@ import pytest
 
 from tailorpo_trainer import document
 from tailorpo_trainer.checkpoint import ExistsError, MissingError, Run, open_run, open_store
-from tailorpo_trainer.spec import TailorPOJob
+from tailorpo_trainer.spec.job import TailorPOJob
 
 
 def a_job(*overrides: str) -> TailorPOJob:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tailorpo_trainer.checkpoint import Attempt, Ref, Run, capture, checkpoints, latest, load, open_run, open_store
-from tailorpo_trainer.exits import ConfigurationError, ExitCode
+from tailorpo_trainer.errors import ConfigurationError, ExitCode
 
 Job = Callable[..., Any]
 

@@ -14,7 +14,7 @@ import pytest
 from tailorpo_trainer import s3
 from tailorpo_trainer.checkpoint import CorruptError, ExistsError, MissingError, Store, bucket, open_store
 from tailorpo_trainer.checkpoint.bucket import S3Store
-from tailorpo_trainer.exits import ConfigurationError, ExitCode, ResourceError, UnavailableError
+from tailorpo_trainer.errors import ConfigurationError, ExitCode, ResourceError, UnavailableError
 from tests.faults import Fault, Proxy, always, nth
 
 BIG = bytes(range(256)) * (17 << 12)  # 17 MiB: two parts

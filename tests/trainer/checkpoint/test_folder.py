@@ -13,7 +13,7 @@ import pytest
 
 from tailorpo_trainer.checkpoint import ExistsError, MissingError, Store, open_store
 from tailorpo_trainer.checkpoint.folder import FolderStore
-from tailorpo_trainer.exits import ConfigurationError, ExitCode, ResourceError, UnavailableError
+from tailorpo_trainer.errors import ConfigurationError, ExitCode, ResourceError, UnavailableError
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 
 from tailorpo_trainer.checkpoint import differences, experiment_hash, open_run, open_store
 from tailorpo_trainer.checkpoint.identity import Difference, defining, hash_of
-from tailorpo_trainer.exits import ConfigurationError, ExitCode
+from tailorpo_trainer.errors import ConfigurationError, ExitCode
 
 Job = Callable[..., Any]
 

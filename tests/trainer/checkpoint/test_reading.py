@@ -23,7 +23,7 @@ from tailorpo_trainer.checkpoint import (
     open_run,
     open_store,
 )
-from tailorpo_trainer.exits import ConfigurationError, ExitCode, UnavailableError
+from tailorpo_trainer.errors import ConfigurationError, ExitCode, UnavailableError
 
 Job = Callable[..., Any]
 

@@ -10,7 +10,7 @@ import torch
 
 from tailorpo_trainer.checkpoint import Manifest, Ref, Stream, capture, checkpoints, load, open_run, stream
 from tailorpo_trainer.checkpoint.attempts import Snapshot
-from tailorpo_trainer.exits import ConfigurationError, ResourceError, TailorPOError, UnavailableError
+from tailorpo_trainer.errors import ConfigurationError, ResourceError, TailorPOError, UnavailableError
 
 Job = Callable[..., Any]
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tailorpo_trainer.distributed import World, join, tell
-from tailorpo_trainer.exits import ConfigurationError, ExitCode, StalledError, TailorPOError
+from tailorpo_trainer.errors import ConfigurationError, ExitCode, StalledError, TailorPOError
 from tailorpo_trainer.stopping import Stop, StopRequested
 
 Together = Callable[..., list[Any]]

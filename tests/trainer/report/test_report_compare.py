@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tailorpo_trainer import report
-from tailorpo_trainer.exits import ConfigurationError
+from tailorpo_trainer.errors import ConfigurationError
 
 Make = Callable[..., Path]
 Read = Callable[[Path], Any]

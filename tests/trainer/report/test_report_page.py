@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tailorpo_trainer import report
-from tailorpo_trainer.exits import ConfigurationError, TailorPOError
+from tailorpo_trainer.errors import ConfigurationError, TailorPOError
 
 Make = Callable[..., Path]
 Read = Callable[[Path], Any]

@@ -23,7 +23,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tailorpo_trainer.exits import ConfigurationError, NotFiniteError, RewardError, UnavailableError
+from tailorpo_trainer.errors import ConfigurationError, NotFiniteError, RewardError, UnavailableError
 from tailorpo_trainer.rewards.combine import RewardSum, Term
 from tailorpo_trainer.rewards.http import LONGEST_RETRY_AFTER, TOKEN, Clock, HttpReward, retry_after
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tailorpo_trainer import rewards
-from tailorpo_trainer.exits import ConfigurationError, ResourceError, UnavailableError
+from tailorpo_trainer.errors import ConfigurationError, ResourceError, UnavailableError
 from tailorpo_trainer.rewards import registry
 from tailorpo_trainer.rewards.base import Reward
 
@@ -20,7 +20,7 @@ DOCUMENTATION = Path(__file__).parents[3] / "docs" / "rewards.md"
 
 PLUGIN = """
     import torch
-    from tailorpo_trainer.exits import UnavailableError
+    from tailorpo_trainer.errors import UnavailableError
 
     class Darkness:
         name, differentiable, unit = "darkness", True, "minus the mean level"

@@ -8,13 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tailorpo_trainer import rewards
-from tailorpo_trainer.exits import (
-    ConfigurationError,
-    NotFiniteError,
-    ResourceError,
-    RewardError,
-    UnavailableError,
-)
+from tailorpo_trainer.errors import ConfigurationError, NotFiniteError, ResourceError, RewardError, UnavailableError
 from tailorpo_trainer.rewards.combine import RewardSum, Term
 
 LOCAL = ("colourfulness", "jpeg-compressibility", "jpeg-incompressibility")

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from tailorpo_trainer import cli, models, termination, train
-from tailorpo_trainer.exits import ExitCode
-from tailorpo_trainer.progress import Progress
+from tailorpo_trainer.errors import ExitCode
+from tailorpo_trainer.spec.progress import Progress
 
 PAGE = Path(__file__).parents[3] / "docs" / "exit-codes.md"
 

@@ -18,7 +18,7 @@ from ruamel.yaml import YAML
 from tailorpo_trainer import alarms, termination
 from tailorpo_trainer.metrics import Metrics
 from tailorpo_trainer.observing import Beginning
-from tailorpo_trainer.progress import Progress
+from tailorpo_trainer.spec.progress import Progress
 
 PAGE = (Path(__file__).parents[3] / "docs" / "metrics.md").read_text()
 

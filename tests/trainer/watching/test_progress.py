@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tailorpo_trainer import termination
-from tailorpo_trainer.exits import ConfigurationError, understood
-from tailorpo_trainer.progress import Checkpoint, Metrics, Part, Progress
+from tailorpo_trainer.errors import ConfigurationError, understood
+from tailorpo_trainer.spec.progress import Checkpoint, Metrics, Part, Progress
 
 PAGE = Path(__file__).parents[3] / "docs" / "progress.md"
 

@@ -13,10 +13,10 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from tailorpo_trainer import termination
-from tailorpo_trainer.exits import ConfigurationError, RewardError
+from tailorpo_trainer.errors import ConfigurationError, RewardError
 from tailorpo_trainer.observing import Beginning
-from tailorpo_trainer.progress import Progress
 from tailorpo_trainer.server import Health, serving
+from tailorpo_trainer.spec.progress import Progress
 
 
 def get(url: str, method: str = "GET") -> tuple[int, str]:

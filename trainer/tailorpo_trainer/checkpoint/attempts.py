@@ -10,7 +10,7 @@ from tailorpo_trainer.checkpoint.format import Entry, Manifest, digest
 from tailorpo_trainer.checkpoint.layout import OBJECT, RUN, STATE, TENSORS, Ref, inventory
 from tailorpo_trainer.checkpoint.retention import Evaluations
 from tailorpo_trainer.checkpoint.store import Store
-from tailorpo_trainer.provenance import now, software
+from tailorpo_trainer.versions import now, software
 
 if TYPE_CHECKING:
     from torch import Tensor

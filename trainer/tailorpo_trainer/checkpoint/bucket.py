@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from tailorpo_trainer import s3
 from tailorpo_trainer.checkpoint.format import CorruptError
 from tailorpo_trainer.checkpoint.store import ExistsError, MissingError
-from tailorpo_trainer.exits import ResourceError, UnavailableError
+from tailorpo_trainer.errors import ResourceError, UnavailableError
 
 PART, AT_ONCE = 16 << 20, 4
 """Bytes of one part of a multipart upload and of the smallest object that is uploaded so, and parts on their way.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tailorpo_trainer.checkpoint.disk import claim, fill, make, sync
 from tailorpo_trainer.checkpoint.store import ExistsError, MissingError
-from tailorpo_trainer.exits import FULL, ConfigurationError, ResourceError, UnavailableError
+from tailorpo_trainer.errors import FULL, ConfigurationError, ResourceError, UnavailableError
 
 TEMPORARY = re.compile(r"^\.(?P<name>.+)\.[0-9a-f]{16}\.tmp$")
 

@@ -11,8 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
 from tailorpo_trainer.checkpoint.layout import Ref
-from tailorpo_trainer.exits import ConfigurationError, DataError
-from tailorpo_trainer.provenance import installed
+from tailorpo_trainer.errors import ConfigurationError, DataError
+from tailorpo_trainer.versions import installed
 
 FORMAT_VERSION = 1
 

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from tailorpo_trainer import rules
 from tailorpo_trainer.checkpoint.format import RunRecord
-from tailorpo_trainer.exits import ConfigurationError
-from tailorpo_trainer.spec import LEFT_OUT, Spec
+from tailorpo_trainer.errors import ConfigurationError
+from tailorpo_trainer.spec import rules
+from tailorpo_trainer.spec.job import LEFT_OUT, Spec
 
 
 class Difference(NamedTuple):

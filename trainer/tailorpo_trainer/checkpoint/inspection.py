@@ -8,7 +8,7 @@ from tailorpo_trainer.checkpoint.format import CorruptError, Manifest
 from tailorpo_trainer.checkpoint.layout import RUN, Ref, inventory
 from tailorpo_trainer.checkpoint.reading import candidates, check, read_manifest
 from tailorpo_trainer.checkpoint.store import MissingError, Store
-from tailorpo_trainer.exits import ConfigurationError
+from tailorpo_trainer.errors import ConfigurationError
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from tailorpo_trainer.checkpoint.descent import parent
 from tailorpo_trainer.checkpoint.format import CorruptError, Entry, Manifest, digest
 from tailorpo_trainer.checkpoint.layout import OBJECT, STATE, TENSORS, Inventory, Ref, inventory
 from tailorpo_trainer.checkpoint.store import MissingError, Store
-from tailorpo_trainer.exits import UnavailableError
+from tailorpo_trainer.errors import UnavailableError
 
 if TYPE_CHECKING:
     from torch import Tensor

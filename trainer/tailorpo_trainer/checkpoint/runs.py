@@ -9,9 +9,9 @@ from tailorpo_trainer.checkpoint.attempts import Attempt
 from tailorpo_trainer.checkpoint.format import AttemptRecord, Parent, RunRecord
 from tailorpo_trainer.checkpoint.layout import RUN, attempt_name, inventory
 from tailorpo_trainer.checkpoint.store import ExistsError, MissingError, Store
-from tailorpo_trainer.exits import ConfigurationError
-from tailorpo_trainer.provenance import now, software
-from tailorpo_trainer.spec import TailorPOJob
+from tailorpo_trainer.errors import ConfigurationError
+from tailorpo_trainer.spec.job import TailorPOJob
+from tailorpo_trainer.versions import now, software
 
 logger = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Protocol
 
 from tailorpo_trainer import s3
-from tailorpo_trainer.exits import ConfigurationError, TailorPOError
+from tailorpo_trainer.errors import ConfigurationError, TailorPOError
 
 
 class MissingError(TailorPOError):

@@ -9,7 +9,7 @@ from typing import Any
 
 from tailorpo_trainer.checkpoint.attempts import Attempt, Groups, Snapshot, capture
 from tailorpo_trainer.checkpoint.format import Manifest
-from tailorpo_trainer.exits import ResourceError, TailorPOError, UnavailableError
+from tailorpo_trainer.errors import ResourceError, TailorPOError, UnavailableError
 
 logger = logging.getLogger(__name__)
 

@@ -86,7 +86,7 @@ def verify(uri: str, endpoint: str | None, region: str | None, ca_file: str | No
     """
     from tailorpo_trainer import checkpoint
     from tailorpo_trainer.checkpoint import inspection
-    from tailorpo_trainer.exits import DataError
+    from tailorpo_trainer.errors import DataError
 
     store = _find(uri, endpoint, region, ca_file)
     bad: list[str] = []

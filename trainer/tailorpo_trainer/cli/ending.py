@@ -9,7 +9,7 @@ from contextlib import suppress
 
 import click
 
-from tailorpo_trainer.exits import ExitCode, StoppedError, understood
+from tailorpo_trainer.errors import ExitCode, StoppedError, understood
 
 BROKEN_PIPE = 141
 """128 + SIGPIPE, as for any program whose reader has left."""
@@ -40,7 +40,7 @@ def last_word(error: BaseException, status: int) -> None:
     """Leave a run's end where a kubelet reads it (`docs/progress.md`). Never fails."""
     with suppress(Exception):
         from tailorpo_trainer import termination
-        from tailorpo_trainer.progress import Progress
+        from tailorpo_trainer.spec.progress import Progress
 
         if isinstance(error, click.UsageError):
             termination.begin(Progress())  # no run began

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from tailorpo_trainer.cli.ending import message
-from tailorpo_trainer.exits import ConfigurationError
+from tailorpo_trainer.errors import ConfigurationError
 from tailorpo_trainer.launch import Gang
 
 if TYPE_CHECKING:
     from tailorpo_trainer.onlookers import Watch
-    from tailorpo_trainer.spec import TailorPOJob
+    from tailorpo_trainer.spec.job import TailorPOJob
 
 
 def _again(
@@ -32,7 +32,8 @@ def _again(
 
 
 def _launch(job: TailorPOJob, gang: Gang, arguments: list[str]) -> int:
-    from tailorpo_trainer import launch, rules
+    from tailorpo_trainer import launch
+    from tailorpo_trainer.spec import rules
 
     if problem := rules.shares_problem(job.spec, gang.size):
         raise ConfigurationError(f"spec.training.promptsPerIteration: {problem}")
@@ -126,7 +127,7 @@ def run(
         "quiet" if quiet else "json" if as_json else "plain" if no_progress else "auto"
     )
     from tailorpo_trainer import document, onlookers, termination
-    from tailorpo_trainer.progress import Progress
+    from tailorpo_trainer.spec.progress import Progress
 
     termination.begin(Progress())
     watch = onlookers.Watch(metrics_port, metrics_host, metrics_stall_seconds, tensorboard)
@@ -145,7 +146,7 @@ def run(
 
 def cluster_fields(job: TailorPOJob) -> list[str]:
     """The fields that say where a run runs, as far as they ask for something else than one process here."""
-    from tailorpo_trainer.spec import CLUSTER_FIELDS, TRAINER_POLICY, RunPolicy, Spec
+    from tailorpo_trainer.spec.job import CLUSTER_FIELDS, TRAINER_POLICY, RunPolicy, Spec
 
     def given(part: RunPolicy | Spec, names: Iterable[str], path: str) -> list[str]:
         fields = type(part).model_fields

@@ -10,7 +10,7 @@ from typing import Any, get_args
 from tailorpo_trainer.document.fields import field_at, fields, model_at
 from tailorpo_trainer.document.problems import Loc, printable
 from tailorpo_trainer.document.source import resolve
-from tailorpo_trainer.parts import PATTERNS
+from tailorpo_trainer.spec.types import PATTERNS
 
 _TRUE = {"y", "yes", "on", "true"}
 _FALSE = {"n", "no", "off", "false"}

@@ -7,7 +7,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from tailorpo_trainer.document.problems import Loc
-from tailorpo_trainer.spec import TailorPOJob
+from tailorpo_trainer.spec.job import TailorPOJob
 
 
 def fields(model: type[BaseModel]) -> dict[str, FieldInfo]:

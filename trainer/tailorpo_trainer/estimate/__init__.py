@@ -9,16 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
-from tailorpo_trainer import prompts, rules, spec
+from tailorpo_trainer import prompts
+from tailorpo_trainer.errors import ConfigurationError
 from tailorpo_trainer.estimate import architectures, counts, memory, meta, report
 from tailorpo_trainer.estimate.architectures import Architecture
 from tailorpo_trainer.estimate.counts import Counts, Key
 from tailorpo_trainer.estimate.memory import Batches, Memory
 from tailorpo_trainer.estimate.meta import Networks
-from tailorpo_trainer.exits import ConfigurationError
 from tailorpo_trainer.portions import portions
 from tailorpo_trainer.sampler import ddim
-from tailorpo_trainer.spec import TailorPOJob
+from tailorpo_trainer.spec import rules
+from tailorpo_trainer.spec.job import Spec, TailorPOJob
 
 HEADER_BYTES = 100
 """About what a safetensors file says of each tensor: its name, dtype, shape and place."""
@@ -97,7 +98,7 @@ def estimate(job: TailorPOJob, base: Path | None = None) -> Estimate:
     )
 
 
-def row_costs(run: spec.Spec) -> dict[str, float]:
+def row_costs(run: Spec) -> dict[str, float]:
     """FLOPs of one row of each kind of work that a run counts in its `totals`; the rewards' own are not known."""
     networks = memory.networks(architectures.find(run.model), run, memory.precisions(run)[0])
     denoiser = networks.denoise(1, "adapter")
@@ -111,7 +112,7 @@ def row_costs(run: spec.Spec) -> dict[str, float]:
     return costs
 
 
-def work(run: spec.Spec, architecture: Architecture, base: Path | None = None) -> tuple[Counts, tuple[str, ...]]:
+def work(run: Spec, architecture: Architecture, base: Path | None = None) -> tuple[Counts, tuple[str, ...]]:
     """The counts alone, and what they leave out; run: with its defaults resolved."""
     sampling, notes = run.sampling, ["Rewards' own networks are counted neither in FLOPs nor in memory."]
     tables = SimpleNamespace(config=architecture.scheduler)
@@ -124,7 +125,7 @@ def work(run: spec.Spec, architecture: Architecture, base: Path | None = None) -
     return counted, tuple(notes)
 
 
-def _flops(networks: Networks, run: spec.Spec, counted: Counts) -> tuple[dict[Key, float], float]:
+def _flops(networks: Networks, run: Spec, counted: Counts) -> tuple[dict[Key, float], float]:
     """FLOPs of one row of each thing that a run computes, and of a denoiser forward without the adapter."""
     rows = memory.batches(run, counted, networks.pixels)
     training = networks.denoise(rows.update, "adapter").each(rows.update)
@@ -158,7 +159,7 @@ def _flops(networks: Networks, run: spec.Spec, counted: Counts) -> tuple[dict[Ke
     return {key: one(*key) for key in counted.run}, reference.forward
 
 
-def _encoded(run: spec.Spec, base: Path | None) -> int:
+def _encoded(run: Spec, base: Path | None) -> int:
     """Distinct prompts that the text encoder sees; each is encoded once in a run."""
     training = run.training
     texts = prompts.load(run.prompts, base)
@@ -172,7 +173,7 @@ def _encoded(run: spec.Spec, base: Path | None) -> int:
     return len(seen)
 
 
-def _checkpoint_bytes(networks: Networks, run: spec.Spec) -> int:
+def _checkpoint_bytes(networks: Networks, run: Spec) -> int:
     """Adapter, AdamW's two moments and step counts, and the average where one is kept."""
     adapter, tensors = meta.size(networks.adapter), len(networks.adapter)
     copies = 1 + memory.MOMENTS + (run.optimizer.ema_decay is not None)

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tailorpo_trainer import models, spec
-from tailorpo_trainer.exits import ConfigurationError, DataError, UnavailableError
+from tailorpo_trainer import models
+from tailorpo_trainer.errors import ConfigurationError, DataError, UnavailableError
+from tailorpo_trainer.spec.job import Model, Sampling
 
 Values = Mapping[str, Any]
 
@@ -87,7 +88,7 @@ class Architecture:
         """Pixels along one side of a latent element."""
         return int(2 ** (len(self.vae["block_out_channels"]) - 1))
 
-    def latent_sides(self, sampling: spec.Sampling) -> tuple[int, int]:
+    def latent_sides(self, sampling: Sampling) -> tuple[int, int]:
         """Height and width of a latent that is sampled."""
         own = self.unet["sample_size"]
         sides = (own, own) if isinstance(own, int) else own
@@ -97,7 +98,7 @@ class Architecture:
         )
         return height, width
 
-    def pixels(self, sampling: spec.Sampling) -> int:
+    def pixels(self, sampling: Sampling) -> int:
         """Height times width of a picture."""
         height, width = self.latent_sides(sampling)
         return height * width * self.scale**2
@@ -143,7 +144,7 @@ FILES = {
 }
 
 
-def find(model: spec.Model) -> Architecture:
+def find(model: Model) -> Architecture:
     """The architecture of a document's model: from its folder, from `KNOWN`, else from the hub's small files.
 
     Raises `ConfigurationError`, `DataError` or `UnavailableError` with one sentence if it cannot be had.
@@ -157,7 +158,7 @@ def find(model: spec.Model) -> Architecture:
     return replace(found, scoring_decoder=config)
 
 
-def _find(model: spec.Model) -> Architecture:
+def _find(model: Model) -> Architecture:
     if model.name in KNOWN and not Path(model.name).is_dir():
         return KNOWN[model.name]
     source = models.locate(model)
@@ -191,7 +192,7 @@ def _tokenizer_length(file: Path, default: int) -> int:
         return default
 
 
-def _download(model: spec.Model, file: str) -> Path:
+def _download(model: Model, file: str) -> Path:
     from huggingface_hub import errors, hf_hub_download
 
     absent = (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.EntryNotFoundError)

@@ -14,13 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tailorpo_trainer import evaluate, methods, spec
+from tailorpo_trainer import evaluate, methods
 from tailorpo_trainer.noise import Noise, Purpose
 from tailorpo_trainer.policy import Policy
 from tailorpo_trainer.portions import Portions
 from tailorpo_trainer.rewards.combine import RewardSum, Term
 from tailorpo_trainer.sampler import DDIM, choose_steps
 from tailorpo_trainer.scoring import Scorer, check_interval, rechecked
+from tailorpo_trainer.spec.job import Spec
 
 Key = tuple[str, str]
 """What is computed, and what for."""
@@ -54,7 +55,7 @@ class Counts:
     largest: Work
 
 
-def count(run: spec.Spec, sampler: DDIM, at_once: Portions) -> Counts:
+def count(run: Spec, sampler: DDIM, at_once: Portions) -> Counts:
     """The counts of a document (method defaults resolved) whose model samples by these tables."""
     training = run.training
     samples = training.prompts_per_iteration * training.samples_per_prompt
@@ -81,7 +82,7 @@ def count(run: spec.Spec, sampler: DDIM, at_once: Portions) -> Counts:
     )
 
 
-def evaluations(run: spec.Spec) -> int:
+def evaluations(run: Spec) -> int:
     """How often is measured: before the first iteration, every so many, and at the end."""
     every, iterations = run.evaluation.every_iterations, run.training.iterations
     return 0 if every == 0 else 1 + iterations // every + (iterations % every > 0)
@@ -95,7 +96,7 @@ def scale(work: Mapping[Key, float], factor: float) -> Work:
     return {key: value * factor for key, value in work.items()}
 
 
-def _checks(run: spec.Spec, sampler: DDIM, at_once: Portions) -> Work:
+def _checks(run: Spec, sampler: DDIM, at_once: Portions) -> Work:
     """What the checks of the scoring decoder add to a run: what an iteration with one has more than one without."""
     every = check_interval(run)
     samples = min(run.training.prompts_per_iteration * run.training.samples_per_prompt, at_once.sampling)
@@ -110,7 +111,7 @@ def _checks(run: spec.Spec, sampler: DDIM, at_once: Portions) -> Work:
     return total
 
 
-def _trained(run: spec.Spec, sampler: DDIM, every: int = 1) -> dict[tuple[int, ...], float]:
+def _trained(run: Spec, sampler: DDIM, every: int = 1) -> dict[tuple[int, ...], float]:
     """Which steps are trained, and in how many iterations: in all, or in one of so many."""
     steps, training = run.sampling.trained_steps, run.training
     assert steps.count is not None
@@ -126,7 +127,7 @@ def _trained(run: spec.Spec, sampler: DDIM, every: int = 1) -> dict[tuple[int, .
 
 
 def _iteration(
-    run: spec.Spec, sampler: DDIM, trained: Sequence[int], largest: Work, at_once: Portions, recheck: int = 0
+    run: Spec, sampler: DDIM, trained: Sequence[int], largest: Work, at_once: Portions, recheck: int = 0
 ) -> tuple[Work, int]:
     """One iteration of one sample, and the trajectories it draws; `largest` takes in the rows of the largest calls.
 
@@ -158,7 +159,7 @@ def _iteration(
     return dict(hollow.work), hollow.policy.work.images
 
 
-def _evaluation(run: spec.Spec, sampler: DDIM) -> Work:
+def _evaluation(run: Spec, sampler: DDIM) -> Work:
     hollow = Hollow(run, sampler, "evaluation")
     _, pictures = evaluate.draw(hollow.policy, ["a"], 1, seed=0)
     hollow.work["reward", "evaluation"] += len(pictures)
@@ -175,7 +176,7 @@ class Hollow(torch.nn.Module):
         work: rows of each kind so far; a row with a gradient is a backward too.
     """
 
-    def __init__(self, run: spec.Spec, sampler: DDIM, phase: str = "rollout") -> None:
+    def __init__(self, run: Spec, sampler: DDIM, phase: str = "rollout") -> None:
         super().__init__()
         self.phase, self.adapted = phase, True
         self.work: dict[Key, float] = defaultdict(float)

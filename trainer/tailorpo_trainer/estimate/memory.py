@@ -4,12 +4,12 @@ from dataclasses import dataclass
 
 import torch
 
-from tailorpo_trainer import spec
 from tailorpo_trainer.estimate.architectures import Architecture
 from tailorpo_trainer.estimate.counts import Counts
 from tailorpo_trainer.estimate.meta import Networks, size
 from tailorpo_trainer.policy import PRECISIONS
 from tailorpo_trainer.portions import portions
+from tailorpo_trainer.spec.job import Spec
 
 MOMENTS = 2
 """Of AdamW, each as large as the adapter."""
@@ -55,12 +55,12 @@ class Batches:
     scoring: int = 0
 
 
-def precisions(run: spec.Spec) -> list[str]:
+def precisions(run: Spec) -> list[str]:
     """`auto` is fp32 on CPUs and bf16 on accelerators: both."""
     return ["fp32", "bf16"] if run.training.precision == "auto" else [run.training.precision]
 
 
-def batches(run: spec.Spec, counts: Counts, pixels: int) -> Batches:
+def batches(run: Spec, counts: Counts, pixels: int) -> Batches:
     """The largest calls of a run. pixels: of one picture."""
     training, largest, at_once = run.training, counts.largest, portions(run.training, pixels)
     samples = training.prompts_per_iteration * training.samples_per_prompt
@@ -81,14 +81,14 @@ def batches(run: spec.Spec, counts: Counts, pixels: int) -> Batches:
     )
 
 
-def networks(architecture: Architecture, run: spec.Spec, precision: str) -> Networks:
+def networks(architecture: Architecture, run: Spec, precision: str) -> Networks:
     """The networks as `models.load_policy` casts them."""
     dtype = PRECISIONS[precision]
     upcast = bool(architecture.vae.get("force_upcast", True))
     return Networks(architecture, run, dtype, torch.float32 if upcast else dtype)
 
 
-def memory(parts: Networks, run: spec.Spec, counts: Counts, precision: str) -> Memory:
+def memory(parts: Networks, run: Spec, counts: Counts, precision: str) -> Memory:
     """Measure the largest calls; the networks may be used further."""
     rows = batches(run, counts, parts.pixels)
     checkpointing = run.training.gradient_checkpointing

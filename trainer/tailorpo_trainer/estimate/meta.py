@@ -20,8 +20,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from tailorpo_trainer import models, spec
+from tailorpo_trainer import models
 from tailorpo_trainer.estimate.architectures import Architecture
+from tailorpo_trainer.spec.job import TrainingSpec
 
 META = torch.device("meta")
 
@@ -48,7 +49,7 @@ class Networks:
     """
 
     def __init__(
-        self, architecture: Architecture, run: spec.TrainingSpec, dtype: torch.dtype, vae_dtype: torch.dtype
+        self, architecture: Architecture, run: TrainingSpec, dtype: torch.dtype, vae_dtype: torch.dtype
     ) -> None:
         from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
         from transformers import CLIPTextConfig, CLIPTextModel

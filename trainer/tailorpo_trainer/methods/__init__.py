@@ -2,15 +2,15 @@
 
 from collections.abc import Callable
 
-from tailorpo_trainer import spec
 from tailorpo_trainer.methods.base import Loss, Method, Scene, can_keep_graph
 from tailorpo_trainer.methods.d3po import D3PO
 from tailorpo_trainer.methods.ddpo import DDPO
 from tailorpo_trainer.methods.spo import SPO
 from tailorpo_trainer.methods.tailorpo import TailorPO
 from tailorpo_trainer.methods.tailorpo_g import TailorPOG
+from tailorpo_trainer.spec import job
 
-METHODS: dict[str, Callable[[spec.Method], Method]] = {
+METHODS: dict[str, Callable[[job.Method], Method]] = {
     "tailorpo": TailorPO,
     "tailorpo-g": TailorPOG,
     "spo": SPO,
@@ -19,7 +19,7 @@ METHODS: dict[str, Callable[[spec.Method], Method]] = {
 }
 
 
-def build(parameters: spec.Method) -> Method:
+def build(parameters: job.Method) -> Method:
     """The method that a document names, with its parameters (defaults written out by `rules.resolve`)."""
     return METHODS[parameters.name](parameters)
 

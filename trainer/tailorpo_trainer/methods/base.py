@@ -7,13 +7,13 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from tailorpo_trainer import spec
 from tailorpo_trainer.noise import Noise
 from tailorpo_trainer.policy import Policy
 from tailorpo_trainer.portions import Portions
 from tailorpo_trainer.records import Pairs, Transitions
 from tailorpo_trainer.rollout import Branch, Push, branch
 from tailorpo_trainer.scoring import Scorer
+from tailorpo_trainer.spec.job import Training
 
 Parameter = TypeVar("Parameter")
 
@@ -147,7 +147,7 @@ def predictions(
     return prediction, reference
 
 
-def can_keep_graph(training: spec.Training, at_once: Portions, trained: Sequence[int], samples: int) -> bool:
+def can_keep_graph(training: Training, at_once: Portions, trained: Sequence[int], samples: int) -> bool:
     """Whether the rollout's predictions can serve the update: exact while nothing was updated in between, and no dearer
     in memory if all rows fit one pass anyway."""
     return training.updates_per_iteration == 1 and samples * len(trained) <= at_once.training

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tailorpo_trainer import objectives, spec
+from tailorpo_trainer import objectives
 from tailorpo_trainer.methods.base import Loss, Scene, given, mean_shift, predictions
 from tailorpo_trainer.policy import Policy
 from tailorpo_trainer.records import Pairs
 from tailorpo_trainer.rollout import Transition, follow
+from tailorpo_trainer.spec.job import Method
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class D3PO:
 
     needs_gradient = False
 
-    def __init__(self, parameters: spec.Method) -> None:
+    def __init__(self, parameters: Method) -> None:
         self.beta = given(parameters.beta)
         self.reduction = parameters.log_probability
         self.clamp = given(parameters.clamp_ratio)

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tailorpo_trainer import objectives, spec
+from tailorpo_trainer import objectives
 from tailorpo_trainer.methods.base import Loss, Scene, given, mean_shift
 from tailorpo_trainer.policy import Policy
 from tailorpo_trainer.records import Transitions
 from tailorpo_trainer.rollout import Transition, follow
+from tailorpo_trainer.spec.job import Method
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class DDPO:
 
     needs_gradient = False
 
-    def __init__(self, parameters: spec.Method) -> None:
+    def __init__(self, parameters: Method) -> None:
         self.reduction = parameters.log_probability
         self.clip_range = given(parameters.clip_range)
         self.advantage_clip = given(parameters.advantage_clip)

@@ -10,11 +10,12 @@ Not in the abstract, so switches: the trajectory goes on from the winner; which 
 
 from torch import Tensor
 
-from tailorpo_trainer import objectives, spec
+from tailorpo_trainer import objectives
 from tailorpo_trainer.methods.base import Loss, Scene, best_against_worst, branch_out, given, mean_shift, predictions
 from tailorpo_trainer.policy import Policy
 from tailorpo_trainer.records import Pairs
 from tailorpo_trainer.rollout import Branch
+from tailorpo_trainer.spec.job import Method
 
 
 class TailorPO:
@@ -22,7 +23,7 @@ class TailorPO:
 
     needs_gradient = False
 
-    def __init__(self, parameters: spec.Method) -> None:
+    def __init__(self, parameters: Method) -> None:
         self.beta = given(parameters.beta)
         self.reduction = parameters.log_probability
         self.continue_from = given(parameters.continue_from)

@@ -9,10 +9,10 @@ abstract names gradient guidance; this form, and its limit to a fraction of the 
 import torch
 from torch import Tensor
 
-from tailorpo_trainer import spec
 from tailorpo_trainer.methods.base import Scene, branch_out, given
 from tailorpo_trainer.methods.tailorpo import TailorPO
 from tailorpo_trainer.rollout import Branch
+from tailorpo_trainer.spec.job import Method
 
 
 class TailorPOG(TailorPO):
@@ -20,7 +20,7 @@ class TailorPOG(TailorPO):
 
     needs_gradient = True
 
-    def __init__(self, parameters: spec.Method) -> None:
+    def __init__(self, parameters: Method) -> None:
         super().__init__(parameters)
         self.guidance = given(parameters.reward_guidance)
 

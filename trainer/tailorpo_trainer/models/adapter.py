@@ -8,17 +8,18 @@ from typing import Any
 
 import torch
 
-from tailorpo_trainer import s3, spec
-from tailorpo_trainer.exits import FULL, ConfigurationError, DataError, ResourceError
+from tailorpo_trainer import s3
+from tailorpo_trainer.errors import FULL, ConfigurationError, DataError, ResourceError
 from tailorpo_trainer.models.hub import explain_hub, one_line
 from tailorpo_trainer.models.sources import here
 from tailorpo_trainer.noise import Purpose
 from tailorpo_trainer.policy import Policy
+from tailorpo_trainer.spec.job import LoRA, TrainingSpec
 
 FILE = "pytorch_lora_weights.safetensors"
 
 
-def attach_adapter(unet: Any, run: spec.TrainingSpec) -> None:
+def attach_adapter(unet: Any, run: TrainingSpec) -> None:
     """Add a LoRA to the denoiser: A Gaussian, B zero, so that it begins as the base model (Hu et al. 2021)."""
     config = _config(run.lora)
     with torch.random.fork_rng(devices=[]):
@@ -34,7 +35,7 @@ def attach_adapter(unet: Any, run: spec.TrainingSpec) -> None:
         _load_initial(unet, run.lora, run.lora.initial)
 
 
-def _config(lora: spec.LoRA) -> Any:
+def _config(lora: LoRA) -> Any:
     from peft import LoraConfig
 
     return LoraConfig(
@@ -42,7 +43,7 @@ def _config(lora: spec.LoRA) -> Any:
     )
 
 
-def _load_initial(unet: Any, lora: spec.LoRA, source: str) -> None:
+def _load_initial(unet: Any, lora: LoRA, source: str) -> None:
     """Set the adapter to an existing one, which must be of the document's rank, alpha and modules."""
     from diffusers.utils import convert_unet_state_dict_to_peft
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
@@ -145,7 +146,7 @@ def save_adapter(policy: Policy, folder: Path) -> None:
     _save(get_peft_model_state_dict(policy.unet), policy.unet.peft_config["default"], folder)
 
 
-def export_adapter(weights: Mapping[str, torch.Tensor], lora: spec.LoRA, folder: Path) -> None:
+def export_adapter(weights: Mapping[str, torch.Tensor], lora: LoRA, folder: Path) -> None:
     """The same from the weights of `Policy.adapter()` alone, without the model that they were trained on."""
     _save({name.replace(".default.", "."): value for name, value in weights.items()}, _config(lora), folder)
 

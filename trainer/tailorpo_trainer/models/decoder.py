@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
-from tailorpo_trainer import s3, spec
-from tailorpo_trainer.exits import ConfigurationError, DataError
+from tailorpo_trainer import s3
+from tailorpo_trainer.errors import ConfigurationError, DataError
 from tailorpo_trainer.models import hub, sources
+from tailorpo_trainer.spec.job import ScoringDecoder
 
 FIELD = "spec.model.scoringDecoder.name"
 CLASS = "AutoencoderTiny"
@@ -17,7 +18,7 @@ CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 SUITABLE = f"give an {CLASS} made for this model's latents, as 'madebyollin/taesd' is for Stable Diffusion 1.x and 2.x"
 
 
-def load_decoder(decoder: spec.ScoringDecoder) -> Any:
+def load_decoder(decoder: ScoringDecoder) -> Any:
     """The decoder, in float32. Raises `ConfigurationError`, `DataError`, `ResourceError` or `UnavailableError`."""
     read_config(decoder)
     folder, subject = _find(decoder, [CONFIG, WEIGHTS]), _subject(decoder)
@@ -32,7 +33,7 @@ def load_decoder(decoder: spec.ScoringDecoder) -> Any:
     return loaded.to(torch.float32)
 
 
-def check_decoder(decoder: spec.ScoringDecoder, config: Mapping[str, Any], vae: Mapping[str, Any], scale: int) -> None:
+def check_decoder(decoder: ScoringDecoder, config: Mapping[str, Any], vae: Mapping[str, Any], scale: int) -> None:
     """Raise `ConfigurationError` unless a decoder reads the latents that the pipeline's own reads.
 
     Each divides latents by its own scaling factor, so those may differ. scale: pixels along a latent element.
@@ -56,7 +57,7 @@ def scale_of(config: Mapping[str, Any]) -> int:
     return int(config.get("upsampling_scaling_factor", 2) ** (stages - 1))
 
 
-def read_config(decoder: spec.ScoringDecoder) -> Mapping[str, Any]:
+def read_config(decoder: ScoringDecoder) -> Mapping[str, Any]:
     """The `config.json` of a decoder, which is all that counting its work needs; as `load_decoder` raises."""
     file, subject = _find(decoder, [CONFIG]) / CONFIG, _subject(decoder)
     try:
@@ -69,7 +70,7 @@ def read_config(decoder: spec.ScoringDecoder) -> Mapping[str, Any]:
     return config
 
 
-def _find(decoder: spec.ScoringDecoder, files: list[str]) -> Path:
+def _find(decoder: ScoringDecoder, files: list[str]) -> Path:
     """The folder on this machine that holds these files, brought there first if need be."""
     name, subject = decoder.name, _subject(decoder)
     if name != sources.SHIPPED and not name.startswith(s3.SCHEME) and sources.here(name) is None:
@@ -102,7 +103,7 @@ def _require(there: set[str], files: list[str], subject: str) -> None:
         raise ConfigurationError(f"{subject} has no {missing[0]}: {SUITABLE}")
 
 
-def _download(decoder: spec.ScoringDecoder, files: list[str]) -> Path:
+def _download(decoder: ScoringDecoder, files: list[str]) -> Path:
     from huggingface_hub import hf_hub_download
 
     try:
@@ -111,5 +112,5 @@ def _download(decoder: spec.ScoringDecoder, files: list[str]) -> Path:
         raise hub.explain_hub(FIELD, decoder.name, error, decoder.revision) from None
 
 
-def _subject(decoder: spec.ScoringDecoder) -> str:
+def _subject(decoder: ScoringDecoder) -> str:
     return f"{FIELD}: {decoder.name!r}"

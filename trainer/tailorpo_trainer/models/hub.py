@@ -3,11 +3,11 @@
 import errno
 from collections.abc import Iterator
 
-from tailorpo_trainer import spec
-from tailorpo_trainer.exits import ConfigurationError, DataError, ResourceError, TailorPOError, UnavailableError
+from tailorpo_trainer.errors import ConfigurationError, DataError, ResourceError, TailorPOError, UnavailableError
+from tailorpo_trainer.spec.job import Model
 
 
-def explain(model: spec.Model, local: bool, error: Exception) -> TailorPOError:
+def explain(model: Model, local: bool, error: Exception) -> TailorPOError:
     """For what loading a pipeline raised."""
     subject, text = f"spec.model.name: {model.name!r}", one_line(error)
     if (full := _full(subject, error)) is not None:

@@ -4,13 +4,13 @@ import os
 
 import torch
 
-from tailorpo_trainer import spec
 from tailorpo_trainer.models.adapter import attach_adapter
 from tailorpo_trainer.models.decoder import check_decoder, load_decoder
 from tailorpo_trainer.models.pipeline import load_pipeline
 from tailorpo_trainer.policy import PRECISIONS, Policy
 from tailorpo_trainer.portions import portions
 from tailorpo_trainer.sampler import ddim
+from tailorpo_trainer.spec.job import TrainingSpec
 
 
 def pick_device() -> torch.device:
@@ -33,7 +33,7 @@ def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16
 
 
-def load_policy(run: spec.TrainingSpec, device: torch.device | None = None) -> Policy:
+def load_policy(run: TrainingSpec, device: torch.device | None = None) -> Policy:
     """The policy that a document describes, its adapter fresh (or `lora.initial`), everything else frozen.
 
     Raises `ConfigurationError`, `DataError` or `UnavailableError` with one sentence if the model cannot be had.

@@ -6,12 +6,13 @@ from typing import Any
 
 import torch
 
-from tailorpo_trainer import s3, spec
+from tailorpo_trainer import s3
 from tailorpo_trainer.models import sources
 from tailorpo_trainer.models.hub import explain
+from tailorpo_trainer.spec.job import Model
 
 
-def load_pipeline(model: spec.Model) -> Any:
+def load_pipeline(model: Model) -> Any:
     """A diffusers pipeline by shipped name, folder, S3 prefix or hub id, in float32, without a safety checker.
 
     Raises `ConfigurationError`, `DataError`, `ResourceError` or `UnavailableError` with one sentence.
@@ -44,7 +45,7 @@ def load_pipeline(model: spec.Model) -> Any:
     return pipeline
 
 
-def _index(model: spec.Model) -> Path:
+def _index(model: Model) -> Path:
     """The hub's table of a pipeline's parts: the first question to the hub, so most errors show here."""
     from huggingface_hub import hf_hub_download
 
@@ -54,7 +55,7 @@ def _index(model: spec.Model) -> Path:
         raise explain(model, False, error) from None
 
 
-def _files(model: spec.Model) -> set[str] | None:
+def _files(model: Model) -> set[str] | None:
     """The names of a hub repository's files; None if only a cached copy is to be had, whose list is not."""
     from huggingface_hub import list_repo_files
 
@@ -64,7 +65,7 @@ def _files(model: spec.Model) -> set[str] | None:
         return None
 
 
-def _check(pipeline: Any, model: spec.Model) -> None:
+def _check(pipeline: Any, model: Model) -> None:
     unet, kind = pipeline.unet, type(pipeline).__name__
     if type(unet).__name__ != "UNet2DConditionModel":
         raise sources.wrong_family(model, kind, f" with a {type(unet).__name__}")

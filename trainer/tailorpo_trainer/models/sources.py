@@ -6,8 +6,9 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
-from tailorpo_trainer import s3, spec
-from tailorpo_trainer.exits import ConfigurationError, DataError
+from tailorpo_trainer import s3
+from tailorpo_trainer.errors import ConfigurationError, DataError
+from tailorpo_trainer.spec.job import Model
 
 SHIPPED = "tiny-animals"
 INDEX = "model_index.json"
@@ -23,7 +24,7 @@ SMALL = {
 """The small files of each part, in each of the ways in which it may have them."""
 
 
-def locate(model: spec.Model) -> Path | str:
+def locate(model: Model) -> Path | str:
     """A folder on this machine, or a hub id as it is. Of an S3 prefix: a copy of its small files, without weights."""
     name = model.name
     if name == SHIPPED:
@@ -52,7 +53,7 @@ def here(name: str) -> Path | None:
         return None
 
 
-def _folder(model: spec.Model, folder: Path) -> Path:
+def _folder(model: Model, folder: Path) -> Path:
     if model.revision is not None:
         raise ConfigurationError(
             f"spec.model.revision: {model.revision!r}: only models on the hub have revisions, and {model.name!r} is "
@@ -63,7 +64,7 @@ def _folder(model: spec.Model, folder: Path) -> Path:
     return folder
 
 
-def copy(model: spec.Model, weights: bool) -> Path:
+def copy(model: Model, weights: bool) -> Path:
     """A copy of an S3 prefix in the user's cache: what loading needs, of the wanted variant, and no more."""
     remote = s3.Remote(model.name, f"spec.model.name: {model.name!r}")
     if INDEX not in remote.objects:
@@ -78,7 +79,7 @@ def copy(model: spec.Model, weights: bool) -> Path:
     return remote.copy(wanted)
 
 
-def check_files(names: Collection[str], model: spec.Model) -> list[str]:
+def check_files(names: Collection[str], model: Model) -> list[str]:
     """The weights to load, of the files that a pipeline has; `ConfigurationError` if they lack something."""
     weights = choose_weights(names, model)
     # Without its files, transformers would make up a tokenizer that knows no words.
@@ -94,7 +95,7 @@ def files_of(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.glob("*/*")}
 
 
-def choose_weights(names: Iterable[str], model: spec.Model) -> list[str]:
+def choose_weights(names: Iterable[str], model: Model) -> list[str]:
     """The weight files that diffusers would load: the variant's where a part has them, else those of no variant.
 
     Raises `ConfigurationError` if a part has none, or no part the variant.
@@ -134,7 +135,7 @@ def choose_weights(names: Iterable[str], model: spec.Model) -> list[str]:
 WEIGHTS = re.compile(r"(diffusion_pytorch_model|model)(\.(?P<variant>[^.]+?))?(-\d{5}-of-\d{5})?\.safetensors")
 
 
-def check_index(file: Path, model: spec.Model) -> None:
+def check_index(file: Path, model: Model) -> None:
     """Raise for a pipeline of another family, before gigabytes are read."""
     name = f"spec.model.name: {model.name!r}"
     try:
@@ -148,7 +149,7 @@ def check_index(file: Path, model: spec.Model) -> None:
         raise wrong_family(model, index["_class_name"])
 
 
-def wrong_family(model: spec.Model, kind: str, why: str = "") -> ConfigurationError:
+def wrong_family(model: Model, kind: str, why: str = "") -> ConfigurationError:
     return ConfigurationError(
         f"spec.model.name: {model.name!r} is a {kind}{why}: Stable Diffusion 1.x and 2.x text-to-image pipelines can "
         "be trained"

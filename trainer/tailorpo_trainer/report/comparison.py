@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tailorpo_trainer.exits import ConfigurationError
+from tailorpo_trainer.errors import ConfigurationError
 from tailorpo_trainer.report import budgets, charts, costs, curves, differences, page, pictures, verdict
 from tailorpo_trainer.report.budgets import Entry
 from tailorpo_trainer.report.charts import Chart, Grid

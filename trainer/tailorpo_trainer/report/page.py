@@ -8,7 +8,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from tailorpo_trainer.exits import ConfigurationError
+from tailorpo_trainer.errors import ConfigurationError
 from tailorpo_trainer.outputs import write_text
 from tailorpo_trainer.report import wording
 

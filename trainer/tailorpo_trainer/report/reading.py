@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tailorpo_trainer.exits import DataError
+from tailorpo_trainer.errors import DataError
 from tailorpo_trainer.outputs import Output
 from tailorpo_trainer.report.measures import Value
-from tailorpo_trainer.spec import TailorPOJob
+from tailorpo_trainer.spec.job import TailorPOJob
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from tailorpo_trainer.report import measures, wording
 from tailorpo_trainer.report.measures import Difference, Value
 from tailorpo_trainer.report.reading import Evaluation, Run
-from tailorpo_trainer.spec import Reward
+from tailorpo_trainer.spec.job import Reward
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ def load(specs: Sequence[RewardSpec], device: torch.device | str, path: str = "s
 
 def require_differentiable(rewards: RewardSum, method: str) -> None:
     """ConfigurationError unless every reward of the sum lets gradients through, which `method` needs."""
-    from tailorpo_trainer.exits import ConfigurationError
+    from tailorpo_trainer.errors import ConfigurationError
     from tailorpo_trainer.rewards.registry import BUILTIN
 
     blocking = [term.name for term in rewards.terms if not term.reward.differentiable]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tailorpo_trainer.exits import ConfigurationError, TailorPOError
+from tailorpo_trainer.errors import ConfigurationError, TailorPOError
 
 REMEMBERED_PROMPTS = 10_000
 """Text embeddings kept; more are forgotten all at once. With 768 floats each, this is 31 MB."""

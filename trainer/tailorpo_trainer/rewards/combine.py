@@ -9,13 +9,7 @@ from importlib import import_module
 import torch
 from torch import Tensor
 
-from tailorpo_trainer.exits import (
-    ConfigurationError,
-    NotFiniteError,
-    ResourceError,
-    RewardError,
-    TailorPOError,
-)
+from tailorpo_trainer.errors import ConfigurationError, NotFiniteError, ResourceError, RewardError, TailorPOError
 from tailorpo_trainer.rewards.base import Reward, RewardSpec
 from tailorpo_trainer.rewards.registry import Builtin, find
 

@@ -24,7 +24,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tailorpo_trainer.exits import ConfigurationError, RewardError, UnavailableError
+from tailorpo_trainer.errors import ConfigurationError, RewardError, UnavailableError
 from tailorpo_trainer.rewards.pixels import to_pillow
 
 PROTOCOL = 1

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 
-from tailorpo_trainer.exits import ConfigurationError
+from tailorpo_trainer.errors import ConfigurationError
 
 GROUP = "tailorpo.rewards"
 """Entry point group of plug-ins."""

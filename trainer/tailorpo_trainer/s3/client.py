@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from tailorpo_trainer.exits import ConfigurationError, ResourceError, TailorPOError, UnavailableError
+from tailorpo_trainer.errors import ConfigurationError, ResourceError, TailorPOError, UnavailableError
 
 SCHEME = "s3://"
 

@@ -14,7 +14,7 @@ from hashlib import blake2b
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from tailorpo_trainer.exits import ConfigurationError, DataError, ResourceError, TailorPOError, UnavailableError
+from tailorpo_trainer.errors import ConfigurationError, DataError, ResourceError, TailorPOError, UnavailableError
 from tailorpo_trainer.s3.client import connect, explained, split
 
 INDEX = ".tailorpo-s3.json"

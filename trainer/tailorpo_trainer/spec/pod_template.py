@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints
 
-from tailorpo_trainer.parts import (
+from tailorpo_trainer.spec.types import (
     MOUNT_PATH,
     VARIABLE,
     VISIBLE,

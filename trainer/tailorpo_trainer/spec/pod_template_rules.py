@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 
-from tailorpo_trainer.findings import Finding, Path, alias, both, either
-from tailorpo_trainer.parts import Part
-from tailorpo_trainer.placement import ModelCache, ValueFrom, VariablesFrom, Volume
-from tailorpo_trainer.spec import Spec
+from tailorpo_trainer.spec.findings import Finding, Path, alias, both, either
+from tailorpo_trainer.spec.job import Spec
+from tailorpo_trainer.spec.pod_template import ModelCache, ValueFrom, VariablesFrom, Volume
+from tailorpo_trainer.spec.types import Part
 
 TEMPLATE = ("spec", "template")
 

@@ -7,9 +7,9 @@ skipped when something it reads is already in error, so that one mistake is repo
 from collections.abc import Callable, Iterator
 from typing import Any, get_args
 
-from tailorpo_trainer import placement_rules
-from tailorpo_trainer.findings import Finding, Path, alias, both, either
-from tailorpo_trainer.spec import (
+from tailorpo_trainer.spec import pod_template_rules
+from tailorpo_trainer.spec.findings import Finding, Path, alias, both, either
+from tailorpo_trainer.spec.job import (
     Checkpoint,
     Method,
     MethodName,
@@ -219,7 +219,7 @@ RULES: tuple[Callable[[Spec], Iterator[Finding]], ...] = (
     enough_updates,
     equal_shares,
     s3_settings,
-    *placement_rules.RULES,
+    *pod_template_rules.RULES,
 )
 
 

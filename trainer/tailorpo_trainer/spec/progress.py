@@ -11,9 +11,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
-from tailorpo_trainer import exits
-from tailorpo_trainer.exits import ExitCode
-from tailorpo_trainer.provenance import now
+from tailorpo_trainer import errors
+from tailorpo_trainer.errors import ExitCode
+from tailorpo_trainer.versions import now
 
 MESSAGE_LENGTH = 256
 TEXT_LENGTH = 8192
@@ -130,8 +130,8 @@ class Progress(Part):
 
     def ended(self, error: BaseException, code: int | None = None) -> Self:
         """The last word of a run that this error ends. code: the exit status, if another than the error's own."""
-        code = exits.status(error) if code is None else code
-        known = exits.understood(error) or error
+        code = errors.status(error) if code is None else code
+        known = errors.understood(error) or error
         text = str(known) or type(error).__name__
         if isinstance(error, KeyboardInterrupt):
             text = "interrupted: stopped at once, without a checkpoint"

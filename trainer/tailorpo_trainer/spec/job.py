@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from tailorpo_trainer.parts import URI, DataKey, Endpoint, Label, Name, ObjectName, Part, Prompt, Text
-from tailorpo_trainer.placement import Scheduling, Template
+from tailorpo_trainer.spec.pod_template import Scheduling, Template
+from tailorpo_trainer.spec.types import URI, DataKey, Endpoint, Label, Name, ObjectName, Part, Prompt, Text
 
 API_VERSION = "tailorpo.dev/v1alpha1"
 KIND = "TailorPOJob"
