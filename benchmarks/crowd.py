@@ -8,7 +8,7 @@ from typing import Any
 
 from aiohttp import web
 
-from tailorpo_operator import naming
+from tailorpo_operator.api import naming
 from tailorpo_operator.wire import Wire
 from tailorpo_trainer.versions import now
 

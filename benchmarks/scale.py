@@ -29,8 +29,9 @@ from kubernetes.aio.client import ApiClient
 
 from benchmarks import crowd
 from benchmarks.race import Contender, Track, race
-from tailorpo_operator import api as names
-from tailorpo_operator import children, connection, crd, naming
+from tailorpo_operator import children, connection
+from tailorpo_operator.api import crd, naming
+from tailorpo_operator.api import types as names
 from tailorpo_operator.cluster import path_of
 from tailorpo_operator.limits import RateLimit
 from tailorpo_operator.wire import Wire

@@ -11,10 +11,10 @@ HEAVY = ["diffusers", "kopf", "kubernetes", "numpy", "prometheus_client", "tenso
 
 LIGHT = [
     "tailorpo_operator",
-    "tailorpo_operator.api",
+    "tailorpo_operator.api.types",
     "tailorpo_operator.children",
     "tailorpo_operator.cli",
-    "tailorpo_operator.crd",
+    "tailorpo_operator.api.crd",
     "tailorpo_trainer.checkpoint.inspection",
     "tailorpo_trainer.cli",
     "tailorpo_trainer.document",

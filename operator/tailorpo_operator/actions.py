@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
-from tailorpo_operator.api import Status
+from tailorpo_operator.api.types import Status
 from tailorpo_operator.observed import Gang, Pod
 
 

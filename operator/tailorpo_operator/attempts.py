@@ -2,8 +2,8 @@
 
 from datetime import datetime, timedelta
 
-from tailorpo_operator.api import Attempt, Status
-from tailorpo_operator.conditions import Holds, condition, holds
+from tailorpo_operator.api.conditions import Holds, condition, holds
+from tailorpo_operator.api.types import Attempt, Status
 from tailorpo_operator.draft import Draft
 from tailorpo_operator.ending import noted
 from tailorpo_operator.failures import Cause, Verdict

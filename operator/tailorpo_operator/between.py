@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 from tailorpo_operator import attempts, children, ending, stopping, waiting
 from tailorpo_operator.actions import CreateAttempt, CreateService
-from tailorpo_operator.conditions import Holds, holds, since
+from tailorpo_operator.api.conditions import Holds, holds, since
 from tailorpo_operator.draft import Draft
 from tailorpo_operator.failures import Cause, Verdict
 from tailorpo_operator.observed import Told

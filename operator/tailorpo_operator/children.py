@@ -4,8 +4,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
-from tailorpo_operator import naming, payload, pods
-from tailorpo_operator.api import Job
+from tailorpo_operator import payload, pods
+from tailorpo_operator.api import naming
+from tailorpo_operator.api.types import Job
 from tailorpo_operator.payload import TooLarge
 from tailorpo_trainer.spec.pod_template import VolumeMount
 

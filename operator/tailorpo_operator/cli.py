@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from tailorpo_operator import naming
+from tailorpo_operator.api import naming
 from tailorpo_trainer.cli.ending import message
 from tailorpo_trainer.errors import ConfigurationError
 
@@ -36,14 +36,15 @@ def render(file: Path, attempt: int, image: str, namespace: str | None, override
 
     Only the reference to the job itself, with which its children are deleted, is missing.
     """
-    from tailorpo_operator import api, children
+    from tailorpo_operator import children
+    from tailorpo_operator.api.types import Job
     from tailorpo_trainer import document
 
     if namespace is not None:
         overrides += (f"metadata.namespace={json.dumps(namespace)}",)
     pages: list[str] = []
     for read in document.read_all(file, overrides):
-        job = api.Job(metadata=read.metadata.model_dump(exclude_none=True), spec=read.spec)
+        job = Job(metadata=read.metadata.model_dump(exclude_none=True), spec=read.spec)
         try:
             made = [children.service(job), children.attempt(job, attempt, image)]
         except children.TooLarge as error:

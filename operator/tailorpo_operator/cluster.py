@@ -4,8 +4,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 from urllib.parse import quote
 
-from tailorpo_operator import naming
-from tailorpo_operator.api import GROUP, PLURAL, VERSION, Job
+from tailorpo_operator.api import naming
+from tailorpo_operator.api.types import GROUP, PLURAL, VERSION, Job
 from tailorpo_operator.observed import Gang, Pod, Told, owner
 from tailorpo_operator.wire import RefusedError, Tree, Wire, merge_patch
 

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
 
-from tailorpo_operator.api import Attempt
-from tailorpo_operator.conditions import holds
+from tailorpo_operator.api.conditions import holds
+from tailorpo_operator.api.types import Attempt
 from tailorpo_operator.draft import Draft
 from tailorpo_operator.failures import (
     GANG_DELETED,

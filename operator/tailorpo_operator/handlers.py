@@ -15,7 +15,7 @@ from typing import Any
 
 import kopf
 
-from tailorpo_operator.api import GROUP, PLURAL, VERSION
+from tailorpo_operator.api.types import GROUP, PLURAL, VERSION
 from tailorpo_operator.store import Key, Store
 from tailorpo_operator.wire import CONNECT_SECONDS, PAGE, WATCH, WATCH_GRACE
 

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from tailorpo_operator.api import Attempt, Status
+from tailorpo_operator.api.types import Attempt, Status
 
 FLEETING = ("progress", "metrics")
 """What changes all the time while a job trains."""

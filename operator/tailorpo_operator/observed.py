@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from tailorpo_operator.naming import ATTEMPT, CONTAINER, INDEX
+from tailorpo_operator.api.naming import ATTEMPT, CONTAINER, INDEX
 from tailorpo_trainer.spec.progress import Progress
 
 Tree = Mapping[str, Any]

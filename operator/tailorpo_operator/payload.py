@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
-from tailorpo_operator.api import Job
-from tailorpo_operator.naming import DOCUMENT
+from tailorpo_operator.api.naming import DOCUMENT
+from tailorpo_operator.api.types import Job
 from tailorpo_trainer.spec import rules
 from tailorpo_trainer.spec.job import CLUSTER_FIELDS, TRAINER_POLICY, ConfigMapKey, Spec
 

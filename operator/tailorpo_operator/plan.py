@@ -13,9 +13,9 @@ from datetime import datetime
 
 from tailorpo_operator import attempts, children, ending, stopping, waiting
 from tailorpo_operator.actions import DeleteJob, DeletePod, Plan, StopAttempt
-from tailorpo_operator.api import Attempt, Job
+from tailorpo_operator.api.conditions import Holds, holds
+from tailorpo_operator.api.types import Attempt, Job
 from tailorpo_operator.between import FIRST_LOOK, LAST_LOOK, between, resume
-from tailorpo_operator.conditions import Holds, holds
 from tailorpo_operator.draft import Draft
 from tailorpo_operator.failures import Cause, Verdict, lost, worst
 from tailorpo_operator.observed import Children

@@ -4,8 +4,9 @@ from collections.abc import Iterable
 from posixpath import normpath
 from typing import Any
 
-from tailorpo_operator import naming, payload
-from tailorpo_operator.api import Job
+from tailorpo_operator import payload
+from tailorpo_operator.api import naming
+from tailorpo_operator.api.types import Job
 from tailorpo_trainer.spec.pod_template import ModelCache
 from tailorpo_trainer.spec.pod_template_rules import DOCUMENT_FOLDER, SHARED_MEMORY
 from tailorpo_trainer.spec.types import Part

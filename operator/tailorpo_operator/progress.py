@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 import aiohttp
 from pydantic import ValidationError
 
-from tailorpo_operator import naming
+from tailorpo_operator.api import naming
 from tailorpo_operator.observed import Pod, Report
 from tailorpo_operator.store import Key
 from tailorpo_trainer.spec.progress import Progress

@@ -13,10 +13,10 @@ from pydantic import ValidationError
 
 from tailorpo_operator import children, metrics, waiting
 from tailorpo_operator.actions import Announce, CreateAttempt, CreateService, DeleteJob, DeletePod, Plan, StopAttempt
-from tailorpo_operator.api import Job
+from tailorpo_operator.api.conditions import holds
+from tailorpo_operator.api.types import Job
 from tailorpo_operator.attempts import present
 from tailorpo_operator.cluster import Cluster
-from tailorpo_operator.conditions import holds
 from tailorpo_operator.events import event
 from tailorpo_operator.limits import RateLimit
 from tailorpo_operator.news import ended, news

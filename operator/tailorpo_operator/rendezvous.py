@@ -12,7 +12,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Set
 from typing import Any, NamedTuple
 
-from tailorpo_operator import children, naming
+from tailorpo_operator import children
+from tailorpo_operator.api import naming
 from tailorpo_operator.cluster import Cluster
 from tailorpo_operator.store import Key, Store, note, several, version
 from tailorpo_operator.wire import RefusedError

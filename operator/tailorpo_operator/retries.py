@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
-from tailorpo_operator.api import Attempt
+from tailorpo_operator.api.types import Attempt
 
 PLANNED = ("Suspended", "Extended")
 """Ends that were wished for."""

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from tailorpo_operator import naming
+from tailorpo_operator.api import naming
 from tailorpo_operator.retries import Retries
 
 

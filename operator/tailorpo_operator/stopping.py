@@ -1,7 +1,7 @@
 """What is stopped, and what is deleted by force."""
 
 from tailorpo_operator.actions import DeletePod, StopAttempt
-from tailorpo_operator.conditions import since
+from tailorpo_operator.api.conditions import since
 from tailorpo_operator.draft import Draft
 from tailorpo_operator.failures import Cause, Verdict
 from tailorpo_operator.observed import Gang, Pod

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from tailorpo_operator import naming, observed
-from tailorpo_operator.api import Job
+from tailorpo_operator import observed
+from tailorpo_operator.api import naming
+from tailorpo_operator.api.types import Job
 from tailorpo_operator.observed import Children, Gang, Pod
 
 Tree = Mapping[str, Any]

@@ -12,7 +12,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from safetensors.numpy import load
 
-from tailorpo_operator import naming
+from tailorpo_operator.api import naming
 from tests.cluster.api import Kubectl
 from tests.cluster.real.cluster import RealCluster
 from tests.cluster.real.images import TRAINER

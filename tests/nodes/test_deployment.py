@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from tailorpo_operator import naming
+from tailorpo_operator.api import naming
 from tests.cluster.api import Kubectl
 from tests.cluster.real.cluster import RealCluster
 from tests.cluster.real.images import TRAINER

@@ -10,7 +10,7 @@ from urllib.request import urlopen
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tailorpo_operator import naming
+from tailorpo_operator.api import naming
 from tests.cluster.real.cluster import RealCluster
 from tests.cluster.real.node import Node
 from tests.cluster.waiting import until

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tailorpo_operator import api as names
-from tailorpo_operator import crd
+from tailorpo_operator.api import crd
+from tailorpo_operator.api import types as names
 from tests.cluster.api import Cluster
 from tests.cluster.waiting import until
 

@@ -15,7 +15,7 @@ from urllib.request import urlopen
 
 from kubernetes.client import V1Pod
 
-from tailorpo_operator import naming
+from tailorpo_operator.api import naming
 from tailorpo_trainer import termination
 from tailorpo_trainer.errors import ExitCode
 from tailorpo_trainer.spec.progress import Checkpoint, Error, Progress

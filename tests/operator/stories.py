@@ -6,8 +6,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from tailorpo_operator.actions import Announce, CreateAttempt, DeletePod, Plan, StopAttempt
-from tailorpo_operator.api import Attempt, Condition, ConditionType, Job, Status
-from tailorpo_operator.conditions import condition
+from tailorpo_operator.api.conditions import condition
+from tailorpo_operator.api.types import Attempt, Condition, ConditionType, Job, Status
 from tailorpo_operator.observed import Children, Exit, Gang, Pod, Report
 from tailorpo_operator.plan import plan
 from tailorpo_operator.retries import Retries

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kubernetes import client
 
-from tailorpo_operator import api as names
+from tailorpo_operator.api import types as names
 from tailorpo_trainer import document
 from tests.documents import GOOD, STRANGE, objects, replaced, spoil_values
 from tests.edges import edges, spoil_fields

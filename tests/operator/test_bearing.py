@@ -3,7 +3,8 @@
 import json
 from pathlib import Path
 
-from tailorpo_operator import api, crd, naming
+from tailorpo_operator.api import crd, naming
+from tailorpo_operator.api.types import GROUP, PLURAL, VERSION
 from tests.cluster.api import Cluster, Kubectl
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.pods import PodDriver
@@ -11,7 +12,7 @@ from tests.cluster.proxy import ApiProxy
 from tests.cluster.waiting import until
 from tests.operator.operating import OperatorProcess, WarmOperator, Watched, job
 
-JOBS = f"/apis/{api.GROUP}/{api.VERSION}/{api.PLURAL}"
+JOBS = f"/apis/{GROUP}/{VERSION}/{PLURAL}"
 
 
 def test_a_definition_that_goes_and_comes_back(
@@ -19,7 +20,7 @@ def test_a_definition_that_goes_and_comes_back(
 ) -> None:
     with OperatorProcess(alone, tmp_path / "log", "--resync-seconds=0.5") as operator:
         Watched(kubectl, pod_driver, job("first")).run(1)
-        kubectl("delete", f"crd/{api.PLURAL}.{api.GROUP}")
+        kubectl("delete", f"crd/{PLURAL}.{GROUP}")
         try:
             until(lambda: "cannot list TailorPOJobs" in operator.log.read_text(), "it says what is missing")
         finally:

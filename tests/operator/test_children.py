@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from tailorpo_operator import api, children, naming, payload
+from tailorpo_operator import children, payload
+from tailorpo_operator.api import naming
+from tailorpo_operator.api.types import Job
 from tailorpo_trainer import document
 from tailorpo_trainer.checkpoint import experiment_hash
 from tailorpo_trainer.cli.run import cluster_fields
@@ -18,36 +20,36 @@ IMAGE = "trainer:1"
 HARDENED = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}, "readOnlyRootFilesystem": True}
 
 
-def job(*, name: str = "vivid", namespace: str | None = "team", **parts: Any) -> api.Job:
+def job(*, name: str = "vivid", namespace: str | None = "team", **parts: Any) -> Job:
     """A job of the API server; keyword arguments replace whole parts of `spec`, under their YAML names."""
     metadata = {"name": name, "uid": "u-1", **({"namespace": namespace} if namespace else {})}
-    return api.Job(metadata=metadata, spec=deepcopy(GOOD[0]["spec"]) | parts)
+    return Job(metadata=metadata, spec=deepcopy(GOOD[0]["spec"]) | parts)
 
 
-def pod(made: api.Job, number: int = 1) -> Any:
+def pod(made: Job, number: int = 1) -> Any:
     return children.attempt(made, number, IMAGE)["spec"]["template"]
 
 
-def container(made: api.Job, number: int = 1) -> Any:
+def container(made: Job, number: int = 1) -> Any:
     [only] = pod(made, number)["spec"]["containers"]
     return only
 
 
-def variables(made: api.Job) -> dict[str, Any]:
+def variables(made: Job) -> dict[str, Any]:
     found = [(each["name"], each.get("value", each.get("valueFrom"))) for each in container(made)["env"]]
     assert len(dict(found)) == len(found)
     return dict(found)
 
 
-def volumes(made: api.Job) -> dict[str, Any]:
+def volumes(made: Job) -> dict[str, Any]:
     return {each["name"]: each for each in pod(made)["spec"]["volumes"]}
 
 
-def mounts(made: api.Job) -> dict[str, str]:
+def mounts(made: Job) -> dict[str, str]:
     return {each["mountPath"]: each["name"] for each in container(made)["volumeMounts"]}
 
 
-def travelled(made: api.Job, folder: Path) -> Any:
+def travelled(made: Job, folder: Path) -> Any:
     """The document as the trainer reads it in the pod."""
     text = pod(made)["metadata"]["annotations"][naming.DOCUMENT]
     assert text.isascii()
@@ -273,7 +275,7 @@ def test_who_is_asked_for_a_gang() -> None:
 
 @pytest.mark.parametrize("data", GOOD, ids=lambda data: data["spec"]["method"]["name"])
 def test_the_trainer_reads_what_was_asked_for(data: dict[str, Any], tmp_path: Path) -> None:
-    made = api.Job(metadata={"name": "vivid", "namespace": "team", "labels": {"a": "b"}}, spec=data["spec"])
+    made = Job(metadata={"name": "vivid", "namespace": "team", "labels": {"a": "b"}}, spec=data["spec"])
     read, asked = travelled(made, tmp_path), document.parse(data)
     assert cluster_fields(read) == [], "the trainer would say that it leaves them out"
     assert (read.metadata.name, read.metadata.namespace) == ("vivid", "team")
@@ -401,6 +403,6 @@ def test_a_file_that_nothing_brings_is_warned_of() -> None:
 def test_values_are_json() -> None:
     """What a child is made of travels to the API server as it is."""
     for data in GOOD:
-        made = api.Job(metadata={"name": "vivid"}, spec=data["spec"])
+        made = Job(metadata={"name": "vivid"}, spec=data["spec"])
         for child in filter(None, (children.service(made), children.attempt(made, 1, IMAGE))):
             assert json.loads(json.dumps(child, allow_nan=False)) == child

@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
-from tailorpo_operator import api, children, naming
+from tailorpo_operator import children
+from tailorpo_operator.api import naming
+from tailorpo_operator.api.types import Job
 from tailorpo_trainer.spec.pod_template import Template
 from tests.cluster.api import Cluster, Kubectl, KubectlError
 from tests.cluster.waiting import until
@@ -68,11 +70,11 @@ WHOLE: dict[str, Any] = {
 }
 
 
-def job(namespace: str, **parts: Any) -> api.Job:
-    return api.Job(metadata={"name": "vivid", "namespace": namespace}, spec=GOOD[0]["spec"] | parts)
+def job(namespace: str, **parts: Any) -> Job:
+    return Job(metadata={"name": "vivid", "namespace": namespace}, spec=GOOD[0]["spec"] | parts)
 
 
-def made(of: api.Job) -> list[dict[str, Any]]:
+def made(of: Job) -> list[dict[str, Any]]:
     return [child for child in (children.service(of), children.attempt(of, 1, IMAGE)) if child]
 
 

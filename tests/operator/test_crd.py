@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from tailorpo_operator import api, cel, crd
+from tailorpo_operator.api import cel, crd
+from tailorpo_operator.api.types import MAX_URI, Job, Status
 from tailorpo_trainer import document
 from tailorpo_trainer.checkpoint import experiment_hash
 from tailorpo_trainer.spec import rules
@@ -23,7 +24,7 @@ CLIENT_SIDE_APPLY = 262_144  # bytes of all annotations of an object
 
 def test_the_manifest_is_current() -> None:
     checked_in = ROOT / "manifests" / "crd.yaml"
-    assert checked_in.read_text() == crd.page(), "run python -m tailorpo_operator.crd > manifests/crd.yaml"
+    assert checked_in.read_text() == crd.page(), "run python -m tailorpo_operator.api.crd > manifests/crd.yaml"
 
 
 @pytest.mark.filterwarnings("error::ruamel.yaml.error.YAMLWarning")
@@ -68,7 +69,7 @@ def test_everything_has_bounds_and_every_field_a_description() -> None:
 def test_spec_and_status_are_whole() -> None:
     for field in document.parse(GOOD[0]).spec.model_dump(by_alias=True):
         assert f".spec.{field}" in SCHEMAS
-    for field in api.Status().model_dump(by_alias=True):
+    for field in Status().model_dump(by_alias=True):
         assert f".status.{field}" in SCHEMAS
     assert ".status.attempts[].stepTo" in SCHEMAS
 
@@ -150,7 +151,7 @@ def test_the_stored_object_has_the_laptops_defaults(dry: Kubectl) -> None:
     for data in GOOD:
         stored = json.loads(dry("create", "--dry-run=server", "--output=json", "--filename=-", stdin=json.dumps(data)))
         assert document.parse({**data, "spec": stored["spec"]}) == document.parse(data)
-        assert rules.resolve(api.Job.model_validate(stored).spec) == document.parse(data).spec
+        assert rules.resolve(Job.model_validate(stored).spec) == document.parse(data).spec
         explicit = set(stored["spec"]["training"])
         assert {"iterations", "promptsPerIteration", "seed", "precision"} <= explicit
 
@@ -256,8 +257,8 @@ def test_kubectl_get_tells_where_a_job_stands(kubectl: Kubectl, definition: str)
 def test_no_field_of_a_status_is_dropped(kubectl: Kubectl, definition: str) -> None:
     kubectl.apply(GOOD[0])
     time = "2026-01-01T12:00:00Z"
-    saved = {"uri": "u" * api.MAX_URI, "step": 1, "time": time}
-    status = api.Status(
+    saved = {"uri": "u" * MAX_URI, "step": 1, "time": time}
+    status = Status(
         observed_generation=1,
         message="m" * 900,
         start_time=time,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tailorpo_operator.api import GROUP, PLURAL, VERSION
+from tailorpo_operator.api.types import GROUP, PLURAL, VERSION
 from tailorpo_trainer.errors import ExitCode
 from tests.cluster.api import Kubectl
 from tests.cluster.audit import Request

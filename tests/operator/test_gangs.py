@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tailorpo_operator import naming
+from tailorpo_operator.api import naming
 from tailorpo_trainer.errors import ExitCode
 from tests.cluster.api import Kubectl
 from tests.cluster.control_plane import ControlPlane

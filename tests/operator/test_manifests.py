@@ -10,7 +10,7 @@ import pytest
 from kubernetes import client
 from ruamel.yaml import YAML
 
-from tailorpo_operator import naming
+from tailorpo_operator.api import naming
 from tests.cluster.api import Cluster, Kubectl, KubectlError
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.waiting import until

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tailorpo_operator.api import Checkpoint, Metrics, Progress, Status
+from tailorpo_operator.api.types import Checkpoint, Metrics, Progress, Status
 from tailorpo_operator.news import ended, news
 from tests.operator.stories import NOON, at, begun, over, running
 

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from tailorpo_operator import naming, observed
+from tailorpo_operator import observed
+from tailorpo_operator.api import naming
 from tailorpo_operator.observed import Exit, Told
 from tests.operator.stories import NOON, at, last_word
 

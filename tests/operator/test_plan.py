@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tailorpo_operator.actions import CreateService, DeleteJob
-from tailorpo_operator.api import Progress, Status
+from tailorpo_operator.api.types import Progress, Status
 from tailorpo_operator.observed import Exit, Pod, Report, Told
 from tailorpo_operator.plan import plan
 from tailorpo_trainer.errors import ExitCode

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from tailorpo_operator import api, children, naming
+from tailorpo_operator import children
+from tailorpo_operator.api import naming
+from tailorpo_operator.api.types import Job
 from tailorpo_trainer.cli import main
 from tests.cluster.api import Cluster
 from tests.documents import GOOD
@@ -45,10 +47,10 @@ def read(text: str, version: str = "1.2") -> list[Any]:
     return list(yaml.load_all(text))
 
 
-def served(cluster: Cluster, data: Any) -> api.Job:
+def served(cluster: Cluster, data: Any) -> Job:
     """The job as the API server would store it."""
     stored = cluster.kubectl()("create", "--dry-run=server", "--output=json", "--filename=-", stdin=json.dumps(data))
-    return api.Job.model_validate_json(stored)
+    return Job.model_validate_json(stored)
 
 
 @pytest.mark.parametrize("data", GOOD, ids=lambda data: data["spec"]["method"]["name"])

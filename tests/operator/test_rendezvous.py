@@ -8,7 +8,8 @@ from unittest.mock import AsyncMock
 
 import pytest
 
-from tailorpo_operator import children, naming
+from tailorpo_operator import children
+from tailorpo_operator.api import naming
 from tailorpo_operator.cluster import Cluster
 from tailorpo_operator.rendezvous import Rendezvous
 from tailorpo_operator.store import Store

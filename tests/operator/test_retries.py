@@ -4,7 +4,7 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from tailorpo_operator.api import Attempt
+from tailorpo_operator.api.types import Attempt
 from tailorpo_operator.retries import Retries
 from tests.operator.stories import NOON, at, over
 

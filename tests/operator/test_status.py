@@ -7,8 +7,17 @@ from datetime import UTC, datetime, timedelta, timezone
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tailorpo_operator.api import KEPT_ATTEMPTS, Attempt, Checkpoint, Condition, Metrics, Progress, Status, duration
-from tailorpo_operator.size import MAX_BYTES, fitted, size
+from tailorpo_operator.api.status_size import MAX_BYTES, fitted, size
+from tailorpo_operator.api.types import (
+    KEPT_ATTEMPTS,
+    Attempt,
+    Checkpoint,
+    Condition,
+    Metrics,
+    Progress,
+    Status,
+    duration,
+)
 from tailorpo_trainer.spec import progress as trainer
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)

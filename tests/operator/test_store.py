@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from tailorpo_operator import naming
-from tailorpo_operator.api import Job, Status
+from tailorpo_operator.api import naming
+from tailorpo_operator.api.types import Job, Status
 from tailorpo_operator.store import Key, Store, key_of
 from tests.operator.stories import NOON, SPEC, at, begun, over
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 import pytest
 from pydantic import BaseModel, Field
 
-from tailorpo_operator.structural import structural
+from tailorpo_operator.api.schema import structural
 from tailorpo_trainer.spec.types import LabelKey, LabelValue, Part, Quantity, Text
 
 

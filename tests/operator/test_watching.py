@@ -13,7 +13,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
-from tailorpo_operator import naming
+from tailorpo_operator.api import naming
 from tailorpo_trainer import termination
 from tailorpo_trainer.errors import ExitCode
 from tailorpo_trainer.server import Health, serving

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from tailorpo_operator import naming
+from tailorpo_operator.api import naming
 from tests.operator.walking.witness import Seen
 
 Tree = dict[str, Any]

@@ -13,7 +13,7 @@ from kubernetes import client, watch
 from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import HTTPError
 
-from tailorpo_operator.api import GROUP, PLURAL, VERSION
+from tailorpo_operator.api.types import GROUP, PLURAL, VERSION
 
 Tree = dict[str, Any]
 Law = Callable[["Seen"], None]

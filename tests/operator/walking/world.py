@@ -15,8 +15,8 @@ from kubernetes import client
 from kubernetes.client import V1Job, V1Pod
 from kubernetes.client.exceptions import ApiException
 
-from tailorpo_operator import naming
-from tailorpo_operator.api import GROUP, PLURAL, VERSION
+from tailorpo_operator.api import naming
+from tailorpo_operator.api.types import GROUP, PLURAL, VERSION
 from tests.cluster.api import Kubectl
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.pods import DONE, PodDriver

@@ -1,4 +1,4 @@
-"""The CustomResourceDefinition, from the models: `python -m tailorpo_operator.crd > manifests/crd.yaml`."""
+"""The CustomResourceDefinition, from the models: `python -m tailorpo_operator.api.crd > manifests/crd.yaml`."""
 
 from io import StringIO
 from typing import Any
@@ -7,8 +7,9 @@ from ruamel.yaml import YAML
 from ruamel.yaml.nodes import ScalarNode
 from ruamel.yaml.representer import RoundTripRepresenter
 
-from tailorpo_operator import api, cel
-from tailorpo_operator.structural import Schema, structural
+from tailorpo_operator.api import cel
+from tailorpo_operator.api.schema import Schema, structural
+from tailorpo_operator.api.types import CATEGORIES, GROUP, PLURAL, SHORT_NAMES, SINGULAR, VERSION, Status
 from tailorpo_trainer.spec.job import KIND, LEFT_OUT, Spec
 from tailorpo_trainer.spec.pod_template_rules import UNIQUE
 
@@ -37,23 +38,23 @@ def definition() -> dict[str, Any]:
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
         "metadata": {
-            "name": f"{api.PLURAL}.{api.GROUP}",
+            "name": f"{PLURAL}.{GROUP}",
             "labels": {"app.kubernetes.io/name": "tailorpo", "app.kubernetes.io/component": "crd"},
         },
         "spec": {
-            "group": api.GROUP,
+            "group": GROUP,
             "scope": "Namespaced",
             "names": {
                 "kind": KIND,
                 "listKind": f"{KIND}List",
-                "plural": api.PLURAL,
-                "singular": api.SINGULAR,
-                "shortNames": [*api.SHORT_NAMES],
-                "categories": [*api.CATEGORIES],
+                "plural": PLURAL,
+                "singular": SINGULAR,
+                "shortNames": [*SHORT_NAMES],
+                "categories": [*CATEGORIES],
             },
             "versions": [
                 {
-                    "name": api.VERSION,
+                    "name": VERSION,
                     "served": True,
                     "storage": True,
                     "schema": {"openAPIV3Schema": _root()},
@@ -71,12 +72,12 @@ def _root() -> Schema:
         "description": "One alignment run of a text-to-image diffusion model: what is trained, how, and where it runs.",
         "required": ["spec"],
         "properties": {
-            "apiVersion": {"type": "string", "description": f"`{api.GROUP}/{api.VERSION}`."},
+            "apiVersion": {"type": "string", "description": f"`{GROUP}/{VERSION}`."},
             "kind": {"type": "string", "description": f"`{KIND}`."},
             "metadata": {"type": "object"},
             "spec": structural(Spec.model_json_schema(by_alias=True), _with_rules)
             | {"description": "What to train and where."},
-            "status": _lenient(structural(api.Status.model_json_schema(by_alias=True), _with_keys)),
+            "status": _lenient(structural(Status.model_json_schema(by_alias=True), _with_keys)),
         },
         "x-kubernetes-validations": cel.validations(KIND),
     }

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 
-from tailorpo_operator.api import Status
+from tailorpo_operator.api.types import Status
 from tailorpo_trainer.spec.progress import shorten
 
 MAX_BYTES = 8000

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import NamedTuple
 
-from tailorpo_operator.api import Condition, ConditionType, Phase, Status
+from tailorpo_operator.api.types import Condition, ConditionType, Phase, Status
 
 
 class Holds(NamedTuple):

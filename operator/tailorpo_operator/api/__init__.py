@@ -1,0 +1,1 @@
+"""The resource: job and status, conditions, names and labels, and the CustomResourceDefinition with its CEL rules."""
