@@ -29,9 +29,10 @@ from kubernetes.aio.client import ApiClient
 
 from benchmarks import crowd
 from benchmarks.race import Contender, Track, race
-from tailorpo_operator import children, connection
+from tailorpo_operator import connection
 from tailorpo_operator.api import crd, naming
 from tailorpo_operator.api import types as names
+from tailorpo_operator.children.indexed_job import attempt
 from tailorpo_operator.cluster import path_of
 from tailorpo_operator.limits import RateLimit
 from tailorpo_operator.wire import Wire
@@ -61,7 +62,7 @@ def named(number: int) -> Tree:
 def rendered(number: int) -> Tree:
     """The Job that the operator makes of `ours`."""
     job = names.Job.model_validate(ours(number))
-    return children.attempt(job, 1, naming.IMAGE)
+    return attempt(job, 1, naming.IMAGE)
 
 
 def bare(number: int) -> Tree:

@@ -12,7 +12,7 @@ HEAVY = ["diffusers", "kopf", "kubernetes", "numpy", "prometheus_client", "tenso
 LIGHT = [
     "tailorpo_operator",
     "tailorpo_operator.api.types",
-    "tailorpo_operator.children",
+    "tailorpo_operator.children.indexed_job",
     "tailorpo_operator.cli",
     "tailorpo_operator.api.crd",
     "tailorpo_trainer.checkpoint.inspection",

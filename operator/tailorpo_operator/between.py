@@ -2,9 +2,10 @@
 
 from datetime import UTC, datetime, timedelta
 
-from tailorpo_operator import attempts, children, ending, stopping, waiting
+from tailorpo_operator import attempts, ending, stopping, waiting
 from tailorpo_operator.actions import CreateAttempt, CreateService
 from tailorpo_operator.api.conditions import Holds, holds, since
+from tailorpo_operator.children.indexed_job import TooLarge, warnings
 from tailorpo_operator.draft import Draft
 from tailorpo_operator.failures import Cause, Verdict
 from tailorpo_operator.observed import Told
@@ -50,14 +51,14 @@ def _begin(draft: Draft) -> None:
         PodsReady=Holds(False, "Starting", words),
         Running=Holds(False, "Starting"),
     )
-    draft.say("; ".join([words, *children.warnings(draft.job)]), starting=True)
+    draft.say("; ".join([words, *warnings(draft.job)]), starting=True)
     draft.look_after(draft.now, FIRST_LOOK, LAST_LOOK)
 
 
 def _refused(draft: Draft, told: Told) -> None:
     """The API server did not take what was to be made: a quota, an admission, a name that is another's."""
     reason = waiting.refusal(told)
-    if reason == children.TooLarge.__name__:  # waiting will not help
+    if reason == TooLarge.__name__:  # waiting will not help
         attempts.fail(draft, Cause(reason, told.message, Verdict.FATAL, 0))
         return
     number = draft.status.attempts[-1].number + 1 if draft.status.attempts else 1

@@ -36,8 +36,8 @@ def render(file: Path, attempt: int, image: str, namespace: str | None, override
 
     Only the reference to the job itself, with which its children are deleted, is missing.
     """
-    from tailorpo_operator import children
     from tailorpo_operator.api.types import Job
+    from tailorpo_operator.children import indexed_job
     from tailorpo_trainer import document
 
     if namespace is not None:
@@ -46,11 +46,11 @@ def render(file: Path, attempt: int, image: str, namespace: str | None, override
     for read in document.read_all(file, overrides):
         job = Job(metadata=read.metadata.model_dump(exclude_none=True), spec=read.spec)
         try:
-            made = [children.service(job), children.attempt(job, attempt, image)]
-        except children.TooLarge as error:
+            made = [indexed_job.service(job), indexed_job.attempt(job, attempt, image)]
+        except indexed_job.TooLarge as error:
             raise ConfigurationError(f"{click.format_filename(file)}: {read.metadata.name}: {error}") from None
         pages += [document.dump_values(child) for child in made if child]
-        for warning in children.warnings(job):
+        for warning in indexed_job.warnings(job):
             message(f"{read.metadata.name}: {warning}", "warning")
     click.echo("---\n".join(pages), nl=False)
 

@@ -11,11 +11,12 @@ any more, from all evidence together; before that no other begins.
 
 from datetime import datetime
 
-from tailorpo_operator import attempts, children, ending, stopping, waiting
+from tailorpo_operator import attempts, ending, stopping, waiting
 from tailorpo_operator.actions import DeleteJob, DeletePod, Plan, StopAttempt
 from tailorpo_operator.api.conditions import Holds, holds
 from tailorpo_operator.api.types import Attempt, Job
 from tailorpo_operator.between import FIRST_LOOK, LAST_LOOK, between, resume
+from tailorpo_operator.children.indexed_job import wants_gang, warnings
 from tailorpo_operator.draft import Draft
 from tailorpo_operator.failures import Cause, Verdict, lost, worst
 from tailorpo_operator.observed import Children
@@ -98,8 +99,8 @@ def _going(draft: Draft, attempt: Attempt) -> None:
     )
     if ready or ran:
         draft.conditions(Restarting=Holds(False, "Running"))
-    alone = [ONE_BY_ONE] if not ran and told and not gang.together and children.wants_gang(draft.job) else []
-    draft.say("; ".join([words, *alone, *children.warnings(draft.job)]), starting=told is None)
+    alone = [ONE_BY_ONE] if not ran and told and not gang.together and wants_gang(draft.job) else []
+    draft.say("; ".join([words, *alone, *warnings(draft.job)]), starting=told is None)
     if draft.seen.report is not None and draft.seen.report.attempt == attempt.number:
         draft.see(draft.seen.report.progress)
     stopping.force(draft, draft.seen.living)  # a Job that was deleted may have made one more pod

@@ -11,11 +11,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from tailorpo_operator import children, metrics, waiting
+from tailorpo_operator import metrics, waiting
 from tailorpo_operator.actions import Announce, CreateAttempt, CreateService, DeleteJob, DeletePod, Plan, StopAttempt
 from tailorpo_operator.api.conditions import holds
 from tailorpo_operator.api.types import Job
 from tailorpo_operator.attempts import present
+from tailorpo_operator.children import indexed_job
 from tailorpo_operator.cluster import Cluster
 from tailorpo_operator.events import event
 from tailorpo_operator.limits import RateLimit
@@ -166,11 +167,11 @@ class Reconciler:
                 await self.rendezvous.ensure(job.namespace)
             case CreateAttempt(number):
                 try:
-                    gang = children.attempt(job, number, self._settings.image)
-                except children.TooLarge as problem:
-                    raise RefusedError(422, children.TooLarge.__name__, str(problem)) from None
-                gang = children.owned(gang, job)
-                if job.spec.scheduling.gang == "Required" and children.wants_gang(job):
+                    gang = indexed_job.attempt(job, number, self._settings.image)
+                except indexed_job.TooLarge as problem:
+                    raise RefusedError(422, indexed_job.TooLarge.__name__, str(problem)) from None
+                gang = indexed_job.owned(gang, job)
+                if job.spec.scheduling.gang == "Required" and indexed_job.wants_gang(job):
                     await self._require_gangs(gang)
                 self._store.put_gang(await self._cluster.create(gang))
                 self.rendezvous.heard_of(Key(job.namespace, job.name))  # somebody may have deleted it meanwhile

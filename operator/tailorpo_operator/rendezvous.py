@@ -12,8 +12,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Set
 from typing import Any, NamedTuple
 
-from tailorpo_operator import children
 from tailorpo_operator.api import naming
+from tailorpo_operator.children.indexed_job import is_rendezvous, rendezvous
 from tailorpo_operator.cluster import Cluster
 from tailorpo_operator.store import Key, Store, note, several, version
 from tailorpo_operator.wire import RefusedError
@@ -62,12 +62,12 @@ class Rendezvous:
                 return
         making = self._making.setdefault(namespace, asyncio.Event())
         try:
-            made = await self._cluster.create_service(children.rendezvous(namespace))
+            made = await self._cluster.create_service(rendezvous(namespace))
             self.put(made)
         finally:
             making.set()
             self._making.pop(namespace, None)
-        if not children.is_rendezvous(made):
+        if not is_rendezvous(made):
             words = f"Service {naming.RENDEZVOUS} exists, and does not lead to the first workers of jobs: delete it"
             raise RefusedError(409, "NameTaken", words)
         log.info("Service %s is there", naming.RENDEZVOUS, extra=_about(namespace))
@@ -109,7 +109,7 @@ class Rendezvous:
         key, meta = _key(tree), tree["metadata"]
         known = self._seen.get(key.namespace)
         if meta["uid"] not in self._gone and (known is None or version(tree) >= known.version):
-            serves = "deletionTimestamp" not in meta and children.is_rendezvous(tree)
+            serves = "deletionTimestamp" not in meta and is_rendezvous(tree)
             ours = naming.COMMON.items() <= meta.get("labels", {}).items()
             self._seen[key.namespace] = _Seen(version(tree), meta["uid"], serves, ours)
         return key

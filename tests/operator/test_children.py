@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from tailorpo_operator import children, payload
 from tailorpo_operator.api import naming
 from tailorpo_operator.api.types import Job
+from tailorpo_operator.children import indexed_job, pod_document
 from tailorpo_trainer import document
 from tailorpo_trainer.checkpoint import experiment_hash
 from tailorpo_trainer.cli.run import cluster_fields
@@ -27,7 +27,7 @@ def job(*, name: str = "vivid", namespace: str | None = "team", **parts: Any) ->
 
 
 def pod(made: Job, number: int = 1) -> Any:
-    return children.attempt(made, number, IMAGE)["spec"]["template"]
+    return indexed_job.attempt(made, number, IMAGE)["spec"]["template"]
 
 
 def container(made: Job, number: int = 1) -> Any:
@@ -58,7 +58,7 @@ def travelled(made: Job, folder: Path) -> Any:
 
 
 def test_an_attempt_is_one_gang_that_nothing_is_added_to() -> None:
-    made = children.attempt(job(workers=4), 3, IMAGE)
+    made = indexed_job.attempt(job(workers=4), 3, IMAGE)
     assert made["metadata"] == {
         "name": "vivid-0003",
         "namespace": "team",
@@ -82,13 +82,13 @@ def test_an_attempt_is_one_gang_that_nothing_is_added_to() -> None:
 
 
 def test_names_have_room() -> None:
-    longest = children.attempt(job(name="a" * 40, workers=1), 9999, IMAGE)["metadata"]["name"]
+    longest = indexed_job.attempt(job(name="a" * 40, workers=1), 9999, IMAGE)["metadata"]["name"]
     assert len(f"{longest}-1023") <= 63, "the host name of the last pod is a label"
 
 
 def test_one_service_names_the_first_workers_of_all_jobs_of_a_namespace() -> None:
-    made = children.service(job(workers=2))
-    assert made == children.service(job(name="dull", workers=3)) == children.rendezvous("team")
+    made = indexed_job.service(job(workers=2))
+    assert made == indexed_job.service(job(name="dull", workers=3)) == indexed_job.rendezvous("team")
     assert made is not None
     assert made["spec"] == {
         "clusterIP": "None",
@@ -114,14 +114,14 @@ def test_one_service_names_the_first_workers_of_all_jobs_of_a_namespace() -> Non
     {"selector": None},
 ])  # fmt: skip
 def test_a_service_that_leads_elsewhere_is_known(change: dict[str, Any]) -> None:
-    made = children.rendezvous("team")
+    made = indexed_job.rendezvous("team")
     by_the_server = {"clusterIPs": ["None"], "sessionAffinity": "None", "type": "ClusterIP"}
-    assert children.is_rendezvous({**made, "spec": made["spec"] | by_the_server})
-    assert not children.is_rendezvous({**made, "spec": made["spec"] | change})
+    assert indexed_job.is_rendezvous({**made, "spec": made["spec"] | by_the_server})
+    assert not indexed_job.is_rendezvous({**made, "spec": made["spec"] | change})
 
 
 def test_one_worker_needs_no_service() -> None:
-    assert children.service(job()) is None
+    assert indexed_job.service(job()) is None
     assert "subdomain" not in pod(job())["spec"]
 
 
@@ -228,7 +228,7 @@ def test_where_and_in_which_queue_it_runs() -> None:
         scheduling={"queueName": "research", "priorityClassName": "low", "schedulerName": "mine"},
         runPolicy={"terminationGracePeriodSeconds": 33, "suspend": True},
     )
-    child, spec = children.attempt(made, 1, IMAGE), pod(made)["spec"]
+    child, spec = indexed_job.attempt(made, 1, IMAGE), pod(made)["spec"]
     assert child["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "research"
     assert "suspend" not in child["spec"], "the queue's to set"
     assert "kueue.x-k8s.io/queue-name" not in pod(made)["metadata"]["labels"]
@@ -248,8 +248,8 @@ def test_the_image() -> None:
 def test_a_child_goes_with_its_job() -> None:
     for workers in (1, 2):
         made = job(workers=workers)
-        child = children.attempt(made, 1, IMAGE)
-        mine = children.owned(child, made)
+        child = indexed_job.attempt(made, 1, IMAGE)
+        mine = indexed_job.owned(child, made)
         assert mine["metadata"].pop("ownerReferences") == [
             {
                 "apiVersion": "tailorpo.dev/v1alpha1",
@@ -264,7 +264,7 @@ def test_a_child_goes_with_its_job() -> None:
 
 def test_who_is_asked_for_a_gang() -> None:
     def asked(**spec: Any) -> bool:
-        return "scheduling" in children.attempt(job(**spec), 1, IMAGE)["spec"]
+        return "scheduling" in indexed_job.attempt(job(**spec), 1, IMAGE)["spec"]
 
     assert asked(workers=2)
     assert asked(workers=2, scheduling={"gang": "Required"})
@@ -312,11 +312,11 @@ def test_any_text_travels(tmp_path: Path) -> None:
 
 def test_a_document_that_no_pod_has_room_for() -> None:
     fits = job(prompts={"list": ["x" * 1000] * 60})
-    assert len(payload.text(fits)) <= payload.MAX_BYTES
+    assert len(pod_document.text(fits)) <= pod_document.MAX_BYTES
     with pytest.raises(
-        children.TooLarge, match=r"has 6\d,\d{3} bytes, and pods take at most 65,536: .*configMapKeyRef"
+        indexed_job.TooLarge, match=r"has 6\d,\d{3} bytes, and pods take at most 65,536: .*configMapKeyRef"
     ):
-        children.attempt(job(prompts={"list": ["x" * 1000] * 65}), 1, IMAGE)
+        indexed_job.attempt(job(prompts={"list": ["x" * 1000] * 65}), 1, IMAGE)
 
 
 def test_prompts_of_config_maps_lie_beside_the_document(tmp_path: Path) -> None:
@@ -383,19 +383,19 @@ CLAIM = {"persistentVolumeClaim": {"claimName": "a"}}
     ("/data/run", on({"secret": {"secretName": "a"}}), "which cannot be written"),
 ])  # fmt: skip
 def test_a_storage_that_keeps_nothing_is_warned_of(storage: str | None, template: Any, warning: str | None) -> None:
-    said = children.warnings(job(checkpoint={"storage": storage} if storage else {}, template=template))
+    said = indexed_job.warnings(job(checkpoint={"storage": storage} if storage else {}, template=template))
     assert len(said) == (warning is not None)
     assert warning is None or warning in said[0]
 
 
 def test_a_file_that_nothing_brings_is_warned_of() -> None:
     kept = {"storage": "s3://a/b", "caFile": "ca.pem"}
-    [first, second] = children.warnings(job(prompts={"file": "a.txt"}, checkpoint=kept))
+    [first, second] = indexed_job.warnings(job(prompts={"file": "a.txt"}, checkpoint=kept))
     assert first.startswith("spec.prompts.file: 'a.txt' starts from /var/lib/tailorpo in a pod")
     assert second.startswith("spec.checkpoint.caFile: 'ca.pem'")
     mounted = on(CLAIM, "/var/lib/tailorpo/data")
     assert (
-        children.warnings(job(prompts={"file": "data/a.txt"}, template=mounted, checkpoint={"storage": "s3://a/b"}))
+        indexed_job.warnings(job(prompts={"file": "data/a.txt"}, template=mounted, checkpoint={"storage": "s3://a/b"}))
         == []
     )
 
@@ -404,5 +404,5 @@ def test_values_are_json() -> None:
     """What a child is made of travels to the API server as it is."""
     for data in GOOD:
         made = Job(metadata={"name": "vivid"}, spec=data["spec"])
-        for child in filter(None, (children.service(made), children.attempt(made, 1, IMAGE))):
+        for child in filter(None, (indexed_job.service(made), indexed_job.attempt(made, 1, IMAGE))):
             assert json.loads(json.dumps(child, allow_nan=False)) == child

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tailorpo_operator import children
 from tailorpo_operator.api import naming
 from tailorpo_operator.api.types import Job
+from tailorpo_operator.children.indexed_job import attempt
 from tailorpo_trainer import termination
 from tests.documents import GOOD
 
@@ -68,7 +68,7 @@ def start(template: dict[str, Any], index: int, folder: Path, port: int) -> subp
 
 def test_a_gang_trains_with_the_arguments_of_its_pods(tmp_path: Path) -> None:
     job = Job(metadata={"name": "vivid", "namespace": "team"}, spec=GOOD[0]["spec"] | SMALL)
-    template = children.attempt(job, 3, "trainer:1")["spec"]["template"]
+    template = attempt(job, 3, "trainer:1")["spec"]["template"]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

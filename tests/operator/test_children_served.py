@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from tailorpo_operator import children
 from tailorpo_operator.api import naming
 from tailorpo_operator.api.types import Job
+from tailorpo_operator.children.indexed_job import attempt, service
 from tailorpo_trainer.spec.pod_template import Template
 from tests.cluster.api import Cluster, Kubectl, KubectlError
 from tests.cluster.waiting import until
@@ -75,7 +75,7 @@ def job(namespace: str, **parts: Any) -> Job:
 
 
 def made(of: Job) -> list[dict[str, Any]]:
-    return [child for child in (children.service(of), children.attempt(of, 1, IMAGE)) if child]
+    return [child for child in (service(of), attempt(of, 1, IMAGE)) if child]
 
 
 def missing(sent: Any, stored: Any, path: str = "") -> Iterator[str]:

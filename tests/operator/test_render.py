@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from tailorpo_operator import children
 from tailorpo_operator.api import naming
 from tailorpo_operator.api.types import Job
+from tailorpo_operator.children import indexed_job
 from tailorpo_trainer.cli import main
 from tests.cluster.api import Cluster
 from tests.documents import GOOD
@@ -58,7 +58,7 @@ def test_it_prints_what_the_operator_makes(
     cluster: Cluster, definition: str, run: Run, write: Callable[..., Path], data: Any
 ) -> None:
     job = served(cluster, data)
-    made = [child for child in (children.service(job), children.attempt(job, 3, "trainer:1")) if child]
+    made = [child for child in (indexed_job.service(job), indexed_job.attempt(job, 3, "trainer:1")) if child]
     status, out, _ = run("render", write(data), "--attempt=3", "--image=trainer:1", "--namespace=default")
     assert status == 0
     assert read(out) == json.loads(json.dumps(made))

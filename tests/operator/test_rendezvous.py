@@ -8,8 +8,8 @@ from unittest.mock import AsyncMock
 
 import pytest
 
-from tailorpo_operator import children
 from tailorpo_operator.api import naming
+from tailorpo_operator.children import indexed_job
 from tailorpo_operator.cluster import Cluster
 from tailorpo_operator.rendezvous import Rendezvous
 from tailorpo_operator.store import Store
@@ -30,7 +30,7 @@ Story = Callable[["Server", Rendezvous, Store], Awaitable[None]]
 
 
 def service_tree(version: int = 5, uid: str = "service-5") -> Tree:
-    return {**children.rendezvous("team"), "metadata": meta(naming.RENDEZVOUS, uid, version, labels=naming.COMMON)}
+    return {**indexed_job.rendezvous("team"), "metadata": meta(naming.RENDEZVOUS, uid, version, labels=naming.COMMON)}
 
 
 def of_two() -> Tree:

@@ -4,10 +4,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
-from tailorpo_operator import payload, pods
 from tailorpo_operator.api import naming
 from tailorpo_operator.api.types import Job
-from tailorpo_operator.payload import TooLarge
+from tailorpo_operator.children import pod_document, pods
+from tailorpo_operator.children.pod_document import TooLarge
 from tailorpo_trainer.spec.pod_template import VolumeMount
 
 __all__ = ["TooLarge", "attempt", "is_rendezvous", "owned", "rendezvous", "service", "wants_gang", "warnings"]
@@ -111,7 +111,7 @@ PASSING = {
 
 
 def _storage(job: Job) -> Iterator[str]:
-    storage, field = payload.in_pod(job.spec).checkpoint.storage, "spec.checkpoint.storage"
+    storage, field = pod_document.in_pod(job.spec).checkpoint.storage, "spec.checkpoint.storage"
     if storage is None:
         yield f"{field} is not set: what is trained is lost with the pod; name an s3:// prefix or a mounted folder"
     elif not storage.startswith("s3://"):
@@ -135,9 +135,9 @@ def _relative(job: Job) -> Iterator[str]:
         "spec.checkpoint.caFile": spec.checkpoint.ca_file,
     }
     for field, path in files.items():
-        if path is not None and payload.is_relative(path) and _mount(job, f"{payload.WORK}/{path}") is None:
+        if path is not None and pod_document.is_relative(path) and _mount(job, f"{pod_document.WORK}/{path}") is None:
             yield (
-                f"{field}: {path!r} starts from {payload.WORK} in a pod, where nothing is but what "
+                f"{field}: {path!r} starts from {pod_document.WORK} in a pod, where nothing is but what "
                 "spec.template.volumeMounts puts there"
             )
 

@@ -4,9 +4,9 @@ from collections.abc import Iterable
 from posixpath import normpath
 from typing import Any
 
-from tailorpo_operator import payload
 from tailorpo_operator.api import naming
 from tailorpo_operator.api.types import Job
+from tailorpo_operator.children import pod_document
 from tailorpo_trainer.spec.pod_template import ModelCache
 from tailorpo_trainer.spec.pod_template_rules import DOCUMENT_FOLDER, SHARED_MEMORY
 from tailorpo_trainer.spec.types import Part
@@ -39,7 +39,7 @@ def template(job: Job, attempt: int, image: str) -> Fields:
             "annotations": {
                 "kubectl.kubernetes.io/default-container": naming.CONTAINER,
                 **asked.annotations,
-                naming.DOCUMENT: payload.text(job),
+                naming.DOCUMENT: pod_document.text(job),
             },
         },
         "spec": _given(
@@ -75,7 +75,7 @@ def _container(job: Job, attempt: int, image: str) -> Fields:
         imagePullPolicy=asked.image_pull_policy,
         command=["tailorpo"],
         args=_arguments(job, attempt),
-        workingDir=payload.WORK,
+        workingDir=pod_document.WORK,
         env=_variables(job, attempt),
         envFrom=[*([{"secretRef": {"name": secret}}] if secret else []), *_trees(asked.env_from)],
         ports=[{"name": port, "containerPort": number} for port, number in naming.ports(job.spec.workers).items()],
@@ -88,7 +88,7 @@ def _container(job: Job, attempt: int, image: str) -> Fields:
 
 def _arguments(job: Job, attempt: int) -> list[str]:
     spec, name = job.spec, job.metadata["name"]
-    arguments = ["run", f"{DOCUMENT_FOLDER}/{payload.FILE}"]
+    arguments = ["run", f"{DOCUMENT_FOLDER}/{pod_document.FILE}"]
     if spec.workers * spec.processes_per_worker > 1:
         arguments.append(f"--processes={spec.processes_per_worker}")
     if spec.workers > 1:
@@ -109,7 +109,7 @@ def _variables(job: Job, attempt: int) -> list[Fields]:
         "TAILORPO_METRICS_HOST": "0.0.0.0",
         "TAILORPO_METRICS_PORT": str(naming.METRICS_PORT),
         "TAILORPO_METRICS_STALL_SECONDS": str(job.spec.run_policy.stall_timeout_seconds),
-        "HOME": payload.WORK,
+        "HOME": pod_document.WORK,
     }
     if asked.model_cache:  # the latter is for models from S3
         values |= dict.fromkeys(("HF_HOME", "XDG_CACHE_HOME"), asked.model_cache.mount_path)
@@ -124,7 +124,7 @@ def _volumes(job: Job) -> list[Fields]:
     asked = job.spec.template
     memory = _given(medium="Memory", sizeLimit=asked.shm_size)
     ours = {
-        "document": payload.volume(job.spec),
+        "document": pod_document.volume(job.spec),
         "work": {"emptyDir": {}},
         "tmp": {"emptyDir": {}},
         "shm": {"emptyDir": memory},
@@ -144,7 +144,7 @@ def _cache(cache: ModelCache) -> Fields:
 def _mounts(job: Job) -> list[Fields]:
     """Ours, then the user's; where a user mounts something at /tmp, say, ours gives way."""
     asked = job.spec.template
-    paths = {"work": payload.WORK, "tmp": "/tmp", "shm": SHARED_MEMORY}
+    paths = {"work": pod_document.WORK, "tmp": "/tmp", "shm": SHARED_MEMORY}
     paths |= {"models": asked.model_cache.mount_path} if asked.model_cache else {}
     document = {"name": "tailorpo-document", "mountPath": DOCUMENT_FOLDER, "readOnly": True}
     ours: list[Fields] = [{"name": f"tailorpo-{name}", "mountPath": path} for name, path in paths.items()]

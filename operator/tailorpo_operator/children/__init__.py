@@ -1,0 +1,1 @@
+"""What a job becomes on a cluster: the Indexed Job, its pods, and the document that they are given. Pure."""
