@@ -9,7 +9,7 @@ from typing import Any
 from aiohttp import web
 
 from tailorpo_operator.api import naming
-from tailorpo_operator.wire import Wire
+from tailorpo_operator.kube.transport import Wire
 from tailorpo_trainer.versions import now
 
 Tree = dict[str, Any]

@@ -29,13 +29,13 @@ from kubernetes.aio.client import ApiClient
 
 from benchmarks import crowd
 from benchmarks.race import Contender, Track, race
-from tailorpo_operator import connection
 from tailorpo_operator.api import crd, naming
 from tailorpo_operator.api import types as names
 from tailorpo_operator.children.indexed_job import attempt
-from tailorpo_operator.cluster import path_of
-from tailorpo_operator.limits import RateLimit
-from tailorpo_operator.wire import Wire
+from tailorpo_operator.kube import kubeconfig
+from tailorpo_operator.kube.client import path_of
+from tailorpo_operator.kube.rate_limit import RateLimit
+from tailorpo_operator.kube.transport import Wire
 from tests.cluster.control_plane import ControlPlane, control_plane
 
 ROOT = Path(__file__).parents[1]
@@ -174,7 +174,7 @@ async def _nothing() -> None:
 @asynccontextmanager
 async def administrator(plane: ControlPlane) -> AsyncIterator[Wire]:
     """Requests without a limit."""
-    async with ApiClient(await connection.load(plane.kubeconfig, None)) as client:
+    async with ApiClient(await kubeconfig.load(plane.kubeconfig, None)) as client:
         client.rest_client.maxsize = 2 * CLIENTS
         yield Wire(client, RateLimit(1e6, 1_000_000), _nothing)
 

@@ -16,8 +16,8 @@ from typing import Any
 import kopf
 
 from tailorpo_operator.api.types import GROUP, PLURAL, VERSION
-from tailorpo_operator.store import Key, Store
-from tailorpo_operator.wire import CONNECT_SECONDS, PAGE, WATCH, WATCH_GRACE
+from tailorpo_operator.kube.cache import Key, Store
+from tailorpo_operator.kube.transport import CONNECT_SECONDS, PAGE, WATCH, WATCH_GRACE
 
 log = logging.getLogger(__name__)
 

@@ -17,16 +17,16 @@ from tailorpo_operator.api.conditions import holds
 from tailorpo_operator.api.types import Job
 from tailorpo_operator.attempts import present
 from tailorpo_operator.children import indexed_job
-from tailorpo_operator.cluster import Cluster
 from tailorpo_operator.events import event
-from tailorpo_operator.limits import RateLimit
+from tailorpo_operator.kube.cache import Key, Store
+from tailorpo_operator.kube.client import Cluster
+from tailorpo_operator.kube.rate_limit import RateLimit
+from tailorpo_operator.kube.transport import RefusedError
 from tailorpo_operator.news import ended, news
 from tailorpo_operator.observed import Children, Report, Told
 from tailorpo_operator.plan import plan
 from tailorpo_operator.rendezvous import Rendezvous
 from tailorpo_operator.settings import Settings
-from tailorpo_operator.store import Key, Store
-from tailorpo_operator.wire import RefusedError
 from tailorpo_operator.worker import Worker
 from tailorpo_operator.workqueue import WorkQueue
 

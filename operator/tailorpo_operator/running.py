@@ -13,17 +13,18 @@ from typing import Any
 
 from kubernetes.aio.client import ApiClient
 
-from tailorpo_operator import connection, handlers, health, metrics
-from tailorpo_operator.cluster import Cluster
-from tailorpo_operator.election import Election
-from tailorpo_operator.limits import RateLimit
+from tailorpo_operator import handlers, health, metrics
+from tailorpo_operator.kube import kubeconfig as kube_config
+from tailorpo_operator.kube.cache import Key, Store, Tree
+from tailorpo_operator.kube.client import Cluster
+from tailorpo_operator.kube.leader_election import Election
+from tailorpo_operator.kube.rate_limit import RateLimit
+from tailorpo_operator.kube.reflector import Reflector, relist
+from tailorpo_operator.kube.transport import TRIES, AwayError, RefusedError, Wire, writing_only_if
 from tailorpo_operator.observed import Pod
 from tailorpo_operator.progress import Progresses
 from tailorpo_operator.reconciler import Reconciler, now
-from tailorpo_operator.reflector import Reflector, relist
 from tailorpo_operator.settings import Settings
-from tailorpo_operator.store import Key, Store, Tree
-from tailorpo_operator.wire import TRIES, AwayError, RefusedError, Wire, writing_only_if
 from tailorpo_trainer.errors import UnavailableError
 
 log = logging.getLogger(__name__)
@@ -61,7 +62,7 @@ class Operator:
         loop = asyncio.get_running_loop()
         for sign in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(sign, self._stop.set)
-        configuration = await connection.load(self._kubeconfig, self._context)
+        configuration = await kube_config.load(self._kubeconfig, self._context)
         configuration.trace_configs = [writing_only_if(self._leads)]
         async with (
             health.serving(host, port, self._beats.late, self._unready) as served,
@@ -85,7 +86,7 @@ class Operator:
 
     @contextlib.asynccontextmanager
     async def _wire(self, configuration: Any, rate: float, burst: int) -> AsyncIterator[Wire]:
-        renew = partial(connection.renew, configuration, self._kubeconfig, self._context)
+        renew = partial(kube_config.renew, configuration, self._kubeconfig, self._context)
         async with ApiClient(configuration) as client:
             yield Wire(client, RateLimit(rate, burst), renew, timeout=self.settings.request_timeout)
 
@@ -96,7 +97,7 @@ class Operator:
         if lease is None:
             yield
             return
-        own = await connection.load(self._kubeconfig, self._context)
+        own = await kube_config.load(self._kubeconfig, self._context)
         async with self._wire(own, ELECTION_RATE, ELECTION_BURST) as wire:
             self._election = Election(wire, lease.namespace, lease.name, _identity())
             yield
@@ -170,7 +171,7 @@ class Operator:
 
     async def _watch(self, cluster: Cluster, reconciler: Reconciler) -> None:
         """Watches until it is cancelled, and begins anew where kopf gives up."""
-        made = handlers.registry(self._store, reconciler.queue.add, connection.login(self._kubeconfig, self._context))
+        made = handlers.registry(self._store, reconciler.queue.add, kube_config.login(self._kubeconfig, self._context))
         while True:
             try:
                 await handlers.watch(made, self.settings.namespaces, self.settings.request_timeout)

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from tailorpo_operator import election
-from tailorpo_operator.wire import RefusedError
+from tailorpo_operator.kube import leader_election
+from tailorpo_operator.kube.transport import RefusedError
 from tailorpo_trainer.errors import ExitCode
 from tests.cluster.api import Kubectl
 from tests.cluster.control_plane import ControlPlane
@@ -202,16 +202,16 @@ class Leases:
 def test_one_that_was_paused_and_leads_again_is_elected_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was to be done while it did not lead was left, for whoever is elected looks at all jobs."""
     clock = SimpleNamespace(now=0.0)
-    monkeypatch.setattr(election, "time", SimpleNamespace(monotonic=lambda: clock.now))
-    monkeypatch.setattr(election, "RENEW_SECONDS", 0)
+    monkeypatch.setattr(leader_election, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(leader_election, "RENEW_SECONDS", 0)
 
     async def pause() -> None:
         wire: Any = Leases()
         begun: asyncio.Queue[None] = asyncio.Queue()
-        candidate = election.Election(wire, "team", "lease", "me")
+        candidate = leader_election.Election(wire, "team", "lease", "me")
         running = asyncio.create_task(candidate.run(lambda: begun.put_nowait(None)))
         await asyncio.wait_for(begun.get(), 10)
-        clock.now += 2 * election.DEADLINE_SECONDS
+        clock.now += 2 * leader_election.DEADLINE_SECONDS
         await asyncio.wait_for(begun.get(), 10)
         running.cancel()
         with contextlib.suppress(asyncio.CancelledError):

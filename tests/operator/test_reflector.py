@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from tailorpo_operator import reflector
-from tailorpo_operator.reflector import Reflector, Tree
-from tailorpo_operator.store import Key
-from tailorpo_operator.wire import AwayError, RefusedError
+from tailorpo_operator.kube import reflector
+from tailorpo_operator.kube.cache import Key
+from tailorpo_operator.kube.reflector import Reflector, Tree
+from tailorpo_operator.kube.transport import AwayError, RefusedError
 
 Happens = list[tuple[str, Mapping[str, Any]] | Exception]
 

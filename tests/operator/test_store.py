@@ -6,7 +6,7 @@ import pytest
 
 from tailorpo_operator.api import naming
 from tailorpo_operator.api.types import Job, Status
-from tailorpo_operator.store import Key, Store, key_of
+from tailorpo_operator.kube.cache import Key, Store, key_of
 from tests.operator.stories import NOON, SPEC, at, begun, over
 
 KEY = Key("team", "animals")

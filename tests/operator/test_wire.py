@@ -12,10 +12,11 @@ import pytest
 from aiohttp import web
 from kubernetes.aio.client import ApiClient
 
-from tailorpo_operator import connection, wire
-from tailorpo_operator.cluster import Cluster
-from tailorpo_operator.limits import RateLimit
-from tailorpo_operator.wire import AwayError, RefusedError, Wire
+from tailorpo_operator.kube import kubeconfig as kube_config
+from tailorpo_operator.kube import transport
+from tailorpo_operator.kube.client import Cluster
+from tailorpo_operator.kube.rate_limit import RateLimit
+from tailorpo_operator.kube.transport import AwayError, RefusedError, Wire
 
 Answer = Callable[[web.Request], Awaitable[web.Response]]
 
@@ -45,12 +46,12 @@ async def wired(
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         port: int = runner.addresses[0][1]
         file = kubeconfig(folder, port, "first")
-        configuration = await connection.load(file, None)
+        configuration = await kube_config.load(file, None)
         configuration.connection_pool_maxsize = pool
         if may_write is not None:
-            configuration.trace_configs = [wire.writing_only_if(may_write)]
+            configuration.trace_configs = [transport.writing_only_if(may_write)]
         async with ApiClient(configuration) as client:
-            renew = partial(connection.renew, configuration, file, None)
+            renew = partial(kube_config.renew, configuration, file, None)
             yield Wire(client, RateLimit(rate, math.ceil(rate)), renew), partial(kubeconfig, folder, port)
     finally:
         await runner.cleanup()
@@ -115,7 +116,7 @@ def test_a_busy_server_says_when_to_come_again(tmp_path: Path, monkeypatch: pyte
             assert await one.request("get", "/any") == {"kind": "Any"}
 
     asyncio.run(story())
-    assert slept[:2] == [7.0, wire.LONGEST_PAUSE]
+    assert slept[:2] == [7.0, transport.LONGEST_PAUSE]
     assert 0 < slept[2] < 7
 
 
@@ -128,7 +129,7 @@ def test_a_page_that_is_no_answer_is_none(tmp_path: Path, monkeypatch: pytest.Mo
 
     async def story() -> None:
         async with wired(tmp_path, answer) as (one, _):
-            monkeypatch.setattr(wire, "FIRST_PAUSE", 0.01)
+            monkeypatch.setattr(transport, "FIRST_PAUSE", 0.01)
             assert await one.request("get", "/any") == {"kind": "Any"}
 
     asyncio.run(story())

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tailorpo_operator.wire import RefusedError
+from tailorpo_operator.kube.transport import RefusedError
 from tailorpo_operator.worker import FIRST_RETRY, LAST_RETRY, Worker
 from tailorpo_operator.workqueue import WorkQueue
 

@@ -157,18 +157,19 @@ class Replicas:
 
 def prepare(skew: float) -> None:
     """In the operator's process: its clock is wrong by so many seconds, and elections are quick."""
-    from tailorpo_operator import election, progress, reconciler
+    from tailorpo_operator import progress, reconciler
+    from tailorpo_operator.kube import leader_election
 
     class Skewed(datetime):
         @classmethod
         def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
             return datetime.now(tz) + timedelta(seconds=skew)
 
-    for module in (election, progress, reconciler):
+    for module in (leader_election, progress, reconciler):
         assert getattr(module, "datetime", None) is datetime, f"{module.__name__} tells the time in another way"
         module.datetime = Skewed  # type: ignore[attr-defined]
-    election.LEASE_SECONDS, election.DEADLINE_SECONDS = LEASE, DEADLINE
-    election.RENEW_SECONDS = election.PAUSE_SECONDS = RETRY  # type: ignore[assignment]
+    leader_election.LEASE_SECONDS, leader_election.DEADLINE_SECONDS = LEASE, DEADLINE
+    leader_election.RENEW_SECONDS = leader_election.PAUSE_SECONDS = RETRY  # type: ignore[assignment]
 
 
 def _leads(operator: WarmOperator) -> bool:

@@ -11,8 +11,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from contextlib import aclosing
 from typing import Any
 
-from tailorpo_operator.store import Key
-from tailorpo_operator.wire import AwayError, RefusedError
+from tailorpo_operator.kube.cache import Key
+from tailorpo_operator.kube.transport import AwayError, RefusedError
 
 log = logging.getLogger(__name__)
 

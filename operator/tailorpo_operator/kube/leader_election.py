@@ -12,7 +12,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
-from tailorpo_operator.wire import AwayError, RefusedError, Wire
+from tailorpo_operator.kube.transport import AwayError, RefusedError, Wire
 
 log = logging.getLogger(__name__)
 

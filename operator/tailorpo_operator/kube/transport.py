@@ -16,7 +16,7 @@ import orjson
 from kubernetes.aio.client import ApiClient
 from kubernetes.aio.client.rest import RESTResponse
 
-from tailorpo_operator.limits import RateLimit
+from tailorpo_operator.kube.rate_limit import RateLimit
 from tailorpo_operator.metrics import REQUESTS
 from tailorpo_operator.observed import Told
 

@@ -1,0 +1,1 @@
+"""The API server: transport, client, reflector, cache, leader election, kubeconfig."""
