@@ -150,7 +150,7 @@ def operator(
     import asyncio
 
     from tailorpo_operator import logs
-    from tailorpo_operator.retries import Retries
+    from tailorpo_operator.planning.backoff import Retries
     from tailorpo_operator.running import Operator
     from tailorpo_operator.settings import Lease, Settings
 

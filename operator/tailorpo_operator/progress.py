@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from tailorpo_operator.api import naming
 from tailorpo_operator.kube.cache import Key
-from tailorpo_operator.observed import Pod, Report
+from tailorpo_operator.planning.observed import Pod, Report
 from tailorpo_trainer.spec.progress import Progress
 
 log = logging.getLogger(__name__)

@@ -11,20 +11,29 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from tailorpo_operator import metrics, waiting
-from tailorpo_operator.actions import Announce, CreateAttempt, CreateService, DeleteJob, DeletePod, Plan, StopAttempt
+from tailorpo_operator import metrics
 from tailorpo_operator.api.conditions import holds
 from tailorpo_operator.api.types import Job
-from tailorpo_operator.attempts import present
 from tailorpo_operator.children import indexed_job
-from tailorpo_operator.events import event
 from tailorpo_operator.kube.cache import Key, Store
 from tailorpo_operator.kube.client import Cluster
 from tailorpo_operator.kube.rate_limit import RateLimit
 from tailorpo_operator.kube.transport import RefusedError
-from tailorpo_operator.news import ended, news
-from tailorpo_operator.observed import Children, Report, Told
-from tailorpo_operator.plan import plan
+from tailorpo_operator.planning import pending_reason
+from tailorpo_operator.planning.actions import (
+    Announce,
+    CreateAttempt,
+    CreateService,
+    DeleteJob,
+    DeletePod,
+    Plan,
+    StopAttempt,
+)
+from tailorpo_operator.planning.attempts import present
+from tailorpo_operator.planning.events import event
+from tailorpo_operator.planning.observed import Children, Report, Told
+from tailorpo_operator.planning.plan import plan
+from tailorpo_operator.planning.status_diff import ended, news
 from tailorpo_operator.rendezvous import Rendezvous
 from tailorpo_operator.settings import Settings
 from tailorpo_operator.worker import Worker
@@ -100,7 +109,7 @@ class Reconciler:
         pods = seen.of(gang.attempt)
         if len(pods) < gang.workers:
             return replace(seen, trouble=await self._troubled(key.namespace, gang.uid, gang.created))
-        if (stuck := waiting.stuck(pods)) is not None:
+        if (stuck := pending_reason.stuck(pods)) is not None:
             told = await self._troubled(key.namespace, stuck.uid, stuck.created)
             pods = tuple(replace(pod, trouble=told) if pod is stuck else pod for pod in seen.pods)
             return replace(seen, pods=pods)

@@ -21,7 +21,7 @@ from tailorpo_operator.kube.leader_election import Election
 from tailorpo_operator.kube.rate_limit import RateLimit
 from tailorpo_operator.kube.reflector import Reflector, relist
 from tailorpo_operator.kube.transport import TRIES, AwayError, RefusedError, Wire, writing_only_if
-from tailorpo_operator.observed import Pod
+from tailorpo_operator.planning.observed import Pod
 from tailorpo_operator.progress import Progresses
 from tailorpo_operator.reconciler import Reconciler, now
 from tailorpo_operator.settings import Settings

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from tailorpo_operator.api import naming
-from tailorpo_operator.retries import Retries
+from tailorpo_operator.planning.backoff import Retries
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,13 @@ any two of its writes.
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
-from tailorpo_operator.actions import CreateAttempt, DeleteJob, DeletePod, Plan, StopAttempt
 from tailorpo_operator.api.conditions import condition, holds
 from tailorpo_operator.api.status_size import MAX_BYTES, size
 from tailorpo_operator.api.types import Job, Status
-from tailorpo_operator.attempts import finished
-from tailorpo_operator.observed import Children, Exit, Gang, Pod, Told
-from tailorpo_operator.plan import plan
+from tailorpo_operator.planning.actions import CreateAttempt, DeleteJob, DeletePod, Plan, StopAttempt
+from tailorpo_operator.planning.attempts import finished
+from tailorpo_operator.planning.observed import Children, Exit, Gang, Pod, Told
+from tailorpo_operator.planning.plan import plan
 from tailorpo_trainer.errors import ExitCode
 from tests.operator.stories import RETRIES, at, gang, job, last_word, pending
 

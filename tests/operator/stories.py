@@ -5,12 +5,12 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from tailorpo_operator.actions import Announce, CreateAttempt, DeletePod, Plan, StopAttempt
 from tailorpo_operator.api.conditions import condition
 from tailorpo_operator.api.types import Attempt, Condition, ConditionType, Job, Status
-from tailorpo_operator.observed import Children, Exit, Gang, Pod, Report
-from tailorpo_operator.plan import plan
-from tailorpo_operator.retries import Retries
+from tailorpo_operator.planning.actions import Announce, CreateAttempt, DeletePod, Plan, StopAttempt
+from tailorpo_operator.planning.backoff import Retries
+from tailorpo_operator.planning.observed import Children, Exit, Gang, Pod, Report
+from tailorpo_operator.planning.plan import plan
 from tailorpo_trainer.errors import ExitCode
 from tailorpo_trainer.spec.progress import Error, Progress
 

@@ -2,8 +2,8 @@
 
 from datetime import UTC, datetime, timedelta, timezone
 
-from tailorpo_operator.actions import Announce
-from tailorpo_operator.events import event
+from tailorpo_operator.planning.actions import Announce
+from tailorpo_operator.planning.events import event
 from tests.operator.stories import NOON, job
 
 MADE = Announce("Warning", "OOMKilled", "was killed for its memory", "job-uid/1/OOMKilled")

@@ -5,10 +5,10 @@ from datetime import timedelta
 
 import pytest
 
-from tailorpo_operator import failures
-from tailorpo_operator.ending import noted
-from tailorpo_operator.failures import Cause, Verdict
-from tailorpo_operator.observed import Exit, Pod, Told
+from tailorpo_operator.planning import causes
+from tailorpo_operator.planning.causes import Cause, Verdict
+from tailorpo_operator.planning.end_cause import noted
+from tailorpo_operator.planning.observed import Exit, Pod, Told
 from tailorpo_trainer.errors import ExitCode
 from tests.operator.stories import NOON, begun, exited, last_word, pending, pod
 
@@ -17,7 +17,7 @@ UNKNOWN = "ContainerStatusUnknown"
 
 
 def of(found: Pod) -> Cause:
-    cause = failures.of(found)
+    cause = causes.of(found)
     assert cause is not None
     return cause
 
@@ -105,7 +105,7 @@ def test_every_other_end_of_a_pod(ended: Pod, reason: str, verdict: Verdict) -> 
 
 @pytest.mark.parametrize("found", [pod(), pending(), pod(ready=False), pod(phase="Unknown")])
 def test_a_pod_that_goes_on_says_nothing(found: Pod) -> None:
-    assert failures.of(found) is None
+    assert causes.of(found) is None
 
 
 ORDER = [
@@ -125,28 +125,28 @@ ORDER = [
 def test_who_explains_whom(place: int) -> None:
     for better in ORDER[place]:
         for worse in [each for group in ORDER[place + 1 :] for each in group]:
-            causes = [of(worse), of(better)]
-            assert failures.worst(causes) == failures.worst(reversed(causes)) == of(better)
+            pair = [of(worse), of(better)]
+            assert causes.worst(pair) == causes.worst(reversed(pair)) == of(better)
 
 
 def test_of_equals_the_lowest_index_explains() -> None:
-    causes = [of(exited(ExitCode.INTERNAL, index)) for index in range(3)]
-    assert failures.worst(causes) == causes[0]
-    assert failures.worst([]) is None
+    three = [of(exited(ExitCode.INTERNAL, index)) for index in range(3)]
+    assert causes.worst(three) == three[0]
+    assert causes.worst([]) is None
 
 
 def test_a_peer_that_was_stopped_before_it_began_hides_no_error() -> None:
     """The Job controller deletes a pod whose image is still being pulled; the kubelet finds no container of it."""
     early = exited(137, 1, reason=UNKNOWN, terminating=NOON)
-    assert failures.worst([of(early), of(exited(ExitCode.CONFIGURATION))]) == of(exited(ExitCode.CONFIGURATION))
+    assert causes.worst([of(early), of(exited(ExitCode.CONFIGURATION))]) == of(exited(ExitCode.CONFIGURATION))
 
 
 def test_peers_miss_what_was_seen_to_be_deleted_first() -> None:
-    known = failures.remembered(noted(begun(), of(pod(1, terminating=NOON))))
+    known = causes.remembered(noted(begun(), of(pod(1, terminating=NOON))))
     assert known is not None
-    assert failures.worst([of(exited(ExitCode.STALLED)), known]) == known
+    assert causes.worst([of(exited(ExitCode.STALLED)), known]) == known
     internal = of(exited(ExitCode.INTERNAL))
-    assert failures.worst([internal, known]) == internal
+    assert causes.worst([internal, known]) == internal
 
 
 def test_out_of_memory_names_the_limit_and_the_way_out() -> None:
@@ -172,7 +172,7 @@ def test_what_is_no_termination_message_is_quoted_without_secrets() -> None:
     "found",
     [
         *(exited(code) for code in [*ExitCode, 1, 137, 143]),
-        *(disrupted(reason) for reason in [*failures.DISRUPTIONS, "SomethingNew"]),
+        *(disrupted(reason) for reason in [*causes.DISRUPTIONS, "SomethingNew"]),
         *(rejected(reason) for reason in ["Evicted", "NodeAffinity", "DeadlineExceeded", "Error"]),
         pod(terminating=NOON),
         pending(phase="Failed", waiting=Told("PodInitializing")),
@@ -182,19 +182,19 @@ def test_what_is_no_termination_message_is_quoted_without_secrets() -> None:
 def test_the_status_remembers_what_follows(found: Pod) -> None:
     """A kubelet's reasons may read like ours: DeadlineExceeded is that of a pod, and no deadline of the job's."""
     cause = of(found)
-    known = failures.remembered(noted(begun(), cause))
+    known = causes.remembered(noted(begun(), cause))
     assert known is not None
     assert (known.reason, known.verdict, known.exit_code) == (cause.reason, cause.verdict, cause.exit_code)
 
 
 def test_nothing_is_remembered_of_an_attempt_that_goes_on() -> None:
-    assert failures.remembered(begun()) is None
+    assert causes.remembered(begun()) is None
 
 
 def test_a_lost_pod_explains_what_its_peers_say() -> None:
-    cause = failures.lost(pod(1, terminating=NOON - timedelta(hours=1)))
+    cause = causes.lost(pod(1, terminating=NOON - timedelta(hours=1)))
     assert (cause.reason, cause.verdict, cause.node) == ("NodeLost", FREE, "node-1")
-    assert failures.worst([of(exited(ExitCode.STALLED)), cause]) == cause
+    assert causes.worst([of(exited(ExitCode.STALLED)), cause]) == cause
 
 
 def test_an_exit_status_that_no_process_has_is_left_out() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from tailorpo_operator.api.types import Checkpoint, Metrics, Progress, Status
-from tailorpo_operator.news import ended, news
+from tailorpo_operator.planning.status_diff import ended, news
 from tests.operator.stories import NOON, at, begun, over, running
 
 STEP = {"step": 10, "of": 100, "steps": "10/100", "percent": 10.0, "updated": NOON}

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from tailorpo_operator import observed
 from tailorpo_operator.api import naming
-from tailorpo_operator.observed import Exit, Told
+from tailorpo_operator.planning import observed
+from tailorpo_operator.planning.observed import Exit, Told
 from tests.operator.stories import NOON, at, last_word
 
 META = {

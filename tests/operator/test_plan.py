@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from tailorpo_operator.actions import CreateService, DeleteJob
 from tailorpo_operator.api.types import Progress, Status
-from tailorpo_operator.observed import Exit, Pod, Report, Told
-from tailorpo_operator.plan import plan
+from tailorpo_operator.planning.actions import CreateService, DeleteJob
+from tailorpo_operator.planning.observed import Exit, Pod, Report, Told
+from tailorpo_operator.planning.plan import plan
 from tailorpo_trainer.errors import ExitCode
 from tailorpo_trainer.spec import progress as trainer
 from tests.operator.stories import (

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from tailorpo_operator.api.conditions import ORDER
 from tailorpo_operator.api.status_size import MAX_BYTES, fitted, size
 from tailorpo_operator.api.types import Attempt, Checkpoint, Condition, Job, Metrics, Progress, Status
-from tailorpo_operator.attempts import finished
-from tailorpo_operator.failures import DISRUPTIONS
-from tailorpo_operator.observed import Children, Exit, Gang, Pod, Report, Told
-from tailorpo_operator.plan import plan
+from tailorpo_operator.planning.attempts import finished
+from tailorpo_operator.planning.causes import DISRUPTIONS
+from tailorpo_operator.planning.observed import Children, Exit, Gang, Pod, Report, Told
+from tailorpo_operator.planning.plan import plan
 from tailorpo_trainer.errors import ExitCode
 from tailorpo_trainer.spec import progress as trainer
 from tests.operator.simulated import Cluster, Operator, settle

@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 import pytest
 
 from tailorpo_operator.api.types import Attempt
-from tailorpo_operator.retries import Retries
+from tailorpo_operator.planning.backoff import Retries
 from tests.operator.stories import NOON, at, over
 
 RETRIES = Retries(first=10, most=360, healthy=600)

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from tailorpo_operator import waiting
-from tailorpo_operator.observed import Gang, Pod, Told
+from tailorpo_operator.planning import pending_reason
+from tailorpo_operator.planning.observed import Gang, Pod, Told
 from tests.operator.stories import children, gang, pending, pod
 
 UNSCHEDULABLE = Told("Unschedulable", "0/3 nodes are available: 3 Insufficient nvidia.com/gpu.")
@@ -13,7 +13,7 @@ UNSCHEDULABLE = Told("Unschedulable", "0/3 nodes are available: 3 Insufficient n
 
 def why(*objects: Gang | Pod, trouble: Told | None = None) -> Told | None:
     found = next((each for each in objects if isinstance(each, Gang)), None)
-    return waiting.why(children(*objects, trouble=trouble), found)
+    return pending_reason.why(children(*objects, trouble=trouble), found)
 
 
 @pytest.mark.parametrize(
@@ -35,15 +35,15 @@ def why(*objects: Gang | Pod, trouble: Told | None = None) -> Told | None:
     ],
 )
 def test_refusals(message: str, reason: str) -> None:
-    assert waiting.refusal(Told("FailedCreate", message)) == reason
+    assert pending_reason.refusal(Told("FailedCreate", message)) == reason
     assert why(gang(), pending(), trouble=Told("FailedCreate", message)) == Told(reason, message)
 
 
 def test_a_refusal_has_a_reason() -> None:
-    assert waiting.refusal(Told("", "no")) == "Refused"
+    assert pending_reason.refusal(Told("", "no")) == "Refused"
 
 
-@pytest.mark.parametrize("normal", waiting.NORMAL)
+@pytest.mark.parametrize("normal", pending_reason.NORMAL)
 def test_nothing_is_out_of_order(normal: str) -> None:
     starting = pending(node="node-0", waiting=Told(normal, "…"))
     assert why(gang(), starting, pending(1, node="node-1")) is None
@@ -98,11 +98,11 @@ def test_a_queue() -> None:
 
 
 def test_what_is_not_there_was_refused() -> None:
-    assert waiting.why(children(refused=Told("Forbidden", "no")), None) == Told("Forbidden", "no")
+    assert pending_reason.why(children(refused=Told("Forbidden", "no")), None) == Told("Forbidden", "no")
 
 
 def test_pods_that_are_not_ready_any_more_are_named() -> None:
     found = (pod(), pod(1, ready=False), pod(2, phase="Succeeded", ready=False))
-    assert waiting.unready(found) == Told("NotReady", "1 of 3 pods not ready: animals-0001-1 on node-1")
+    assert pending_reason.unready(found) == Told("NotReady", "1 of 3 pods not ready: animals-0001-1 on node-1")
     many = tuple(replace(pod(index), ready=False) for index in range(1000))
-    assert len(waiting.unready(many).message) < 200
+    assert len(pending_reason.unready(many).message) < 200

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from tailorpo_operator import observed
 from tailorpo_operator.api import naming
 from tailorpo_operator.api.types import Job
-from tailorpo_operator.observed import Children, Gang, Pod
+from tailorpo_operator.planning import observed
+from tailorpo_operator.planning.observed import Children, Gang, Pod
 
 Tree = Mapping[str, Any]
 

@@ -7,7 +7,7 @@ from urllib.parse import quote
 from tailorpo_operator.api import naming
 from tailorpo_operator.api.types import GROUP, PLURAL, VERSION, Job
 from tailorpo_operator.kube.transport import RefusedError, Tree, Wire, merge_patch
-from tailorpo_operator.observed import Gang, Pod, Told, owner
+from tailorpo_operator.planning.observed import Gang, Pod, Told, owner
 
 NAMED = f"metadata.name={naming.RENDEZVOUS}"
 """The API server takes it for a name, so that no right to see other Services is needed."""

@@ -18,7 +18,7 @@ from kubernetes.aio.client.rest import RESTResponse
 
 from tailorpo_operator.kube.rate_limit import RateLimit
 from tailorpo_operator.metrics import REQUESTS
-from tailorpo_operator.observed import Told
+from tailorpo_operator.planning.observed import Told
 
 Verb = Literal["get", "list", "create", "update", "patch", "delete"]
 Tree = dict[str, Any]

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from tailorpo_operator.observed import Children, Gang, Pod, Told
+from tailorpo_operator.planning.observed import Children, Gang, Pod, Told
 
 QUEUED = "Queued"
 NORMAL = ("", "ContainerCreating", "PodInitializing")

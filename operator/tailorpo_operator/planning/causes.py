@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from tailorpo_operator.api.types import Attempt
-from tailorpo_operator.observed import Exit, Pod
+from tailorpo_operator.planning.observed import Exit, Pod
 from tailorpo_trainer.errors import ExitCode
 from tailorpo_trainer.spec.progress import redact
 

@@ -2,13 +2,13 @@
 
 from datetime import UTC, datetime, timedelta
 
-from tailorpo_operator import attempts, ending, stopping, waiting
-from tailorpo_operator.actions import CreateAttempt, CreateService
 from tailorpo_operator.api.conditions import Holds, holds, since
 from tailorpo_operator.children.indexed_job import TooLarge, warnings
-from tailorpo_operator.draft import Draft
-from tailorpo_operator.failures import Cause, Verdict
-from tailorpo_operator.observed import Told
+from tailorpo_operator.planning import attempts, end_cause, pending_reason, stopping
+from tailorpo_operator.planning.actions import CreateAttempt, CreateService
+from tailorpo_operator.planning.builder import Draft
+from tailorpo_operator.planning.causes import Cause, Verdict
+from tailorpo_operator.planning.observed import Told
 
 FIRST_LOOK, LAST_LOOK = 2.0, 30.0
 """Seconds between looks at what keeps pods from running: no watch tells of that."""
@@ -57,7 +57,7 @@ def _begin(draft: Draft) -> None:
 
 def _refused(draft: Draft, told: Told) -> None:
     """The API server did not take what was to be made: a quota, an admission, a name that is another's."""
-    reason = waiting.refusal(told)
+    reason = pending_reason.refusal(told)
     if reason == TooLarge.__name__:  # waiting will not help
         attempts.fail(draft, Cause(reason, told.message, Verdict.FATAL, 0))
         return
@@ -99,7 +99,7 @@ def _past_active_deadline(draft: Draft) -> bool:
     limit, began = draft.policy.active_deadline_seconds, draft.status.start_time
     if limit is None or began is None or not draft.passed(began, limit):
         return False
-    attempts.fail(draft, ending.deadline(limit))
+    attempts.fail(draft, end_cause.deadline(limit))
     return True
 
 
@@ -108,7 +108,7 @@ def _past_start_deadline(draft: Draft) -> bool:
     limit = draft.policy.start_deadline_seconds
     if limit is None or not draft.passed(_waiting_since(draft), limit):
         return False
-    attempts.fail(draft, ending.start_deadline(limit, draft.seen.refused))
+    attempts.fail(draft, end_cause.start_deadline(limit, draft.seen.refused))
     return True
 
 

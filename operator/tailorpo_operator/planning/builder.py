@@ -6,13 +6,13 @@ from typing import Any, Literal, cast
 
 from pydantic import ValidationError
 
-from tailorpo_operator.actions import Announce, Create, Delete, Plan
 from tailorpo_operator.api import conditions
 from tailorpo_operator.api.conditions import Holds
 from tailorpo_operator.api.status_size import fitted
 from tailorpo_operator.api.types import Attempt, ConditionType, Job
-from tailorpo_operator.observed import Children
-from tailorpo_operator.retries import Retries
+from tailorpo_operator.planning.actions import Announce, Create, Delete, Plan
+from tailorpo_operator.planning.backoff import Retries
+from tailorpo_operator.planning.observed import Children
 from tailorpo_trainer.spec.job import RunPolicy
 from tailorpo_trainer.spec.progress import Progress
 

@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 from hashlib import blake2s
 from typing import Any
 
-from tailorpo_operator.actions import Announce
 from tailorpo_operator.api.types import Job
+from tailorpo_operator.planning.actions import Announce
 from tailorpo_trainer.spec.progress import shorten
 
 REPORTER = "tailorpo.dev/operator"

@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Literal
 
 from tailorpo_operator.api.types import Status
-from tailorpo_operator.observed import Gang, Pod
+from tailorpo_operator.planning.observed import Gang, Pod
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,10 @@
 """What is stopped, and what is deleted by force."""
 
-from tailorpo_operator.actions import DeletePod, StopAttempt
 from tailorpo_operator.api.conditions import since
-from tailorpo_operator.draft import Draft
-from tailorpo_operator.failures import Cause, Verdict
-from tailorpo_operator.observed import Gang, Pod
+from tailorpo_operator.planning.actions import DeletePod, StopAttempt
+from tailorpo_operator.planning.builder import Draft
+from tailorpo_operator.planning.causes import Cause, Verdict
+from tailorpo_operator.planning.observed import Gang, Pod
 
 
 def must_stop(gang: Gang | None, pods: tuple[Pod, ...], cause: Cause) -> bool:

@@ -4,11 +4,11 @@ from datetime import datetime, timedelta
 
 from tailorpo_operator.api.conditions import Holds, condition, holds
 from tailorpo_operator.api.types import Attempt, Status
-from tailorpo_operator.draft import Draft
-from tailorpo_operator.ending import noted
-from tailorpo_operator.failures import Cause, Verdict
-from tailorpo_operator.retries import PLANNED
-from tailorpo_operator.waiting import QUEUED
+from tailorpo_operator.planning.backoff import PLANNED
+from tailorpo_operator.planning.builder import Draft
+from tailorpo_operator.planning.causes import Cause, Verdict
+from tailorpo_operator.planning.end_cause import noted
+from tailorpo_operator.planning.pending_reason import QUEUED
 from tailorpo_trainer.spec.progress import Progress
 
 

@@ -6,8 +6,8 @@ from datetime import timedelta
 
 from tailorpo_operator.api.conditions import holds
 from tailorpo_operator.api.types import Attempt
-from tailorpo_operator.draft import Draft
-from tailorpo_operator.failures import (
+from tailorpo_operator.planning.builder import Draft
+from tailorpo_operator.planning.causes import (
     GANG_DELETED,
     LOST_SIGHT,
     OURS,
@@ -22,8 +22,8 @@ from tailorpo_operator.failures import (
     vanished,
     worst,
 )
-from tailorpo_operator.observed import Gang, Pod, Told
-from tailorpo_operator.waiting import why as why_waiting
+from tailorpo_operator.planning.observed import Gang, Pod, Told
+from tailorpo_operator.planning.pending_reason import why as why_waiting
 
 STALLS = 2
 """Times `stallTimeoutSeconds` without a step: the trainer's own watchdog comes first."""

@@ -11,16 +11,16 @@ any more, from all evidence together; before that no other begins.
 
 from datetime import datetime
 
-from tailorpo_operator import attempts, ending, stopping, waiting
-from tailorpo_operator.actions import DeleteJob, DeletePod, Plan, StopAttempt
 from tailorpo_operator.api.conditions import Holds, holds
 from tailorpo_operator.api.types import Attempt, Job
-from tailorpo_operator.between import FIRST_LOOK, LAST_LOOK, between, resume
 from tailorpo_operator.children.indexed_job import wants_gang, warnings
-from tailorpo_operator.draft import Draft
-from tailorpo_operator.failures import Cause, Verdict, lost, worst
-from tailorpo_operator.observed import Children
-from tailorpo_operator.retries import AS_KUBERNETES, Retries
+from tailorpo_operator.planning import attempts, end_cause, pending_reason, stopping
+from tailorpo_operator.planning.actions import DeleteJob, DeletePod, Plan, StopAttempt
+from tailorpo_operator.planning.backoff import AS_KUBERNETES, Retries
+from tailorpo_operator.planning.builder import Draft
+from tailorpo_operator.planning.causes import Cause, Verdict, lost, worst
+from tailorpo_operator.planning.next_attempt import FIRST_LOOK, LAST_LOOK, between, resume
+from tailorpo_operator.planning.observed import Children
 
 ONE_BY_ONE = "placed one by one, for this cluster schedules no gangs"
 
@@ -46,7 +46,7 @@ def _open(draft: Draft) -> None:
     present = attempts.present(draft.status)
     if present is not None:
         attempts.keep_clock(draft, present)
-        cause = ending.why(draft, present)
+        cause = end_cause.why(draft, present)
         if cause is None:
             _going(draft, present)
             return
@@ -82,15 +82,15 @@ def _going(draft: Draft, attempt: Attempt) -> None:
     gang = draft.seen.gang(attempt.number)
     assert gang is not None, "an attempt without a gang is ending"
     pods = draft.seen.of(attempt.number)
-    ready = ending.ready(gang, pods)
+    ready = end_cause.ready(gang, pods)
     ran = holds(draft.status, "Running")
     words = f"attempt {attempt.number}: {attempts.pods(gang.workers)}" + (" running" if ready or ran else " starting")
     if ready and not ran:
         draft.announce("Normal", "Running", words, attempt.number)
-    told = None if ready else waiting.unready(pods) if ran else waiting.why(draft.seen, gang)
+    told = None if ready else pending_reason.unready(pods) if ran else pending_reason.why(draft.seen, gang)
     if told is not None:
         words = f"{words}, {told.message}" if ran else told.message
-        if not ran and told.reason != waiting.QUEUED:
+        if not ran and told.reason != pending_reason.QUEUED:
             draft.announce("Warning", told.reason, told.message, attempt.number)
     draft.conditions(
         Suspended=Holds(False, "NotSuspended"),
@@ -104,7 +104,7 @@ def _going(draft: Draft, attempt: Attempt) -> None:
     if draft.seen.report is not None and draft.seen.report.attempt == attempt.number:
         draft.see(draft.seen.report.progress)
     stopping.force(draft, draft.seen.living)  # a Job that was deleted may have made one more pod
-    if not ready and not ran and waiting.untold(gang, pods):
+    if not ready and not ran and pending_reason.untold(gang, pods):
         draft.look_after(attempt.start, FIRST_LOOK, LAST_LOOK)
 
 
