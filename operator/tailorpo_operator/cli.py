@@ -150,8 +150,8 @@ def operator(
     import asyncio
 
     from tailorpo_operator import logs
+    from tailorpo_operator.controller.manager import Operator
     from tailorpo_operator.planning.backoff import Retries
-    from tailorpo_operator.running import Operator
     from tailorpo_operator.settings import Lease, Settings
 
     logs.begin(verbose=verbose, as_json=None if log == "auto" else log == "json")

@@ -128,7 +128,9 @@ class WarmOperator(Serving):
         """prepare: is called in the new process first."""
         self._prepare = prepare
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["tailorpo_operator.running", "tailorpo_operator.cli", __name__])
+        self._context.set_forkserver_preload(
+            ["tailorpo_operator.controller.manager", "tailorpo_operator.cli", __name__]
+        )
         self._arguments = [f"--kubeconfig={kubeconfig}", "--host=127.0.0.1", "--port=0", *QUICK, *arguments]
         self.log = log
         self._process: Any = None

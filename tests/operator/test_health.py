@@ -1,6 +1,6 @@
 """Liveness is freshness: a process that has stopped to do its work is not alive."""
 
-from tailorpo_operator.health import Beats
+from tailorpo_operator.controller.health import Beats
 
 
 def test_what_is_left_undone_is_named() -> None:

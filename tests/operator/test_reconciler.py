@@ -4,10 +4,10 @@ import asyncio
 from typing import Any
 from unittest.mock import AsyncMock
 
+from tailorpo_operator.controller.reconciler import Reconciler
 from tailorpo_operator.kube.cache import Key, Store
 from tailorpo_operator.kube.client import Cluster
 from tailorpo_operator.planning.backoff import Retries
-from tailorpo_operator.reconciler import Reconciler
 from tailorpo_operator.settings import Settings
 from tests.operator.stories import NOON
 from tests.operator.test_store import KEY, ended_tree, gang_tree, job_tree

@@ -10,10 +10,10 @@ import pytest
 
 from tailorpo_operator.api import naming
 from tailorpo_operator.children import indexed_job
+from tailorpo_operator.controller.rendezvous_service import Rendezvous
 from tailorpo_operator.kube.cache import Store
 from tailorpo_operator.kube.client import Cluster
 from tailorpo_operator.kube.transport import AwayError, RefusedError
-from tailorpo_operator.rendezvous import Rendezvous
 from tests.cluster.api import Kubectl
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.pods import PodDriver

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from tailorpo_operator.controller.worker import FIRST_RETRY, LAST_RETRY, Worker
+from tailorpo_operator.controller.workqueue import WorkQueue
 from tailorpo_operator.kube.transport import RefusedError
-from tailorpo_operator.worker import FIRST_RETRY, LAST_RETRY, Worker
-from tailorpo_operator.workqueue import WorkQueue
 
 
 class Impatient(WorkQueue[str]):

@@ -8,8 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tailorpo_operator.controller.workqueue import (
+    BUSY,
+    CALM,
+    CALM_EACH,
+    CALM_MOST,
+    DRAINED,
+    DRIP,
+    MANY,
+    PATIENCE,
+    WorkQueue,
+)
 from tailorpo_operator.kube.rate_limit import RateLimit
-from tailorpo_operator.workqueue import BUSY, CALM, CALM_EACH, CALM_MOST, DRAINED, DRIP, MANY, PATIENCE, WorkQueue
 
 
 class FakeTime(asyncio.SelectorEventLoop):

@@ -157,7 +157,7 @@ class Replicas:
 
 def prepare(skew: float) -> None:
     """In the operator's process: its clock is wrong by so many seconds, and elections are quick."""
-    from tailorpo_operator import progress, reconciler
+    from tailorpo_operator.controller import progress_poller, reconciler
     from tailorpo_operator.kube import leader_election
 
     class Skewed(datetime):
@@ -165,7 +165,7 @@ def prepare(skew: float) -> None:
         def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
             return datetime.now(tz) + timedelta(seconds=skew)
 
-    for module in (leader_election, progress, reconciler):
+    for module in (leader_election, progress_poller, reconciler):
         assert getattr(module, "datetime", None) is datetime, f"{module.__name__} tells the time in another way"
         module.datetime = Skewed  # type: ignore[attr-defined]
     leader_election.LEASE_SECONDS, leader_election.DEADLINE_SECONDS = LEASE, DEADLINE

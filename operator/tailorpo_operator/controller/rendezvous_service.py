@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 
 from tailorpo_operator.api import naming
 from tailorpo_operator.children.indexed_job import is_rendezvous, rendezvous
+from tailorpo_operator.controller.worker import Worker
+from tailorpo_operator.controller.workqueue import WorkQueue
 from tailorpo_operator.kube.cache import Key, Store, note, several, version
 from tailorpo_operator.kube.client import Cluster
 from tailorpo_operator.kube.transport import RefusedError
-from tailorpo_operator.worker import Worker
-from tailorpo_operator.workqueue import WorkQueue
 
 log = logging.getLogger(__name__)
 

@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Generic
 
 from tailorpo_operator import metrics
+from tailorpo_operator.controller.workqueue import Key, WorkQueue
 from tailorpo_operator.kube.transport import AwayError, RefusedError
-from tailorpo_operator.workqueue import Key, WorkQueue
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,10 @@ from typing import Any
 
 from kubernetes.aio.client import ApiClient
 
-from tailorpo_operator import handlers, health, metrics
+from tailorpo_operator import metrics
+from tailorpo_operator.controller import health, kopf_handlers
+from tailorpo_operator.controller.progress_poller import Progresses
+from tailorpo_operator.controller.reconciler import Reconciler, now
 from tailorpo_operator.kube import kubeconfig as kube_config
 from tailorpo_operator.kube.cache import Key, Store, Tree
 from tailorpo_operator.kube.client import Cluster
@@ -22,8 +25,6 @@ from tailorpo_operator.kube.rate_limit import RateLimit
 from tailorpo_operator.kube.reflector import Reflector, relist
 from tailorpo_operator.kube.transport import TRIES, AwayError, RefusedError, Wire, writing_only_if
 from tailorpo_operator.planning.observed import Pod
-from tailorpo_operator.progress import Progresses
-from tailorpo_operator.reconciler import Reconciler, now
 from tailorpo_operator.settings import Settings
 from tailorpo_trainer.errors import UnavailableError
 
@@ -171,10 +172,12 @@ class Operator:
 
     async def _watch(self, cluster: Cluster, reconciler: Reconciler) -> None:
         """Watches until it is cancelled, and begins anew where kopf gives up."""
-        made = handlers.registry(self._store, reconciler.queue.add, kube_config.login(self._kubeconfig, self._context))
+        made = kopf_handlers.registry(
+            self._store, reconciler.queue.add, kube_config.login(self._kubeconfig, self._context)
+        )
         while True:
             try:
-                await handlers.watch(made, self.settings.namespaces, self.settings.request_timeout)
+                await kopf_handlers.watch(made, self.settings.namespaces, self.settings.request_timeout)
             except Exception as error:
                 words = next(iter(str(error).splitlines()), "")
                 self._complain("watching TailorPOJobs", f"{type(error).__name__}: {words}: begins anew")

@@ -15,6 +15,9 @@ from tailorpo_operator import metrics
 from tailorpo_operator.api.conditions import holds
 from tailorpo_operator.api.types import Job
 from tailorpo_operator.children import indexed_job
+from tailorpo_operator.controller.rendezvous_service import Rendezvous
+from tailorpo_operator.controller.worker import Worker
+from tailorpo_operator.controller.workqueue import WorkQueue
 from tailorpo_operator.kube.cache import Key, Store
 from tailorpo_operator.kube.client import Cluster
 from tailorpo_operator.kube.rate_limit import RateLimit
@@ -34,10 +37,7 @@ from tailorpo_operator.planning.events import event
 from tailorpo_operator.planning.observed import Children, Report, Told
 from tailorpo_operator.planning.plan import plan
 from tailorpo_operator.planning.status_diff import ended, news
-from tailorpo_operator.rendezvous import Rendezvous
 from tailorpo_operator.settings import Settings
-from tailorpo_operator.worker import Worker
-from tailorpo_operator.workqueue import WorkQueue
 
 log = logging.getLogger(__name__)
 
