@@ -52,7 +52,7 @@ format: $(READY) ## Put the code into the one style
 generate: $(READY) ## Write what is generated from the models: the definition and the reference page
 	mkdir -p manifests
 	$(BIN)/python -m tailorpo_operator.api.crd > manifests/crd.yaml
-	$(BIN)/python -m tailorpo_trainer.reference > docs/reference.md
+	$(BIN)/python -m tailorpo_trainer.document.reference > docs/reference.md
 
 bench: $(READY) ## Measure our loop against a plain one, and the operator with thousands of jobs; BENCH_ARGS passes arguments
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)

@@ -9,8 +9,9 @@ import annotated_types
 import pytest
 from pydantic import BaseModel
 
-from tailorpo_trainer import document, reference
-from tailorpo_trainer.document.fields import fields, part
+from tailorpo_trainer import document
+from tailorpo_trainer.document import reference
+from tailorpo_trainer.document.schema import fields, part
 from tailorpo_trainer.document.source import MAX_VALUES, resolve
 from tailorpo_trainer.spec import rules
 from tailorpo_trainer.spec.job import Method, TailorPOJob
@@ -629,7 +630,7 @@ def test_any_text_survives_the_way_through_yaml(tmp_path: Path) -> None:
 def test_the_reference_page_is_current() -> None:
     checked_in = Path(__file__).parents[2] / "docs" / "reference.md"
     assert checked_in.read_text() == reference.page() + "\n", (
-        "run python -m tailorpo_trainer.reference > docs/reference.md"
+        "run python -m tailorpo_trainer.document.reference > docs/reference.md"
     )
 
 

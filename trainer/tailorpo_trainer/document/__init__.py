@@ -4,8 +4,8 @@
 values, `explain` puts what pydantic found into words, `writing` is the way back.
 """
 
-from tailorpo_trainer.document.checks import parse, read, read_all
+from tailorpo_trainer.document.dump import dump, dump_values, values
 from tailorpo_trainer.document.problems import DocumentError, Problem
-from tailorpo_trainer.document.writing import dump, dump_values, values
+from tailorpo_trainer.document.validation import parse, read, read_all
 
 __all__ = ["DocumentError", "Problem", "dump", "dump_values", "parse", "read", "read_all", "values"]

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from tailorpo_trainer.document.writing import values
+from tailorpo_trainer.document.dump import values
 from tailorpo_trainer.report import wording
 from tailorpo_trainer.report.reading import Run
 

@@ -9,9 +9,9 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from tailorpo_trainer.document import overrides as overriding
-from tailorpo_trainer.document.explain import explain, show
-from tailorpo_trainer.document.fields import fields, is_map, is_open, model_at, part
+from tailorpo_trainer.document.messages import explain, show
 from tailorpo_trainer.document.problems import DocumentError, Loc, Problem, overlap, path_text, printable
+from tailorpo_trainer.document.schema import fields, is_map, is_open, model_at, part
 from tailorpo_trainer.document.source import Document, Node, documents
 from tailorpo_trainer.spec import rules
 from tailorpo_trainer.spec.job import API_VERSION, KIND, TailorPOJob

@@ -7,8 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
-from tailorpo_trainer.document.fields import field_at, fields, model_at
 from tailorpo_trainer.document.problems import Loc, printable
+from tailorpo_trainer.document.schema import field_at, fields, model_at
 from tailorpo_trainer.document.source import resolve
 from tailorpo_trainer.spec.types import PATTERNS
 
