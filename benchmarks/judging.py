@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import ResNetForImageClassification
 
-from tailorpo_trainer.tiny_animals import ANIMALS, JUDGE, judge
+from tailorpo_trainer.tiny_animals import ANIMALS, JUDGE
+from tools.tiny_animals import judge
 
 
 def share_right(pixels: NDArray[np.uint8], prompts: Sequence[str]) -> float:

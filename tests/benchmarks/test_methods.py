@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from benchmarks.methods import kept, page, plan, reading, sweep
 from benchmarks.methods.plan import Trial
 from benchmarks.methods.reading import Reading

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from benchmarks.plain_loop import PlainLoop, plain_loop
 from torch import Tensor
 
 from benchmarks import contenders, pages, rollout
+from benchmarks.plain_loop import PlainLoop, plain_loop
 from tailorpo_trainer import methods, models
 from tailorpo_trainer.noise import Noise, Purpose
 from tailorpo_trainer.policy import Policy

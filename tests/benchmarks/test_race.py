@@ -6,6 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+
 from benchmarks.race import MOMENT, Contender, Track, race
 
 

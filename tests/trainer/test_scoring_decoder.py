@@ -388,7 +388,7 @@ def test_the_shipped_one_ranks_as_the_shipped_model_s_decoder_does(document: Mak
 def test_the_script_that_makes_it_learns(monkeypatch: pytest.MonkeyPatch) -> None:
     from diffusers import StableDiffusionPipeline
 
-    from tailorpo_trainer.tiny_animals import scoring_decoder as script
+    from tools.tiny_animals import scoring_decoder as script
 
     models.quiet()
     for name, value in {"STEPS": 30, "BATCH": 8, "AT_ONCE": 4, "DENOISING_STEPS": 4}.items():

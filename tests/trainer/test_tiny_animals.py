@@ -69,9 +69,9 @@ def test_importing_it_loads_nothing() -> None:
 
 
 def test_a_rebuild_without_its_font_names_the_debian_package(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tailorpo_trainer.tiny_animals.make", "--stage", "pictures"]
+    command = [sys.executable, "-m", "tools.tiny_animals.make", "--stage", "pictures"]
     folders = ["--font", str(tmp_path / "missing.ttf"), "--output", str(tmp_path), "--work", str(tmp_path)]
-    made = subprocess.run([*command, *folders], capture_output=True, text=True)
+    made = subprocess.run([*command, *folders], cwd=Path(__file__).parents[2], capture_output=True, text=True)
     assert made.returncode != 0
     assert "fonts-noto-color-emoji" in made.stderr
     assert "Traceback" not in made.stderr

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tailorpo_trainer.tiny_animals import ANIMALS, JUDGE
+from tailorpo_trainer.tiny_animals import ANIMALS, JUDGE, SIZE
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,6 @@ class Judge:
     @torch.no_grad()
     def look(self, pictures: Tensor, prompts: Sequence[str]) -> None:
         """pictures [n, 3, H, W] in [0, 1], each with its prompt."""
-        from tailorpo_trainer.tiny_animals.pictures import SIZE
-
         asked = [animal_in(prompt) for prompt in prompts]
         known = [row for row, animal in enumerate(asked) if animal is not None]
         self._left_out += len(asked) - len(known)

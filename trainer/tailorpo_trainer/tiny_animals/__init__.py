@@ -1,8 +1,8 @@
 """`tiny-animals`: a text-to-image model small enough for a laptop's CPU, its scorer and its judge.
 
 Only names and folders live here: importing this package loads neither torch nor Pillow. The README beside
-this file is the model card; `python -m tailorpo_trainer.tiny_animals.make` rebuilds every weight from one
-font.
+this file is the model card; `python -m tools.tiny_animals.make`, in a checkout of the project, rebuilds every weight
+from one font.
 """
 
 from pathlib import Path
@@ -17,6 +17,9 @@ SCORING_DECODER = ROOT / "scoring-decoder"
 JUDGE = ROOT / "judge"
 """A `transformers.ResNetForImageClassification` folder: names the animal. To evaluate, never a reward."""
 
+SIZE = 64
+"""Pixels a side of every picture."""
+
 ANIMALS: tuple[str, ...] = (
     "cat", "dog", "horse", "monkey", "rabbit", "zebra", "spider", "bird",
     "cow", "lion", "tiger", "bear", "fox", "beetle", "butterfly", "fish",
@@ -27,4 +30,4 @@ ANIMALS: tuple[str, ...] = (
 GROUNDS: tuple[str, ...] = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "white")
 """Colours of the background that a caption may name."""
 
-__all__ = ["ANIMALS", "GROUNDS", "JUDGE", "PIPELINE", "ROOT", "SCORER", "SCORING_DECODER"]
+__all__ = ["ANIMALS", "GROUNDS", "JUDGE", "PIPELINE", "ROOT", "SCORER", "SCORING_DECODER", "SIZE"]

@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextModel, CLIPTokenizer
 
-from . import ANIMALS, GROUNDS
-from .loop import Loop, descend, learning_rate, to_tensor, weaken
-from .pictures import PREFIXES, SIZE, PictureSet, all_captions
+from tailorpo_trainer.tiny_animals import ANIMALS, GROUNDS, SIZE
+from tools.tiny_animals.loop import Loop, descend, learning_rate, to_tensor, weaken
+from tools.tiny_animals.pictures import PREFIXES, PictureSet, all_captions
 
 LENGTH = 16  # tokens
 TEXT_WIDTH, TEXT_LAYERS = 64, 2

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .loop import Loop, descend, learning_rate, to_pixels, to_tensor
-from .pictures import PictureSet
+from tools.tiny_animals.loop import Loop, descend, learning_rate, to_pixels, to_tensor
+from tools.tiny_animals.pictures import PictureSet
 
 CHANNELS = 16
 SCALING = 3.0  # the decoder squashes its input to +-3: it sees latents this much smaller than the denoiser's

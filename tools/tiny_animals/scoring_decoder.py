@@ -1,4 +1,4 @@
-"""A smaller decoder for `tiny-animals`, taught by its own: `python -m tailorpo_trainer.tiny_animals.scoring_decoder`.
+"""A smaller decoder for `tiny-animals`, taught by its own: `python -m tools.tiny_animals.scoring_decoder`.
 
 It is for scoring: of the latents that denoising steps expect at the end (x0hat) it makes the pictures that the real
 decoder makes of them, at a fraction of the work. It needs neither the font nor the training pictures: the pipeline
@@ -16,10 +16,11 @@ from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline
 from diffusers.utils import logging
 from torch import Tensor
 
-from . import PIPELINE, SCORING_DECODER, autoencoder
-from .autoencoder import CHANNELS, SCALING, picture_loss
-from .loop import descend, learning_rate
-from .pictures import all_captions
+from tailorpo_trainer.tiny_animals import PIPELINE, SCORING_DECODER
+from tools.tiny_animals import autoencoder
+from tools.tiny_animals.autoencoder import CHANNELS, SCALING, picture_loss
+from tools.tiny_animals.loop import descend, learning_rate
+from tools.tiny_animals.pictures import all_captions
 
 WIDTH = 16
 DECODER_BLOCKS = (4, 2, 0, 0)  # at 8, 16, 32 and 64 pixels a side

@@ -1,4 +1,4 @@
-"""Rebuild `tiny-animals` from one font: `python -m tailorpo_trainer.tiny_animals.make`.
+"""Rebuild `tiny-animals` from one font: `python -m tools.tiny_animals.make`.
 
 Stages, in order: pictures, autoencoder, scorer, judge, denoiser, export, measure. Each keeps checkpoints in
 the work folder; a killed run goes on from there. All seeds are fixed.
@@ -21,8 +21,9 @@ from PIL import Image
 from transformers import ResNetForImageClassification
 from transformers.utils import logging
 
-from . import ANIMALS, ROOT, autoencoder, denoiser, judge, scorer
-from .pictures import FONT, FontMissingError, PictureSet, contact_sheet, load_or_draw
+from tailorpo_trainer.tiny_animals import ANIMALS, ROOT
+from tools.tiny_animals import autoencoder, denoiser, judge, scorer
+from tools.tiny_animals.pictures import FONT, FontMissingError, PictureSet, contact_sheet, load_or_draw
 
 TRAINING, HELD_OUT = 72_000, 2_400
 GUIDANCES = (3.0, 5.0, 1.5)

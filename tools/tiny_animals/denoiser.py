@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from . import GROUNDS
-from .autoencoder import CHANNELS
-from .loop import Loop, descend, learning_rate
-from .pictures import NO_GROUND, PREFIXES, PictureSet, caption_index
-from .scorer import TEXT_WIDTH
+from tailorpo_trainer.tiny_animals import GROUNDS
+from tools.tiny_animals.autoencoder import CHANNELS
+from tools.tiny_animals.loop import Loop, descend, learning_rate
+from tools.tiny_animals.pictures import NO_GROUND, PREFIXES, PictureSet, caption_index
+from tools.tiny_animals.scorer import TEXT_WIDTH
 
 WIDTHS = (96, 112)  # at 8x8 and 4x4
 STEPS, BATCH, RATE = 7_300, 32, 1e-3

@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import ResNetConfig, ResNetForImageClassification, ViTImageProcessor
 
-from . import ANIMALS
-from .loop import Loop, descend, learning_rate, to_tensor, weaken
-from .pictures import SIZE, PictureSet
+from tailorpo_trainer.tiny_animals import ANIMALS, SIZE
+from tools.tiny_animals.loop import Loop, descend, learning_rate, to_tensor, weaken
+from tools.tiny_animals.pictures import PictureSet
 
 WIDTHS, DEPTHS = (24, 48, 88), (1, 1, 1)
 STEPS, BATCH, RATE = 1_500, 48, 2e-3

@@ -17,11 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from . import ANIMALS, GROUNDS
+from tailorpo_trainer.tiny_animals import ANIMALS, GROUNDS, SIZE
 
 FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
 FONT_PIXELS = 109  # the one size at which the font holds bitmaps
-SIZE = 64  # pixels a side
 OVERSAMPLING = 2  # drawn this much larger, then averaged: smooth edges
 
 GLYPHS = dict(

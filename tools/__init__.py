@@ -1,0 +1,1 @@
+"""Scripts that maintain this repository. Nothing here is shipped."""

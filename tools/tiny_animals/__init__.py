@@ -1,0 +1,1 @@
+"""How the model that ships is made: pictures from a font, autoencoder, scorer, judge, denoiser."""
