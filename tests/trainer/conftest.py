@@ -62,10 +62,10 @@ def document(tiny_pipeline: Path) -> Callable[..., dict[str, Any]]:
 def trained_session() -> Callable[["Spec", Path], "Session"]:
     """Trains a resolved document to its end in a folder, and returns the session."""
     from tailorpo_trainer import places, train
-    from tailorpo_trainer.distributed import World
+    from tailorpo_trainer.distributed.signals import Stop
+    from tailorpo_trainer.distributed.world import World
     from tailorpo_trainer.opening import open_session
     from tailorpo_trainer.spec.job import API_VERSION, KIND, TailorPOJob
-    from tailorpo_trainer.stopping import Stop
 
     def make(run: "Spec", folder: Path) -> "Session":
         job = TailorPOJob.model_validate(

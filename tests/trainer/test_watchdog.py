@@ -5,8 +5,8 @@ import threading
 
 import pytest
 
+from tailorpo_trainer.distributed.watchdog import LAUNCHER, watching
 from tailorpo_trainer.errors import ExitCode
-from tailorpo_trainer.watchdog import LAUNCHER, watching
 
 
 class Ending:

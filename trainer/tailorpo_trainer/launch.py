@@ -19,8 +19,8 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from tailorpo_trainer.distributed.watchdog import LAUNCHER
 from tailorpo_trainer.errors import ExitCode, StalledError
-from tailorpo_trainer.watchdog import LAUNCHER
 
 if TYPE_CHECKING:
     from tailorpo_trainer.spec.job import RunPolicy
@@ -73,7 +73,7 @@ def launch(arguments: Sequence[str], gang: Gang, policy: "RunPolicy") -> tuple[i
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import elastic_launch
 
-    from tailorpo_trainer import distributed
+    from tailorpo_trainer.distributed.world import reason, tell
 
     with tempfile.TemporaryDirectory(prefix="tailorpo-") as folder, _environment(gang, folder):
         failed: dict[int, int] = {}
@@ -89,12 +89,12 @@ def launch(arguments: Sequence[str], gang: Gang, policy: "RunPolicy") -> tuple[i
             raise StalledError(
                 f"the {gang.nodes} nodes did not meet at {gang.master_addr}:{gang.master_port} within "
                 f"{policy.rendezvous_timeout_seconds} s (spec.runPolicy.rendezvousTimeoutSeconds): "
-                f"{distributed.reason(error)}"
+                f"{reason(error)}"
             ) from None
         messages = _read(Path(folder))
         rank, code, message = _decide(failed, messages)
         if gang.nodes > 1 and code != _code(message):  # it died without a word, and others may wait for it
-            distributed.tell(gang.master_addr, gang.master_port, rank, f"it {_how(code)}")
+            tell(gang.master_addr, gang.master_port, rank, f"it {_how(code)}")
         _tell(rank, code, messages)
         return rank, code, message
 

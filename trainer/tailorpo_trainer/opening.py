@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tailorpo_trainer import checkpoint, document, methods, models, prompts, publishing, rewards
 from tailorpo_trainer.display import Display, Kind, open_display
-from tailorpo_trainer.distributed import World
+from tailorpo_trainer.distributed.world import World
 from tailorpo_trainer.environment import environment
 from tailorpo_trainer.errors import ConfigurationError
 from tailorpo_trainer.observing import Observer

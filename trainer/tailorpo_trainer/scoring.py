@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tailorpo_trainer.agreement import Agreement, rank_agreement
-from tailorpo_trainer.distributed import World
+from tailorpo_trainer.distributed.world import World
 from tailorpo_trainer.errors import TailorPOError
 from tailorpo_trainer.policy import Policy
 from tailorpo_trainer.rewards.combine import RewardSum

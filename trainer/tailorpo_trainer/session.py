@@ -8,7 +8,7 @@ import torch
 
 from tailorpo_trainer import estimate, evaluate, methods, models, prompts, report
 from tailorpo_trainer.display import Display
-from tailorpo_trainer.distributed import World
+from tailorpo_trainer.distributed.world import World
 from tailorpo_trainer.errors import TailorPOError
 from tailorpo_trainer.noise import Noise, Purpose
 from tailorpo_trainer.outputs import Output, write_json

@@ -6,17 +6,18 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import NoReturn
 
-from tailorpo_trainer import distributed, places, termination
+from tailorpo_trainer import places, termination
 from tailorpo_trainer.display import Kind
+from tailorpo_trainer.distributed.signals import Stop, StopRequested
+from tailorpo_trainer.distributed.watchdog import watching
+from tailorpo_trainer.distributed.world import join
 from tailorpo_trainer.errors import ExitCode, StalledError, TailorPOError
 from tailorpo_trainer.noise import Purpose, seed_globally
 from tailorpo_trainer.onlookers import Watch, onlookers
 from tailorpo_trainer.opening import beginning, open_session
 from tailorpo_trainer.session import Session
 from tailorpo_trainer.spec.job import TailorPOJob
-from tailorpo_trainer.stopping import Stop, StopRequested
 from tailorpo_trainer.updater import check_beginning
-from tailorpo_trainer.watchdog import watching
 
 
 def run(
@@ -41,7 +42,7 @@ def run(
     policy = job.spec.run_policy
     with (
         Stop().listening() as stop,
-        distributed.join(stop, policy.rendezvous_timeout_seconds, policy.stall_timeout_seconds) as world,
+        join(stop, policy.rendezvous_timeout_seconds, policy.stall_timeout_seconds) as world,
         watching(policy.stall_timeout_seconds, leave) as world.beat,
         ExitStack() as stack,
     ):

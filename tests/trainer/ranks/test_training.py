@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from tailorpo_trainer import checkpoint, methods, models, rewards, rollout, train
-from tailorpo_trainer.distributed import World, join
+from tailorpo_trainer.distributed.signals import Stop
+from tailorpo_trainer.distributed.world import World, join
 from tailorpo_trainer.document import parse
 from tailorpo_trainer.errors import ExitCode
 from tailorpo_trainer.noise import Noise, Purpose
@@ -26,7 +27,6 @@ from tailorpo_trainer.records import Pairs, Transitions
 from tailorpo_trainer.sampler import choose_steps
 from tailorpo_trainer.scoring import Scorer
 from tailorpo_trainer.spec.job import TailorPOJob
-from tailorpo_trainer.stopping import Stop
 from tailorpo_trainer.updater import Updater
 
 Make = Callable[..., dict[str, Any]]

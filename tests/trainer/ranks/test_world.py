@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from tailorpo_trainer.distributed import World, join, tell
+from tailorpo_trainer.distributed.signals import Stop, StopRequested
+from tailorpo_trainer.distributed.world import World, join, tell
 from tailorpo_trainer.errors import ConfigurationError, ExitCode, StalledError, TailorPOError
-from tailorpo_trainer.stopping import Stop, StopRequested
 
 Together = Callable[..., list[Any]]
 Start = Callable[..., Any]

@@ -22,8 +22,8 @@ from torch import distributed as dist
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 from torch.distributed.rendezvous import rendezvous as rendezvous_by
 
+from tailorpo_trainer.distributed.signals import Stop, StopRequested
 from tailorpo_trainer.errors import StalledError, TailorPOError
-from tailorpo_trainer.stopping import Stop, StopRequested
 
 SPACE, END = "tailorpo", "end"
 """Part and key of the store under which the first process that ends early says why."""
