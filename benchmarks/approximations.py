@@ -16,11 +16,11 @@ from benchmarks.contenders import ONE_BY_ONE, count, job, load, ours
 from benchmarks.startup import BUILD
 from tailorpo_trainer import estimate, models, rewards
 from tailorpo_trainer.agreement import Agreement, rank_agreement
-from tailorpo_trainer.noise import Noise, Purpose
-from tailorpo_trainer.policy import Policy
+from tailorpo_trainer.diffusion.ddim import choose_steps
+from tailorpo_trainer.diffusion.noise import Noise, Purpose
+from tailorpo_trainer.diffusion.policy import Policy
 from tailorpo_trainer.rewards.combine import RewardSum
 from tailorpo_trainer.rollout import Branch, branch
-from tailorpo_trainer.sampler import choose_steps
 from tailorpo_trainer.scoring import CHECKED
 from tailorpo_trainer.spec.job import Reward
 from tailorpo_trainer.tiny_animals import ANIMALS

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from benchmarks import judging
 from tailorpo_trainer import document, evaluate, rewards, train, trained
-from tailorpo_trainer.noise import Purpose
+from tailorpo_trainer.diffusion.noise import Purpose
 from tailorpo_trainer.report.measures import mean, standard_error
 
 JOB = Path("examples/demo.yaml")

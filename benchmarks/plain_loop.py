@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tailorpo_trainer.noise import Noise
+from tailorpo_trainer.diffusion.noise import Noise
 
 Rewards = Callable[[Tensor, Sequence[str]], Tensor]
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks import approximations, contenders
-from tailorpo_trainer.noise import Noise, Purpose
+from tailorpo_trainer.diffusion.noise import Noise, Purpose
 
 
 def test_a_share_and_its_error_over_trajectories() -> None:

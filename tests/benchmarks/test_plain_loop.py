@@ -11,10 +11,10 @@ from torch import Tensor
 from benchmarks import contenders, pages, rollout
 from benchmarks.plain_loop import PlainLoop, plain_loop
 from tailorpo_trainer import methods, models
-from tailorpo_trainer.noise import Noise, Purpose
-from tailorpo_trainer.policy import Policy
+from tailorpo_trainer.diffusion.ddim import choose_steps
+from tailorpo_trainer.diffusion.noise import Noise, Purpose
+from tailorpo_trainer.diffusion.policy import Policy
 from tailorpo_trainer.rewards.combine import RewardSum, Term
-from tailorpo_trainer.sampler import choose_steps
 from tailorpo_trainer.scoring import Scorer
 from tailorpo_trainer.updater import Updater
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from tailorpo_trainer import evaluate, models, rewards
+from tailorpo_trainer.diffusion.policy import Policy
 from tailorpo_trainer.document import parse
 from tailorpo_trainer.evaluate import diversity
-from tailorpo_trainer.policy import Policy
 from tailorpo_trainer.spec.job import Reward, Spec
 
 PROMPTS = ["a cat", "a dog", "a bee"]

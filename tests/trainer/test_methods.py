@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from tailorpo_trainer import methods, models, rewards
+from tailorpo_trainer.diffusion.batch_sizes import portions
+from tailorpo_trainer.diffusion.ddim import choose_steps
+from tailorpo_trainer.diffusion.noise import Noise, Purpose
+from tailorpo_trainer.diffusion.policy import Policy
 from tailorpo_trainer.document import parse
-from tailorpo_trainer.noise import Noise, Purpose
-from tailorpo_trainer.policy import Policy
-from tailorpo_trainer.portions import portions
 from tailorpo_trainer.records import Pairs
 from tailorpo_trainer.rollout import branch, follow
-from tailorpo_trainer.sampler import choose_steps
 from tailorpo_trainer.scoring import Scorer
 from tailorpo_trainer.spec.job import Spec
 from tailorpo_trainer.updater import Updater

@@ -2,7 +2,7 @@
 
 import torch
 
-from tailorpo_trainer.noise import Noise, Purpose
+from tailorpo_trainer.diffusion.noise import Noise, Purpose
 
 KEY = (3, Purpose.TRAINING, 5)
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
+from tailorpo_trainer.diffusion.ddim import choose_steps, ddim
 from tailorpo_trainer.errors import ConfigurationError
-from tailorpo_trainer.sampler import choose_steps, ddim
 
 BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 from tailorpo_trainer import cli, evaluate, models, paired, rewards, sheet, train, trained
+from tailorpo_trainer.diffusion.noise import Purpose
 from tailorpo_trainer.distributed.signals import StopRequested
 from tailorpo_trainer.document import parse
-from tailorpo_trainer.noise import Purpose
 from tailorpo_trainer.session import Session
 from tailorpo_trainer.spec.job import Spec
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tailorpo_trainer.diffusion.noise import Noise, Purpose
+from tailorpo_trainer.diffusion.policy import Policy
 from tailorpo_trainer.distributed.signals import Stop
 from tailorpo_trainer.distributed.world import World
-from tailorpo_trainer.noise import Noise, Purpose
-from tailorpo_trainer.policy import Policy
 from tailorpo_trainer.rewards.clip_score import ClipScore
 from tailorpo_trainer.rewards.combine import RewardSum
 from tailorpo_trainer.rollout import follow

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tailorpo_trainer.noise import Noise
-from tailorpo_trainer.policy import Policy
+from tailorpo_trainer.diffusion.noise import Noise
+from tailorpo_trainer.diffusion.policy import Policy
 
 Score = Callable[[Tensor, int], Tensor]
 """(clean latents [n k, c, h, w], each sample's k in a row; denoising step) -> rewards [n k]."""

@@ -7,16 +7,16 @@ from typing import Any
 import torch
 
 from tailorpo_trainer import estimate, evaluate, methods, models, prompts, report
+from tailorpo_trainer.diffusion.ddim import choose_steps
+from tailorpo_trainer.diffusion.noise import Noise, Purpose
+from tailorpo_trainer.diffusion.policy import Policy
 from tailorpo_trainer.display import Display
 from tailorpo_trainer.distributed.world import World
 from tailorpo_trainer.errors import TailorPOError
-from tailorpo_trainer.noise import Noise, Purpose
 from tailorpo_trainer.outputs import Output, write_json
-from tailorpo_trainer.policy import Policy
 from tailorpo_trainer.record import Record
 from tailorpo_trainer.records import merge
 from tailorpo_trainer.rewards.combine import RewardSum
-from tailorpo_trainer.sampler import choose_steps
 from tailorpo_trainer.saving import Saving
 from tailorpo_trainer.scoring import Scorer, rechecked
 from tailorpo_trainer.spec.job import Spec, TailorPOJob

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import NoReturn
 
 from tailorpo_trainer import places, termination
+from tailorpo_trainer.diffusion.noise import Purpose, seed_globally
 from tailorpo_trainer.display import Kind
 from tailorpo_trainer.distributed.signals import Stop, StopRequested
 from tailorpo_trainer.distributed.watchdog import watching
 from tailorpo_trainer.distributed.world import join
 from tailorpo_trainer.errors import ExitCode, StalledError, TailorPOError
-from tailorpo_trainer.noise import Purpose, seed_globally
 from tailorpo_trainer.onlookers import Watch, onlookers
 from tailorpo_trainer.opening import beginning, open_session
 from tailorpo_trainer.session import Session

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 
 from tailorpo_trainer import checkpoint, evaluate, models, places, rewards, sheet
+from tailorpo_trainer.diffusion.noise import Purpose
+from tailorpo_trainer.diffusion.policy import Policy
 from tailorpo_trainer.errors import DataError
 from tailorpo_trainer.evaluate import Measurement
-from tailorpo_trainer.noise import Purpose
 from tailorpo_trainer.outputs import Output, finite
 from tailorpo_trainer.paired import Comparison
-from tailorpo_trainer.policy import Policy
 from tailorpo_trainer.recognition import Judge, Recognition
 from tailorpo_trainer.spec.job import Spec
 

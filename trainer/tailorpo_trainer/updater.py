@@ -10,11 +10,11 @@ from torch import Tensor
 
 from tailorpo_trainer.checkpoint import Loaded
 from tailorpo_trainer.checkpoint.tensors import flatten, unflatten
+from tailorpo_trainer.diffusion.policy import Policy
 from tailorpo_trainer.distributed.signals import Stop
 from tailorpo_trainer.distributed.world import World
 from tailorpo_trainer.errors import NotFiniteError, TailorPOError
 from tailorpo_trainer.methods import Method
-from tailorpo_trainer.policy import Policy
 from tailorpo_trainer.records import Pairs, Transitions, take
 from tailorpo_trainer.spec.job import TrainingSpec
 

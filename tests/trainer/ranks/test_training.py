@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 
 from tailorpo_trainer import checkpoint, methods, models, rewards, rollout, train
+from tailorpo_trainer.diffusion.ddim import choose_steps
+from tailorpo_trainer.diffusion.noise import Noise, Purpose
+from tailorpo_trainer.diffusion.policy import Policy
 from tailorpo_trainer.distributed.signals import Stop
 from tailorpo_trainer.distributed.world import World, join
 from tailorpo_trainer.document import parse
 from tailorpo_trainer.errors import ExitCode
-from tailorpo_trainer.noise import Noise, Purpose
-from tailorpo_trainer.policy import Policy
 from tailorpo_trainer.records import Pairs, Transitions
-from tailorpo_trainer.sampler import choose_steps
 from tailorpo_trainer.scoring import Scorer
 from tailorpo_trainer.spec.job import TailorPOJob
 from tailorpo_trainer.updater import Updater

@@ -10,14 +10,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from tailorpo_trainer import prompts
+from tailorpo_trainer.diffusion.batch_sizes import portions
+from tailorpo_trainer.diffusion.ddim import ddim
 from tailorpo_trainer.errors import ConfigurationError
 from tailorpo_trainer.estimate import architectures, counts, memory, meta, report
 from tailorpo_trainer.estimate.architectures import Architecture
 from tailorpo_trainer.estimate.counts import Counts, Key
 from tailorpo_trainer.estimate.memory import Batches, Memory
 from tailorpo_trainer.estimate.meta import Networks
-from tailorpo_trainer.portions import portions
-from tailorpo_trainer.sampler import ddim
 from tailorpo_trainer.spec import rules
 from tailorpo_trainer.spec.job import Spec, TailorPOJob
 

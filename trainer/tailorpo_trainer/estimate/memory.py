@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 import torch
 
+from tailorpo_trainer.diffusion.batch_sizes import portions
+from tailorpo_trainer.diffusion.policy import PRECISIONS
 from tailorpo_trainer.estimate.architectures import Architecture
 from tailorpo_trainer.estimate.counts import Counts
 from tailorpo_trainer.estimate.meta import Networks, size
-from tailorpo_trainer.policy import PRECISIONS
-from tailorpo_trainer.portions import portions
 from tailorpo_trainer.spec.job import Spec
 
 MOMENTS = 2

@@ -7,9 +7,9 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from tailorpo_trainer.noise import Noise
-from tailorpo_trainer.policy import Policy
-from tailorpo_trainer.portions import Portions
+from tailorpo_trainer.diffusion.batch_sizes import Portions
+from tailorpo_trainer.diffusion.noise import Noise
+from tailorpo_trainer.diffusion.policy import Policy
 from tailorpo_trainer.records import Pairs, Transitions
 from tailorpo_trainer.rollout import Branch, Push, branch
 from tailorpo_trainer.scoring import Scorer

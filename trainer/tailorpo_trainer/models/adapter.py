@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from tailorpo_trainer import s3
+from tailorpo_trainer.diffusion.noise import Purpose
+from tailorpo_trainer.diffusion.policy import Policy
 from tailorpo_trainer.errors import FULL, ConfigurationError, DataError, ResourceError
 from tailorpo_trainer.models.hub import explain_hub, one_line
 from tailorpo_trainer.models.sources import here
-from tailorpo_trainer.noise import Purpose
-from tailorpo_trainer.policy import Policy
 from tailorpo_trainer.spec.job import LoRA, TrainingSpec
 
 FILE = "pytorch_lora_weights.safetensors"

@@ -4,12 +4,12 @@ import os
 
 import torch
 
+from tailorpo_trainer.diffusion.batch_sizes import portions
+from tailorpo_trainer.diffusion.ddim import ddim
+from tailorpo_trainer.diffusion.policy import PRECISIONS, Policy
 from tailorpo_trainer.models.adapter import attach_adapter
 from tailorpo_trainer.models.decoder import check_decoder, load_decoder
 from tailorpo_trainer.models.pipeline import load_pipeline
-from tailorpo_trainer.policy import PRECISIONS, Policy
-from tailorpo_trainer.portions import portions
-from tailorpo_trainer.sampler import ddim
 from tailorpo_trainer.spec.job import TrainingSpec
 
 

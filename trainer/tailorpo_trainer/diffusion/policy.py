@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tailorpo_trainer.portions import Portions
-from tailorpo_trainer.sampler import DDIM
+from tailorpo_trainer.diffusion.batch_sizes import Portions
+from tailorpo_trainer.diffusion.ddim import DDIM
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
