@@ -24,8 +24,8 @@ from torch import Tensor
 from benchmarks.documents import tiny_animals
 from benchmarks.rollout import machine
 from tailorpo_trainer import checkpoint, document, train
-from tailorpo_trainer.checkpoint.attempts import Groups
-from tailorpo_trainer.checkpoint.bucket import S3Store
+from tailorpo_trainer.checkpoint.attempt import Groups
+from tailorpo_trainer.checkpoint.storage.s3 import S3Store
 from tailorpo_trainer.session import Session
 from tailorpo_trainer.spec.job import TailorPOJob
 

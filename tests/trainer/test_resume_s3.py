@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load
 
 from tailorpo_trainer import checkpoint, session, train
-from tailorpo_trainer.checkpoint import stream
+from tailorpo_trainer.checkpoint import background
 from tailorpo_trainer.document import parse
 from tailorpo_trainer.errors import ConfigurationError, ExitCode, ResourceError, TailorPOError, UnavailableError
 from tests.faults import Fault, Proxy, always, nth
@@ -212,8 +212,8 @@ def test_a_request_to_stop_waits_for_the_upload(trainee: Trainee, faults: Proxy,
 @pytest.fixture
 def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two tries of a commit, without pauses."""
-    monkeypatch.setattr(stream, "TRIES", 2)
-    monkeypatch.setattr(stream, "FIRST_PAUSE", 0.0)
+    monkeypatch.setattr(background, "TRIES", 2)
+    monkeypatch.setattr(background, "FIRST_PAUSE", 0.0)
     monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0.0)
 
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from tailorpo_trainer import checkpoint, evaluate, models, rollout, train
-from tailorpo_trainer.checkpoint.folder import FolderStore
+from tailorpo_trainer.checkpoint.storage.folder import FolderStore
 from tailorpo_trainer.distributed.signals import Stop, StopRequested
 from tailorpo_trainer.document import parse
 from tailorpo_trainer.errors import ExitCode, StoppedError

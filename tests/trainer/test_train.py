@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from tailorpo_trainer import checkpoint, models, train
-from tailorpo_trainer.checkpoint import stream
+from tailorpo_trainer.checkpoint import background
 from tailorpo_trainer.document import parse
 from tailorpo_trainer.errors import ConfigurationError, ExitCode, NotFiniteError, ResourceError, RewardError
 from tailorpo_trainer.rewards import combine
@@ -329,19 +329,19 @@ def test_a_full_disk_ends_with_one_sentence_and_what_was_saved_stays(
     document: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The kernel refuses to let files grow (RLIMIT_FSIZE), from the second checkpoint on."""
-    monkeypatch.setattr(stream, "TRIES", 2)
-    monkeypatch.setattr(stream, "FIRST_PAUSE", 0.0)
+    monkeypatch.setattr(background, "TRIES", 2)
+    monkeypatch.setattr(background, "FIRST_PAUSE", 0.0)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    whole = stream.Stream.submit
+    whole = background.Stream.submit
 
-    def submit(self: stream.Stream, snapshot: Any) -> None:
+    def submit(self: background.Stream, snapshot: Any) -> None:
         if snapshot.step == 2:
             while not checkpoint.checkpoints(self.attempt.store):
                 time.sleep(0.01)
             resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 14, hard))
         whole(self, snapshot)
 
-    monkeypatch.setattr(stream.Stream, "submit", submit)
+    monkeypatch.setattr(background.Stream, "submit", submit)
     values = document(evaluation={"everyIterations": 0}, checkpoint={"everyIterations": 1, "maxFailures": 1})
     try:
         with pytest.raises(ResourceError, match="not written, the disk or quota is full") as caught:

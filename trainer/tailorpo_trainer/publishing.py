@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tailorpo_trainer.checkpoint import MissingError, Ref, Store, layout
-from tailorpo_trainer.checkpoint.descent import descent
+from tailorpo_trainer.checkpoint.lineage import descent
 from tailorpo_trainer.errors import TailorPOError
 from tailorpo_trainer.outputs import Output, whole_lines, write_text
 

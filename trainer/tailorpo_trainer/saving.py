@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tailorpo_trainer.checkpoint import Attempt, Manifest, Stream
-from tailorpo_trainer.checkpoint.attempts import Groups
+from tailorpo_trainer.checkpoint.attempt import Groups
 from tailorpo_trainer.outputs import Output
 from tailorpo_trainer.publishing import Publisher
 from tailorpo_trainer.record import Record

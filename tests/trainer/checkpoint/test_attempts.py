@@ -243,9 +243,7 @@ def test_fewer_iterations_than_are_done(tmp_path: Path, job: Job) -> None:
 
 
 def test_other_software_is_told(run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    from tailorpo_trainer.checkpoint import attempts
-
-    monkeypatch.setattr(attempts, "software", lambda: {"torch": "1.0"})
+    monkeypatch.setattr("tailorpo_trainer.checkpoint.attempt.software", lambda: {"torch": "1.0"})
     save(run.begin(None), 10)
     with caplog.at_level(logging.WARNING):
         run.begin(run.latest())

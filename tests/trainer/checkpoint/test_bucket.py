@@ -12,8 +12,8 @@ import botocore
 import pytest
 
 from tailorpo_trainer import s3
-from tailorpo_trainer.checkpoint import CorruptError, ExistsError, MissingError, Store, bucket, open_store
-from tailorpo_trainer.checkpoint.bucket import S3Store
+from tailorpo_trainer.checkpoint import CorruptError, ExistsError, MissingError, Store, open_store
+from tailorpo_trainer.checkpoint.storage.s3 import S3Store
 from tailorpo_trainer.errors import ConfigurationError, ExitCode, ResourceError, UnavailableError
 from tests.faults import Fault, Proxy, always, nth
 
@@ -22,7 +22,7 @@ BIG = bytes(range(256)) * (17 << 12)  # 17 MiB: two parts
 
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bucket, "PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr("tailorpo_trainer.checkpoint.storage.s3.PAUSE_SECONDS", 0.0)
     monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0.0)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tailorpo_trainer.checkpoint import ExistsError, MissingError, Store, open_store
-from tailorpo_trainer.checkpoint.folder import FolderStore
+from tailorpo_trainer.checkpoint.storage.folder import FolderStore
 from tailorpo_trainer.errors import ConfigurationError, ExitCode, ResourceError, UnavailableError
 
 

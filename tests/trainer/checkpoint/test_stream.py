@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from tailorpo_trainer.checkpoint import Manifest, Ref, Stream, capture, checkpoints, load, open_run, stream
-from tailorpo_trainer.checkpoint.attempts import Snapshot
+from tailorpo_trainer.checkpoint import Manifest, Ref, Stream, background, capture, checkpoints, load, open_run
+from tailorpo_trainer.checkpoint.attempt import Snapshot
 from tailorpo_trainer.errors import ConfigurationError, ResourceError, TailorPOError, UnavailableError
 
 Job = Callable[..., Any]
@@ -109,20 +109,22 @@ def test_a_failed_commit_is_tried_again_ever_more_patiently(
     pauses: list[float] = []
     told: list[tuple[int, TailorPOError]] = []
     opened = begin(sleep=pauses.append, failed=lambda *what: told.append(what))
-    Broken(memory, error, stream.TRIES - 1)
+    Broken(memory, error, background.TRIES - 1)
     opened.submit(snapshot(1))
     opened.close()
     assert checkpoints(memory) == [Ref(1, 1)]
-    assert told == [(1, error)] * (stream.TRIES - 1)
-    longest = [min(stream.LONGEST_PAUSE, stream.FIRST_PAUSE * 2**number) for number in range(stream.TRIES - 1)]
+    assert told == [(1, error)] * (background.TRIES - 1)
+    longest = [
+        min(background.LONGEST_PAUSE, background.FIRST_PAUSE * 2**number) for number in range(background.TRIES - 1)
+    ]
     assert all(most / 2 <= pause <= most for pause, most in zip(pauses, longest, strict=True))
-    assert len(caplog.records) == stream.TRIES - 1
+    assert len(caplog.records) == background.TRIES - 1
     assert str(error) in caplog.text
 
 
 def test_only_several_failures_in_a_row_end_the_run(memory: Any, begin: Callable[..., Stream]) -> None:
     def fail_two(*_: Any) -> None:
-        Broken(memory, UnavailableError("no answer"), 2 * stream.TRIES)
+        Broken(memory, UnavailableError("no answer"), 2 * background.TRIES)
 
     failed: list[int] = []
     fail_two()
@@ -131,7 +133,7 @@ def test_only_several_failures_in_a_row_end_the_run(memory: Any, begin: Callable
         opened.submit(snapshot(step))
     opened.close()
     assert [ref.step for ref in checkpoints(memory)] == [3, 6]
-    assert failed == [step for step in (1, 2, 4, 5) for _ in range(stream.TRIES)]
+    assert failed == [step for step in (1, 2, 4, 5) for _ in range(background.TRIES)]
 
 
 def test_after_the_last_allowed_failure_training_is_told(memory: Any, begin: Callable[..., Stream]) -> None:

@@ -10,14 +10,15 @@
 Nothing here imports torch before tensors are saved or asked for.
 """
 
-from tailorpo_trainer.checkpoint.attempts import Attempt, Snapshot, capture
+from tailorpo_trainer.checkpoint.attempt import Attempt, Snapshot, capture
+from tailorpo_trainer.checkpoint.background import Stream
+from tailorpo_trainer.checkpoint.claim import Run, open_run
 from tailorpo_trainer.checkpoint.format import FORMAT_VERSION, CorruptError, Manifest
 from tailorpo_trainer.checkpoint.identity import differences, experiment_hash
 from tailorpo_trainer.checkpoint.layout import Ref
-from tailorpo_trainer.checkpoint.reading import Loaded, checkpoints, latest, load
-from tailorpo_trainer.checkpoint.runs import Run, open_run
-from tailorpo_trainer.checkpoint.store import ExistsError, MissingError, Store, open_store
-from tailorpo_trainer.checkpoint.stream import Stream
+from tailorpo_trainer.checkpoint.resume import Loaded, checkpoints, latest, load
+from tailorpo_trainer.checkpoint.storage.base import ExistsError, MissingError, Store
+from tailorpo_trainer.checkpoint.storage.opening import open_store
 
 __all__ = [
     "FORMAT_VERSION",

@@ -6,8 +6,8 @@ from typing import Any
 
 from tailorpo_trainer.checkpoint.format import CorruptError, Manifest
 from tailorpo_trainer.checkpoint.layout import RUN, Ref, inventory
-from tailorpo_trainer.checkpoint.reading import candidates, check, read_manifest
-from tailorpo_trainer.checkpoint.store import MissingError, Store
+from tailorpo_trainer.checkpoint.resume import candidates, check, read_manifest
+from tailorpo_trainer.checkpoint.storage.base import MissingError, Store
 from tailorpo_trainer.errors import ConfigurationError
 
 

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from tailorpo_trainer.checkpoint.descent import descent
 from tailorpo_trainer.checkpoint.format import CorruptError, Manifest
 from tailorpo_trainer.checkpoint.layout import Ref
-from tailorpo_trainer.checkpoint.store import MissingError, Store
+from tailorpo_trainer.checkpoint.lineage import descent
+from tailorpo_trainer.checkpoint.storage.base import MissingError, Store
 
 
 @dataclass

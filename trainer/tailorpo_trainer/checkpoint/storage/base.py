@@ -1,11 +1,9 @@
 """Where checkpoints are kept: named objects, each written whole or not at all."""
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Protocol
 
-from tailorpo_trainer import s3
-from tailorpo_trainer.errors import ConfigurationError, TailorPOError
+from tailorpo_trainer.errors import TailorPOError
 
 
 class MissingError(TailorPOError):
@@ -50,22 +48,3 @@ class Store(Protocol):
 
     def uri(self, name: str) -> str:
         """Where a person finds an object."""
-
-
-def open_store(uri: str | Path, settings: s3.Settings = s3.STANDARD) -> Store:
-    """The store at a folder, `file://` or `s3://` URI; nothing is created before the first write.
-
-    Raises `ConfigurationError` for a scheme that this version cannot write to.
-    """
-    scheme, separator, rest = str(uri).partition("://")
-    if f"{scheme}{separator}" == s3.SCHEME:
-        from tailorpo_trainer.checkpoint.bucket import S3Store
-
-        return S3Store(str(uri), settings)
-    from tailorpo_trainer.checkpoint.folder import FolderStore
-
-    if not separator:
-        return FolderStore(Path(uri))
-    if scheme == "file" and rest.startswith("/"):
-        return FolderStore(Path(rest))
-    raise ConfigurationError(f"{uri}: checkpoints cannot be kept at {scheme}://; give a folder or s3://bucket/prefix")

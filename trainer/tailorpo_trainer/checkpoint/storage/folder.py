@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from tailorpo_trainer.checkpoint.disk import claim, fill, make, sync
-from tailorpo_trainer.checkpoint.store import ExistsError, MissingError
+from tailorpo_trainer.checkpoint.storage.base import ExistsError, MissingError
+from tailorpo_trainer.checkpoint.storage.durable import claim, fill, make, sync
 from tailorpo_trainer.errors import FULL, ConfigurationError, ResourceError, UnavailableError
 
 TEMPORARY = re.compile(r"^\.(?P<name>.+)\.[0-9a-f]{16}\.tmp$")

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from tailorpo_trainer import s3
 from tailorpo_trainer.checkpoint.format import CorruptError
-from tailorpo_trainer.checkpoint.store import ExistsError, MissingError
+from tailorpo_trainer.checkpoint.storage.base import ExistsError, MissingError
 from tailorpo_trainer.errors import ResourceError, UnavailableError
 
 PART, AT_ONCE = 16 << 20, 4

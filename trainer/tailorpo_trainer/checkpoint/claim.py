@@ -4,11 +4,11 @@ import logging
 import secrets
 from dataclasses import dataclass
 
-from tailorpo_trainer.checkpoint import identity, reading
-from tailorpo_trainer.checkpoint.attempts import Attempt
+from tailorpo_trainer.checkpoint import identity, resume
+from tailorpo_trainer.checkpoint.attempt import Attempt
 from tailorpo_trainer.checkpoint.format import AttemptRecord, Parent, RunRecord
 from tailorpo_trainer.checkpoint.layout import RUN, attempt_name, inventory
-from tailorpo_trainer.checkpoint.store import ExistsError, MissingError, Store
+from tailorpo_trainer.checkpoint.storage.base import ExistsError, MissingError, Store
 from tailorpo_trainer.errors import ConfigurationError
 from tailorpo_trainer.spec.job import TailorPOJob
 from tailorpo_trainer.versions import now, software
@@ -24,12 +24,12 @@ class Run:
     record: RunRecord
     iterations: int
 
-    def latest(self) -> reading.Loaded | None:
+    def latest(self) -> resume.Loaded | None:
         """Where to go on, or None to begin from nothing; at step `iterations` the run is finished.
 
         Raises `ConfigurationError` if more iterations are done than the document asks for.
         """
-        found = reading.latest(self.store, self.record.experiment)
+        found = resume.latest(self.store, self.record.experiment)
         if found is not None and found.step > self.iterations:
             raise ConfigurationError(
                 f"spec.training.iterations: {self.iterations}, but {found.step} are done already "
@@ -38,7 +38,7 @@ class Run:
             )
         return found
 
-    def begin(self, start: reading.Loaded | None, *, at_least: int = 1) -> Attempt:
+    def begin(self, start: resume.Loaded | None, *, at_least: int = 1) -> Attempt:
         """Claim the next attempt, which goes on from `start`, or from nothing (`--fresh`, or a new run).
 
         `at_least` is the operator's own count. The storage may be ahead of it, as when a job is deleted and

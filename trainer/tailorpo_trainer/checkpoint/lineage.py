@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from tailorpo_trainer.checkpoint.format import AttemptRecord, CorruptError, Parent
 from tailorpo_trainer.checkpoint.layout import Ref, attempt_name
-from tailorpo_trainer.checkpoint.store import MissingError, Store
+from tailorpo_trainer.checkpoint.storage.base import MissingError, Store
 
 
 def parent(store: Store, attempt: int) -> Parent | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tailorpo_trainer.checkpoint.format import Entry, Manifest, digest
 from tailorpo_trainer.checkpoint.layout import OBJECT, RUN, STATE, TENSORS, Ref, inventory
 from tailorpo_trainer.checkpoint.retention import Evaluations
-from tailorpo_trainer.checkpoint.store import Store
+from tailorpo_trainer.checkpoint.storage.base import Store
 from tailorpo_trainer.versions import now, software
 
 if TYPE_CHECKING:

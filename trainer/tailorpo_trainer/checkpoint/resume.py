@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tailorpo_trainer.checkpoint.descent import parent
 from tailorpo_trainer.checkpoint.format import CorruptError, Entry, Manifest, digest
 from tailorpo_trainer.checkpoint.layout import OBJECT, STATE, TENSORS, Inventory, Ref, inventory
-from tailorpo_trainer.checkpoint.store import MissingError, Store
+from tailorpo_trainer.checkpoint.lineage import parent
+from tailorpo_trainer.checkpoint.storage.base import MissingError, Store
 from tailorpo_trainer.errors import UnavailableError
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from tailorpo_trainer.checkpoint.attempts import Attempt, Groups, Snapshot, capture
+from tailorpo_trainer.checkpoint.attempt import Attempt, Groups, Snapshot, capture
 from tailorpo_trainer.checkpoint.format import Manifest
 from tailorpo_trainer.errors import ResourceError, TailorPOError, UnavailableError
 
