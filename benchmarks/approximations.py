@@ -19,7 +19,7 @@ from tailorpo_trainer.agreement import Agreement, rank_agreement
 from tailorpo_trainer.diffusion.ddim import choose_steps
 from tailorpo_trainer.diffusion.noise import Noise, Purpose
 from tailorpo_trainer.diffusion.policy import Policy
-from tailorpo_trainer.rewards.combine import RewardSum
+from tailorpo_trainer.rewards.weighted_sum import RewardSum
 from tailorpo_trainer.rollout import Branch, branch
 from tailorpo_trainer.scoring import CHECKED
 from tailorpo_trainer.spec.job import Reward

@@ -14,7 +14,7 @@ from torch import Tensor
 from tailorpo_trainer import alarms, train
 from tailorpo_trainer.document import parse
 from tailorpo_trainer.errors import NotFiniteError
-from tailorpo_trainer.rewards import combine
+from tailorpo_trainer.rewards import weighted_sum
 
 Make = Callable[..., dict[str, Any]]
 WELL = {"tied": 0.1, "logit_abs": 0.3, "clamped": None, "reward": 1.0, "reward_std": 0.2}
@@ -171,7 +171,7 @@ def plugins(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, Callable[[Te
         def find(name: str) -> Any:
             return SimpleNamespace(name=name, value="test", load=lambda: lambda *_: Plugin(name, scores[name]))
 
-        monkeypatch.setattr(combine, "find", find)
+        monkeypatch.setattr(weighted_sum, "find", find)
 
     return install
 

@@ -22,7 +22,7 @@ from tailorpo_trainer import checkpoint, models, train
 from tailorpo_trainer.checkpoint import background
 from tailorpo_trainer.document import parse
 from tailorpo_trainer.errors import ConfigurationError, ExitCode, NotFiniteError, ResourceError, RewardError
-from tailorpo_trainer.rewards import combine
+from tailorpo_trainer.rewards import weighted_sum
 
 Make = Callable[..., dict[str, Any]]
 METHODS = ["tailorpo", "tailorpo-g", "spo", "d3po", "ddpo"]
@@ -277,7 +277,7 @@ def test_a_failing_reward_ends_after_a_checkpoint_with_prompt_and_step(
     document: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, error: type[Exception], code: int
 ) -> None:
     plugin = SimpleNamespace(name="failing", value="test", load=lambda: lambda *_: Failing(6, how))
-    monkeypatch.setattr(combine, "find", lambda name: plugin)
+    monkeypatch.setattr(weighted_sum, "find", lambda name: plugin)
     values = document(
         rewards=[{"name": "failing"}], evaluation={"everyIterations": 0}, checkpoint={"everyIterations": 100}
     )
@@ -305,7 +305,7 @@ def test_a_reward_that_draws_random_numbers_resumes_exactly(
     document: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plugin = SimpleNamespace(name="dicing", value="test", load=lambda: lambda *_: Dicing())
-    monkeypatch.setattr(combine, "find", lambda name: plugin)
+    monkeypatch.setattr(weighted_sum, "find", lambda name: plugin)
     values = document(rewards=[{"name": "dicing"}])
     train.run(parse(values), tmp_path / "whole", display="quiet")
     for iterations in (1, 2, 3):

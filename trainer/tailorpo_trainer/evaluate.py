@@ -12,7 +12,7 @@ from tailorpo_trainer.diffusion.policy import Policy
 from tailorpo_trainer.distributed.signals import Stop
 from tailorpo_trainer.distributed.world import World
 from tailorpo_trainer.rewards.clip_score import ClipScore
-from tailorpo_trainer.rewards.combine import RewardSum
+from tailorpo_trainer.rewards.weighted_sum import RewardSum
 from tailorpo_trainer.rollout import follow
 
 SMALL = 32

@@ -16,7 +16,7 @@ from tailorpo_trainer.errors import TailorPOError
 from tailorpo_trainer.outputs import Output, write_json
 from tailorpo_trainer.record import Record
 from tailorpo_trainer.records import merge
-from tailorpo_trainer.rewards.combine import RewardSum
+from tailorpo_trainer.rewards.weighted_sum import RewardSum
 from tailorpo_trainer.saving import Saving
 from tailorpo_trainer.scoring import Scorer, rechecked
 from tailorpo_trainer.spec.job import Spec, TailorPOJob

@@ -264,7 +264,7 @@ def odd_run(document: Make, folder: Path, what: Callable[[], Any], **parts: Any)
 
     def work(_: int) -> None:
         plugin = SimpleNamespace(name="odd", value="test", load=lambda: lambda *_: Odd(1, 2, what))
-        with patch("tailorpo_trainer.rewards.combine.find", lambda name: plugin):
+        with patch("tailorpo_trainer.rewards.weighted_sum.find", lambda name: plugin):
             train.run(parse(values), folder, display="quiet")
 
     return work

@@ -24,8 +24,8 @@ import torch
 from PIL import Image
 
 from tailorpo_trainer.errors import ConfigurationError, NotFiniteError, RewardError, UnavailableError
-from tailorpo_trainer.rewards.combine import RewardSum, Term
 from tailorpo_trainer.rewards.http import LONGEST_RETRY_AFTER, TOKEN, Clock, HttpReward, retry_after
+from tailorpo_trainer.rewards.weighted_sum import RewardSum, Term
 
 REFERENCE = Path(__file__).parents[3] / "docs" / "examples" / "reward_server.py"
 

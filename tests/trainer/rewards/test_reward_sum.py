@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tailorpo_trainer import rewards
 from tailorpo_trainer.errors import ConfigurationError, NotFiniteError, ResourceError, RewardError, UnavailableError
-from tailorpo_trainer.rewards.combine import RewardSum, Term
+from tailorpo_trainer.rewards.weighted_sum import RewardSum, Term
 
 LOCAL = ("colourfulness", "jpeg-compressibility", "jpeg-incompressibility")
 weight = st.floats(-100, 100)

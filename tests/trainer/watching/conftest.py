@@ -10,7 +10,7 @@ import pytest
 from torch import Tensor
 
 from tailorpo_trainer import cli
-from tailorpo_trainer.rewards import combine, registry
+from tailorpo_trainer.rewards import registry, weighted_sum
 
 Make = Callable[..., dict[str, Any]]
 Start = Callable[..., int]
@@ -36,7 +36,7 @@ def probe(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int], Any]], N
 
     def install(look: Callable[[int], Any]) -> None:
         plugin = SimpleNamespace(name="probe", value="test", load=lambda: lambda *_: Probe(look))
-        monkeypatch.setattr(combine, "find", lambda name: plugin if name == "probe" else registry.find(name))
+        monkeypatch.setattr(weighted_sum, "find", lambda name: plugin if name == "probe" else registry.find(name))
 
     return install
 

@@ -116,7 +116,7 @@ def export(
 ) -> None:
     """Write a checkpoint's adapter (its average, where one is kept) for `pipe.load_lora_weights(DIR)`."""
     store = _find(uri, endpoint, region, ca_file)
-    from tailorpo_trainer import export as exporting
+    from tailorpo_trainer.models import export as exporting
 
     found = exporting.export(store, to, attempt, step)
     message(f"{to}: the adapter of {found.uri}")

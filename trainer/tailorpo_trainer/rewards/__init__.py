@@ -13,16 +13,16 @@ from tailorpo_trainer.rewards.base import Reward, RewardFactory, RewardSpec
 if TYPE_CHECKING:
     import torch
 
-    from tailorpo_trainer.rewards.combine import RewardSum, Scores
+    from tailorpo_trainer.rewards.weighted_sum import RewardSum, Scores
 
 __all__ = ["Reward", "RewardFactory", "RewardSpec", "RewardSum", "Scores", "load", "require_differentiable"]
 
 
 def __getattr__(name: str) -> Any:
     if name in ("RewardSum", "Scores"):  # they need torch, so they are imported when asked for
-        from tailorpo_trainer.rewards import combine
+        from tailorpo_trainer.rewards import weighted_sum
 
-        return getattr(combine, name)
+        return getattr(weighted_sum, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -32,7 +32,7 @@ def load(specs: Sequence[RewardSpec], device: torch.device | str, path: str = "s
     `path` is where `specs` stand in the document; every ConfigurationError begins with the field it is about,
     such as `spec.rewards[0].model`. Two rewards of one name are told apart as `name` and `name-2`.
     """
-    from tailorpo_trainer.rewards.combine import build
+    from tailorpo_trainer.rewards.weighted_sum import build
 
     return build(specs, device, path)
 
