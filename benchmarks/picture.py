@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from tailorpo_trainer.outputs import Output
+from tailorpo_trainer.results.run_folder import Output
 
 COLUMNS, SIDE, GAP = 12, 96, 4
 

@@ -20,7 +20,7 @@ LIGHT = [
     "tailorpo_trainer.document",
     "tailorpo_trainer.errors",
     "tailorpo_trainer.launch",
-    "tailorpo_trainer.places",
+    "tailorpo_trainer.results.locations",
     "tailorpo_trainer.prompts",
     "tailorpo_trainer.spec.job",
     "tailorpo_trainer.termination",

@@ -17,7 +17,7 @@ from benchmarks.methods.kept import Result
 from benchmarks.methods.plan import Trial
 from tailorpo_trainer import train
 from tailorpo_trainer.errors import StoppedError, TailorPOError
-from tailorpo_trainer.outputs import Output
+from tailorpo_trainer.results.run_folder import Output
 
 
 def run(folder: Path, say: Callable[[str], None] = print) -> None:

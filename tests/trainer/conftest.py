@@ -61,10 +61,11 @@ def document(tiny_pipeline: Path) -> Callable[..., dict[str, Any]]:
 @pytest.fixture(scope="session")
 def trained_session() -> Callable[["Spec", Path], "Session"]:
     """Trains a resolved document to its end in a folder, and returns the session."""
-    from tailorpo_trainer import places, train
+    from tailorpo_trainer import train
     from tailorpo_trainer.distributed.signals import Stop
     from tailorpo_trainer.distributed.world import World
     from tailorpo_trainer.opening import open_session
+    from tailorpo_trainer.results import locations
     from tailorpo_trainer.spec.job import API_VERSION, KIND, TailorPOJob
 
     def make(run: "Spec", folder: Path) -> "Session":
@@ -72,7 +73,7 @@ def trained_session() -> Callable[["Spec", Path], "Session"]:
             {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": "test"}, "spec": run}
         )
         with Stop().listening() as stop:
-            session = open_session(job, places.choose(job, folder), None, False, "quiet", World(stop))
+            session = open_session(job, locations.choose(job, folder), None, False, "quiet", World(stop))
             train.train(session)
             session.settle()
             session.display.close()

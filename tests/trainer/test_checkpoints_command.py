@@ -125,7 +125,7 @@ def exported(place: str, tiny_pipeline: Path, done: Path, folder: Path, capsys: 
 
 
 def parsed(done: Path) -> dict[str, Any]:
-    from tailorpo_trainer.outputs import Output
+    from tailorpo_trainer.results.run_folder import Output
 
     return Output(done).read_job().model_dump(mode="json", by_alias=True, exclude_none=True)
 

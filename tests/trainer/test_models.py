@@ -301,7 +301,8 @@ def handler(tiny: Path) -> type[http.server.BaseHTTPRequestHandler]:
 SCRIPT = """
 import json, os, sys, time
 time.sleep = lambda *_: None  # between the retries
-from tailorpo_trainer import models, spec
+from tailorpo_trainer import models
+from tailorpo_trainer.spec import job as spec
 for case in json.load(sys.stdin):
     os.environ.pop("HF_TOKEN", None)
     if case.pop("token", False):

@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 
-from tailorpo_trainer import checkpoint, places
+from tailorpo_trainer import checkpoint
 from tailorpo_trainer.checkpoint import Store, capture, open_store
 from tailorpo_trainer.document import parse
 from tailorpo_trainer.errors import ConfigurationError, UnavailableError
-from tailorpo_trainer.outputs import Output
-from tailorpo_trainer.publishing import Publisher, restore
+from tailorpo_trainer.results import locations
+from tailorpo_trainer.results.publishing import Publisher, restore
+from tailorpo_trainer.results.run_folder import Output
 
 
 def a_job(**kept: Any) -> Any:
@@ -163,21 +164,21 @@ def test_pruning_leaves_the_results_alone(store: Store, tmp_path: Path) -> None:
 def test_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     base = tmp_path / "documents"
-    plain = places.choose(a_job(), None, base)
+    plain = locations.choose(a_job(), None, base)
     assert (plain.output, plain.storage, plain.apart) == (Path("runs/vivid"), "runs/vivid", False)
-    folder = places.choose(a_job(storage="kept"), None, base)
+    folder = locations.choose(a_job(storage="kept"), None, base)
     assert (folder.output, folder.storage) == (base / "kept", str(base / "kept"))
-    assert places.choose(a_job(storage="file:///kept"), None, base).output == Path("/kept")
-    given = places.choose(a_job(storage="s3://bucket/run", region="x"), Path("here"), base)
+    assert locations.choose(a_job(storage="file:///kept"), None, base).output == Path("/kept")
+    given = locations.choose(a_job(storage="s3://bucket/run", region="x"), Path("here"), base)
     assert (given.output, given.storage, given.apart) == (Path("here"), "here", False)
     assert given.job.spec.checkpoint.storage is None
     assert given.job.spec.checkpoint.region is None
-    apart = places.choose(a_job(storage="s3://bucket/run", caFile="ca.pem", keep=7), None, base)
+    apart = locations.choose(a_job(storage="s3://bucket/run", caFile="ca.pem", keep=7), None, base)
     assert (apart.output, apart.storage, apart.apart) == (Path("runs/vivid"), "s3://bucket/run", True)
     assert apart.job.spec.checkpoint.ca_file == str(base / "ca.pem")
     assert apart.job.spec.checkpoint.keep == 7
     with pytest.raises(ConfigurationError, match="checkpoints cannot be kept at gs://"):
-        places.choose(a_job(storage="gs://bucket/run"), None, base)
+        locations.choose(a_job(storage="gs://bucket/run"), None, base)
 
 
 def test_how_a_server_is_asked_is_no_part_of_the_experiment() -> None:

@@ -10,12 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from tailorpo_trainer import outputs, termination
+from tailorpo_trainer import termination
 from tailorpo_trainer.errors import ConfigurationError, NotFiniteError, RewardError
 from tailorpo_trainer.evaluate import Measurement
 from tailorpo_trainer.observing import Beginning, Line, Observer
-from tailorpo_trainer.outputs import Output
 from tailorpo_trainer.record import Record
+from tailorpo_trainer.results import run_folder
+from tailorpo_trainer.results.run_folder import Output
 from tailorpo_trainer.scoring import Scorer
 from tailorpo_trainer.spec.progress import Checkpoint, Progress
 from tailorpo_trainer.updater import UpdateFacts
@@ -289,15 +290,15 @@ def test_an_evaluation_s_line_holds_for_numpy_and_its_pictures_are_its_own(tmp_p
 
 def test_a_reader_sees_the_old_file_or_the_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "progress.json"
-    outputs.write_json(path, {"n": 1, "x": float("nan"), "deep": [{"y": float("inf")}, (1.0,)]})
+    run_folder.write_json(path, {"n": 1, "x": float("nan"), "deep": [{"y": float("inf")}, (1.0,)]})
     assert strict(path.read_text()) == {"n": 1, "x": None, "deep": [{"y": None}, [1.0]]}
 
     def interrupted(*_: Any) -> Iterator[None]:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("tailorpo_trainer.outputs.os.replace", interrupted)
+    monkeypatch.setattr("tailorpo_trainer.results.run_folder.os.replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        outputs.write_json(path, {"n": 2})
+        run_folder.write_json(path, {"n": 2})
     assert strict(path.read_text())["n"] == 1
     assert [entry.name for entry in tmp_path.iterdir()] == ["progress.json"]
 
@@ -308,7 +309,7 @@ def test_a_folder_that_must_not_be_written_is_one_sentence(tmp_path: Path, monke
 
     monkeypatch.setattr(Path, "write_text", refuse)
     with pytest.raises(ConfigurationError, match=r"job\.yaml: cannot be written: Permission denied"):
-        outputs.write_text(tmp_path / "job.yaml", "x")
+        run_folder.write_text(tmp_path / "job.yaml", "x")
 
 
 def test_who_does_not_save_tells_of_no_checkpoint(tmp_path: Path) -> None:

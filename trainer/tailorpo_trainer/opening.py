@@ -5,15 +5,16 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from tailorpo_trainer import checkpoint, document, methods, models, prompts, publishing, rewards
+from tailorpo_trainer import checkpoint, document, methods, models, prompts, rewards
 from tailorpo_trainer.display import Display, Kind, open_display
 from tailorpo_trainer.distributed.world import World
 from tailorpo_trainer.environment import environment
 from tailorpo_trainer.errors import ConfigurationError
 from tailorpo_trainer.observing import Observer
-from tailorpo_trainer.outputs import Output, write_json, write_text
-from tailorpo_trainer.places import Places
 from tailorpo_trainer.record import Record
+from tailorpo_trainer.results import publishing
+from tailorpo_trainer.results.locations import Places
+from tailorpo_trainer.results.run_folder import Output, write_json, write_text
 from tailorpo_trainer.saving import Saving
 from tailorpo_trainer.session import Session
 from tailorpo_trainer.spec import rules

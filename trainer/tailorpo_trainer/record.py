@@ -14,7 +14,7 @@ from tailorpo_trainer import alarms, termination
 from tailorpo_trainer.errors import ExitCode, TailorPOError
 from tailorpo_trainer.evaluate import Measurement
 from tailorpo_trainer.observing import Beginning, Observer
-from tailorpo_trainer.outputs import Output, append_metrics, finite, rewrite_metrics
+from tailorpo_trainer.results.run_folder import Output, append_metrics, finite, rewrite_metrics
 from tailorpo_trainer.scoring import Scorer
 from tailorpo_trainer.spec.progress import Checkpoint, Metrics, Progress, Rates, redact
 from tailorpo_trainer.timing import Phases

@@ -5,9 +5,9 @@ from typing import Any
 
 from tailorpo_trainer.checkpoint import Attempt, Manifest, Stream
 from tailorpo_trainer.checkpoint.attempt import Groups
-from tailorpo_trainer.outputs import Output
-from tailorpo_trainer.publishing import Publisher
 from tailorpo_trainer.record import Record
+from tailorpo_trainer.results.publishing import Publisher
+from tailorpo_trainer.results.run_folder import Output
 from tailorpo_trainer.spec.job import Checkpoint
 
 

@@ -13,9 +13,9 @@ from tailorpo_trainer.diffusion.policy import Policy
 from tailorpo_trainer.display import Display
 from tailorpo_trainer.distributed.world import World
 from tailorpo_trainer.errors import TailorPOError
-from tailorpo_trainer.outputs import Output, write_json
 from tailorpo_trainer.record import Record
 from tailorpo_trainer.records import merge
+from tailorpo_trainer.results.run_folder import Output, write_json
 from tailorpo_trainer.rewards.weighted_sum import RewardSum
 from tailorpo_trainer.saving import Saving
 from tailorpo_trainer.scoring import Scorer, rechecked

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from tailorpo_trainer.errors import ConfigurationError
 from tailorpo_trainer.observing import Beginning, Line, Observer
-from tailorpo_trainer.outputs import Output
+from tailorpo_trainer.results.run_folder import Output
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard.writer import SummaryWriter

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from tailorpo_trainer import errors
-from tailorpo_trainer.outputs import overwrite, write_json
+from tailorpo_trainer.results.run_folder import overwrite, write_json
 from tailorpo_trainer.spec.progress import MESSAGE_LENGTH, Progress, shorten
 
 LIMIT = 4096

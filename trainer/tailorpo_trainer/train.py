@@ -6,7 +6,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import NoReturn
 
-from tailorpo_trainer import places, termination
+from tailorpo_trainer import termination
 from tailorpo_trainer.diffusion.noise import Purpose, seed_globally
 from tailorpo_trainer.display import Kind
 from tailorpo_trainer.distributed.signals import Stop, StopRequested
@@ -15,6 +15,7 @@ from tailorpo_trainer.distributed.world import join
 from tailorpo_trainer.errors import ExitCode, StalledError, TailorPOError
 from tailorpo_trainer.onlookers import Watch, onlookers
 from tailorpo_trainer.opening import beginning, open_session
+from tailorpo_trainer.results import locations
 from tailorpo_trainer.session import Session
 from tailorpo_trainer.spec.job import TailorPOJob
 from tailorpo_trainer.updater import check_beginning
@@ -48,7 +49,7 @@ def run(
     ):
         try:
             with world.together(), world.held():  # a wish to stop waits until there is something that could be saved
-                place = places.choose(job, output, base)
+                place = locations.choose(job, output, base)
                 observers = stack.enter_context(onlookers(place.output, watch)) if watch and world.first else []
                 session = open_session(job, place, base, fresh, display, world, observers)
             to_the_end(session)

@@ -10,14 +10,15 @@ from typing import Any
 
 import torch
 
-from tailorpo_trainer import checkpoint, evaluate, models, places, rewards, sheet
+from tailorpo_trainer import checkpoint, evaluate, models, rewards, sheet
 from tailorpo_trainer.diffusion.noise import Purpose
 from tailorpo_trainer.diffusion.policy import Policy
 from tailorpo_trainer.errors import DataError
 from tailorpo_trainer.evaluate import Measurement
-from tailorpo_trainer.outputs import Output, finite
 from tailorpo_trainer.paired import Comparison
 from tailorpo_trainer.recognition import Judge, Recognition
+from tailorpo_trainer.results import locations
+from tailorpo_trainer.results.run_folder import Output, finite
 from tailorpo_trainer.spec.job import Spec
 
 FRESH = 1_000_003
@@ -39,7 +40,7 @@ def load(folder: Path) -> Trained:
 
     Raises `ConfigurationError` if this is no run's folder, `DataError` if it holds no checkpoint yet.
     """
-    place = places.of(folder)
+    place = locations.of(folder)
     output, job = Output(folder), place.job
     newest = checkpoint.latest(place.open())
     if newest is None:

@@ -123,11 +123,12 @@ def export(
 
 
 def _find(uri: str, endpoint: str | None, region: str | None, ca_file: str | None) -> Store:
-    from tailorpo_trainer import places, s3
+    from tailorpo_trainer import s3
     from tailorpo_trainer.checkpoint import inspection
+    from tailorpo_trainer.results import locations
 
     names = {"endpoint": "--endpoint", "region": "--region", "ca_file": "--ca-file"}
-    store = places.find(uri, s3.Settings(endpoint, region, ca_file=ca_file, names=names))
+    store = locations.find(uri, s3.Settings(endpoint, region, ca_file=ca_file, names=names))
     inspection.require(store)
     return store
 

@@ -9,8 +9,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from tailorpo_trainer.errors import ConfigurationError
-from tailorpo_trainer.outputs import write_text
 from tailorpo_trainer.report import wording
+from tailorpo_trainer.results.run_folder import write_text
 
 TEMPLATES = Path(__file__).with_name("templates")
 

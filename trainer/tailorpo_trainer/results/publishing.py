@@ -11,7 +11,7 @@ from typing import Any
 from tailorpo_trainer.checkpoint import MissingError, Ref, Store, layout
 from tailorpo_trainer.checkpoint.lineage import descent
 from tailorpo_trainer.errors import TailorPOError
-from tailorpo_trainer.outputs import Output, whole_lines, write_text
+from tailorpo_trainer.results.run_folder import Output, whole_lines, write_text
 
 logger = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tailorpo_trainer import s3
 from tailorpo_trainer.checkpoint import Store, open_store
-from tailorpo_trainer.outputs import Output
+from tailorpo_trainer.results.run_folder import Output
 from tailorpo_trainer.spec.job import TailorPOJob
 from tailorpo_trainer.spec.rules import S3_SETTINGS
 
