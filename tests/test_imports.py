@@ -23,8 +23,8 @@ LIGHT = [
     "tailorpo_trainer.results.locations",
     "tailorpo_trainer.prompts",
     "tailorpo_trainer.spec.job",
-    "tailorpo_trainer.termination",
-    "tailorpo_trainer.onlookers",
+    "tailorpo_trainer.telemetry.termination",
+    "tailorpo_trainer.telemetry.exporters",
 ]
 
 

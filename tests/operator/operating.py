@@ -16,9 +16,9 @@ from urllib.request import urlopen
 from kubernetes.client import V1Pod
 
 from tailorpo_operator.api import naming
-from tailorpo_trainer import termination
 from tailorpo_trainer.errors import ExitCode
 from tailorpo_trainer.spec.progress import Checkpoint, Error, Progress
+from tailorpo_trainer.telemetry import termination
 from tests.cluster.api import Kubectl
 from tests.cluster.pods import PodDriver
 from tests.cluster.real.network import Network

@@ -10,7 +10,7 @@ from typing import Any
 from tailorpo_operator.api import naming
 from tailorpo_operator.api.types import Job
 from tailorpo_operator.children.indexed_job import attempt
-from tailorpo_trainer import termination
+from tailorpo_trainer.telemetry import termination
 from tests.documents import GOOD
 
 SMALL = {

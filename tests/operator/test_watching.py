@@ -14,10 +14,10 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 from tailorpo_operator.api import naming
-from tailorpo_trainer import termination
 from tailorpo_trainer.errors import ExitCode
-from tailorpo_trainer.server import Health, serving
 from tailorpo_trainer.spec.progress import Metrics, Progress, Rates
+from tailorpo_trainer.telemetry import termination
+from tailorpo_trainer.telemetry.server import Health, serving
 from tests.cluster.api import Cluster, Kubectl
 from tests.cluster.pods import PodDriver
 from tests.cluster.waiting import until

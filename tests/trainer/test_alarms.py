@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from tailorpo_trainer import alarms, train
+from tailorpo_trainer import train
 from tailorpo_trainer.document import parse
 from tailorpo_trainer.errors import NotFiniteError
 from tailorpo_trainer.rewards import weighted_sum
+from tailorpo_trainer.telemetry import alarms
 
 Make = Callable[..., dict[str, Any]]
 WELL = {"tied": 0.1, "logit_abs": 0.3, "clamped": None, "reward": 1.0, "reward_std": 0.2}

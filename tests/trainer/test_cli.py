@@ -16,7 +16,7 @@ import pytest
 import tailorpo_trainer
 from tailorpo_trainer import cli, errors
 from tailorpo_trainer.cli import ending
-from tailorpo_trainer.onlookers import Watch
+from tailorpo_trainer.telemetry.exporters import Watch
 
 JOB = """\
 apiVersion: tailorpo.dev/v1alpha1

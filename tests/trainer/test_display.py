@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tailorpo_trainer import display
+from tailorpo_trainer.telemetry import display
 
 ITERATION: dict[str, Any] = {
     "kind": "iteration",
@@ -84,7 +84,7 @@ def test_plain_lines_are_for_people_and_logs(capsys: pytest.CaptureFixture[str])
 
 def test_plain_lines_come_now_and_then_and_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]  # also soon after the machine was started
-    monkeypatch.setattr("tailorpo_trainer.display.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("tailorpo_trainer.telemetry.display.time.monotonic", lambda: clock[0])
     out = io.StringIO()
     shown = display.Plain(out, 10)
     for number in range(1, 11):
@@ -127,7 +127,7 @@ def on_terminal(width: int, code: str) -> str:
 
 
 LIVE = f"""
-from tailorpo_trainer.display import open_display
+from tailorpo_trainer.telemetry.display import open_display
 shown = open_display("auto", 100, 5)
 shown.message("a [red]message[/red] :smile: {"x" * 100}/report.html")
 shown.iteration({ITERATION!r})

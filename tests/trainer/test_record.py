@@ -10,15 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from tailorpo_trainer import termination
 from tailorpo_trainer.errors import ConfigurationError, NotFiniteError, RewardError
 from tailorpo_trainer.evaluate import Measurement
-from tailorpo_trainer.observing import Beginning, Line, Observer
 from tailorpo_trainer.record import Record
 from tailorpo_trainer.results import run_folder
 from tailorpo_trainer.results.run_folder import Output
 from tailorpo_trainer.scoring import Scorer
 from tailorpo_trainer.spec.progress import Checkpoint, Progress
+from tailorpo_trainer.telemetry import termination
+from tailorpo_trainer.telemetry.observer import Beginning, Line, Observer
 from tailorpo_trainer.updater import UpdateFacts
 
 WORK = {"images": 8.0, "reward_queries": 16.0}

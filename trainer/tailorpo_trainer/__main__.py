@@ -9,7 +9,7 @@ from tailorpo_trainer.launch import REPORTS
 
 if __name__ == "__main__":
     if (folder := os.environ.get(REPORTS)) and (rank := os.environ.get("RANK")):
-        from tailorpo_trainer import termination
+        from tailorpo_trainer.telemetry import termination
 
         # The pod's own last word is the launcher's to write, from those of all ranks. Until then the pod's first
         # process keeps it current: if all are killed at once, nobody chooses any more.

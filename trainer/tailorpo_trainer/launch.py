@@ -206,8 +206,8 @@ def _tell(rank: int, code: int, messages: Mapping[int, dict[str, Any]]) -> None:
     """The pod's own last word: how far its first rank was, which knows most, and why the decisive one ended."""
     from pydantic import ValidationError
 
-    from tailorpo_trainer import termination
     from tailorpo_trainer.spec.progress import Error, Progress
+    from tailorpo_trainer.telemetry import termination
 
     def progress(of: int) -> Progress:
         try:

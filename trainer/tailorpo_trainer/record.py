@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tailorpo_trainer import alarms, termination
 from tailorpo_trainer.errors import ExitCode, TailorPOError
 from tailorpo_trainer.evaluate import Measurement
-from tailorpo_trainer.observing import Beginning, Observer
 from tailorpo_trainer.results.run_folder import Output, append_metrics, finite, rewrite_metrics
 from tailorpo_trainer.scoring import Scorer
 from tailorpo_trainer.spec.progress import Checkpoint, Metrics, Progress, Rates, redact
-from tailorpo_trainer.timing import Phases
+from tailorpo_trainer.telemetry import alarms, termination
+from tailorpo_trainer.telemetry.observer import Beginning, Observer
+from tailorpo_trainer.telemetry.timing import Phases
 from tailorpo_trainer.updater import UpdateFacts
 from tailorpo_trainer.versions import now
 

@@ -12,7 +12,7 @@ from tailorpo_trainer.distributed.world import World
 from tailorpo_trainer.errors import TailorPOError
 from tailorpo_trainer.rewards.weighted_sum import RewardSum
 from tailorpo_trainer.spec.job import TrainingSpec
-from tailorpo_trainer.timing import Phases
+from tailorpo_trainer.telemetry.timing import Phases
 
 CHECKED, CHECK_EVERY = 80, 10
 """Pictures, about, that a check of the scoring decoder decodes again; iterations between checks without evaluations."""

@@ -10,7 +10,6 @@ from tailorpo_trainer import estimate, evaluate, methods, models, prompts, repor
 from tailorpo_trainer.diffusion.ddim import choose_steps
 from tailorpo_trainer.diffusion.noise import Noise, Purpose
 from tailorpo_trainer.diffusion.policy import Policy
-from tailorpo_trainer.display import Display
 from tailorpo_trainer.distributed.world import World
 from tailorpo_trainer.errors import TailorPOError
 from tailorpo_trainer.record import Record
@@ -20,6 +19,7 @@ from tailorpo_trainer.rewards.weighted_sum import RewardSum
 from tailorpo_trainer.saving import Saving
 from tailorpo_trainer.scoring import Scorer, rechecked
 from tailorpo_trainer.spec.job import Spec, TailorPOJob
+from tailorpo_trainer.telemetry.display import Display
 from tailorpo_trainer.updater import Updater
 
 

@@ -302,8 +302,8 @@ def test_a_process_that_hangs_is_ended_and_says_where(document: Make, start: Sta
 def test_the_first_process_alone_serves_and_counts_for_all(
     document: Make, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tailorpo_trainer.metrics import Metrics
-    from tailorpo_trainer.onlookers import Watch
+    from tailorpo_trainer.telemetry.exporters import Watch
+    from tailorpo_trainer.telemetry.prometheus import Metrics
 
     def keep(self: Metrics) -> None:
         labels = {"namespace": "", "job": "test"}

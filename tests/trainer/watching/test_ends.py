@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from tailorpo_trainer import cli, models, termination, train
+from tailorpo_trainer import cli, models, train
 from tailorpo_trainer.errors import ExitCode
 from tailorpo_trainer.spec.progress import Progress
+from tailorpo_trainer.telemetry import termination
 
 PAGE = Path(__file__).parents[3] / "docs" / "exit-codes.md"
 

@@ -15,10 +15,10 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as classic
 from ruamel.yaml import YAML
 
-from tailorpo_trainer import alarms, termination
-from tailorpo_trainer.metrics import Metrics
-from tailorpo_trainer.observing import Beginning
 from tailorpo_trainer.spec.progress import Progress
+from tailorpo_trainer.telemetry import alarms, termination
+from tailorpo_trainer.telemetry.observer import Beginning
+from tailorpo_trainer.telemetry.prometheus import Metrics
 
 PAGE = (Path(__file__).parents[3] / "docs" / "metrics.md").read_text()
 
@@ -176,7 +176,7 @@ def test_after_a_resume_counters_begin_at_0_and_gauges_where_the_run_is(
 def test_no_prometheus_unless_a_port_is_asked_for(
     start: Any, probe: Install, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("prometheus_client", "tailorpo_trainer.metrics", "tailorpo_trainer.server"):
+    for name in ("prometheus_client", "tailorpo_trainer.telemetry.prometheus", "tailorpo_trainer.telemetry.server"):
         monkeypatch.setitem(sys.modules, name, None)  # importing it fails from now on
     probe(lambda call: None)
     assert start() == 0

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tailorpo_trainer import termination
 from tailorpo_trainer.errors import ConfigurationError, understood
 from tailorpo_trainer.spec.progress import Checkpoint, Metrics, Part, Progress
+from tailorpo_trainer.telemetry import termination
 
 PAGE = Path(__file__).parents[3] / "docs" / "progress.md"
 

@@ -12,11 +12,11 @@ from urllib.request import Request, urlopen
 import pytest
 from prometheus_client import CollectorRegistry
 
-from tailorpo_trainer import termination
 from tailorpo_trainer.errors import ConfigurationError, RewardError
-from tailorpo_trainer.observing import Beginning
-from tailorpo_trainer.server import Health, serving
 from tailorpo_trainer.spec.progress import Progress
+from tailorpo_trainer.telemetry import termination
+from tailorpo_trainer.telemetry.observer import Beginning
+from tailorpo_trainer.telemetry.server import Health, serving
 
 
 def get(url: str, method: str = "GET") -> tuple[int, str]:

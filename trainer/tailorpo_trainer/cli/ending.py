@@ -39,8 +39,8 @@ def say(error: BaseException) -> int:
 def last_word(error: BaseException, status: int) -> None:
     """Leave a run's end where a kubelet reads it (`docs/progress.md`). Never fails."""
     with suppress(Exception):
-        from tailorpo_trainer import termination
         from tailorpo_trainer.spec.progress import Progress
+        from tailorpo_trainer.telemetry import termination
 
         if isinstance(error, click.UsageError):
             termination.begin(Progress())  # no run began

@@ -14,8 +14,8 @@ from tailorpo_trainer.errors import ConfigurationError
 from tailorpo_trainer.launch import Gang
 
 if TYPE_CHECKING:
-    from tailorpo_trainer.onlookers import Watch
     from tailorpo_trainer.spec.job import TailorPOJob
+    from tailorpo_trainer.telemetry.exporters import Watch
 
 
 def _again(
@@ -126,11 +126,12 @@ def run(
     display: Literal["auto", "plain", "json", "quiet"] = (
         "quiet" if quiet else "json" if as_json else "plain" if no_progress else "auto"
     )
-    from tailorpo_trainer import document, onlookers, termination
+    from tailorpo_trainer import document
     from tailorpo_trainer.spec.progress import Progress
+    from tailorpo_trainer.telemetry import exporters, termination
 
     termination.begin(Progress())
-    watch = onlookers.Watch(metrics_port, metrics_host, metrics_stall_seconds, tensorboard)
+    watch = exporters.Watch(metrics_port, metrics_host, metrics_stall_seconds, tensorboard)
     job = document.read(file, overrides)
     ignored = cluster_fields(job)
     if ignored and not quiet:

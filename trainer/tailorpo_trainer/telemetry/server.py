@@ -13,9 +13,9 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
-from tailorpo_trainer import termination
 from tailorpo_trainer.errors import ConfigurationError
-from tailorpo_trainer.observing import Beginning, Line, Observer
+from tailorpo_trainer.telemetry import termination
+from tailorpo_trainer.telemetry.observer import Beginning, Line, Observer
 
 App = Callable[[dict[str, Any], Any], Iterable[bytes]]
 

@@ -5,7 +5,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tailorpo_trainer.observing import Observer
+from tailorpo_trainer.telemetry.observer import Observer
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,12 @@ def onlookers(output: Path, watch: Watch) -> Iterator[list[Observer]]:
     with ExitStack() as stack:
         observers: list[Observer] = []
         if watch.tensorboard:
-            from tailorpo_trainer.tensorboard import TensorBoard
+            from tailorpo_trainer.telemetry.tensorboard import TensorBoard
 
             observers.append(TensorBoard(output))
         if watch.port is not None:
-            from tailorpo_trainer.metrics import Metrics
-            from tailorpo_trainer.server import Health, serving
+            from tailorpo_trainer.telemetry.prometheus import Metrics
+            from tailorpo_trainer.telemetry.server import Health, serving
 
             metrics, health = Metrics(), Health(watch.stall_seconds)
             stack.enter_context(serving(watch.host, watch.port, metrics.registry, health))

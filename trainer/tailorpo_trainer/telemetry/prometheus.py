@@ -5,8 +5,8 @@ import time
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, Summary
 
-from tailorpo_trainer import alarms, termination
-from tailorpo_trainer.observing import Beginning, Line, Observer
+from tailorpo_trainer.telemetry import alarms, termination
+from tailorpo_trainer.telemetry.observer import Beginning, Line, Observer
 from tailorpo_trainer.versions import installed
 
 LABELS = ("namespace", "job")

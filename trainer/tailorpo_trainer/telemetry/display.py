@@ -5,7 +5,7 @@ import sys
 import time
 from typing import Literal, TextIO
 
-from tailorpo_trainer.observing import Line, Observer
+from tailorpo_trainer.telemetry.observer import Line, Observer
 
 Kind = Literal["auto", "plain", "json", "quiet"]
 

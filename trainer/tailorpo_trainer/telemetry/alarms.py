@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from tailorpo_trainer.observing import Line
+from tailorpo_trainer.telemetry.observer import Line
 
 NAMES = (
     "gap-at-zero",

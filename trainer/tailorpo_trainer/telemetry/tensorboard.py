@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tailorpo_trainer.errors import ConfigurationError
-from tailorpo_trainer.observing import Beginning, Line, Observer
 from tailorpo_trainer.results.run_folder import Output
+from tailorpo_trainer.telemetry.observer import Beginning, Line, Observer
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard.writer import SummaryWriter
