@@ -15,13 +15,13 @@ from torch import Tensor
 from benchmarks.contenders import ONE_BY_ONE, count, job, load, ours
 from benchmarks.startup import BUILD
 from tailorpo_trainer import estimate, models, rewards
-from tailorpo_trainer.agreement import Agreement, rank_agreement
 from tailorpo_trainer.diffusion.ddim import choose_steps
 from tailorpo_trainer.diffusion.noise import Noise, Purpose
 from tailorpo_trainer.diffusion.policy import Policy
 from tailorpo_trainer.rewards.weighted_sum import RewardSum
-from tailorpo_trainer.rollout import Branch, branch
-from tailorpo_trainer.scoring import CHECKED
+from tailorpo_trainer.rollout.agreement import Agreement, rank_agreement
+from tailorpo_trainer.rollout.scoring import CHECKED
+from tailorpo_trainer.rollout.trajectories import Branch, branch
 from tailorpo_trainer.spec.job import Reward
 from tailorpo_trainer.tiny_animals import ANIMALS
 

@@ -17,7 +17,7 @@ from tailorpo_trainer.diffusion.ddim import choose_steps
 from tailorpo_trainer.diffusion.noise import Noise, Purpose
 from tailorpo_trainer.diffusion.policy import Policy
 from tailorpo_trainer.rewards.weighted_sum import RewardSum
-from tailorpo_trainer.scoring import Scorer
+from tailorpo_trainer.rollout.scoring import Scorer
 from tailorpo_trainer.spec.job import TailorPOJob
 from tailorpo_trainer.updater import Updater
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from benchmarks import judging
 from tailorpo_trainer import document, evaluate, rewards, train, trained
 from tailorpo_trainer.diffusion.noise import Purpose
-from tailorpo_trainer.report.measures import mean, standard_error
+from tailorpo_trainer.stats import mean, standard_error
 
 JOB = Path("examples/demo.yaml")
 BUILD = Path("build/benchmarks/demo")

@@ -13,7 +13,7 @@ from typing import Any
 from benchmarks.methods import plan
 from benchmarks.methods.kept import Result
 from benchmarks.methods.plan import Setting
-from tailorpo_trainer.report.measures import mean, standard_error, t_quantile
+from tailorpo_trainer.stats import mean, standard_error, t_quantile
 
 AXES = ("images", "reward_queries", "flops")
 """What can be held equal."""

@@ -7,7 +7,7 @@ from itertools import combinations
 from benchmarks.methods import plan, reading
 from benchmarks.methods.kept import Result
 from benchmarks.methods.reading import Reading
-from tailorpo_trainer.report.measures import mean
+from tailorpo_trainer.stats import mean
 
 AXIS_NAMES = {"images": "images", "reward_queries": "reward queries", "flops": "FLOPs"}
 DECIMALS = {"colourfulness": 1, "clip-score": 2}

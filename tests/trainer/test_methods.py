@@ -18,9 +18,9 @@ from tailorpo_trainer.diffusion.ddim import choose_steps
 from tailorpo_trainer.diffusion.noise import Noise, Purpose
 from tailorpo_trainer.diffusion.policy import Policy
 from tailorpo_trainer.document import parse
-from tailorpo_trainer.records import Pairs
-from tailorpo_trainer.rollout import branch, follow
-from tailorpo_trainer.scoring import Scorer
+from tailorpo_trainer.rollout.rows import Pairs
+from tailorpo_trainer.rollout.scoring import Scorer
+from tailorpo_trainer.rollout.trajectories import branch, follow
 from tailorpo_trainer.spec.job import Spec
 from tailorpo_trainer.updater import Updater
 
@@ -357,7 +357,7 @@ def test_work_of_one_trajectory_stays_within_the_best_known(
 
 @pytest.mark.parametrize("name", ALL)
 def test_what_is_drawn_does_not_depend_on_the_batch(resolved: Callable[..., Spec], name: str) -> None:
-    from tailorpo_trainer.records import merge
+    from tailorpo_trainer.rollout.rows import merge
 
     run = resolved(method={"name": name})
     policy, method = models.load_policy(run), methods.build(run.method)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal
 
-from tailorpo_trainer import objectives
+from tailorpo_trainer.methods import objectives
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 
 from tailorpo_trainer import cli, document, evaluate, models, train
 from tailorpo_trainer.recognition import Judge, Recognition, animal_in
-from tailorpo_trainer.report.measures import wilson
+from tailorpo_trainer.stats import wilson
 from tailorpo_trainer.tiny_animals import ANIMALS
 
 

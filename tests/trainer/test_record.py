@@ -15,7 +15,7 @@ from tailorpo_trainer.evaluate import Measurement
 from tailorpo_trainer.record import Record
 from tailorpo_trainer.results import run_folder
 from tailorpo_trainer.results.run_folder import Output
-from tailorpo_trainer.scoring import Scorer
+from tailorpo_trainer.rollout.scoring import Scorer
 from tailorpo_trainer.spec.progress import Checkpoint, Progress
 from tailorpo_trainer.telemetry import termination
 from tailorpo_trainer.telemetry.observer import Beginning, Line, Observer

@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 import torch
 
-from tailorpo_trainer import checkpoint, evaluate, models, rollout, train
+from tailorpo_trainer import checkpoint, evaluate, models, train
 from tailorpo_trainer.checkpoint.storage.folder import FolderStore
 from tailorpo_trainer.distributed.signals import Stop, StopRequested
 from tailorpo_trainer.document import parse
 from tailorpo_trainer.errors import ExitCode, StoppedError
+from tailorpo_trainer.rollout import trajectories
 
 Make = Callable[..., dict[str, Any]]
 
@@ -110,7 +111,7 @@ def test_stopped_during_an_evaluation_it_is_made_again_and_the_end_is_the_same(
 ) -> None:
     values = document(checkpoint={"everyIterations": 100}, optimizer={"learningRate": 1e-2, "emaDecay": 0.5})
     train.run(parse(values), tmp_path / "whole", display="quiet")
-    whole, calls = rollout.follow, iter(range(100))
+    whole, calls = trajectories.follow, iter(range(100))
 
     def follow(*arguments: Any, **options: Any) -> Any:
         if next(calls) == 1:  # the evaluation after iteration 2

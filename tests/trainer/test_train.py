@@ -366,7 +366,7 @@ def test_tailorpo_g_needs_a_differentiable_reward(document: Make, tmp_path: Path
 def test_a_loss_that_is_not_finite_changes_nothing(
     document: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tailorpo_trainer import objectives
+    from tailorpo_trainer.methods import objectives
 
     whole, calls = objectives.preference_loss, iter(range(100))
     monkeypatch.setattr(

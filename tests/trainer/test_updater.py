@@ -14,7 +14,7 @@ from tailorpo_trainer.distributed.signals import StopRequested
 from tailorpo_trainer.document import parse
 from tailorpo_trainer.errors import NotFiniteError
 from tailorpo_trainer.methods import Loss
-from tailorpo_trainer.records import Pairs
+from tailorpo_trainer.rollout.rows import Pairs
 from tailorpo_trainer.spec.job import Spec
 from tailorpo_trainer.updater import Updater
 

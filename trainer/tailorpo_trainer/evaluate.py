@@ -13,7 +13,7 @@ from tailorpo_trainer.distributed.signals import Stop
 from tailorpo_trainer.distributed.world import World
 from tailorpo_trainer.rewards.clip_score import ClipScore
 from tailorpo_trainer.rewards.weighted_sum import RewardSum
-from tailorpo_trainer.rollout import follow
+from tailorpo_trainer.rollout.trajectories import follow
 
 SMALL = 32
 """Pixels of a side at which pictures are compared: shapes and colours, not noise."""

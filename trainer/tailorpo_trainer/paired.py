@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tailorpo_trainer.evaluate import Measurement
 from tailorpo_trainer.recognition import Recognition
-from tailorpo_trainer.report.measures import t_quantile, wilson
+from tailorpo_trainer.stats import t_quantile, wilson
 
 
 @dataclass(frozen=True)

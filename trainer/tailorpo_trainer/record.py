@@ -13,7 +13,7 @@ from torch import Tensor
 from tailorpo_trainer.errors import ExitCode, TailorPOError
 from tailorpo_trainer.evaluate import Measurement
 from tailorpo_trainer.results.run_folder import Output, append_metrics, finite, rewrite_metrics
-from tailorpo_trainer.scoring import Scorer
+from tailorpo_trainer.rollout.scoring import Scorer
 from tailorpo_trainer.spec.progress import Checkpoint, Metrics, Progress, Rates, redact
 from tailorpo_trainer.telemetry import alarms, termination
 from tailorpo_trainer.telemetry.observer import Beginning, Observer

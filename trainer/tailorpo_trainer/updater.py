@@ -15,7 +15,7 @@ from tailorpo_trainer.distributed.signals import Stop
 from tailorpo_trainer.distributed.world import World
 from tailorpo_trainer.errors import NotFiniteError, TailorPOError
 from tailorpo_trainer.methods import Method
-from tailorpo_trainer.records import Pairs, Transitions, take
+from tailorpo_trainer.rollout.rows import Pairs, Transitions, take
 from tailorpo_trainer.spec.job import TrainingSpec
 
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tailorpo_trainer import checkpoint, methods, models, rewards, rollout, train
+from tailorpo_trainer import checkpoint, methods, models, rewards, train
 from tailorpo_trainer.diffusion.ddim import choose_steps
 from tailorpo_trainer.diffusion.noise import Noise, Purpose
 from tailorpo_trainer.diffusion.policy import Policy
@@ -24,8 +24,9 @@ from tailorpo_trainer.distributed.signals import Stop
 from tailorpo_trainer.distributed.world import World, join
 from tailorpo_trainer.document import parse
 from tailorpo_trainer.errors import ExitCode
-from tailorpo_trainer.records import Pairs, Transitions
-from tailorpo_trainer.scoring import Scorer
+from tailorpo_trainer.rollout.rows import Pairs, Transitions
+from tailorpo_trainer.rollout.scoring import Scorer
+from tailorpo_trainer.rollout.trajectories import branch
 from tailorpo_trainer.spec.job import TailorPOJob
 from tailorpo_trainer.updater import Updater
 
@@ -166,7 +167,7 @@ def test_stopped_at_any_process_and_gone_on_with_is_as_if_never_stopped(
                 os.kill(os.getpid(), signal.SIGTERM)
             return whole(*arguments, **options)
 
-        whole, calls = rollout.branch, iter(range(100))
+        whole, calls = branch, iter(range(100))
         with patch("tailorpo_trainer.methods.base.branch", roll_out):
             train.run(job, tmp_path / "parts", display="quiet")
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tailorpo_trainer import report
-from tailorpo_trainer.report import charts, measures, wording
+from tailorpo_trainer import report, stats
+from tailorpo_trainer.report import charts, number_format
 
 Make = Callable[..., Path]
 Read = Callable[[Path], Any]
@@ -31,7 +31,7 @@ T_TABLE = {
 
 @pytest.mark.parametrize(("freedom", "expected"), T_TABLE.items())
 def test_t_quantile_is_that_of_the_tables(freedom: int, expected: float) -> None:
-    assert measures.t_quantile(freedom) == pytest.approx(expected, abs=5e-5)
+    assert stats.t_quantile(freedom) == pytest.approx(expected, abs=5e-5)
 
 
 def lines(output: Path, kind: str) -> list[dict[str, Any]]:
@@ -93,17 +93,17 @@ def test_gaps_by_step_are_means(a_run: Make, page: Read) -> None:
     text = page(report.write(output)).text
     for step in ("0", "5", "10", "14", "19"):
         mean = np.mean([line["gap_by_step"][step] for line in lines(output, "iteration")])
-        assert wording.number(float(mean), 3) in text
+        assert number_format.number(float(mean), 3) in text
 
 
 def test_histogram_shares_bins_and_counts_everything() -> None:
     random = np.random.default_rng(0)
     before, after = random.normal(0, 1, 50).tolist(), random.normal(2, 1, 50).tolist()
-    edges, counts = measures.histogram([*before, None], after)
+    edges, counts = stats.histogram([*before, None], after)
     assert counts[0] == np.histogram(before, edges)[0].tolist()
     assert counts[1] == np.histogram(after, edges)[0].tolist()
-    assert measures.histogram([3.0, 3.0], [3.0])[1][0].count(2) == 1
-    assert measures.histogram([None], []) == ([], [])
+    assert stats.histogram([3.0, 3.0], [3.0])[1][0].count(2) == 1
+    assert stats.histogram([None], []) == ([], [])
 
 
 def test_long_rows_are_thinned_by_averaging() -> None:
@@ -120,7 +120,7 @@ def test_long_rows_are_thinned_by_averaging() -> None:
      (math.nan, "–"), (2.5e7, "2.5×10⁷"), (math.inf, "–")],
 )  # fmt: skip
 def test_numbers_read_well(value: float | None, text: str) -> None:
-    assert wording.number(value) == text
+    assert number_format.number(value) == text
 
 
 @pytest.mark.parametrize(
@@ -144,8 +144,8 @@ def test_counts_have_no_ticks_between_whole_numbers() -> None:
 
 
 def test_a_rounded_zero_has_no_sign() -> None:
-    assert wording.signed(-0.001, decimals=1) == "0.0"
-    assert wording.signed(0.0001, decimals=2) == "0.00"
+    assert number_format.signed(-0.001, decimals=1) == "0.0"
+    assert number_format.signed(0.0001, decimals=2) == "0.00"
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (-3, 7), (0.001, 0.0013), (1e9, 3e12), (5, 5.0000001)])

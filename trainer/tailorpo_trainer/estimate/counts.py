@@ -20,7 +20,7 @@ from tailorpo_trainer.diffusion.ddim import DDIM, choose_steps
 from tailorpo_trainer.diffusion.noise import Noise, Purpose
 from tailorpo_trainer.diffusion.policy import Policy
 from tailorpo_trainer.rewards.weighted_sum import RewardSum, Term
-from tailorpo_trainer.scoring import Scorer, check_interval, rechecked
+from tailorpo_trainer.rollout.scoring import Scorer, check_interval, rechecked
 from tailorpo_trainer.spec.job import Spec
 
 Key = tuple[str, str]

@@ -10,9 +10,9 @@ from torch import Tensor
 from tailorpo_trainer.diffusion.batch_sizes import Portions
 from tailorpo_trainer.diffusion.noise import Noise
 from tailorpo_trainer.diffusion.policy import Policy
-from tailorpo_trainer.records import Pairs, Transitions
-from tailorpo_trainer.rollout import Branch, Push, branch
-from tailorpo_trainer.scoring import Scorer
+from tailorpo_trainer.rollout.rows import Pairs, Transitions
+from tailorpo_trainer.rollout.scoring import Scorer
+from tailorpo_trainer.rollout.trajectories import Branch, Push, branch
 from tailorpo_trainer.spec.job import Training
 
 Parameter = TypeVar("Parameter")

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tailorpo_trainer import objectives
 from tailorpo_trainer.diffusion.policy import Policy
+from tailorpo_trainer.methods import objectives
 from tailorpo_trainer.methods.base import Loss, Scene, given, mean_shift
-from tailorpo_trainer.records import Transitions
-from tailorpo_trainer.rollout import Transition, follow
+from tailorpo_trainer.rollout.rows import Transitions
+from tailorpo_trainer.rollout.trajectories import Transition, follow
 from tailorpo_trainer.spec.job import Method
 
 

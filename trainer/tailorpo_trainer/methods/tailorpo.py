@@ -10,11 +10,11 @@ Not in the abstract, so switches: the trajectory goes on from the winner; which 
 
 from torch import Tensor
 
-from tailorpo_trainer import objectives
 from tailorpo_trainer.diffusion.policy import Policy
+from tailorpo_trainer.methods import objectives
 from tailorpo_trainer.methods.base import Loss, Scene, best_against_worst, branch_out, given, mean_shift, predictions
-from tailorpo_trainer.records import Pairs
-from tailorpo_trainer.rollout import Branch
+from tailorpo_trainer.rollout.rows import Pairs
+from tailorpo_trainer.rollout.trajectories import Branch
 from tailorpo_trainer.spec.job import Method
 
 

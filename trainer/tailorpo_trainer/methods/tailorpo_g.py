@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tailorpo_trainer.methods.base import Scene, branch_out, given
 from tailorpo_trainer.methods.tailorpo import TailorPO
-from tailorpo_trainer.rollout import Branch
+from tailorpo_trainer.rollout.trajectories import Branch
 from tailorpo_trainer.spec.job import Method
 
 

@@ -7,8 +7,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from tailorpo_trainer.report import comparison, page, single
-from tailorpo_trainer.report.reading import read
+from tailorpo_trainer.report import compare_page, render, run_page
+from tailorpo_trainer.report.run_data import read
 
 __all__ = ["compare", "write"]
 
@@ -20,7 +20,7 @@ def write(output: Path) -> Path:
         TailorPOError: if it is no run's folder, or cannot be written to.
     """
     run = read(output)
-    return page.save(page.render("report.html.j2", **single.context(run)), run.output.report)
+    return render.save(render.render("report.html.j2", **run_page.context(run)), run.output.report)
 
 
 def compare(runs: Sequence[Path], to: Path) -> Path:
@@ -29,5 +29,5 @@ def compare(runs: Sequence[Path], to: Path) -> Path:
     Raises:
         TailorPOError: if there are fewer than two, if one is no run's folder, or if `to` cannot be written.
     """
-    context = comparison.context([read(folder) for folder in runs])
-    return page.save(page.render("compare.html.j2", **context), to / "compare.html" if to.is_dir() else to)
+    context = compare_page.context([read(folder) for folder in runs])
+    return render.save(render.render("compare.html.j2", **context), to / "compare.html" if to.is_dir() else to)

@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tailorpo_trainer.report import measures, wording
-from tailorpo_trainer.report.measures import Value
-from tailorpo_trainer.report.strokes import Series, Stroke, stroke
+from tailorpo_trainer import stats
+from tailorpo_trainer.report import number_format
+from tailorpo_trainer.report.svg_paths import Series, Stroke, stroke
+from tailorpo_trainer.stats import Value
 
 POINTS = 500
 """A curve never has more points."""
@@ -147,7 +148,7 @@ def labels(low: float, high: float, about: int, whole: bool = False) -> list[tup
     """The same with their texts."""
     ticks = ticks_of(low, high, about, whole)
     largest = max((abs(tick) for tick, _ in ticks), default=0.0)
-    return [(tick, wording.tick(tick, step, largest)) for tick, step in ticks]
+    return [(tick, number_format.tick(tick, step, largest)) for tick, step in ticks]
 
 
 def _range(chart: Chart) -> tuple[Value, Value]:
@@ -169,7 +170,7 @@ def _summary(chart: Chart) -> str:
     for series in chart.series:
         there = [y for y in series.y if y is not None]
         if there and not series.faint:
-            first, last = wording.number(there[0]), wording.number(there[-1])
+            first, last = number_format.number(there[0]), number_format.number(there[-1])
             parts.append(f"{series.name} from {first} to {last}")
     return f"{chart.title}: " + ("; ".join(parts) or "no value") + "."
 
@@ -184,5 +185,5 @@ def thin(rows: Mapping[str, Sequence[Value]]) -> dict[str, list[Value]]:
     length = len(next(iter(rows.values()), ()))
     if length <= POINTS:
         return {key: list(row) for key, row in rows.items()}
-    groups = measures.bins(length, POINTS)
-    return {key: [measures.bin_mean(row, group) for group in groups] for key, row in rows.items()}
+    groups = stats.bins(length, POINTS)
+    return {key: [stats.bin_mean(row, group) for group in groups] for key, row in rows.items()}

@@ -9,7 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from tailorpo_trainer.errors import ConfigurationError
-from tailorpo_trainer.report import wording
+from tailorpo_trainer.report import number_format
 from tailorpo_trainer.results.run_folder import write_text
 
 TEMPLATES = Path(__file__).with_name("templates")
@@ -25,7 +25,7 @@ def render(template: str, **values: Any) -> str:
         lstrip_blocks=True,
     )
     for name in ("number", "signed", "count", "plural", "share", "seconds", "flops"):
-        environment.filters[name] = getattr(wording, name)
+        environment.filters[name] = getattr(number_format, name)
     # Ours, and free of markup: not escaped. What comes from outside never takes this way.
     style, script = (Markup((TEMPLATES / name).read_text(encoding="utf-8")) for name in ("style.css", "page.js"))
     return environment.get_template(template).render(style=style, script=script, **values)

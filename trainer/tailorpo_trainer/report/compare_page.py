@@ -4,11 +4,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tailorpo_trainer.errors import ConfigurationError
-from tailorpo_trainer.report import budgets, charts, costs, curves, differences, page, pictures, verdict
-from tailorpo_trainer.report.budgets import Entry
+from tailorpo_trainer.report import charts, render
 from tailorpo_trainer.report.charts import Chart, Grid
-from tailorpo_trainer.report.reading import Evaluation, Run
-from tailorpo_trainer.report.strokes import Series
+from tailorpo_trainer.report.run_data import Evaluation, Run
+from tailorpo_trainer.report.sections import costs, curves, differences, equal_budgets, pictures, verdict
+from tailorpo_trainer.report.sections.equal_budgets import Entry
+from tailorpo_trainer.report.svg_paths import Series
 
 ROWS = 12
 """Noises whose pictures are shown."""
@@ -32,10 +33,10 @@ def context(runs: Sequence[Run]) -> dict[str, Any]:
         "default_axis": axes[0] if axes else "",
         "table": [_row(entry, entries[0]) for entry in entries],
         "watched": _watched(entries),
-        "budgets": budgets.equal(entries, [axis for axis in axes if axis != "iterations"]),
+        "budgets": equal_budgets.equal(entries, [axis for axis in axes if axis != "iterations"]),
         "pictures": _pictures(entries),
         "differences": differences.fields(runs),
-        "data": page.embed(
+        "data": render.embed(
             {
                 "grids": charts.grid_data(grids),
                 "ends": ends,
@@ -118,7 +119,7 @@ def _row(entry: Entry, reference: Entry) -> dict[str, Any]:
         "iterations": run.done,
         "reward": None if last is None else last.reward,
         "gain": gain,
-        "difference": None if entry is reference else budgets.against(entry, last, reference, reference.last),
+        "difference": None if entry is reference else equal_budgets.against(entry, last, reference, reference.last),
         "diversity": None if last is None else last.diversity,
         "watched": {} if last is None else last.rewards,
         "totals": {key: run.totals.get(key) for key in costs.WORK},

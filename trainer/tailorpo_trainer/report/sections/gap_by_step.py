@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from tailorpo_trainer.report import measures
-from tailorpo_trainer.report.measures import Value
-from tailorpo_trainer.report.reading import Run, numbers
+from tailorpo_trainer import stats
+from tailorpo_trainer.report.run_data import Run, numbers
+from tailorpo_trainer.stats import Value
 
 COLUMNS, ROWS = 40, 50
 """At most; more iterations or steps share a cell."""
@@ -42,15 +42,15 @@ def heat(run: Run) -> Heat | None:
     steps = sorted({step for found in gaps for step in found})
     if not steps:
         return None
-    columns = measures.bins(len(gaps), COLUMNS)
+    columns = stats.bins(len(gaps), COLUMNS)
     names = [_span([int(run.iterations[k]["iteration"]) for k in column]) for column in columns]
     table: list[tuple[str, Value, list[Value]]] = []
-    for group in measures.bins(len(steps), ROWS):
+    for group in stats.bins(len(steps), ROWS):
         mine = [steps[k] for k in group]
 
         def over(indices: range, mine: list[int] = mine) -> Value:
             there = [v for k in indices for step in mine if (v := gaps[k].get(step)) is not None]
-            return measures.mean(there) if there else None
+            return stats.mean(there) if there else None
 
         table.append((_span(mine), over(range(len(gaps))), [over(column) for column in columns]))
     largest = max((v for _, _, cells in table for v in cells if v is not None), default=0.0)

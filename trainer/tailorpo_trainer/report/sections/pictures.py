@@ -8,9 +8,9 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from tailorpo_trainer.report import measures
-from tailorpo_trainer.report.measures import Value
-from tailorpo_trainer.report.reading import Evaluation, Run
+from tailorpo_trainer import stats
+from tailorpo_trainer.report.run_data import Evaluation, Run
+from tailorpo_trainer.stats import Value
 
 SHOWN = 24
 """Pairs on the page."""
@@ -92,7 +92,7 @@ def _between(run: Run, numbers: range, ends: list[list[Picture]]) -> tuple[list[
     used = sum(_size(frame) for frame in ends)
     each = max(1, max(_size(frame) for frame in ends))
     room = max(0, int((BUDGET - used) // each))
-    spread = [run.evaluations[k] for k in measures.pick(len(run.evaluations), room + 2)[1:-1]]
+    spread = [run.evaluations[k] for k in stats.pick(len(run.evaluations), room + 2)[1:-1]]
     chosen = [(run.evaluations[0], ends[0])]
     for evaluation in spread:
         pictures = _frame(run, evaluation, numbers)

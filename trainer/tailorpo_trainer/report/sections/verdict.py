@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tailorpo_trainer.report import measures, wording
-from tailorpo_trainer.report.measures import Difference, Value
-from tailorpo_trainer.report.reading import Evaluation, Run
+from tailorpo_trainer import stats
+from tailorpo_trainer.report import number_format
+from tailorpo_trainer.report.run_data import Evaluation, Run
 from tailorpo_trainer.spec.job import Reward
+from tailorpo_trainer.stats import Difference, Value
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def formula(rewards: Sequence[Reward]) -> str:
 
 def change_of_reward(before: Evaluation, after: Evaluation) -> Change:
     """Paired by picture where both have the same pictures."""
-    difference = measures.paired(before.scores, after.scores) or measures.unpaired(
+    difference = stats.paired(before.scores, after.scores) or stats.unpaired(
         before.reward, before.error, after.reward, after.error, after.images
     )
     decimals = _decimals(difference, after.reward)
@@ -58,7 +59,7 @@ def changes(run: Run, terms: Sequence[str]) -> list[Change]:
         if not watched and len(terms) == 1:
             continue
         b, a = before.rewards.get(name), after.rewards[name]
-        difference = measures.unpaired(b, before.errors.get(name), a, after.errors.get(name), after.images)
+        difference = stats.unpaired(b, before.errors.get(name), a, after.errors.get(name), after.images)
         kind = "watched" if watched else "term"
         found.append(Change(name, kind, b, a, difference, _decimals(difference, a)))
     b, a = before.diversity, after.diversity
@@ -79,7 +80,7 @@ def verdict(run: Run) -> Verdict:
     what = formula(run.job.spec.rewards)
     if before is after:
         of = "the base model" if before.iteration == 0 else f"iteration {before.iteration}"
-        figure = wording.number(before.reward)
+        figure = number_format.number(before.reward)
         text = f"Only {of} was evaluated{state} ({what}: {figure}): there is nothing yet to compare it with."
         return Verdict("unknown", text, [])
     change = change_of_reward(before, after)
@@ -87,14 +88,15 @@ def verdict(run: Run) -> Verdict:
     if difference is None:
         return Verdict("unknown", f"The evaluations{state} hold no reward that can be compared.", [])
     tone = "flat" if not difference.significant else "up" if difference.mean > 0 else "down"
-    figures = f"{wording.number(change.before, decimals=places)} to {wording.number(change.after, decimals=places)}"
-    gain = wording.signed(difference.mean, decimals=places)
-    low, high = (wording.signed(end, decimals=places) for end in (difference.low, difference.high))
-    interval = f"95{wording.THIN}% interval {low}\u00a0to\u00a0{high}"
+    old, new = (number_format.number(value, decimals=places) for value in (change.before, change.after))
+    figures = f"{old} to {new}"
+    gain = number_format.signed(difference.mean, decimals=places)
+    low, high = (number_format.signed(end, decimals=places) for end in (difference.low, difference.high))
+    interval = f"95{number_format.THIN}% interval {low}\u00a0to\u00a0{high}"
     how = (
-        f"{wording.plural(difference.count, 'picture')}, paired on the same noise"
+        f"{number_format.plural(difference.count, 'picture')}, paired on the same noise"
         if difference.paired
-        else f"{wording.plural(difference.count, 'picture')}, not paired"
+        else f"{number_format.plural(difference.count, 'picture')}, not paired"
     )
     verb = {
         "up": f"Held-out {what} rose from {figures}{state}: {gain}",
@@ -112,7 +114,7 @@ def _notes(run: Run, before: Evaluation, after: Evaluation, tone: str) -> list[s
         if change.kind == "diversity":
             fallen = bool(change.before and change.after is not None and change.after < 0.8 * change.before)
         if tone == "up" and change.kind in ("watched", "diversity") and fallen:
-            figures = f"{wording.number(change.before, 3)} to {wording.number(change.after, 3)}"
+            figures = f"{number_format.number(change.before, 3)} to {number_format.number(change.after, 3)}"
             notes.append(
                 f"At the same time {change.name} fell from {figures}: look at the pictures before trusting the reward."
             )
@@ -128,9 +130,9 @@ def _notes(run: Run, before: Evaluation, after: Evaluation, tone: str) -> list[s
 
 
 def _progress(run: Run) -> str:
-    return f"{wording.count(run.done)} of {wording.count(run.job.spec.training.iterations)} iterations"
+    return f"{number_format.count(run.done)} of {number_format.count(run.job.spec.training.iterations)} iterations"
 
 
 def _decimals(difference: Difference | None, fallback: Value) -> int:
     half = None if difference is None else (difference.high - difference.low) / 2
-    return wording.decimals_for(half, fallback)
+    return number_format.decimals_for(half, fallback)

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tailorpo_trainer.report import wording
-from tailorpo_trainer.report.measures import Value
-from tailorpo_trainer.report.reading import Run, numbers
+from tailorpo_trainer.report import number_format
+from tailorpo_trainer.report.run_data import Run, numbers
+from tailorpo_trainer.stats import Value
 
 PHASES = {
     "rollout": "drawing trajectories and candidates",
@@ -48,7 +48,7 @@ def time_by_phase(run: Run) -> list[Slice]:
     spent["evaluation"] += evaluation_seconds(run)
     if spent["other"] < 0.01 * sum(spent.values()):
         del spent["other"]
-    return _slices(spent, PHASES | {"other": "what no phase claims"}, wording.seconds)
+    return _slices(spent, PHASES | {"other": "what no phase claims"}, number_format.seconds)
 
 
 def training_seconds(run: Run) -> Value:
@@ -78,7 +78,7 @@ def flops_by_kind(run: Run) -> list[Slice]:
         "scoring decode": "the same, by the scoring decoder",
         "scoring": "the rewards' own models",
     }
-    return _slices(kinds, notes, wording.flops) if kinds else []
+    return _slices(kinds, notes, number_format.flops) if kinds else []
 
 
 def flops_of(totals: Mapping[str, Value], cost: Mapping[str, float]) -> Value:

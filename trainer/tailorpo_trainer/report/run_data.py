@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from tailorpo_trainer.errors import DataError
-from tailorpo_trainer.report.measures import Value
 from tailorpo_trainer.results.run_folder import Output
 from tailorpo_trainer.spec.job import TailorPOJob
+from tailorpo_trainer.stats import Value
 
 
 @dataclass(frozen=True)

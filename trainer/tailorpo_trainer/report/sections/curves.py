@@ -4,12 +4,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tailorpo_trainer.report import measures
+from tailorpo_trainer import stats
 from tailorpo_trainer.report.charts import POINTS, Chart, Grid, thin
-from tailorpo_trainer.report.costs import flops_of
-from tailorpo_trainer.report.measures import Value
-from tailorpo_trainer.report.reading import Evaluation, Run, numbers, value
-from tailorpo_trainer.report.strokes import Series
+from tailorpo_trainer.report.run_data import Evaluation, Run, numbers, value
+from tailorpo_trainer.report.sections.costs import flops_of
+from tailorpo_trainer.report.svg_paths import Series
+from tailorpo_trainer.stats import Value
 
 AXIS_KEYS = {
     "images": "images",
@@ -53,7 +53,7 @@ def training_grid(run: Run) -> tuple[Grid, dict[str, list[Value]]]:
 
 def evaluation_grid(run: Run) -> tuple[Grid, list[Evaluation]]:
     """x values of the evaluations, and those that are shown."""
-    shown = [run.evaluations[k] for k in measures.pick(len(run.evaluations), POINTS)]
+    shown = [run.evaluations[k] for k in stats.pick(len(run.evaluations), POINTS)]
     grid: dict[str, list[Value]] = {"iterations": [float(evaluation.iteration) for evaluation in shown]}
     for axis, key in AXIS_KEYS.items():
         grid[axis] = [evaluation.totals.get(key, None if evaluation.iteration else 0.0) for evaluation in shown]
@@ -64,14 +64,14 @@ def evaluation_grid(run: Run) -> tuple[Grid, list[Evaluation]]:
 
 def reward_series(shown: Sequence[Evaluation], grid: str = "evaluation", name: str = "", colour: str = "c0") -> Series:
     """Evaluation reward with the 95 % interval of its mean."""
-    widths = [None if e.error is None or e.images < 2 else e.error * measures.t_quantile(e.images - 1) for e in shown]
+    widths = [None if e.error is None or e.images < 2 else e.error * stats.t_quantile(e.images - 1) for e in shown]
     y = [e.reward for e in shown]
     return Series(name or "held-out reward", grid, y, colour, _plus(y, widths, -1), _plus(y, widths, 1))
 
 
 def change_series(shown: Sequence[Evaluation], grid: str = "evaluation", name: str = "", colour: str = "c0") -> Series:
     """Difference to the first evaluation, paired by picture, with its 95 % interval."""
-    found = [measures.paired(shown[0].scores, e.scores) for e in shown]
+    found = [stats.paired(shown[0].scores, e.scores) for e in shown]
     mean, low, high = (
         [None if difference is None else getattr(difference, key) for difference in found]
         for key in ("mean", "low", "high")
@@ -150,7 +150,7 @@ def _training_chart(y: Mapping[str, Sequence[Value]], key: str, title: str, note
     width = window(len(row))
     series = [Series(title.lower(), "training", row, "c0")]
     if width > 1:
-        smooth = Series(f"mean of {width}", "training", measures.moving_mean(row, width), "c0")
+        smooth = Series(f"mean of {width}", "training", stats.moving_mean(row, width), "c0")
         series = [Series(title.lower(), "training", row, "c0", faint=True), smooth]
     return Chart(f"training-{key}", title, series, note, **more)
 

@@ -4,7 +4,7 @@ import re
 
 from markupsafe import Markup, escape
 
-from tailorpo_trainer.report.reading import Run
+from tailorpo_trainer.report.run_data import Run
 
 _LINE = re.compile(r"^(?P<indent>\s*(?:- )*)(?:(?P<key>[\w.\"/-]+)(?P<colon>:)(?=\s|$))?(?P<rest>.*)$")
 _NUMBER = re.compile(r"[-+]?(\d[\d_]*\.?\d*([eE][-+]?\d+)?|\.\d+)")

@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tailorpo_trainer.report import charts, differences, measures, wording
+from tailorpo_trainer import stats
+from tailorpo_trainer.report import charts, number_format
 from tailorpo_trainer.report.charts import Grid
-from tailorpo_trainer.report.measures import Difference, Value
-from tailorpo_trainer.report.reading import Evaluation, Run
+from tailorpo_trainer.report.run_data import Evaluation, Run
+from tailorpo_trainer.report.sections import differences
+from tailorpo_trainer.stats import Difference, Value
 
 
 @dataclass(frozen=True)
@@ -40,9 +42,9 @@ def against(
         return None
     found = None
     if differences.same_pictures(entry.run, reference.run):
-        found = measures.paired(theirs.scores, mine.scores)
-    found = found or measures.unpaired(theirs.reward, theirs.error, mine.reward, mine.error, mine.images)
-    return None if found is None else (found, wording.decimals_for((found.high - found.low) / 2, found.mean))
+        found = stats.paired(theirs.scores, mine.scores)
+    found = found or stats.unpaired(theirs.reward, theirs.error, mine.reward, mine.error, mine.images)
+    return None if found is None else (found, number_format.decimals_for((found.high - found.low) / 2, found.mean))
 
 
 def equal(entries: Sequence[Entry], axes: Sequence[str]) -> list[dict[str, Any]]:
@@ -60,7 +62,7 @@ def equal(entries: Sequence[Entry], axes: Sequence[str]) -> list[dict[str, Any]]
             (e, None if number == 0 else against(entry, e, entries[0], at[0]))
             for number, (entry, e) in enumerate(zip(entries, at, strict=True))
         ]
-        text = {"seconds": wording.seconds, "flops": wording.flops}.get(axis, wording.count)(budget)
+        text = {"seconds": number_format.seconds, "flops": number_format.flops}.get(axis, number_format.count)(budget)
         found.append({"axis": charts.AXES[axis], "budget": text, "cells": cells})
     return found
 

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tailorpo_trainer.agreement import Agreement, rank_agreement
 from tailorpo_trainer.diffusion.policy import Policy
 from tailorpo_trainer.distributed.world import World
 from tailorpo_trainer.errors import TailorPOError
 from tailorpo_trainer.rewards.weighted_sum import RewardSum
+from tailorpo_trainer.rollout.agreement import Agreement, rank_agreement
 from tailorpo_trainer.spec.job import TrainingSpec
 from tailorpo_trainer.telemetry.timing import Phases
 

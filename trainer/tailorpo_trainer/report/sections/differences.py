@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tailorpo_trainer.document.dump import values
-from tailorpo_trainer.report import wording
-from tailorpo_trainer.report.reading import Run
+from tailorpo_trainer.report import number_format
+from tailorpo_trainer.report.run_data import Run
 
 SAME_SCORES = ("batchSize", "timeoutSeconds", "retries")
 """Fields of a reward that do not change what it says."""
@@ -15,7 +15,7 @@ def fields(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
     """Fields of the documents that are not the same in all runs: path and each run's value."""
     flat = [_flatten(values(run.job)) for run in runs]
     paths = list(dict.fromkeys(path for document in flat for path in document))
-    rows = [(path, [document.get(path, wording.DASH) for document in flat]) for path in paths]
+    rows = [(path, [document.get(path, number_format.DASH) for document in flat]) for path in paths]
     return [(path, texts) for path, texts in rows if len(set(texts)) > 1 and path != "metadata.name"]
 
 

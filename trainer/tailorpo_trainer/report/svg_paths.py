@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from tailorpo_trainer.report.measures import Value
+from tailorpo_trainer.stats import Value
 
 WIDTH, HEIGHT = 2000, 1000
 """Of every SVG's view box; on the page it is as large as its plot."""

@@ -2,9 +2,10 @@
 
 from typing import Any
 
-from tailorpo_trainer.report import measures, wording
-from tailorpo_trainer.report.measures import Value
-from tailorpo_trainer.report.reading import Run, value
+from tailorpo_trainer import stats
+from tailorpo_trainer.report import number_format
+from tailorpo_trainer.report.run_data import Run, value
+from tailorpo_trainer.stats import Value
 
 TABLE_ROWS = 50
 """Longer runs show every so many lines."""
@@ -25,16 +26,16 @@ def tables(run: Run, terms: list[str]) -> list[dict[str, Any]]:
     names = list(dict.fromkeys(name for e in run.evaluations for name in e.rewards))
     names = [name for name in names if [name] != terms]  # one reward alone is the reward
     evaluations: list[list[str]] = []
-    for k in measures.pick(len(run.evaluations), TABLE_ROWS):
+    for k in stats.pick(len(run.evaluations), TABLE_ROWS):
         e = run.evaluations[k]
         cells: list[Value] = [e.reward, e.error, *(e.rewards.get(name) for name in names), e.diversity]
-        evaluations.append([wording.count(e.iteration), *(wording.number(cell) for cell in cells)])
+        evaluations.append([number_format.count(e.iteration), *(number_format.number(cell) for cell in cells)])
     iterations = []
-    for k in measures.pick(len(run.iterations), TABLE_ROWS):
+    for k in stats.pick(len(run.iterations), TABLE_ROWS):
         line = run.iterations[k]
         total = value((line.get("totals") or {}).get("images"))
-        figures = [wording.number(value(line.get(key))) for key in KEYS]
-        iterations.append([wording.count(int(line["iteration"])), wording.count(total), *figures])
+        figures = [number_format.number(value(line.get(key))) for key in KEYS]
+        iterations.append([number_format.count(int(line["iteration"])), number_format.count(total), *figures])
     return [
         {
             "title": "Evaluations",

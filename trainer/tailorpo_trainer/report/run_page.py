@@ -3,21 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-from tailorpo_trainer.report import (
-    charts,
-    costs,
-    curves,
-    gaps,
-    measures,
-    page,
-    pictures,
-    reproduce,
-    tables,
-    verdict,
-    wording,
-)
-from tailorpo_trainer.report.pictures import Gallery
-from tailorpo_trainer.report.reading import Evaluation, Run
+from tailorpo_trainer import stats
+from tailorpo_trainer.report import charts, number_format, render
+from tailorpo_trainer.report.run_data import Evaluation, Run
+from tailorpo_trainer.report.sections import costs, curves, gap_by_step, pictures, reproduce, tables, verdict
+from tailorpo_trainer.report.sections.pictures import Gallery
 
 
 def context(run: Run) -> dict[str, Any]:
@@ -53,14 +43,14 @@ def context(run: Run) -> dict[str, Any]:
         "smoothed": curves.window(min(charts.POINTS, len(run.iterations))),
         "default_axis": next(iter(ends), ""),
         "tables": tables.tables(run, terms),
-        "heat": gaps.heat(run),
+        "heat": gap_by_step.heat(run),
         "histogram": histogram(run),
         "phases": costs.time_by_phase(run),
         "work": costs.work(run),
         "flops": costs.flops_by_kind(run),
         "facts": reproduce.facts(run),
         "yaml": reproduce.yaml(run.document),
-        "data": page.embed(
+        "data": render.embed(
             {
                 "grids": charts.grid_data(grids),
                 "ends": ends,
@@ -75,11 +65,11 @@ def state(run: Run) -> str:
     """How far the run came."""
     of = run.job.spec.training.iterations
     if run.done >= of:
-        text = f"complete, {wording.plural(of, 'iteration')}"
+        text = f"complete, {number_format.plural(of, 'iteration')}"
     else:
         phase = str(run.progress.get("phase") or "interrupted").lower()
         phase = {"starting": "unfinished", "running": "unfinished"}.get(phase, phase)
-        text = f"{phase} after {wording.count(run.done)} of {wording.plural(of, 'iteration')}"
+        text = f"{phase} after {number_format.count(run.done)} of {number_format.plural(of, 'iteration')}"
     return text + (f", {run.attempt} attempts" if run.attempt > 1 else "")
 
 
@@ -103,7 +93,7 @@ def histogram(run: Run) -> dict[str, Any] | None:
     if not run.evaluations:
         return None
     ends = run.evaluations[:1] + run.evaluations[1:][-1:]
-    edges, counts = measures.histogram(*(evaluation.scores for evaluation in ends))
+    edges, counts = stats.histogram(*(evaluation.scores for evaluation in ends))
     if not edges:
         return None
     span, top = edges[-1] - edges[0], 1.08 * max(max(row) for row in counts)

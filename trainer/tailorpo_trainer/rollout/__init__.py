@@ -1,0 +1,1 @@
+"""Trajectories, their scores, and the rows that training reads."""
