@@ -16,8 +16,10 @@ import torch
 from torch import Tensor
 
 from benchmarks import judging
-from tailorpo_trainer import document, evaluate, rewards, train, trained
+from tailorpo_trainer import document, rewards, train
 from tailorpo_trainer.diffusion.noise import Purpose
+from tailorpo_trainer.evaluation import trained
+from tailorpo_trainer.evaluation.measurement import draw
 from tailorpo_trainer.stats import mean, standard_error
 
 JOB = Path("examples/demo.yaml")
@@ -49,7 +51,7 @@ def measure(folder: Path, count: int) -> dict[str, Any]:
     right: dict[str, float] = {}
     for when in ("before", "after"):
         with run.policy.reference() if when == "before" else nullcontext():
-            wanted, pictures = evaluate.draw(run.policy, prompts, count, seed, 64, Purpose.EVALUATION)
+            wanted, pictures = draw(run.policy, prompts, count, seed, 64, Purpose.EVALUATION)
         with torch.no_grad():
             scored = reward(pictures, wanted)
         scores[when] = {"reward": scored.total, **scored.parts}

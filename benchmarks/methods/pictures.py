@@ -5,7 +5,8 @@ from pathlib import Path
 from PIL import Image
 
 from benchmarks.methods import plan
-from tailorpo_trainer import prompts, sheet
+from tailorpo_trainer import prompts
+from tailorpo_trainer.evaluation import contact_sheet
 
 SIDE = 64
 """Pixels of a picture on the sheet: as many as it has."""
@@ -22,8 +23,8 @@ def draw(folder: Path, to: Path) -> None:
         runs = {method: folder / reward / method for method in plan.METHODS}
         groups = {"before": _pictures(runs[plan.METHODS[0]] / "first", len(wanted))}
         groups |= {method: _pictures(run / "last", len(wanted)) for method, run in runs.items()}
-        sheets.append(sheet.lay_out(groups, [f"{prompt}, {reward}" for prompt in wanted], SIDE))
-    whole = Image.new("RGB", (max(one.width for one in sheets), sum(one.height for one in sheets)), sheet.PAPER)
+        sheets.append(contact_sheet.lay_out(groups, [f"{prompt}, {reward}" for prompt in wanted], SIDE))
+    whole = Image.new("RGB", (max(one.width for one in sheets), sum(one.height for one in sheets)), contact_sheet.PAPER)
     top = 0
     for one in sheets:
         whole.paste(one, (0, top))

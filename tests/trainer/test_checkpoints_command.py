@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from tailorpo_trainer import cli, models, train, trained
+from tailorpo_trainer import cli, models, train
 from tailorpo_trainer.checkpoint import latest, open_store
 from tailorpo_trainer.document import parse
+from tailorpo_trainer.evaluation import trained
 
 Make = Callable[..., dict[str, Any]]
 

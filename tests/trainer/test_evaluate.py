@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from tailorpo_trainer import evaluate, models, rewards
+from tailorpo_trainer import models, rewards
 from tailorpo_trainer.diffusion.policy import Policy
 from tailorpo_trainer.document import parse
-from tailorpo_trainer.evaluate import diversity
+from tailorpo_trainer.evaluation import measurement
+from tailorpo_trainer.evaluation.measurement import diversity
 from tailorpo_trainer.spec.job import Reward, Spec
 
 PROMPTS = ["a cat", "a dog", "a bee"]
@@ -72,36 +73,36 @@ def test_the_error_of_diversity_is_that_of_the_spread_between_runs() -> None:
     def draw(seed: int) -> tuple[float, float]:
         generator = torch.Generator().manual_seed(seed)
         level = torch.rand(12, 1, 1, 1, generator=generator)
-        found = evaluate._spread(level.expand(12, 3, 4, 4), ["a"] * 12)
+        found = measurement._spread(level.expand(12, 3, 4, 4), ["a"] * 12)
         assert found[0] is not None
         assert found[1] is not None
         return found[0], found[1]
 
     values, errors = zip(*(draw(seed) for seed in range(200)), strict=True)
     assert sum(errors) / 200 == pytest.approx(float(torch.tensor(values).std()), rel=0.2)
-    assert evaluate._spread(pictures(2), ["a", "a"])[1] is None
+    assert measurement._spread(pictures(2), ["a", "a"])[1] is None
 
 
 def test_feature_diversity_is_the_mean_cosine_distance_of_pairs() -> None:
     features = torch.nn.functional.normalize(pictures(7).flatten(1) - 0.5, dim=1)
     apart = [1 - float(features[i].double() @ features[j].double()) for i, j in combinations(range(4), 2)]
     more = [1 - float(features[i].double() @ features[j].double()) for i, j in combinations(range(4, 7), 2)]
-    found, error = evaluate._spread(features, ["a"] * 4 + ["b"] * 3, evaluate._angles)
+    found, error = measurement._spread(features, ["a"] * 4 + ["b"] * 3, measurement._angles)
     assert found == pytest.approx((sum(apart) / 6 + sum(more) / 3) / 2, rel=1e-6)
     assert error is not None
-    same, _ = evaluate._spread(features[:1].expand(5, -1), ["a"] * 5, evaluate._angles)
+    same, _ = measurement._spread(features[:1].expand(5, -1), ["a"] * 5, measurement._angles)
     assert same == pytest.approx(0, abs=1e-6)
 
 
 def test_feature_diversity_needs_a_clip_model_among_the_rewards(run: Spec, policy: Policy) -> None:
     watched = rewards.load([Reward(name="clip-score", batch_size=2)], "cpu")
     reward = rewards.load(run.rewards, "cpu")
-    seen = evaluate.measure(policy, reward, watched, PROMPTS[:1], 5, 0)
+    seen = measurement.measure(policy, reward, watched, PROMPTS[:1], 5, 0)
     assert seen.feature_diversity is not None
     assert 0 < seen.feature_diversity < 2
     assert seen.feature_diversity_error is not None
-    assert evaluate.measure(policy, reward, None, PROMPTS[:1], 5, 0).feature_diversity is None
-    assert evaluate.measure(policy, watched, None, PROMPTS[:1], 5, 0).feature_diversity == pytest.approx(
+    assert measurement.measure(policy, reward, None, PROMPTS[:1], 5, 0).feature_diversity is None
+    assert measurement.measure(policy, watched, None, PROMPTS[:1], 5, 0).feature_diversity == pytest.approx(
         seen.feature_diversity
     )
 
@@ -129,12 +130,12 @@ def policy(run: Spec) -> Policy:
 
 
 @pytest.fixture
-def measure(run: Spec, policy: Policy) -> Callable[..., evaluate.Measurement]:
+def measure(run: Spec, policy: Policy) -> Callable[..., measurement.Measurement]:
     reward = rewards.load(run.rewards, "cpu")
-    return lambda count, **options: evaluate.measure(policy, reward, None, PROMPTS, count, 0, **options)
+    return lambda count, **options: measurement.measure(policy, reward, None, PROMPTS, count, 0, **options)
 
 
-def test_a_measurement_does_not_depend_on_its_batches(measure: Callable[..., evaluate.Measurement]) -> None:
+def test_a_measurement_does_not_depend_on_its_batches(measure: Callable[..., measurement.Measurement]) -> None:
     whole = measure(7)
     for size in (1, 3, 7):
         parts = measure(7, batch=size)
@@ -146,20 +147,20 @@ def test_a_measurement_does_not_depend_on_its_batches(measure: Callable[..., eva
         assert parts.diversity == pytest.approx(whole.diversity, rel=1e-4)
 
 
-def test_a_longer_measurement_begins_as_a_shorter_one(measure: Callable[..., evaluate.Measurement]) -> None:
+def test_a_longer_measurement_begins_as_a_shorter_one(measure: Callable[..., measurement.Measurement]) -> None:
     short, long = measure(2, batch=2), measure(4, batch=2, keep=3)
     assert torch.equal(long.reward[:2], short.reward)
     assert len(long.pictures) == 3
     assert torch.equal(long.pictures[:2], short.pictures)
 
 
-def test_two_pictures_are_enough(measure: Callable[..., evaluate.Measurement]) -> None:
+def test_two_pictures_are_enough(measure: Callable[..., measurement.Measurement]) -> None:
     found = measure(2)
     assert found.reward.isfinite().all()
     assert (found.diversity, found.diversity_error) == (None, None)
 
 
-def test_the_weighted_sum_is_that_of_the_parts(measure: Callable[..., evaluate.Measurement]) -> None:
+def test_the_weighted_sum_is_that_of_the_parts(measure: Callable[..., measurement.Measurement]) -> None:
     found = measure(3, keep=0)
     torch.testing.assert_close(found.reward, found.parts["colourfulness"] + 0.5 * found.parts["jpeg-compressibility"])
     assert found.pictures.shape == (0, 3, 16, 16)
@@ -167,17 +168,17 @@ def test_the_weighted_sum_is_that_of_the_parts(measure: Callable[..., evaluate.M
 
 def test_before_and_after_are_drawn_on_the_same_noise(policy: Policy) -> None:
     """A fresh adapter is the base model, so whatever differed would be the noise."""
-    texts, after = evaluate.draw(policy, PROMPTS, 4, seed=3)
+    texts, after = measurement.draw(policy, PROMPTS, 4, seed=3)
     with policy.reference():
-        before = evaluate.draw(policy, PROMPTS, 4, seed=3)
+        before = measurement.draw(policy, PROMPTS, 4, seed=3)
     assert before[0] == texts
     assert torch.equal(before[1], after)
-    assert not torch.equal(evaluate.draw(policy, PROMPTS, 4, seed=4)[1], after)
+    assert not torch.equal(measurement.draw(policy, PROMPTS, 4, seed=4)[1], after)
 
 
 def test_nothing_is_recorded_for_a_backward_pass(policy: Policy) -> None:
     before: Any = policy.work.forwards_with_gradient
-    for _, drawn in evaluate.batches(policy, PROMPTS, 3, 0, batch=2):
+    for _, drawn in measurement.batches(policy, PROMPTS, 3, 0, batch=2):
         assert not drawn.requires_grad
         assert torch.is_grad_enabled()  # between two batches too
     assert policy.work.forwards_with_gradient == before

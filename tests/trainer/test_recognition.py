@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from tailorpo_trainer import cli, document, evaluate, models, train
-from tailorpo_trainer.recognition import Judge, Recognition, animal_in
+from tailorpo_trainer import cli, document, models, train
+from tailorpo_trainer.evaluation.measurement import draw
+from tailorpo_trainer.evaluation.recognition import Judge, Recognition, animal_in
 from tailorpo_trainer.stats import wilson
 from tailorpo_trainer.tiny_animals import ANIMALS
 
@@ -60,7 +61,7 @@ def values() -> dict[str, Any]:
 
 def test_the_judge_finds_what_was_asked_for_and_nothing_in_noise(values: dict[str, Any]) -> None:
     policy = models.load_policy(document.parse(values).spec)
-    prompts, pictures = evaluate.draw(policy, ["a cat", "a pig", "a wolf"], 12, seed=0)
+    prompts, pictures = draw(policy, ["a cat", "a pig", "a wolf"], 12, seed=0)
     judge = Judge()
     judge.look(pictures[:5], prompts[:5])
     judge.look(pictures[5:], prompts[5:])

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tailorpo_trainer.errors import ConfigurationError, NotFiniteError, RewardError
-from tailorpo_trainer.evaluate import Measurement
+from tailorpo_trainer.evaluation.measurement import Measurement
 from tailorpo_trainer.record import Record
 from tailorpo_trainer.results import run_folder
 from tailorpo_trainer.results.run_folder import Output

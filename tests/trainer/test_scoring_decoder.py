@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from tailorpo_trainer import document as documents
-from tailorpo_trainer import estimate, models, prompts, report, rewards, trained
+from tailorpo_trainer import estimate, models, prompts, report, rewards
 from tailorpo_trainer.diffusion.noise import Noise, Purpose
 from tailorpo_trainer.errors import ConfigurationError, DataError, TailorPOError
 from tailorpo_trainer.estimate import architectures
+from tailorpo_trainer.evaluation import trained
 from tailorpo_trainer.rollout.agreement import Agreement, rank_agreement
 from tailorpo_trainer.rollout.scoring import CHECKED, Scorer, rechecked
 from tailorpo_trainer.rollout.trajectories import branch

@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 import torch
 
-from tailorpo_trainer import checkpoint, evaluate, models, train
+from tailorpo_trainer import checkpoint, models, train
 from tailorpo_trainer.checkpoint.storage.folder import FolderStore
 from tailorpo_trainer.distributed.signals import Stop, StopRequested
 from tailorpo_trainer.document import parse
 from tailorpo_trainer.errors import ExitCode, StoppedError
+from tailorpo_trainer.evaluation import measurement
 from tailorpo_trainer.rollout import trajectories
 
 Make = Callable[..., dict[str, Any]]
@@ -118,7 +119,7 @@ def test_stopped_during_an_evaluation_it_is_made_again_and_the_end_is_the_same(
             send(signal.SIGINT)
         return whole(*arguments, **options)
 
-    monkeypatch.setattr(evaluate, "follow", follow)
+    monkeypatch.setattr(measurement, "follow", follow)
     with pytest.raises(StoppedError, match=r"SIGINT after iteration 2 of 3"):
         train.run(parse(values), tmp_path / "parts", display="quiet")
     assert newest(tmp_path / "parts") == 2

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 
-from tailorpo_trainer import document, evaluate, models, tiny_animals
+from tailorpo_trainer import document, models, tiny_animals
+from tailorpo_trainer.evaluation.measurement import draw
 from tailorpo_trainer.tiny_animals import ANIMALS, JUDGE, PIPELINE, ROOT, SCORER, SCORING_DECODER
 
 DEMO = Path(__file__).parents[2] / "examples" / "demo.yaml"
@@ -39,7 +40,7 @@ def test_the_judge_names_what_is_drawn() -> None:
     run = document.read(DEMO).spec
     policy = models.load_policy(run)
     prompts = [f"a photo of {'an' if name[0] in 'aeiou' else 'a'} {name}" for name in ANIMALS]
-    _, pictures = evaluate.draw(policy, prompts, len(ANIMALS), seed=0, batch=len(ANIMALS))
+    _, pictures = draw(policy, prompts, len(ANIMALS), seed=0, batch=len(ANIMALS))
     judge = AutoModelForImageClassification.from_pretrained(JUDGE).eval()
     config = json.loads((JUDGE / "preprocessor_config.json").read_text())
     mean, std = (torch.tensor(config[key]).view(1, 3, 1, 1) for key in ("image_mean", "image_std"))
@@ -56,7 +57,7 @@ def test_the_scorer_tells_the_animals_apart() -> None:
     run = document.read(DEMO).spec
     policy = models.load_policy(run)
     prompts = [f"a photo of a {name}" for name in ("fox", "frog", "zebra", "pig")]
-    _, pictures = evaluate.draw(policy, prompts, 8, seed=1, batch=8)
+    _, pictures = draw(policy, prompts, 8, seed=1, batch=8)
     score = rewards.load([Reward(name="clip-score")], "cpu")
     table = torch.stack([score(pictures, [prompt] * 8).total for prompt in prompts], dim=1)
     assert torch.equal(table.argmax(1), torch.arange(8) % 4)

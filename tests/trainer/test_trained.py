@@ -9,10 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from tailorpo_trainer import cli, evaluate, models, paired, rewards, sheet, train, trained
+from tailorpo_trainer import cli, models, rewards, train
 from tailorpo_trainer.diffusion.noise import Purpose
 from tailorpo_trainer.distributed.signals import StopRequested
 from tailorpo_trainer.document import parse
+from tailorpo_trainer.evaluation import comparison, contact_sheet, trained
+from tailorpo_trainer.evaluation.measurement import diversity, draw
 from tailorpo_trainer.session import Session
 from tailorpo_trainer.spec.job import Spec
 
@@ -62,10 +64,10 @@ def test_before_is_the_untouched_base_and_after_is_the_average(done: Path, run: 
         "sheet.png", *(f"{n:03d}-{name}.png" for n in range(4) for name in ("before", "after"))
     }  # fmt: skip
     base = models.load_policy(run)
-    _, drawn = evaluate.draw(base, PROMPTS, 4, 7, batch=2, purpose=Purpose.SAMPLING)
+    _, drawn = draw(base, PROMPTS, 4, 7, batch=2, purpose=Purpose.SAMPLING)
     before, after = pixels(tmp_path, "*-before.png"), pixels(tmp_path, "*-after.png")
     for one, other in zip(before, drawn, strict=True):
-        assert np.array_equal(one, np.asarray(sheet.image(other)))
+        assert np.array_equal(one, np.asarray(contact_sheet.image(other)))
     assert not any(np.array_equal(one, other) for one, other in zip(before, after, strict=True))
 
     from safetensors.torch import load_file
@@ -93,9 +95,9 @@ def test_an_evaluation_is_what_numpy_computes_from_the_same_pictures(
     assert cli.main(["evaluate", str(done), "--images", "5", "--seed", "3", "--json"]) == 0
     found = json.loads(capfd.readouterr().out, parse_constant=pytest.fail)
     policy = trained.load(done).policy
-    _, after = evaluate.draw(policy, PROMPTS, 5, 3, batch=2)
+    _, after = draw(policy, PROMPTS, 5, 3, batch=2)
     with policy.reference():
-        texts, before = evaluate.draw(policy, PROMPTS, 5, 3, batch=2)
+        texts, before = draw(policy, PROMPTS, 5, 3, batch=2)
     reward, watched = rewards.load(run.rewards, "cpu"), rewards.load(run.evaluation.rewards, "cpu")
     one, other = reward(before, texts), reward(after, texts)
     scores = {"reward": (one.total, other.total)}
@@ -112,7 +114,7 @@ def test_an_evaluation_is_what_numpy_computes_from_the_same_pictures(
         assert row["difference_interval"] == pytest.approx(student * (b - a).std(ddof=1) / 5**0.5, rel=1e-3, abs=1e-4)
     assert found["images"] == 5
     assert found["iteration"] == 2
-    assert found["diversity"]["after"] == pytest.approx(evaluate.diversity(after, texts), rel=1e-4)
+    assert found["diversity"]["after"] == pytest.approx(diversity(after, texts), rel=1e-4)
 
 
 def test_one_picture_of_each_prompt_has_no_diversity_and_two_have_wide_intervals(
@@ -150,8 +152,8 @@ def test_a_terminal_gets_a_table_too(capsys: pytest.CaptureFixture[str], monkeyp
     [(12.3456, 0.561, "12.35 ± 0.56"), (1234.5, 56.0, "1234 ± 56"), (-0.00123, 2e-5, "-0.001230 ± 0.000020")],
 )
 def test_a_value_has_the_digits_of_its_interval(value: float, half: float, text: str) -> None:
-    assert paired.with_interval(value, half) == text
-    assert paired.with_interval(1.0, float("nan"), "+") == "+1"
+    assert comparison.with_interval(value, half) == text
+    assert comparison.with_interval(1.0, float("nan"), "+") == "+1"
 
 
 @pytest.mark.parametrize("command", ["sample", "evaluate"])
@@ -184,17 +186,17 @@ def test_a_run_without_a_checkpoint_yet_is_one_sentence(
 
 
 def test_a_sheet_keeps_the_shape_of_its_pictures_and_fits_a_screen() -> None:
-    tall = [sheet.image(torch.full((3, 96, 64), 0.1 * n)) for n in range(5)]
+    tall = [contact_sheet.image(torch.full((3, 96, 64), 0.1 * n)) for n in range(5)]
     texts = ["a cat", "words " * 60, "unbroken" * 60, "", "日本"]
-    made = sheet.lay_out({"before": tall, "after": tall}, texts)
-    assert made.width <= sheet.WIDTH
-    assert sheet._shown_as((64, 96), 0) == (128, 192)
-    assert sheet._shown_as((512, 768), 0) == (213, 320)
-    assert sheet._shown_as((48, 48), 0) == (144, 144)
-    assert sheet._shown_as((48, 48), 100) == (100, 100)
-    assert sheet._columns(16, 5) == 4
-    assert sheet._columns(1, 0) == 1
-    assert sheet._columns(7, 5) == 4
+    made = contact_sheet.lay_out({"before": tall, "after": tall}, texts)
+    assert made.width <= contact_sheet.WIDTH
+    assert contact_sheet._shown_as((64, 96), 0) == (128, 192)
+    assert contact_sheet._shown_as((512, 768), 0) == (213, 320)
+    assert contact_sheet._shown_as((48, 48), 0) == (144, 144)
+    assert contact_sheet._shown_as((48, 48), 100) == (100, 100)
+    assert contact_sheet._columns(16, 5) == 4
+    assert contact_sheet._columns(1, 0) == 1
+    assert contact_sheet._columns(7, 5) == 4
     # A picture's own colour is where the picture is.
     assert made.getpixel((18 + 10, 18 + 30)) == (0, 0, 0)
 
@@ -204,15 +206,15 @@ def test_a_sheet_s_prompts_stay_within_their_pictures() -> None:
 
     font = ImageFont.load_default(12)
     for text in ("words " * 60, "unbroken" * 60, "one two"):
-        lines = sheet._wrap(text, 100, font)
-        assert 1 <= len(lines) <= sheet.LINES
+        lines = contact_sheet._wrap(text, 100, font)
+        assert 1 <= len(lines) <= contact_sheet.LINES
         assert all(font.getlength(line) <= 100 for line in lines)
-    assert sheet._wrap("words " * 60, 100, font)[-1].endswith("words…")
-    assert sheet._wrap("one two", 100, font) == ["one two"]
+    assert contact_sheet._wrap("words " * 60, 100, font)[-1].endswith("words…")
+    assert contact_sheet._wrap("one two", 100, font) == ["one two"]
 
 
 def test_many_pictures_make_a_sheet_of_the_first(done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sheet, "MOST", 2)
+    monkeypatch.setattr(contact_sheet, "MOST", 2)
     trained.sample(done, ["a cat"], 3, 0, tmp_path, before=False)
     assert len(list(tmp_path.glob("*-after.png"))) == 3
     trained.sample(done, ["a cat"], 2, 0, tmp_path / "two", before=False)

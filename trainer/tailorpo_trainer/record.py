@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tailorpo_trainer.errors import ExitCode, TailorPOError
-from tailorpo_trainer.evaluate import Measurement
+from tailorpo_trainer.evaluation.measurement import Measurement
 from tailorpo_trainer.results.run_folder import Output, append_metrics, finite, rewrite_metrics
 from tailorpo_trainer.rollout.scoring import Scorer
 from tailorpo_trainer.spec.progress import Checkpoint, Metrics, Progress, Rates, redact

@@ -6,12 +6,13 @@ from typing import Any
 
 import torch
 
-from tailorpo_trainer import estimate, evaluate, methods, models, prompts, report
+from tailorpo_trainer import estimate, methods, models, prompts, report
 from tailorpo_trainer.diffusion.ddim import choose_steps
 from tailorpo_trainer.diffusion.noise import Noise, Purpose
 from tailorpo_trainer.diffusion.policy import Policy
 from tailorpo_trainer.distributed.world import World
 from tailorpo_trainer.errors import TailorPOError
+from tailorpo_trainer.evaluation import measurement
 from tailorpo_trainer.record import Record
 from tailorpo_trainer.results.run_folder import Output, write_json
 from tailorpo_trainer.rewards.weighted_sum import RewardSum
@@ -103,9 +104,9 @@ class Session:
         parts = [slice(start, start + size) for start in range(0, len(scene.text), size)]
         return merge([self.method.roll_out(scene.part(part)) for part in parts])
 
-    def measure(self) -> evaluate.Measurement:
+    def measure(self) -> measurement.Measurement:
         training = self.run.training
-        return evaluate.measure(
+        return measurement.measure(
             self.policy,
             self.reward,
             self.watched,

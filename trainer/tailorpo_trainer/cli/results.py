@@ -28,7 +28,7 @@ FOLDER = click.Path(file_okay=False, path_type=Path)
 @click.option("--only-after", is_flag=True, help="Leave out the base model's pictures.")
 def sample(output: Path, prompts: tuple[str, ...], images: int, seed: int, to: Path | None, only_after: bool) -> None:
     """Draw pictures with the newest weights in OUTPUT, the base model's on the same noise beside them."""
-    from tailorpo_trainer import trained
+    from tailorpo_trainer.evaluation import trained
 
     message(str(trained.sample(output, prompts, images, seed, to or output / "drawn", before=not only_after)))
 
@@ -46,7 +46,7 @@ def evaluate(output: Path, images: int, prompts: tuple[str, ...], seed: int | No
 
     Of the shipped model also the share of pictures in which its independent judge finds the animal asked for.
     """
-    from tailorpo_trainer import trained
+    from tailorpo_trainer.evaluation import trained
 
     trained.evaluate_command(output, images, prompts, seed, as_json)
 

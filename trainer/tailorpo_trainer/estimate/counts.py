@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tailorpo_trainer import evaluate, methods
+from tailorpo_trainer import methods
 from tailorpo_trainer.diffusion.batch_sizes import Portions
 from tailorpo_trainer.diffusion.ddim import DDIM, choose_steps
 from tailorpo_trainer.diffusion.noise import Noise, Purpose
 from tailorpo_trainer.diffusion.policy import Policy
+from tailorpo_trainer.evaluation import measurement
 from tailorpo_trainer.rewards.weighted_sum import RewardSum, Term
 from tailorpo_trainer.rollout.scoring import Scorer, check_interval, rechecked
 from tailorpo_trainer.spec.job import Spec
@@ -161,7 +162,7 @@ def _iteration(
 
 def _evaluation(run: Spec, sampler: DDIM) -> Work:
     hollow = Hollow(run, sampler, "evaluation")
-    _, pictures = evaluate.draw(hollow.policy, ["a"], 1, seed=0)
+    _, pictures = measurement.draw(hollow.policy, ["a"], 1, seed=0)
     hollow.work["reward", "evaluation"] += len(pictures)
     if run.evaluation.rewards:
         hollow.work["reward", "watching"] += len(pictures)

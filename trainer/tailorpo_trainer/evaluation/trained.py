@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 
-from tailorpo_trainer import checkpoint, evaluate, models, rewards, sheet
+from tailorpo_trainer import checkpoint, models, rewards
 from tailorpo_trainer.diffusion.noise import Purpose
 from tailorpo_trainer.diffusion.policy import Policy
 from tailorpo_trainer.errors import DataError
-from tailorpo_trainer.evaluate import Measurement
-from tailorpo_trainer.paired import Comparison
-from tailorpo_trainer.recognition import Judge, Recognition
+from tailorpo_trainer.evaluation import contact_sheet, measurement
+from tailorpo_trainer.evaluation.comparison import Comparison
+from tailorpo_trainer.evaluation.measurement import Measurement
+from tailorpo_trainer.evaluation.recognition import Judge, Recognition
 from tailorpo_trainer.results import locations
 from tailorpo_trainer.results.run_folder import Output, finite
 from tailorpo_trainer.spec.job import Spec
@@ -78,7 +79,7 @@ def sample(
     shown = {name: _draw(trained, wanted, images, seed, to, name) for name in names}
     texts = [wanted[number % len(wanted)] for number in range(images)]
     path = to / "sheet.png"
-    sheet.lay_out(shown, texts[: sheet.MOST], size).save(path)
+    contact_sheet.lay_out(shown, texts[: contact_sheet.MOST], size).save(path)
     return path
 
 
@@ -87,11 +88,11 @@ def _draw(trained: Trained, prompts: Sequence[str], images: int, seed: int, to: 
     policy, batch = trained.policy, trained.policy.portions.sampling
     digits, number, shown = max(3, len(str(images - 1))), 0, []
     with policy.reference() if name == "before" else nullcontext():
-        for _, pictures in evaluate.batches(policy, prompts, images, seed, batch, Purpose.SAMPLING):
+        for _, pictures in measurement.batches(policy, prompts, images, seed, batch, Purpose.SAMPLING):
             for picture in pictures.cpu():
-                image = sheet.image(picture)
+                image = contact_sheet.image(picture)
                 image.save(to / f"{number:0{digits}d}-{name}.png")
-                if number < sheet.MOST:
+                if number < contact_sheet.MOST:
                     shown.append(image)
                 number += 1
     return shown
@@ -113,7 +114,7 @@ def compare(folder: Path, images: int, prompts: Sequence[str] = (), seed: int | 
     def measure() -> tuple[Measurement, Recognition | None]:
         judge = Judge(policy.device) if shipped else None
         look = judge.look if judge else None
-        found = evaluate.measure(policy, reward, watched, wanted, images, drawn_from, batch, keep=0, look=look)
+        found = measurement.measure(policy, reward, watched, wanted, images, drawn_from, batch, keep=0, look=look)
         return found, judge.verdict() if judge else None
 
     with policy.reference():

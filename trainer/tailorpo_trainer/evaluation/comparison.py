@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tailorpo_trainer.evaluate import Measurement
-from tailorpo_trainer.recognition import Recognition
+from tailorpo_trainer.evaluation.measurement import Measurement
+from tailorpo_trainer.evaluation.recognition import Recognition
 from tailorpo_trainer.stats import t_quantile, wilson
 
 

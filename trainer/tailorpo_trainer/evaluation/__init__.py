@@ -1,0 +1,1 @@
+"""How good a policy is: measurements on held-out prompts, comparisons, contact sheets."""
