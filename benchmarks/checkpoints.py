@@ -23,11 +23,12 @@ from torch import Tensor
 
 from benchmarks.documents import tiny_animals
 from benchmarks.rollout import machine
-from tailorpo_trainer import checkpoint, document, train
+from tailorpo_trainer import checkpoint, document
 from tailorpo_trainer.checkpoint.attempt import Groups
 from tailorpo_trainer.checkpoint.storage.s3 import S3Store
-from tailorpo_trainer.session import Session
 from tailorpo_trainer.spec.job import TailorPOJob
+from tailorpo_trainer.training import loop
+from tailorpo_trainer.training.session import Session
 
 BUILD = Path("build/benchmarks")
 STALL_GOAL, UPLOAD_GOAL, MEMORY_GOAL = 0.01, 0.9, 4.0
@@ -59,7 +60,7 @@ def stall(storage: str | None, folder: Path) -> dict[str, Any]:
     here = Path.cwd()
     try:
         os.chdir(folder)
-        train.run(job(storage), display="quiet")
+        loop.run(job(storage), display="quiet")
     finally:
         os.chdir(here)
         Session.checkpoint = whole  # type: ignore[method-assign]

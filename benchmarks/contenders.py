@@ -19,7 +19,7 @@ from tailorpo_trainer.diffusion.policy import Policy
 from tailorpo_trainer.rewards.weighted_sum import RewardSum
 from tailorpo_trainer.rollout.scoring import Scorer
 from tailorpo_trainer.spec.job import TailorPOJob
-from tailorpo_trainer.updater import Updater
+from tailorpo_trainer.training.updater import Updater
 
 OURS, ONE_BY_ONE, BATCHED = "ours", "plain, one by one", "plain, batched"
 

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from benchmarks import judging
-from tailorpo_trainer import document, rewards, train
+from tailorpo_trainer import document, rewards
 from tailorpo_trainer.diffusion.noise import Purpose
 from tailorpo_trainer.evaluation import trained
 from tailorpo_trainer.evaluation.measurement import draw
 from tailorpo_trainer.stats import mean, standard_error
+from tailorpo_trainer.training import loop
 
 JOB = Path("examples/demo.yaml")
 BUILD = Path("build/benchmarks/demo")
@@ -37,7 +38,7 @@ def run(seeds: Sequence[int], folder: Path = BUILD, job: Path = JOB, pictures: i
 
 def _one(seed: int, folder: Path, job: Path, pictures: int) -> dict[str, Any]:
     since = time.perf_counter()
-    train.run(document.read(job, [f"spec.training.seed={seed}"]), folder, display="quiet")
+    loop.run(document.read(job, [f"spec.training.seed={seed}"]), folder, display="quiet")
     seconds = time.perf_counter() - since
     return {"seed": seed, "seconds": round(seconds, 1)} | measure(folder, pictures)
 

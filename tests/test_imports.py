@@ -19,7 +19,7 @@ LIGHT = [
     "tailorpo_trainer.cli",
     "tailorpo_trainer.document",
     "tailorpo_trainer.errors",
-    "tailorpo_trainer.launch",
+    "tailorpo_trainer.training.launch",
     "tailorpo_trainer.results.locations",
     "tailorpo_trainer.prompts",
     "tailorpo_trainer.spec.job",

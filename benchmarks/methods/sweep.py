@@ -15,9 +15,9 @@ from benchmarks import judging
 from benchmarks.methods import costs, kept, plan, reading
 from benchmarks.methods.kept import Result
 from benchmarks.methods.plan import Trial
-from tailorpo_trainer import train
 from tailorpo_trainer.errors import StoppedError, TailorPOError
 from tailorpo_trainer.results.run_folder import Output
+from tailorpo_trainer.training import loop
 
 
 def run(folder: Path, say: Callable[[str], None] = print) -> None:
@@ -47,7 +47,7 @@ def run_trial(trial: Trial, folder: Path, model: str = "tiny-animals", images: i
     error = None
     try:
         try:
-            train.run(job, output.root, display="quiet")
+            loop.run(job, output.root, display="quiet")
         except StoppedError:
             raise  # no result: the next sweep runs it again
         except TailorPOError as found:

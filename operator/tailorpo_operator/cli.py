@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from tailorpo_operator.api import naming
-from tailorpo_trainer.cli.ending import message
+from tailorpo_trainer.cli.error_exit import message
 from tailorpo_trainer.errors import ConfigurationError
 
 Command = TypeVar("Command", bound=Callable[..., Any])

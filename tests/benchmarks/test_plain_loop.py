@@ -16,7 +16,7 @@ from tailorpo_trainer.diffusion.noise import Noise, Purpose
 from tailorpo_trainer.diffusion.policy import Policy
 from tailorpo_trainer.rewards.weighted_sum import RewardSum, Term
 from tailorpo_trainer.rollout.scoring import Scorer
-from tailorpo_trainer.updater import Updater
+from tailorpo_trainer.training.updater import Updater
 
 PROMPTS = ["a cat", "a dog", "a bee"]
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 if TYPE_CHECKING:
-    from tailorpo_trainer.session import Session
     from tailorpo_trainer.spec.job import Spec
+    from tailorpo_trainer.training.session import Session
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -61,12 +61,12 @@ def document(tiny_pipeline: Path) -> Callable[..., dict[str, Any]]:
 @pytest.fixture(scope="session")
 def trained_session() -> Callable[["Spec", Path], "Session"]:
     """Trains a resolved document to its end in a folder, and returns the session."""
-    from tailorpo_trainer import train
     from tailorpo_trainer.distributed.signals import Stop
     from tailorpo_trainer.distributed.world import World
-    from tailorpo_trainer.opening import open_session
     from tailorpo_trainer.results import locations
     from tailorpo_trainer.spec.job import API_VERSION, KIND, TailorPOJob
+    from tailorpo_trainer.training import loop
+    from tailorpo_trainer.training.setup import open_session
 
     def make(run: "Spec", folder: Path) -> "Session":
         job = TailorPOJob.model_validate(
@@ -74,7 +74,7 @@ def trained_session() -> Callable[["Spec", Path], "Session"]:
         )
         with Stop().listening() as stop:
             session = open_session(job, locations.choose(job, folder), None, False, "quiet", World(stop))
-            train.train(session)
+            loop.train(session)
             session.settle()
             session.display.close()
         return session

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from tailorpo_trainer import train
 from tailorpo_trainer.document import parse
 from tailorpo_trainer.errors import NotFiniteError
 from tailorpo_trainer.rewards import weighted_sum
 from tailorpo_trainer.telemetry import alarms
+from tailorpo_trainer.training.loop import run
 
 Make = Callable[..., dict[str, Any]]
 WELL = {"tied": 0.1, "logit_abs": 0.3, "clamped": None, "reward": 1.0, "reward_std": 0.2}
@@ -199,7 +199,7 @@ def test_a_run_that_trades_a_watched_reward_away_says_so(
         training={"iterations": 6, "promptsPerIteration": 1, "samplesPerPrompt": 16},
         evaluation={"everyIterations": 6, "images": 16, "rewards": [{"name": "dark"}]},
     )
-    train.run(parse(values), tmp_path, display="quiet")
+    run(parse(values), tmp_path, display="quiet")
     found = [line for line in written(tmp_path) if line["name"] == "over-optimisation"]
     assert len(found) == 1
     assert "dark from" in found[0]["message"]
@@ -220,7 +220,7 @@ def test_a_constant_reward_is_a_gap_at_zero_once_a_run(
             training={"iterations": iterations, "promptsPerIteration": 2},
             evaluation={"everyIterations": 0},
         )
-        train.run(parse(values), tmp_path, display="quiet")
+        run(parse(values), tmp_path, display="quiet")
         assert [(line["name"], line["iteration"]) for line in written(tmp_path)] == [("gap-at-zero", 3)]
 
 
@@ -230,12 +230,12 @@ def test_a_huge_beta_saturates_the_logit(document: Make, tmp_path: Path) -> None
         training={"iterations": 5, "promptsPerIteration": 2},
         evaluation={"everyIterations": 0},
     )
-    train.run(parse(values), tmp_path, display="quiet")
+    run(parse(values), tmp_path, display="quiet")
     assert "logit-saturated" in [line["name"] for line in written(tmp_path)]
 
 
 def test_an_ordinary_run_raises_none(document: Make, tmp_path: Path) -> None:
-    train.run(parse(document(optimizer={"learningRate": 1e-4})), tmp_path, display="quiet")
+    run(parse(document(optimizer={"learningRate": 1e-4})), tmp_path, display="quiet")
     assert written(tmp_path) == []
 
 
@@ -243,5 +243,5 @@ def test_a_reward_that_is_not_finite_is_an_alarm_before_the_end(document: Make, 
     plugins({"broken": lambda images: images.mean((1, 2, 3)) * float("nan")})
     values = document(rewards=[{"name": "broken"}], evaluation={"everyIterations": 0})
     with pytest.raises(NotFiniteError):
-        train.run(parse(values), tmp_path, display="quiet")
+        run(parse(values), tmp_path, display="quiet")
     assert [line["name"] for line in written(tmp_path)] == ["not-finite"]

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from tailorpo_trainer import cli, models, train
+from tailorpo_trainer import cli, models
 from tailorpo_trainer.checkpoint import latest, open_store
 from tailorpo_trainer.document import parse
 from tailorpo_trainer.evaluation import trained
+from tailorpo_trainer.training import loop
 
 Make = Callable[..., dict[str, Any]]
 
@@ -27,7 +28,7 @@ def done(document: Make, tmp_path: Path) -> Path:
         training={"iterations": 4, "promptsPerIteration": 2},
         evaluation={"everyIterations": 2, "images": 2},
     )
-    train.run(parse(values), tmp_path / "done", display="quiet")
+    loop.run(parse(values), tmp_path / "done", display="quiet")
     return tmp_path / "done"
 
 
@@ -161,14 +162,14 @@ def test_commands_find_checkpoints_that_a_run_keeps_in_s3(
         evaluation={"everyIterations": 0},
         checkpoint={"storage": f"s3://{s3_bucket}/run", "endpoint": endpoint, "region": "us-east-1"},
     )
-    train.run(parse(values), display="quiet")
+    loop.run(parse(values), display="quiet")
     output = tmp_path / "runs" / "test"
     assert not (output / "run.json").exists()
     capsys.readouterr()
     rows = json.loads(run(capsys, "ls", output, "--json")[1])
     assert [row["uri"] for row in rows] == [f"s3://{s3_bucket}/run/attempt-0001/step-00000001/"]
     assert trained.load(output).iteration == 1
-    train.run(parse(values), tmp_path / "here", display="quiet")  # --output replaces the storage
+    loop.run(parse(values), tmp_path / "here", display="quiet")  # --output replaces the storage
     assert (tmp_path / "here" / "run.json").is_file()
     assert trained.load(tmp_path / "here").iteration == 1
     assert run(capsys, "verify", tmp_path / "here")[0] == 0

@@ -13,9 +13,8 @@ from typing import Any
 import click
 import pytest
 
-import tailorpo_trainer
-from tailorpo_trainer import cli, errors
-from tailorpo_trainer.cli import ending
+from tailorpo_trainer import cli, errors, training
+from tailorpo_trainer.cli import error_exit
 from tailorpo_trainer.telemetry.exporters import Watch
 
 JOB = """\
@@ -43,7 +42,7 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """What `train.run` was called with, instead of training; a value put in front is raised."""
+    """What `loop.run` was called with, instead of training; a value put in front is raised."""
     calls: list[Any] = []
 
     def run(job: Any, output: Path, **options: Any) -> None:
@@ -52,8 +51,8 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         calls.append({"job": job, "output": output, **options})
 
     stand_in = SimpleNamespace(run=run)
-    monkeypatch.setitem(sys.modules, "tailorpo_trainer.train", stand_in)
-    monkeypatch.setattr(tailorpo_trainer, "train", stand_in, raising=False)
+    monkeypatch.setitem(sys.modules, "tailorpo_trainer.training.loop", stand_in)
+    monkeypatch.setattr(training, "loop", stand_in, raising=False)
     return calls
 
 
@@ -308,7 +307,7 @@ def test_the_sign_of_an_error_is_red_on_a_terminal(no_color: str, prefix: str, m
     monkeypatch.setenv("NO_COLOR", no_color)
     with open(other_end, "w", buffering=1) as stream:
         monkeypatch.setattr(sys, "stderr", stream)
-        ending.message("bad", "error")
+        error_exit.message("bad", "error")
         assert os.read(terminal, 100).decode() == f"{prefix}bad\r\n"
     os.close(terminal)
 

@@ -11,10 +11,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tailorpo_trainer import document, estimate, models
 from tailorpo_trainer.errors import ConfigurationError
-from tailorpo_trainer.estimate import architectures, counts, meta
-from tailorpo_trainer.session import Session
+from tailorpo_trainer.estimate import architectures, counts, network_costs
 from tailorpo_trainer.spec import rules
 from tailorpo_trainer.spec.job import Model, Spec, TailorPOJob
+from tailorpo_trainer.training.session import Session
 
 Make = Callable[..., dict[str, Any]]
 Train = Callable[[Spec, Path], Session]
@@ -89,9 +89,9 @@ def test_flops_are_those_of_a_run(
 
 
 def _json(job: TailorPOJob) -> str:
-    from tailorpo_trainer.estimate import report
+    from tailorpo_trainer.estimate import printing
 
-    return report.as_json(estimate.estimate(job))
+    return printing.as_json(estimate.estimate(job))
 
 
 def test_prompts_dealt_in_part_are_counted_as_drawn(document_of: Make, tmp_path: Path, trained_session: Train) -> None:
@@ -124,10 +124,10 @@ def test_evaluations(document_of: Make, every: int, iterations: int, times: int)
 
 def test_memory_on_meta_is_memory_on_the_cpu(document_of: Make) -> None:
     run = rules.resolve(document.parse(document_of()).spec)
-    networks = meta.Networks(architectures.find(run.model), run, torch.float32, torch.float32)
+    networks = network_costs.Networks(architectures.find(run.model), run, torch.float32, torch.float32)
     policy = models.load_policy(run, torch.device("cpu"))
     x, text = torch.randn(4, *policy.latent_shape), policy.embed(["a", "b", "c", "d"])
-    with meta._Alive() as alive, meta._kernels(torch.float32):
+    with network_costs._Alive() as alive, network_costs._kernels(torch.float32):
         output = policy.unet(x, torch.zeros(4, dtype=torch.int64), encoder_hidden_states=text, return_dict=False)[0]
         torch.autograd.grad(output, policy.parameters, torch.ones_like(output))
     assert networks.denoise(4, "adapter").peak == pytest.approx(alive.peak, rel=0.1)  # some kernels differ
@@ -147,7 +147,7 @@ def test_memory_on_meta_is_memory_on_the_cpu(document_of: Make) -> None:
 
 def test_costs_are_linear_in_rows(document_of: Make) -> None:
     run = rules.resolve(document.parse(document_of()).spec)
-    networks = meta.Networks(architectures.find(run.model), run, torch.float32, torch.float32)
+    networks = network_costs.Networks(architectures.find(run.model), run, torch.float32, torch.float32)
     one, three = networks.denoise(1, "adapter"), networks.denoise(3, "adapter")
     assert (3 * one.forward, 3 * one.backward) == (three.forward, three.backward)
     assert networks.denoise(3).peak < three.peak

@@ -22,7 +22,7 @@ from tailorpo_trainer.rollout.rows import Pairs
 from tailorpo_trainer.rollout.scoring import Scorer
 from tailorpo_trainer.rollout.trajectories import branch, follow
 from tailorpo_trainer.spec.job import Spec
-from tailorpo_trainer.updater import Updater
+from tailorpo_trainer.training.updater import Updater
 
 ALL = ["tailorpo", "tailorpo-g", "spo", "d3po", "ddpo"]
 Make = Callable[..., dict[str, Any]]

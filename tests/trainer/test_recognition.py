@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from tailorpo_trainer import cli, document, models, train
+from tailorpo_trainer import cli, document, models
 from tailorpo_trainer.evaluation.measurement import draw
 from tailorpo_trainer.evaluation.recognition import Judge, Recognition, animal_in
 from tailorpo_trainer.stats import wilson
 from tailorpo_trainer.tiny_animals import ANIMALS
+from tailorpo_trainer.training.loop import run
 
 
 @pytest.mark.parametrize(
@@ -77,7 +78,7 @@ def test_the_judge_finds_what_was_asked_for_and_nothing_in_noise(values: dict[st
 
 
 def test_evaluate_says_how_many_are_named_right(values: dict[str, Any], tmp_path: Path, capsys: Any) -> None:
-    train.run(document.parse(values), tmp_path, display="quiet")
+    run(document.parse(values), tmp_path, display="quiet")
     command = ["evaluate", str(tmp_path), "--images", "3", "--prompt", "a cat", "--prompt", "a wolf"]
     capsys.readouterr()
     assert cli.main([*command, "--json"]) == 0

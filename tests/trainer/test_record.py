@@ -12,14 +12,14 @@ from torch import Tensor
 
 from tailorpo_trainer.errors import ConfigurationError, NotFiniteError, RewardError
 from tailorpo_trainer.evaluation.measurement import Measurement
-from tailorpo_trainer.record import Record
 from tailorpo_trainer.results import run_folder
 from tailorpo_trainer.results.run_folder import Output
 from tailorpo_trainer.rollout.scoring import Scorer
 from tailorpo_trainer.spec.progress import Checkpoint, Progress
 from tailorpo_trainer.telemetry import termination
 from tailorpo_trainer.telemetry.observer import Beginning, Line, Observer
-from tailorpo_trainer.updater import UpdateFacts
+from tailorpo_trainer.training.recorder import Record
+from tailorpo_trainer.training.updater import UpdateFacts
 
 WORK = {"images": 8.0, "reward_queries": 16.0}
 
@@ -42,7 +42,7 @@ class Shown(Observer):
 def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """Time stands still unless `now` is moved."""
     clock = SimpleNamespace(now=1000.0)
-    monkeypatch.setattr("tailorpo_trainer.record.time.perf_counter", lambda: clock.now)
+    monkeypatch.setattr("tailorpo_trainer.training.recorder.time.perf_counter", lambda: clock.now)
     return clock
 
 

@@ -15,10 +15,11 @@ import pytest
 import torch
 from safetensors.torch import load
 
-from tailorpo_trainer import checkpoint, session, train
+from tailorpo_trainer import checkpoint
 from tailorpo_trainer.checkpoint import background
 from tailorpo_trainer.document import parse
 from tailorpo_trainer.errors import ConfigurationError, ExitCode, ResourceError, TailorPOError, UnavailableError
+from tailorpo_trainer.training import loop, session
 from tests.faults import Fault, Proxy, always, nth
 
 Make = Callable[..., dict[str, Any]]
@@ -146,7 +147,7 @@ def kill_and_resume(trainee: Trainee, faults: Proxy, count: int, seed: int) -> d
 def test_killed_in_the_upload_and_resumed_on_empty_machines(
     document: Make, trainee: Trainee, faults: Proxy, s3_bucket: str, tmp_path: Path, s3_server: Any
 ) -> None:
-    train.run(parse(killed_document(document, s3_bucket)), tmp_path / "whole", display="quiet")
+    loop.run(parse(killed_document(document, s3_bucket)), tmp_path / "whole", display="quiet")
     counts = kill_and_resume(trainee, faults, 3, seed=0)
     assert counts["kills"] == 3
     assert counts["resumes"] >= 1
@@ -179,7 +180,7 @@ def test_killed_twenty_times(
     document: Make, trainee: Trainee, faults: Proxy, s3_bucket: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     values = killed_document(document, s3_bucket)
-    train.run(parse(values), tmp_path / "whole", display="quiet")
+    loop.run(parse(values), tmp_path / "whole", display="quiet")
     expected, total = hashes(tmp_path / "whole"), dict.fromkeys(("kills", "resumes", "runs", "differences"), 0)
     while total["kills"] < 20:
         total["runs"] += 1
@@ -255,7 +256,7 @@ def test_a_store_that_fails_for_good_ends_the_run_with_one_sentence(
     first = faults.rule
     faults.rule = lambda method, path: None if "step-00000001" in path else first(method, path)
     with pytest.raises(expected) as caught:
-        train.run(in_s3(document, s3_bucket, maxFailures=2), display="quiet")
+        loop.run(in_s3(document, s3_bucket, maxFailures=2), display="quiet")
     assert caught.value.exit_code == code
     assert str(caught.value).count(text) == 1
     assert "\n" not in str(caught.value)
@@ -263,8 +264,8 @@ def test_a_store_that_fails_for_good_ends_the_run_with_one_sentence(
     assert progress["phase"] == "Failed"
     assert progress["checkpoint"]["step"] == 1
     faults.rule = lambda *_: None
-    train.run(in_s3(document, s3_bucket), display="quiet")
-    train.run(in_s3(document, s3_bucket), tmp_path / "whole", display="quiet")
+    loop.run(in_s3(document, s3_bucket), display="quiet")
+    loop.run(in_s3(document, s3_bucket), tmp_path / "whole", display="quiet")
     found = [checkpoint.latest(checkpoint.open_store(place)) for place in (f"s3://{s3_bucket}/run", tmp_path / "whole")]
     assert found[0] is not None
     assert found[1] is not None
@@ -287,7 +288,7 @@ def test_a_run_never_says_that_it_was_stopped_without_a_checkpoint(
 
     monkeypatch.setattr(session.Session, "checkpoint", stopping)
     with pytest.raises(UnavailableError, match="failed with 500 InternalError after all retries") as caught:
-        train.run(in_s3(document, s3_bucket, maxFailures=100), display="quiet")
+        loop.run(in_s3(document, s3_bucket, maxFailures=100), display="quiet")
     assert caught.value.exit_code == ExitCode.UNAVAILABLE
     progress = json.loads(Path("runs/test/progress.json").read_text())
     assert progress["phase"] == "Failed"
@@ -307,7 +308,7 @@ def test_results_that_cannot_be_published_are_a_warning_until_the_end(
     monkeypatch.chdir(tmp_path)
     faults.rule = always(Fault(403, "AccessDenied"), within="/output/")
     with pytest.raises(ConfigurationError, match=r"may not write it .* \(after the last iteration\)"):
-        train.run(in_s3(document, s3_bucket), display="quiet")
+        loop.run(in_s3(document, s3_bucket), display="quiet")
     assert "metrics.jsonl is not published, it is here alone for now" in caplog.text
     store = checkpoint.open_store(f"s3://{s3_bucket}/run")
     found = checkpoint.latest(store)
@@ -315,7 +316,7 @@ def test_results_that_cannot_be_published_are_a_warning_until_the_end(
     assert found.step == 4
     faults.rule = lambda *_: None
     for _ in range(2):  # the second time there is nothing to do
-        train.run(in_s3(document, s3_bucket), display="quiet")
+        loop.run(in_s3(document, s3_bucket), display="quiet")
         assert any(name.startswith("attempt-0002/output/adapter/") for name in store.names("attempt-0002/output/"))
         assert not store.names("attempt-0003/")
 
@@ -331,7 +332,7 @@ def test_what_is_wrong_from_the_beginning_is_said_before_anything_is_loaded(
     else:
         s3_bucket, expected = "no-such-bucket", "there is no such bucket at 127.0.0.1:"
     with pytest.raises(ConfigurationError) as caught:
-        train.run(in_s3(document, s3_bucket), display="quiet")
+        loop.run(in_s3(document, s3_bucket), display="quiet")
     assert str(caught.value).startswith(f"checkpoint storage s3://{s3_bucket}/run: {expected}")
 
 

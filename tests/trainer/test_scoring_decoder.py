@@ -18,10 +18,10 @@ from tailorpo_trainer.evaluation import trained
 from tailorpo_trainer.rollout.agreement import Agreement, rank_agreement
 from tailorpo_trainer.rollout.scoring import CHECKED, Scorer, rechecked
 from tailorpo_trainer.rollout.trajectories import branch
-from tailorpo_trainer.session import Session
 from tailorpo_trainer.spec.job import API_VERSION, KIND, ScoringDecoder, Spec
 from tailorpo_trainer.telemetry import alarms
 from tailorpo_trainer.tiny_animals import PIPELINE, SCORING_DECODER
+from tailorpo_trainer.training.session import Session
 
 Make = Callable[..., dict[str, Any]]
 Train = Callable[[Spec, Path], Session]

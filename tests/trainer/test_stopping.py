@@ -15,13 +15,14 @@ from typing import Any
 import pytest
 import torch
 
-from tailorpo_trainer import checkpoint, models, train
+from tailorpo_trainer import checkpoint, models
 from tailorpo_trainer.checkpoint.storage.folder import FolderStore
 from tailorpo_trainer.distributed.signals import Stop, StopRequested
 from tailorpo_trainer.document import parse
 from tailorpo_trainer.errors import ExitCode, StoppedError
 from tailorpo_trainer.evaluation import measurement
 from tailorpo_trainer.rollout import trajectories
+from tailorpo_trainer.training import loop
 
 Make = Callable[..., dict[str, Any]]
 
@@ -99,11 +100,11 @@ def test_stopped_while_the_model_loads_nothing_is_lost_and_the_next_run_begins(
 
     monkeypatch.setattr(models, "load_policy", load)
     with pytest.raises(StoppedError, match=r"SIGTERM after iteration 0 of 3"):
-        train.run(parse(document()), tmp_path, display="quiet")
+        loop.run(parse(document()), tmp_path, display="quiet")
     assert newest(tmp_path) is None
     assert (state(tmp_path)["phase"], state(tmp_path)["step"]) == ("Stopped", 0)
     monkeypatch.undo()
-    train.run(parse(document()), tmp_path, display="quiet")
+    loop.run(parse(document()), tmp_path, display="quiet")
     assert newest(tmp_path) == 3
 
 
@@ -111,7 +112,7 @@ def test_stopped_during_an_evaluation_it_is_made_again_and_the_end_is_the_same(
     document: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     values = document(checkpoint={"everyIterations": 100}, optimizer={"learningRate": 1e-2, "emaDecay": 0.5})
-    train.run(parse(values), tmp_path / "whole", display="quiet")
+    loop.run(parse(values), tmp_path / "whole", display="quiet")
     whole, calls = trajectories.follow, iter(range(100))
 
     def follow(*arguments: Any, **options: Any) -> Any:
@@ -121,9 +122,9 @@ def test_stopped_during_an_evaluation_it_is_made_again_and_the_end_is_the_same(
 
     monkeypatch.setattr(measurement, "follow", follow)
     with pytest.raises(StoppedError, match=r"SIGINT after iteration 2 of 3"):
-        train.run(parse(values), tmp_path / "parts", display="quiet")
+        loop.run(parse(values), tmp_path / "parts", display="quiet")
     assert newest(tmp_path / "parts") == 2
-    train.run(parse(values), tmp_path / "parts", display="quiet")
+    loop.run(parse(values), tmp_path / "parts", display="quiet")
     one, other = weights(tmp_path / "whole"), weights(tmp_path / "parts")
     assert all(torch.equal(value, other[name]) for name, value in one.items())
     for folder in ("whole", "parts"):
@@ -151,14 +152,14 @@ def test_stopped_at_once_in_the_middle_of_a_checkpoint_the_one_before_counts(
                 raise SystemExit  # the process is gone, and its threads with it
         whole(self, path, data, if_absent)
 
-    monkeypatch.setattr(train, "Stop", lambda: stop)
+    monkeypatch.setattr(loop, "Stop", lambda: stop)
     monkeypatch.setattr(FolderStore, "_write", write)
     with pytest.raises(KeyboardInterrupt):
-        train.run(parse(document(evaluation={"everyIterations": 0})), tmp_path, display="quiet")
+        loop.run(parse(document(evaluation={"everyIterations": 0})), tmp_path, display="quiet")
     assert newest(tmp_path) == 1
     assert state(tmp_path)["step"] == 2
     monkeypatch.undo()
-    train.run(parse(document(evaluation={"everyIterations": 0})), tmp_path, display="quiet")
+    loop.run(parse(document(evaluation={"everyIterations": 0})), tmp_path, display="quiet")
     assert newest(tmp_path) == 3
     assert not [path for path in tmp_path.rglob(".*") if path.is_file()]
 

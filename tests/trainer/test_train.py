@@ -18,11 +18,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from tailorpo_trainer import checkpoint, models, train
+from tailorpo_trainer import checkpoint, models
 from tailorpo_trainer.checkpoint import background
 from tailorpo_trainer.document import parse
 from tailorpo_trainer.errors import ConfigurationError, ExitCode, NotFiniteError, ResourceError, RewardError
 from tailorpo_trainer.rewards import weighted_sum
+from tailorpo_trainer.training.loop import run
 
 Make = Callable[..., dict[str, Any]]
 METHODS = ["tailorpo", "tailorpo-g", "spo", "d3po", "ddpo"]
@@ -48,7 +49,7 @@ def lines(folder: Path, kind: str) -> list[dict[str, Any]]:
 
 
 def test_a_run_leaves_what_it_promises(document: Make, tmp_path: Path) -> None:
-    train.run(parse(document()), tmp_path, display="quiet")
+    run(parse(document()), tmp_path, display="quiet")
     names = {
         "job.yaml",
         "prompts.json",
@@ -72,7 +73,7 @@ def test_a_run_leaves_what_it_promises(document: Make, tmp_path: Path) -> None:
 def test_images_are_the_trajectories_that_were_drawn_for_training(document: Make, tmp_path: Path, name: str) -> None:
     for folder, batch in (("whole", 64), ("parts", 2)):
         training = {"iterations": 2, "promptsPerIteration": 3, "samplesPerPrompt": 2, "samplingBatchSize": batch}
-        train.run(parse(document(method={"name": name}, training=training)), tmp_path / folder, display="quiet")
+        run(parse(document(method={"name": name}, training=training)), tmp_path / folder, display="quiet")
         found = lines(tmp_path / folder, "iteration")
         each = 12 if name == "d3po" else 6  # its pairs are of two trajectories
         assert [line["totals"]["images"] for line in found] == [each, 2 * each]
@@ -85,7 +86,7 @@ def test_a_run_depends_on_its_seed_alone(document: Make, tmp_path: Path, name: s
     parts = {"method": {"name": name} | ({"threshold": 0.0} if name == "spo" else {})}
     for folder, seed in (("one", 0), ("two", 0), ("other", 1)):
         training = {"iterations": 2, "promptsPerIteration": 2, "seed": seed}
-        train.run(parse(document(**parts, training=training)), tmp_path / folder, display="quiet")
+        run(parse(document(**parts, training=training)), tmp_path / folder, display="quiet")
     assert same(weights(tmp_path / "one"), weights(tmp_path / "two"))
     assert not same(weights(tmp_path / "one"), weights(tmp_path / "other"))
 
@@ -97,7 +98,7 @@ def test_the_adapter_loads_in_diffusers_and_paints_what_the_policy_paints(
     from diffusers import StableDiffusionPipeline
 
     job = parse(document(lora={"rank": 2, "alpha": 6}, optimizer={"learningRate": 0.05}))
-    train.run(job, tmp_path, display="quiet")
+    run(job, tmp_path, display="quiet")
     pipeline = StableDiffusionPipeline.from_pretrained(tiny_pipeline)
     x, step = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor(501)
     text = torch.randn(2, 16, 16, generator=torch.Generator().manual_seed(1))
@@ -117,9 +118,9 @@ def test_a_longer_run_goes_on_from_a_shorter_one(document: Make, tmp_path: Path)
     def training(iterations: int) -> dict[str, Any]:
         return {"iterations": iterations, "promptsPerIteration": 2}
 
-    train.run(parse(document(training=training(4))), tmp_path / "whole", display="quiet")
+    run(parse(document(training=training(4))), tmp_path / "whole", display="quiet")
     for iterations in (1, 3, 4):
-        train.run(parse(document(training=training(iterations))), tmp_path / "parts", display="quiet")
+        run(parse(document(training=training(iterations))), tmp_path / "parts", display="quiet")
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
     whole, parts = (lines(tmp_path / folder, "iteration") for folder in ("whole", "parts"))
     assert [line["loss"] for line in whole] == [line["loss"] for line in parts]
@@ -132,24 +133,24 @@ def test_a_finished_run_says_so_and_changes_nothing(
     document: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for _ in range(2):
-        train.run(parse(document()), tmp_path, display="plain")
+        run(parse(document()), tmp_path, display="plain")
     assert "complete" in capsys.readouterr().err
     assert not (tmp_path / "attempt-0002").exists()
 
 
 def test_fresh_begins_from_nothing_and_deletes_nothing(document: Make, tmp_path: Path) -> None:
-    train.run(parse(document()), tmp_path, display="quiet")
+    run(parse(document()), tmp_path, display="quiet")
     before = weights(tmp_path)
-    train.run(parse(document()), tmp_path, fresh=True, display="quiet")
+    run(parse(document()), tmp_path, fresh=True, display="quiet")
     assert same(weights(tmp_path), before)
     assert {path.name for path in tmp_path.glob("attempt-*")} == {"attempt-0001", "attempt-0002"}
     assert len(lines(tmp_path, "iteration")) == 3
 
 
 def test_another_experiment_s_folder_is_refused(document: Make, tmp_path: Path) -> None:
-    train.run(parse(document()), tmp_path, display="quiet")
+    run(parse(document()), tmp_path, display="quiet")
     with pytest.raises(ConfigurationError, match=r"spec.optimizer.learningRate"):
-        train.run(parse(document(optimizer={"learningRate": 0.5})), tmp_path, display="quiet")
+        run(parse(document(optimizer={"learningRate": 0.5})), tmp_path, display="quiet")
 
 
 @pytest.mark.parametrize("parts", [
@@ -159,7 +160,7 @@ def test_another_experiment_s_folder_is_refused(document: Make, tmp_path: Path) 
     {"method": {"name": "ddpo"}, "training": {"iterations": 3, "promptsPerIteration": 2, "samplesPerPrompt": 2}},
 ], ids=["two-updates", "schedule-and-average", "random-steps", "ddpo"])  # fmt: skip
 def test_every_state_is_in_the_checkpoint(document: Make, tmp_path: Path, parts: dict[str, Any]) -> None:
-    train.run(parse(document(**parts)), tmp_path / "whole", display="quiet")
+    run(parse(document(**parts)), tmp_path / "whole", display="quiet")
     shorter = json.loads(json.dumps(document(**parts)))
     for iterations in (1, 3):
         # Only the schedule knows how long a run will be; stopping early is not the same as a shorter run.
@@ -169,8 +170,8 @@ def test_every_state_is_in_the_checkpoint(document: Make, tmp_path: Path, parts:
 
 def stop_after(job: Any, folder: Path, iterations: int) -> None:
     """Run until an iteration's checkpoint, then stop as SIGTERM would."""
-    from tailorpo_trainer import session
     from tailorpo_trainer.errors import StoppedError
+    from tailorpo_trainer.training import session
 
     whole = session.Session.checkpoint
 
@@ -182,7 +183,7 @@ def stop_after(job: Any, folder: Path, iterations: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(session.Session, "checkpoint", stopping)
         try:
-            train.run(job, folder, display="quiet")
+            run(job, folder, display="quiet")
         except StoppedError:
             assert iterations < job.spec.training.iterations
 
@@ -215,7 +216,7 @@ def test_sigkill_at_three_places_loses_nothing(document: Make, tmp_path: Path) -
         evaluation={"everyIterations": 0},
         checkpoint={"everyIterations": 2, "keep": 2},
     )
-    train.run(parse(values), tmp_path / "whole", display="quiet")
+    run(parse(values), tmp_path / "whole", display="quiet")
     for iteration, delay in ((1, 0.0), (4, 0.05), (7, 0.1)):
         process = start(command(tmp_path, values, "killed"))
         until(process, iteration)
@@ -282,7 +283,7 @@ def test_a_failing_reward_ends_after_a_checkpoint_with_prompt_and_step(
         rewards=[{"name": "failing"}], evaluation={"everyIterations": 0}, checkpoint={"everyIterations": 100}
     )
     with pytest.raises(error) as caught:
-        train.run(parse(values), tmp_path, display="quiet")
+        run(parse(values), tmp_path, display="quiet")
     assert caught.value.exit_code == code  # type: ignore[attr-defined]
     assert "failing" in str(caught.value)
     assert "step" in str(caught.value)
@@ -307,7 +308,7 @@ def test_a_reward_that_draws_random_numbers_resumes_exactly(
     plugin = SimpleNamespace(name="dicing", value="test", load=lambda: lambda *_: Dicing())
     monkeypatch.setattr(weighted_sum, "find", lambda name: plugin)
     values = document(rewards=[{"name": "dicing"}])
-    train.run(parse(values), tmp_path / "whole", display="quiet")
+    run(parse(values), tmp_path / "whole", display="quiet")
     for iterations in (1, 2, 3):
         stop_after(parse(values), tmp_path / "parts", iterations)
         torch.rand(iterations)
@@ -318,7 +319,7 @@ def test_a_reward_that_draws_random_numbers_resumes_exactly(
 
 
 def test_where_data_and_noise_are_can_be_read(document: Make, tmp_path: Path) -> None:
-    train.run(parse(document()), tmp_path, display="quiet")
+    run(parse(document()), tmp_path, display="quiet")
     found = checkpoint.latest(checkpoint.open_store(tmp_path))
     assert found is not None
     assert found.state["data"] == {"prompts_drawn": 9, "packs_used_up": 3}
@@ -345,7 +346,7 @@ def test_a_full_disk_ends_with_one_sentence_and_what_was_saved_stays(
     values = document(evaluation={"everyIterations": 0}, checkpoint={"everyIterations": 1, "maxFailures": 1})
     try:
         with pytest.raises(ResourceError, match="not written, the disk or quota is full") as caught:
-            train.run(parse(values), tmp_path, display="quiet")
+            run(parse(values), tmp_path, display="quiet")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert caught.value.exit_code == ExitCode.OUT_OF_RESOURCES
@@ -360,7 +361,7 @@ def test_tailorpo_g_needs_a_differentiable_reward(document: Make, tmp_path: Path
         ConfigurationError,
         match=r"spec.method.name: tailorpo-g needs a differentiable reward; jpeg-compressibility is not",
     ):
-        train.run(parse(values), tmp_path, display="quiet")
+        run(parse(values), tmp_path, display="quiet")
 
 
 def test_a_loss_that_is_not_finite_changes_nothing(
@@ -373,5 +374,5 @@ def test_a_loss_that_is_not_finite_changes_nothing(
         objectives, "preference_loss", lambda logit: whole(logit) * (float("nan") if next(calls) >= 2 else 1)
     )
     with pytest.raises(NotFiniteError, match=r"lower spec.optimizer.learningRate"):
-        train.run(parse(document(checkpoint={"everyIterations": 100})), tmp_path, display="quiet")
+        run(parse(document(checkpoint={"everyIterations": 100})), tmp_path, display="quiet")
     assert all(value.isfinite().all() for value in weights(tmp_path).values())

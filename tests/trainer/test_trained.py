@@ -9,14 +9,15 @@ import pytest
 import torch
 from PIL import Image
 
-from tailorpo_trainer import cli, models, rewards, train
+from tailorpo_trainer import cli, models, rewards
 from tailorpo_trainer.diffusion.noise import Purpose
 from tailorpo_trainer.distributed.signals import StopRequested
 from tailorpo_trainer.document import parse
 from tailorpo_trainer.evaluation import comparison, contact_sheet, trained
 from tailorpo_trainer.evaluation.measurement import diversity, draw
-from tailorpo_trainer.session import Session
 from tailorpo_trainer.spec.job import Spec
+from tailorpo_trainer.training import loop
+from tailorpo_trainer.training.session import Session
 
 PROMPTS = ["a cat", "a dog", "a bee"]
 
@@ -44,7 +45,7 @@ def values(pipeline: Path, **parts: Any) -> dict[str, Any]:
 def done(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run."""
     folder = tmp_path_factory.mktemp("run")
-    train.run(parse(values(tiny_pipeline)), folder, display="quiet")
+    loop.run(parse(values(tiny_pipeline)), folder, display="quiet")
     return folder
 
 
@@ -176,7 +177,7 @@ def test_a_run_without_a_checkpoint_yet_is_one_sentence(
 
     monkeypatch.setattr(Session, "scene", stop)
     with pytest.raises(Exception, match="stopped by"):
-        train.run(parse(values(tiny_pipeline)), tmp_path, display="quiet")
+        loop.run(parse(values(tiny_pipeline)), tmp_path, display="quiet")
     capsys.readouterr()
     for command in ("sample", "evaluate"):
         assert cli.main([command, str(tmp_path)]) == 65

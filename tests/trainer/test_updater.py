@@ -16,7 +16,7 @@ from tailorpo_trainer.errors import NotFiniteError
 from tailorpo_trainer.methods import Loss
 from tailorpo_trainer.rollout.rows import Pairs
 from tailorpo_trainer.spec.job import Spec
-from tailorpo_trainer.updater import Updater
+from tailorpo_trainer.training.updater import Updater
 
 
 class Linear:

@@ -15,11 +15,12 @@ import peft
 import PIL.Image
 import transformers
 
-from tailorpo_trainer import cli, train
+from tailorpo_trainer import cli
+from tailorpo_trainer.training import loop
 
 # What a run imports when it needs it: here once, before the forks.
 ONCE = (
-    *(boto3.s3.transfer, jinja2, peft, PIL.Image, train),
+    *(boto3.s3.transfer, jinja2, peft, PIL.Image, loop),
     *(diffusers.AutoencoderKL, diffusers.DDIMScheduler, diffusers.StableDiffusionPipeline),
     *(diffusers.UNet2DConditionModel, transformers.CLIPTextModel, transformers.CLIPTokenizer),
 )

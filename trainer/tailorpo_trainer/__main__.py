@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from tailorpo_trainer.cli import main
-from tailorpo_trainer.launch import REPORTS
+from tailorpo_trainer.training.launch import REPORTS
 
 if __name__ == "__main__":
     if (folder := os.environ.get(REPORTS)) and (rank := os.environ.get("RANK")):

@@ -14,9 +14,9 @@ import pytest
 
 from tailorpo_trainer import checkpoint
 from tailorpo_trainer.errors import ExitCode, StalledError
-from tailorpo_trainer.launch import Gang, _await_name, _decide, _tell, launch
 from tailorpo_trainer.spec.job import RunPolicy
 from tailorpo_trainer.telemetry import termination
+from tailorpo_trainer.training.launch import Gang, _await_name, _decide, _tell, launch
 
 Make = Callable[..., dict[str, Any]]
 

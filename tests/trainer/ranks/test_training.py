@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tailorpo_trainer import checkpoint, methods, models, rewards, train
+from tailorpo_trainer import checkpoint, methods, models, rewards
 from tailorpo_trainer.diffusion.ddim import choose_steps
 from tailorpo_trainer.diffusion.noise import Noise, Purpose
 from tailorpo_trainer.diffusion.policy import Policy
@@ -28,7 +28,8 @@ from tailorpo_trainer.rollout.rows import Pairs, Transitions
 from tailorpo_trainer.rollout.scoring import Scorer
 from tailorpo_trainer.rollout.trajectories import branch
 from tailorpo_trainer.spec.job import TailorPOJob
-from tailorpo_trainer.updater import Updater
+from tailorpo_trainer.training.loop import run
+from tailorpo_trainer.training.updater import Updater
 
 Make = Callable[..., dict[str, Any]]
 Start = Callable[..., Any]
@@ -53,7 +54,7 @@ def lines(folder: Path, kind: str = "iteration") -> list[dict[str, Any]]:
 
 
 def training(job: TailorPOJob, folder: Path) -> Callable[[int], None]:
-    return lambda rank: train.run(job, folder, display="quiet")
+    return lambda rank: run(job, folder, display="quiet")
 
 
 @pytest.mark.parametrize("name", ["tailorpo", "ddpo"])
@@ -169,7 +170,7 @@ def test_stopped_at_any_process_and_gone_on_with_is_as_if_never_stopped(
 
         whole, calls = branch, iter(range(100))
         with patch("tailorpo_trainer.methods.base.branch", roll_out):
-            train.run(job, tmp_path / "parts", display="quiet")
+            run(job, tmp_path / "parts", display="quiet")
 
     ended = start(2, stopped).wait()
     assert [each.code for each in ended] == [ExitCode.STOPPED] * 2, ended[0].said
@@ -198,7 +199,7 @@ def kill_and_resume(document: Make, start: Start, together: Together, folder: Pa
 
             whole, calls = Policy.predict, iter(range(10_000))
             with patch.object(Policy, "predict", predict):
-                train.run(job, folder / "parts", display="quiet")
+                run(job, folder / "parts", display="quiet")
 
         ended = start(2, work).wait()
         if ended[who].code == 0:  # complete: kill the next one from its beginning
@@ -266,7 +267,7 @@ def odd_run(document: Make, folder: Path, what: Callable[[], Any], **parts: Any)
     def work(_: int) -> None:
         plugin = SimpleNamespace(name="odd", value="test", load=lambda: lambda *_: Odd(1, 2, what))
         with patch("tailorpo_trainer.rewards.weighted_sum.find", lambda name: plugin):
-            train.run(parse(values), folder, display="quiet")
+            run(parse(values), folder, display="quiet")
 
     return work
 
@@ -313,7 +314,7 @@ def test_the_first_process_alone_serves_and_counts_for_all(
 
     monkeypatch.setattr(Metrics, "close", keep)
     job = parse(document(training=FOUR, evaluation={"everyIterations": 0}))
-    ended = start(2, lambda rank: train.run(job, tmp_path / "run", display="quiet", watch=Watch(port=0))).wait()
+    ended = start(2, lambda rank: run(job, tmp_path / "run", display="quiet", watch=Watch(port=0))).wait()
     assert [each.code for each in ended] == [0, 0], ended
     assert ["metrics: http://" in each.said for each in ended] == [True, False]
     assert float((tmp_path / "samples").read_text()) == 12

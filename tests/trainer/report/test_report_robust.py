@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from tailorpo_trainer import report, train
+from tailorpo_trainer import report
 from tailorpo_trainer.document import parse
+from tailorpo_trainer.training.loop import run
 
 Make = Callable[..., Path]
 Read = Callable[[Path], Any]
@@ -163,7 +164,7 @@ def test_several_rewards(a_run: Make, page: Read) -> None:
 
 @pytest.mark.parametrize("method", ["tailorpo", "ddpo"])
 def test_a_real_run(document: Callable[..., dict[str, Any]], tmp_path: Path, page: Read, method: str) -> None:
-    train.run(parse(document(method={"name": method})), tmp_path, display="quiet")
+    run(parse(document(method={"name": method})), tmp_path, display="quiet")
     found = page(report.write(tmp_path))
     assert "held-out reward" in found.values
     assert ("gaps" in found.ids) == (method == "tailorpo")

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from tailorpo_trainer import cli, models, train
+from tailorpo_trainer import cli, models
 from tailorpo_trainer.errors import ExitCode
 from tailorpo_trainer.spec.progress import Progress
 from tailorpo_trainer.telemetry import termination
+from tailorpo_trainer.training.loop import leave
 
 PAGE = Path(__file__).parents[3] / "docs" / "exit-codes.md"
 
@@ -242,9 +243,9 @@ def test_who_is_ended_by_the_watchdog_has_a_last_word(
     log: Path, monkeypatch: pytest.MonkeyPatch, code: ExitCode, phase: str
 ) -> None:
     codes: list[int] = []
-    monkeypatch.setattr("tailorpo_trainer.train.os._exit", codes.append)
+    monkeypatch.setattr("tailorpo_trainer.training.loop.os._exit", codes.append)
     termination.begin(Progress(name="test", phase="Running", step=3))
-    train.leave(code)
+    leave(code)
     said = last(log)
     assert codes == [code]
     assert (said.phase, said.step, said.error and said.error.exit_code) == (phase, 3, code)

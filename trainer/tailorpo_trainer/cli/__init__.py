@@ -9,7 +9,7 @@ from importlib.util import find_spec
 
 import click
 
-from tailorpo_trainer.cli import checkpoints, completion, ending, results, run, validate
+from tailorpo_trainer.cli import checkpoints, completion, error_exit, results, run, validate
 
 PROGRAM = "tailorpo"
 COMPLETE = "_TAILORPO_COMPLETE"
@@ -64,9 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return shell_complete(app, {}, PROGRAM, COMPLETE, instruction)
         return _invoke(arguments)
     except BaseException as error:
-        status = ending.say(error)
+        status = error_exit.say(error)
         if arguments[:1] == [run.run.name]:
-            ending.last_word(error, status)
+            error_exit.last_word(error, status)
         return status
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tailorpo_trainer.cli.ending import message
+from tailorpo_trainer.cli.error_exit import message
 
 if TYPE_CHECKING:
     from tailorpo_trainer.checkpoint import Store

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from tailorpo_trainer.cli.ending import message
+from tailorpo_trainer.cli.error_exit import message
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from tailorpo_trainer.cli.ending import message
+from tailorpo_trainer.cli.error_exit import message
 from tailorpo_trainer.errors import ConfigurationError
-from tailorpo_trainer.launch import Gang
+from tailorpo_trainer.training.launch import Gang
 
 if TYPE_CHECKING:
     from tailorpo_trainer.spec.job import TailorPOJob
@@ -32,8 +32,8 @@ def _again(
 
 
 def _launch(job: TailorPOJob, gang: Gang, arguments: list[str]) -> int:
-    from tailorpo_trainer import launch
     from tailorpo_trainer.spec import rules
+    from tailorpo_trainer.training import launch
 
     if problem := rules.shares_problem(job.spec, gang.size):
         raise ConfigurationError(f"spec.training.promptsPerIteration: {problem}")
@@ -140,9 +140,9 @@ def run(
     if processes * nodes > 1 and "RANK" not in os.environ:
         gang = Gang(processes, nodes, node_rank, master_addr, master_port)
         raise click.exceptions.Exit(_launch(job, gang, _again(file, output, overrides, fresh, display, watch)))
-    from tailorpo_trainer import train
+    from tailorpo_trainer.training import loop
 
-    train.run(job, output, base=file.parent, fresh=fresh, display=display, watch=watch)
+    loop.run(job, output, base=file.parent, fresh=fresh, display=display, watch=watch)
 
 
 def cluster_fields(job: TailorPOJob) -> list[str]:

@@ -13,11 +13,11 @@ from tailorpo_trainer import prompts
 from tailorpo_trainer.diffusion.batch_sizes import portions
 from tailorpo_trainer.diffusion.ddim import ddim
 from tailorpo_trainer.errors import ConfigurationError
-from tailorpo_trainer.estimate import architectures, counts, memory, meta, report
+from tailorpo_trainer.estimate import architectures, counts, memory, network_costs, printing
 from tailorpo_trainer.estimate.architectures import Architecture
 from tailorpo_trainer.estimate.counts import Counts, Key
 from tailorpo_trainer.estimate.memory import Batches, Memory
-from tailorpo_trainer.estimate.meta import Networks
+from tailorpo_trainer.estimate.network_costs import Networks
 from tailorpo_trainer.spec import rules
 from tailorpo_trainer.spec.job import Spec, TailorPOJob
 
@@ -59,9 +59,9 @@ def run(job: TailorPOJob, as_json: bool = False, base: Path | None = None) -> No
     """Print the estimate. base: folder that relative paths in the document start from."""
     found = estimate(job, base)
     if as_json:
-        print(report.as_json(found))
+        print(printing.as_json(found))
     else:
-        report.show(found)
+        printing.show(found)
 
 
 def estimate(job: TailorPOJob, base: Path | None = None) -> Estimate:
@@ -77,7 +77,7 @@ def estimate(job: TailorPOJob, base: Path | None = None) -> Estimate:
     assert networks is not None
     flops, plain = _flops(networks, run, counted)
     denoiser = sum(flops[key] * rows for key, rows in counted.iteration.items() if key[0].startswith("forward"))
-    adapter = meta.size(networks.adapter)
+    adapter = network_costs.size(networks.adapter)
     return Estimate(
         job=job.metadata.name,
         model=run.model.name,
@@ -175,7 +175,7 @@ def _encoded(run: Spec, base: Path | None) -> int:
 
 def _checkpoint_bytes(networks: Networks, run: Spec) -> int:
     """Adapter, AdamW's two moments and step counts, and the average where one is kept."""
-    adapter, tensors = meta.size(networks.adapter), len(networks.adapter)
+    adapter, tensors = network_costs.size(networks.adapter), len(networks.adapter)
     copies = 1 + memory.MOMENTS + (run.optimizer.ema_decay is not None)
     return copies * (adapter + tensors * HEADER_BYTES) + tensors * (4 + HEADER_BYTES)
 

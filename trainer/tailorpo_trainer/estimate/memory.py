@@ -8,7 +8,7 @@ from tailorpo_trainer.diffusion.batch_sizes import portions
 from tailorpo_trainer.diffusion.policy import PRECISIONS
 from tailorpo_trainer.estimate.architectures import Architecture
 from tailorpo_trainer.estimate.counts import Counts
-from tailorpo_trainer.estimate.meta import Networks, size
+from tailorpo_trainer.estimate.network_costs import Networks, size
 from tailorpo_trainer.spec.job import Spec
 
 MOMENTS = 2

@@ -18,7 +18,7 @@ from tailorpo_trainer.spec.progress import Checkpoint, Metrics, Progress, Rates,
 from tailorpo_trainer.telemetry import alarms, termination
 from tailorpo_trainer.telemetry.observer import Beginning, Observer
 from tailorpo_trainer.telemetry.timing import Phases
-from tailorpo_trainer.updater import UpdateFacts
+from tailorpo_trainer.training.updater import UpdateFacts
 from tailorpo_trainer.versions import now
 
 

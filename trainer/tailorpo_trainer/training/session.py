@@ -13,15 +13,15 @@ from tailorpo_trainer.diffusion.policy import Policy
 from tailorpo_trainer.distributed.world import World
 from tailorpo_trainer.errors import TailorPOError
 from tailorpo_trainer.evaluation import measurement
-from tailorpo_trainer.record import Record
 from tailorpo_trainer.results.run_folder import Output, write_json
 from tailorpo_trainer.rewards.weighted_sum import RewardSum
 from tailorpo_trainer.rollout.rows import merge
 from tailorpo_trainer.rollout.scoring import Scorer, rechecked
-from tailorpo_trainer.saving import Saving
 from tailorpo_trainer.spec.job import Spec, TailorPOJob
 from tailorpo_trainer.telemetry.display import Display
-from tailorpo_trainer.updater import Updater
+from tailorpo_trainer.training.checkpointing import Saving
+from tailorpo_trainer.training.recorder import Record
+from tailorpo_trainer.training.updater import Updater
 
 
 @dataclass(eq=False)

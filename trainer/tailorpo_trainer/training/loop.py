@@ -11,14 +11,14 @@ from tailorpo_trainer.distributed.signals import Stop, StopRequested
 from tailorpo_trainer.distributed.watchdog import watching
 from tailorpo_trainer.distributed.world import join
 from tailorpo_trainer.errors import ExitCode, StalledError, TailorPOError
-from tailorpo_trainer.opening import beginning, open_session
 from tailorpo_trainer.results import locations
-from tailorpo_trainer.session import Session
 from tailorpo_trainer.spec.job import TailorPOJob
 from tailorpo_trainer.telemetry import termination
 from tailorpo_trainer.telemetry.display import Kind
 from tailorpo_trainer.telemetry.exporters import Watch, onlookers
-from tailorpo_trainer.updater import check_beginning
+from tailorpo_trainer.training.session import Session
+from tailorpo_trainer.training.setup import beginning, open_session
+from tailorpo_trainer.training.updater import check_beginning
 
 
 def run(

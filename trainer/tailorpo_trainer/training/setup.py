@@ -7,20 +7,20 @@ from pathlib import Path
 
 from tailorpo_trainer import checkpoint, document, methods, models, prompts, rewards
 from tailorpo_trainer.distributed.world import World
-from tailorpo_trainer.environment import environment
 from tailorpo_trainer.errors import ConfigurationError
-from tailorpo_trainer.record import Record
 from tailorpo_trainer.results import publishing
 from tailorpo_trainer.results.locations import Places
 from tailorpo_trainer.results.run_folder import Output, write_json, write_text
-from tailorpo_trainer.saving import Saving
-from tailorpo_trainer.session import Session
 from tailorpo_trainer.spec import rules
 from tailorpo_trainer.spec.job import Spec, TailorPOJob
 from tailorpo_trainer.spec.progress import Checkpoint, Progress
 from tailorpo_trainer.telemetry.display import Display, Kind, open_display
 from tailorpo_trainer.telemetry.observer import Observer
-from tailorpo_trainer.updater import Updater
+from tailorpo_trainer.training.checkpointing import Saving
+from tailorpo_trainer.training.environment import environment
+from tailorpo_trainer.training.recorder import Record
+from tailorpo_trainer.training.session import Session
+from tailorpo_trainer.training.updater import Updater
 
 
 def open_session(

@@ -5,10 +5,10 @@ from typing import Any
 
 from tailorpo_trainer.checkpoint import Attempt, Manifest, Stream
 from tailorpo_trainer.checkpoint.attempt import Groups
-from tailorpo_trainer.record import Record
 from tailorpo_trainer.results.publishing import Publisher
 from tailorpo_trainer.results.run_folder import Output
 from tailorpo_trainer.spec.job import Checkpoint
+from tailorpo_trainer.training.recorder import Record
 
 
 class Saving:
