@@ -123,7 +123,8 @@ def exported(place: str, tiny_pipeline: Path, done: Path, folder: Path, capsys: 
         overrides=[f"spec.lora.initial={folder}"],
     )
     again = models.load_policy(initial.spec).adapter()  # our own reader takes it too
-    assert all(torch.equal(value, again[name]) for name, value in trained.load(done).policy.adapter().items())
+    for name, value in trained.load(done).policy.adapter().items():
+        torch.testing.assert_close(again[name], value, rtol=2e-7, atol=0)  # scaled by 6 / 2 in the file, and back
 
 
 def parsed(done: Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The LoRA that is trained: made, begun from an existing one, written."""
 
+import json
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ def _config(lora: LoRA) -> Any:
 
 
 def _load_initial(unet: Any, lora: LoRA, source: str) -> None:
-    """Set the adapter to an existing one, which must be of the document's rank, alpha and modules."""
+    """Set the adapter to an existing one of the document's rank and modules, brought to the document's alpha."""
     from diffusers.utils import convert_unet_state_dict_to_peft
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
@@ -52,6 +52,7 @@ def _load_initial(unet: Any, lora: LoRA, source: str) -> None:
     state, alphas, metadata = _read(_find(source, subject), subject)
     if any(key.startswith("text_encoder") for key in state):
         raise ConfigurationError(f"{subject} adapts the text encoder too: give a LoRA of the denoiser alone")
+    by_peft = all(".lora_A." in key or ".lora_B." in key for key in state)
     state = dict(convert_unet_state_dict_to_peft({k.removeprefix("unet."): v for k, v in state.items()}))
     ours = get_peft_model_state_dict(unet)
     if unknown := sorted(state.keys() - ours.keys()):
@@ -63,12 +64,14 @@ def _load_initial(unet: Any, lora: LoRA, source: str) -> None:
     if ranks := {value.shape[0] for key, value in state.items() if ".lora_A." in key} - {lora.rank}:
         raise ConfigurationError(f"spec.lora.rank: is {lora.rank}, but {source!r} has rank {_listed(ranks)}")
     scales = {*alphas, *(float(metadata[key]) for key in ("lora_alpha",) if key in metadata)}
-    if scales - {lora.alpha}:
-        raise ConfigurationError(
-            f"spec.lora.alpha: is {lora.alpha:g}, but {source!r} was trained with alpha {_listed(scales)}"
-        )
+    if len(scales) > 1:
+        raise ConfigurationError(f"{subject} has several alphas ({_listed(scales)}): give a LoRA that has one")
     if strange := [key for key in ("use_rslora", "use_dora", "alpha_pattern", "rank_pattern") if metadata.get(key)]:
         raise ConfigurationError(f"{subject} is no plain LoRA: it was made with {strange[0]}")
+    # PEFT's names without an alpha mean scale 1, as `_save` writes them. Files of older names were always taken to be
+    # of the document's alpha.
+    alpha = next(iter(scales), lora.rank if by_peft else lora.alpha)
+    state = {key: _scaled(key, value.to(ours[key].dtype), alpha, lora.alpha) for key, value in state.items()}
     for key, value in state.items():
         if value.shape != ours[key].shape:
             raise ConfigurationError(
@@ -141,32 +144,54 @@ def _listed(values: set[Any]) -> str:
 
 def save_adapter(policy: Policy, folder: Path) -> None:
     """Write the adapter as diffusers reads it: `pipe.load_lora_weights(folder)`."""
-    from peft import get_peft_model_state_dict
-
-    _save(get_peft_model_state_dict(policy.unet), policy.unet.peft_config["default"], folder)
+    _save(policy.adapter(), policy.unet.peft_config["default"], folder)
 
 
 def export_adapter(weights: Mapping[str, torch.Tensor], lora: LoRA, folder: Path) -> None:
     """The same from the weights of `Policy.adapter()` alone, without the model that they were trained on."""
-    _save({name.replace(".default.", "."): value for name, value in weights.items()}, _config(lora), folder)
+    _save(weights, _config(lora), folder)
 
 
 def _save(weights: Mapping[str, torch.Tensor], config: Any, folder: Path) -> None:
-    from diffusers import StableDiffusionPipeline
-    from diffusers.utils import convert_state_dict_to_diffusers
-    from safetensors import SafetensorError
+    """Write the layout of which every reader makes the same: PEFT's names for all modules, alpha folded into B.
 
+    diffusers has older names for attention alone, and its reader decides by the first tensor's name how to read all of
+    them. Alpha has no place among the tensors, and who reads no header takes it to be the rank.
+    """
+    from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
+
+    # Only what a reader needs: diffusers makes a `LoraConfig` of it, and that of another version knows other fields.
+    facts = {"lora_alpha": config.r, "r": config.r, "target_modules": sorted(config.target_modules)}
+    metadata = {
+        "format": "pt",
+        LORA_ADAPTER_METADATA_KEY: json.dumps({f"unet.{key}": value for key, value in facts.items()}),
+    }
+    layers = {
+        "unet." + name.replace(".default.", "."): _scaled(name, value.detach().cpu(), config.lora_alpha, config.r)
+        for name, value in weights.items()
+    }
+    folder.mkdir(parents=True, exist_ok=True)
     try:
-        StableDiffusionPipeline.save_lora_weights(
-            str(folder),
-            unet_lora_layers=convert_state_dict_to_diffusers(dict(weights)),
-            unet_lora_adapter_metadata={
-                key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()
-            },
-        )
-    except SafetensorError as error:  # the one word of the system's error is in its text
-        number = re.search(r"\(os error (\d+)\)", str(error))
-        if number is None or int(number[1]) not in FULL:
+        (folder / FILE).write_bytes(_pack(layers, metadata))
+    except OSError as error:
+        if error.errno not in FULL:
             raise
-        why = os.strerror(int(number[1]))
+        why = os.strerror(error.errno)
         raise ResourceError(f"{folder}: not written, the disk or quota is full ({why})") from None
+
+
+def _scaled(name: str, value: torch.Tensor, alpha: float, to: float) -> torch.Tensor:
+    """A LoRA's weight of one alpha, as it must be under another: B is scaled, rounded once, and A stays."""
+    return (value.double() * alpha / to).to(value.dtype) if ".lora_B." in name else value
+
+
+def _pack(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> bytes:
+    """A safetensors file, the same bytes each time: the library writes the header's metadata in any order."""
+    from safetensors.torch import save
+
+    data = save({name: value.contiguous() for name, value in tensors.items()}, dict(metadata))
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end]) | {"__metadata__": dict(sorted(metadata.items()))}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the data stays aligned
+    return b"".join([len(text).to_bytes(8, "little"), text, memoryview(data)[end:]])
