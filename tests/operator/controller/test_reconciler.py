@@ -9,8 +9,8 @@ from tailorpo_operator.kube.cache import Key, Store
 from tailorpo_operator.kube.client import Cluster
 from tailorpo_operator.planning.backoff import Retries
 from tailorpo_operator.settings import Settings
+from tests.operator.kube.test_cache import KEY, ended_tree, gang_tree, job_tree
 from tests.operator.stories import NOON
-from tests.operator.test_store import KEY, ended_tree, gang_tree, job_tree
 
 FIRST = {"number": 1, "start": "2026-01-01T12:00:00Z"}
 SETTINGS = Settings(retries=Retries(first=0))

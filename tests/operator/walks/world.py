@@ -22,9 +22,9 @@ from tests.cluster.control_plane import ControlPlane
 from tests.cluster.pods import DONE, PodDriver
 from tests.cluster.waiting import until
 from tests.operator.operating import job, last_words
-from tests.operator.walking import laws, truth
-from tests.operator.walking.replicas import Replicas
-from tests.operator.walking.witness import Witness
+from tests.operator.walks import laws, truth
+from tests.operator.walks.replicas import Replicas
+from tests.operator.walks.witness import Witness
 
 TRUTHFUL_SECONDS = 30.0
 """In which a status says what the cluster is, once nothing more is changed; longer on a machine that is busy."""

@@ -19,7 +19,7 @@ from tests.cluster.control_plane import ControlPlane
 from tests.cluster.pods import SIGTERM_EXIT, PodDriver
 from tests.cluster.waiting import until
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 Fields = dict[str, Any]
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from tailorpo_operator.api import naming
-from tests.operator.walking.witness import Seen
+from tests.operator.walks.witness import Seen
 
 Tree = dict[str, Any]
 

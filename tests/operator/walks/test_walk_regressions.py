@@ -12,7 +12,7 @@ from tests.cluster.pods import PodDriver
 from tests.cluster.proxy import DROP, ApiProxy, through
 from tests.cluster.waiting import until
 from tests.operator.operating import OperatorProcess, WarmOperator, Watched, job, last_words
-from tests.operator.walking.replicas import DEADLINE, ELECT, prepare
+from tests.operator.walks.replicas import DEADLINE, ELECT, prepare
 
 
 def patch(kubectl: Kubectl, kind: str, name: str, change: object) -> None:

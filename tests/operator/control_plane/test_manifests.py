@@ -16,7 +16,7 @@ from tests.cluster.control_plane import ControlPlane
 from tests.cluster.waiting import until
 from tests.documents import GOOD
 
-MANIFESTS = Path(__file__).parents[2] / "manifests"
+MANIFESTS = Path(__file__).parents[3] / "manifests"
 NAMESPACE, NAME = "tailorpo-system", "tailorpo-operator"
 
 

@@ -18,9 +18,9 @@ from tests.cluster.api import Kubectl
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.pods import PodDriver
 from tests.cluster.waiting import until
+from tests.operator.kube.test_cache import KEY, gang_tree, job_tree, meta
 from tests.operator.operating import OperatorProcess, Watched, job
 from tests.operator.stories import SPEC
-from tests.operator.test_store import KEY, gang_tree, job_tree, meta
 
 SERVICE = f"service/{naming.RENDEZVOUS}"
 

@@ -26,8 +26,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from tailorpo_trainer.errors import ExitCode
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.proxy import DEAF, DROP
-from tests.operator.walking.laws import CODES, DISRUPTIONS, FATAL
-from tests.operator.walking.world import NODES, Stage, World
+from tests.operator.walks.laws import CODES, DISRUPTIONS, FATAL
+from tests.operator.walks.world import NODES, Stage, World
 
 SEED, STEPS = "TAILORPO_WALK_SEED", 24
 THE_SAME = 1

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterator
 from typing import Any
 
-from tests.operator.walking.laws import OVER, alive, attempt, gang_of
+from tests.operator.walks.laws import OVER, alive, attempt, gang_of
 
 Tree = dict[str, Any]
 

@@ -18,7 +18,7 @@ from tailorpo_operator.planning.observed import Children, Exit, Gang, Pod, Repor
 from tailorpo_operator.planning.plan import plan
 from tailorpo_trainer.errors import ExitCode
 from tailorpo_trainer.spec import progress as trainer
-from tests.operator.simulated import Cluster, Operator, settle
+from tests.operator.planning.simulated import Cluster, Operator, settle
 from tests.operator.stories import job, last_word
 
 # What may happen

@@ -18,7 +18,7 @@ from tailorpo_trainer.spec import rules
 from tests.cluster.api import Cluster, Kubectl, KubectlError
 from tests.documents import GOOD
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 CLIENT_SIDE_APPLY = 262_144  # bytes of all annotations of an object
 
 
