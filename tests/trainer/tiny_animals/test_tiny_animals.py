@@ -11,7 +11,7 @@ from tailorpo_trainer import document, models, tiny_animals
 from tailorpo_trainer.evaluation.measurement import draw
 from tailorpo_trainer.tiny_animals import ANIMALS, JUDGE, PIPELINE, ROOT, SCORER, SCORING_DECODER
 
-DEMO = Path(__file__).parents[2] / "examples" / "demo.yaml"
+DEMO = Path(__file__).parents[3] / "examples" / "demo.yaml"
 
 
 def test_what_ships_is_small_and_holds_no_pickle() -> None:
@@ -72,7 +72,7 @@ def test_importing_it_loads_nothing() -> None:
 def test_a_rebuild_without_its_font_names_the_debian_package(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tools.tiny_animals.make", "--stage", "pictures"]
     folders = ["--font", str(tmp_path / "missing.ttf"), "--output", str(tmp_path), "--work", str(tmp_path)]
-    made = subprocess.run([*command, *folders], cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    made = subprocess.run([*command, *folders], cwd=Path(__file__).parents[3], capture_output=True, text=True)
     assert made.returncode != 0
     assert "fonts-noto-color-emoji" in made.stderr
     assert "Traceback" not in made.stderr

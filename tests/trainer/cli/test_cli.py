@@ -140,7 +140,7 @@ def test_all_problems_of_all_files(job: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_the_examples_are_good(capsys: pytest.CaptureFixture[str]) -> None:
-    examples = sorted(map(str, (Path(__file__).parents[2] / "examples").glob("*.yaml")))
+    examples = sorted(map(str, (Path(__file__).parents[3] / "examples").glob("*.yaml")))
     assert examples
     assert cli.main(["validate", *examples]) == 0, capsys.readouterr().err
 
