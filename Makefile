@@ -56,8 +56,8 @@ generate: $(READY) ## Write what is generated from the models: the definition an
 
 bench: $(READY) ## Measure our loop against a plain one, and the operator with thousands of jobs; BENCH_ARGS passes arguments
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
-	$(BIN)/python -m benchmarks.scale
-	$(BIN)/python -m benchmarks.takeover
+	$(BIN)/python -m benchmarks.operator.scale
+	$(BIN)/python -m benchmarks.operator.takeover
 
 clean: ## Remove the environment and the tools' caches; runs/ stays
 	rm -rf "$(VENV)" build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -3,7 +3,8 @@ docs/benchmarks.md]`."""
 
 import argparse
 
-from benchmarks import approximations, pages, rollout, startup
+from benchmarks import startup
+from benchmarks.training import approximations, pages, rollout
 
 HEAD = """\
 # Benchmarks
@@ -14,7 +15,7 @@ Everything here was measured by `make bench` on one machine; run it to have your
 `torch.utils.flop_counter`: two for each multiply-add of matrix products, convolutions and attention,
 nothing else. They are the same on every machine; times are not.
 
-The plain loop (`benchmarks/plain_loop.py`) is TailorPO as the official scripts of DDPO, D3PO and SPO are
+The plain loop (`benchmarks/training/plain_loop.py`) is TailorPO as the official scripts of DDPO, D3PO and SPO are
 written: four log-probabilities a pair from a denoiser call each, the reference as a second copy of the
 denoiser, each candidate judged alone, all steps rolled out, the prediction at the next step made anew. It
 computes the same as ours, which is asserted before anything is timed: same noise, steps, decoder and

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 
-from benchmarks.methods import plan, reading, tables
-from benchmarks.methods.kept import Result
+from benchmarks.methods import analysis, plan, tables
+from benchmarks.methods.files import Result
 from tailorpo_trainer.spec import rules
 
 HEAD = """\
@@ -63,7 +63,7 @@ LIMITS = """\
 
 def markdown(results: Sequence[Result]) -> str:
     """The whole page."""
-    seeds = {result["seed"] for result in reading.of(results, stage="final")}
+    seeds = {result["seed"] for result in analysis.of(results, stage="final")}
     absent = [str(seed) for seed in plan.SEEDS if seed not in seeds]
     missing = f"\n**Missing: seeds {', '.join(absent)} of those planned.**\n" if absent else ""
     sections = [_what_was_run(results), tables.of_tuning(results), _again(results)]
@@ -79,7 +79,7 @@ def markdown(results: Sequence[Result]) -> str:
 
 
 def _what_was_run(results: Sequence[Result]) -> Iterator[str]:
-    finals = reading.of(results, stage="final")
+    finals = analysis.of(results, stage="final")
     yield "## What was run\n"
     yield (
         f"DDIM with 10 steps, eta 1, guidance 3.0; LoRA of rank 8; AdamW; {plan.IMAGES} trajectories an iteration, two "
@@ -89,7 +89,7 @@ def _what_was_run(results: Sequence[Result]) -> Iterator[str]:
     yield "| method | trained steps | queries an image | GFLOP an image | iterations of a final run |"
     yield "|---|--:|--:|--:|--:|"
     for method in plan.METHODS:
-        runs = reading.of(finals, method=method)
+        runs = analysis.of(finals, method=method)
         last = runs[0]["evaluations"][-1]
         costs = sorted({run["flops_per_iteration"] / plan.IMAGES / 1e9 for run in runs})
         counts = sorted({run["iterations"] for run in runs})

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from matplotlib import pyplot as plt
 
-from benchmarks.methods import plan, reading
-from benchmarks.methods.kept import Result
+from benchmarks.methods import analysis, plan
+from benchmarks.methods.files import Result
 
 COLOURS = {
     "tailorpo": "#0072B2",
@@ -31,14 +31,14 @@ def draw(results: Sequence[Result], to: Path) -> None:
     """A row for each reward, a column for each budget."""
     with plt.rc_context({"font.size": 10, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": "#999999"}):
         figure, axes = plt.subplots(
-            len(plan.REWARDS), len(reading.AXES), figsize=(12.5, 7.4), sharey="row", squeeze=False
+            len(plan.REWARDS), len(analysis.AXES), figsize=(12.5, 7.4), sharey="row", squeeze=False
         )
         for row, reward in enumerate(plan.REWARDS):
-            finals = reading.of(results, stage="final", reward=reward)
-            for column, axis in enumerate(reading.AXES):
+            finals = analysis.of(results, stage="final", reward=reward)
+            for column, axis in enumerate(analysis.AXES):
                 _panel(axes[row, column], finals, reward, axis)
             axes[row, 0].set_ylabel(f"change of held-out {reward}")
-        for column, axis in enumerate(reading.AXES):
+        for column, axis in enumerate(analysis.AXES):
             axes[0, column].set_title(
                 f"equal {axis.replace('_', ' ').replace('flops', 'FLOPs')}", fontsize=11, weight="bold"
             )
@@ -52,28 +52,28 @@ def draw(results: Sequence[Result], to: Path) -> None:
 
 
 def _panel(axes: Any, finals: Sequence[Result], reward: str, axis: str) -> None:
-    unit, budget = UNITS[axis], reading.budget(finals, axis)
-    widest = max(reading.spent(run, axis)[-1] for run in finals)
+    unit, budget = UNITS[axis], analysis.budget(finals, axis)
+    widest = max(analysis.spent(run, axis)[-1] for run in finals)
     axes.axhline(0, color="#999999", linewidth=0.8)
     axes.axvline(budget / unit, color=INK, linewidth=1, linestyle=(0, (4, 3)))
     if axis == "flops":
         axes.axvline(plan.TUNING_BUDGET / unit, color=INK, linewidth=1, linestyle=(0, (1, 3)))
     for number, (method, colour) in enumerate(COLOURS.items()):
-        runs = reading.of(finals, method=method)
-        least = min(reading.spent(run, axis)[1] for run in runs)
-        most = reading.budget(runs, axis)
+        runs = analysis.of(finals, method=method)
+        least = min(analysis.spent(run, axis)[1] for run in runs)
+        most = analysis.budget(runs, axis)
         # On a logarithmic axis there is no 0: curves begin at a tenth of the first evaluation.
         xs = np.geomspace(least / 10, most, 60) if axis == "reward_queries" else np.linspace(0, most, 60)
         xs[-1] = most  # rounding must not lead outside of what was measured
-        readings = [reading.read(runs, axis, float(x), reward) for x in xs]
+        readings = [analysis.read(runs, axis, float(x), reward) for x in xs]
         means, errors = np.array([r.mean for r in readings]), np.array([r.error for r in readings])
-        whole = np.array([reading.read(runs, axis, float(x), "named").mean for x in xs]) >= -plan.SPOILT
+        whole = np.array([analysis.read(runs, axis, float(x), "named").mean for x in xs]) >= -plan.SPOILT
         spoilt = int(np.argmin(whole)) if not whole.all() else len(xs)
         axes.plot(xs[:spoilt] / unit, means[:spoilt], color=colour, linewidth=2, label=method, zorder=3)
         rest = slice(max(0, spoilt - 1), None)
         axes.plot(xs[rest] / unit, means[rest], color=colour, linewidth=2, linestyle=(0, (1, 1.2)), zorder=3)
         axes.fill_between(xs / unit, means - errors, means + errors, color=colour, alpha=0.18, linewidth=0, zorder=2)
-        seeds = reading.read(runs, axis, budget, reward).values
+        seeds = analysis.read(runs, axis, budget, reward).values
         aside = number - (len(COLOURS) - 1) / 2  # beside each other, or they hide each other
         place = budget * (1 + 0.06 * aside) if axis == "reward_queries" else budget + 0.009 * aside * widest
         axes.scatter([place / unit] * len(seeds), seeds, s=18, color=colour, edgecolor="white", linewidth=0.6, zorder=4)

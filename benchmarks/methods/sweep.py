@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image
 
 from benchmarks import judging
-from benchmarks.methods import costs, kept, plan, reading
-from benchmarks.methods.kept import Result
+from benchmarks.methods import analysis, costs, files, plan
+from benchmarks.methods.files import Result
 from benchmarks.methods.plan import Trial
 from tailorpo_trainer.errors import StoppedError, TailorPOError
 from tailorpo_trainer.results.run_folder import Output
@@ -25,16 +25,16 @@ def run(folder: Path, say: Callable[[str], None] = print) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "trials.jsonl"
     _go_through(plan.tuning(), path, say)
-    _go_through(plan.refinement(reading.chosen(reading.grid(kept.read(path)), plan.SPOILT)), path, say)
-    _go_through(plan.finals(reading.chosen(kept.read(path), plan.SPOILT)), path, say)
+    _go_through(plan.refinement(analysis.chosen(analysis.grid(files.read(path)), plan.SPOILT)), path, say)
+    _go_through(plan.finals(analysis.chosen(files.read(path), plan.SPOILT)), path, say)
 
 
 def _go_through(trials: Iterable[Trial], path: Path, say: Callable[[str], None]) -> None:
-    done = {result["key"] for result in kept.read(path)}
+    done = {result["key"] for result in files.read(path)}
     for trial in trials:
         if trial.key not in done:
             result = run_trial(trial, path.parent)
-            kept.append(result, path)
+            files.append(result, path)
             say(f"{trial.key}: {_last(result)} in {result['seconds']:.0f} s")
 
 

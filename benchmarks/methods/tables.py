@@ -4,9 +4,9 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 
-from benchmarks.methods import plan, reading
-from benchmarks.methods.kept import Result
-from benchmarks.methods.reading import Reading
+from benchmarks.methods import analysis, plan
+from benchmarks.methods.analysis import Reading
+from benchmarks.methods.files import Result
 from tailorpo_trainer.stats import mean
 
 AXIS_NAMES = {"images": "images", "reward_queries": "reward queries", "flops": "FLOPs"}
@@ -15,9 +15,9 @@ DECIMALS = {"colourfulness": 1, "clip-score": 2}
 
 def of_reward(results: Sequence[Result], reward: str) -> Iterator[str]:
     """What the finals on a reward show at equal budgets, and what the seeds can tell apart."""
-    finals = reading.of(results, stage="final", reward=reward)
-    by_method = {method: reading.of(finals, method=method) for method in plan.METHODS}
-    points, digits = reading.points(finals), DECIMALS[reward]
+    finals = analysis.of(results, stage="final", reward=reward)
+    by_method = {method: analysis.of(finals, method=method) for method in plan.METHODS}
+    points, digits = analysis.points(finals), DECIMALS[reward]
     base = mean([run["evaluations"][0]["rewards"][reward] for run in finals])
     yield f"## Trained on `{reward}`\n"
     yield f"Change of the held-out reward, from {base:.{digits}f} before; ± is the standard error over the seeds. †: by"
@@ -27,12 +27,12 @@ def of_reward(results: Sequence[Result], reward: str) -> Iterator[str]:
     for method, runs in by_method.items():
         cells = []
         for point in points:
-            spoilt = reading.read(runs, *point, "named").mean < -plan.SPOILT
-            cells.append(_signed(reading.read(runs, *point, reward), digits) + (" †" if spoilt else ""))
+            spoilt = analysis.read(runs, *point, "named").mean < -plan.SPOILT
+            cells.append(_signed(analysis.read(runs, *point, reward), digits) + (" †" if spoilt else ""))
         yield f"| `{method}` | " + " | ".join(cells) + " |"
     yield ""
     for point in points:
-        yield f"- At {amount(*point)}: {_verdict({m: reading.read(r, *point, reward) for m, r in by_method.items()})}"
+        yield f"- At {amount(*point)}: {_verdict({m: analysis.read(r, *point, reward) for m, r in by_method.items()})}"
     yield ""
     yield from _besides(by_method, reward, [at for axis, at in points if axis == "flops"])
 
@@ -42,22 +42,22 @@ def in_short(results: Sequence[Result]) -> Iterator[str]:
     yield "| | equal images | equal reward queries | equal FLOPs, as tuned for | equal FLOPs, at the end |"
     yield "|---|---|---|---|---|"
     for reward in plan.REWARDS:
-        finals = reading.of(results, stage="final", reward=reward)
-        cells = [_best(finals, reward, point) for point in reading.points(finals)]
+        finals = analysis.of(results, stage="final", reward=reward)
+        cells = [_best(finals, reward, point) for point in analysis.points(finals)]
         yield f"| `{reward}` | " + " | ".join(cells) + " |"
 
 
 def _best(finals: Sequence[Result], reward: str, point: tuple[str, float]) -> str:
-    by_method = {method: reading.of(finals, method=method) for method in plan.METHODS}
+    by_method = {method: analysis.of(finals, method=method) for method in plan.METHODS}
     rises = {
-        method: reading.read(runs, *point, reward)
+        method: analysis.read(runs, *point, reward)
         for method, runs in by_method.items()
-        if reading.read(runs, *point, "named").mean >= -plan.SPOILT
+        if analysis.read(runs, *point, "named").mean >= -plan.SPOILT
     }
     if not any(rise.mean > 0 and rise.differs_from_zero for rise in rises.values()):
         return "none"
     order = sorted(rises, key=lambda method: -rises[method].mean)
-    alike = [other for one, other in reading.indistinct({m: rises[m] for m in order}) if one == order[0]]
+    alike = [other for one, other in analysis.indistinct({m: rises[m] for m in order}) if one == order[0]]
     text = f"`{order[0]}` {_signed(rises[order[0]], DECIMALS[reward])}"
     return text + (f" (≈ {', '.join(f'`{method}`' for method in alike)})" if alike else "")
 
@@ -65,7 +65,7 @@ def _best(finals: Sequence[Result], reward: str, point: tuple[str, float]) -> st
 def _verdict(readings: Mapping[str, Reading]) -> str:
     """The order by mean, and the shorter list: of pairs that are told apart, or of those that are not."""
     order = sorted(readings, key=lambda method: -readings[method].mean)
-    alike = reading.indistinct({method: readings[method] for method in order})
+    alike = analysis.indistinct({method: readings[method] for method in order})
     apart = [pair for pair in combinations(order, 2) if pair not in alike]
     unmoved = [method for method in order if not readings[method].differs_from_zero]
     text = f"{' > '.join(f'`{method}`' for method in order)} by mean. "
@@ -92,10 +92,10 @@ def _besides(by_method: Mapping[str, Sequence[Result]], reward: str, budgets: Se
     yield "|---|" + "--:|" * len(head)
     for method, runs in by_method.items():
         before = mean([run["evaluations"][0]["named"] for run in runs])
-        cells = [_signed(reading.read(runs, "flops", at, watched), DECIMALS[watched]) for at in budgets]
-        cells += [_signed(reading.read(runs, "flops", at, "diversity"), 3) for at in budgets]
+        cells = [_signed(analysis.read(runs, "flops", at, watched), DECIMALS[watched]) for at in budgets]
+        cells += [_signed(analysis.read(runs, "flops", at, "diversity"), 3) for at in budgets]
         for at in budgets:
-            named = reading.read(runs, "flops", at, "named")
+            named = analysis.read(runs, "flops", at, "named")
             cells.append(f"{before + named.mean:.0%} ± {100 * named.error:.0f}")
         yield f"| `{method}` | " + " | ".join(cells) + " |"
     first = mean([run["evaluations"][0]["named"] for runs in by_method.values() for run in runs])
@@ -104,8 +104,8 @@ def _besides(by_method: Mapping[str, Sequence[Result]], reward: str, budgets: Se
 
 def of_tuning(results: Sequence[Result]) -> Iterator[str]:
     """Every trial, and what was chosen."""
-    trials = reading.of(results, stage="tuning")
-    first, best = (reading.chosen(some, plan.SPOILT) for some in (reading.grid(trials), trials))
+    trials = analysis.of(results, stage="tuning")
+    first, best = (analysis.chosen(some, plan.SPOILT) for some in (analysis.grid(trials), trials))
     grid = len(plan.settings(plan.METHODS[0]))
     yield "## Tuning\n"
     yield (
@@ -148,9 +148,9 @@ def of_tuning(results: Sequence[Result]) -> Iterator[str]:
 def _beta(trials: Sequence[Result], reward: str) -> str:
     """The greatest difference that beta made among settings that kept pictures whole."""
     ends: dict[tuple[str, float], list[float]] = defaultdict(list)
-    for trial in reading.of(trials, reward=reward, error=None):
-        if trial["beta"] is not None and reading.rank(trial, plan.SPOILT)[0]:
-            ends[trial["method"], trial["learning_rate"]].append(reading.end(trial))
+    for trial in analysis.of(trials, reward=reward, error=None):
+        if trial["beta"] is not None and analysis.rank(trial, plan.SPOILT)[0]:
+            ends[trial["method"], trial["learning_rate"]].append(analysis.end(trial))
     return f"{max(max(values) - min(values) for values in ends.values()):.{DECIMALS[reward]}f}"
 
 
@@ -160,11 +160,11 @@ def _setting(setting: plan.Setting) -> str:
 
 
 def _trial(trials: Sequence[Result], reward: str, method: str, setting: plan.Setting, best: plan.Setting) -> str:
-    (found,) = reading.of(trials, reward=reward, method=method, learning_rate=setting[0], beta=setting[1])
+    (found,) = analysis.of(trials, reward=reward, method=method, learning_rate=setting[0], beta=setting[1])
     if found["error"]:
         return "failed"
-    text = f"{reading.change(found, reward)[-1]:+.{DECIMALS[reward]}f}"
-    whole, _ = reading.rank(found, plan.SPOILT)
+    text = f"{analysis.change(found, reward)[-1]:+.{DECIMALS[reward]}f}"
+    whole, _ = analysis.rank(found, plan.SPOILT)
     return f"**{text}**" if setting == best else text if whole else f"{text} †"
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import approximations, contenders
+from benchmarks.training import approximations, contenders
 from tailorpo_trainer.diffusion.noise import Noise, Purpose
 
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from benchmarks.methods import kept, page, plan, reading, sweep
+from benchmarks.methods import analysis, files, page, plan, sweep
+from benchmarks.methods.analysis import Reading
 from benchmarks.methods.plan import Trial
-from benchmarks.methods.reading import Reading
 
-RESULTS = kept.read(kept.RESULTS)
+RESULTS = files.read(files.RESULTS)
 
 
 def result(rewards: list[float], seed: int = 0, **fields: Any) -> dict[str, Any]:
@@ -33,30 +33,30 @@ def result(rewards: list[float], seed: int = 0, **fields: Any) -> dict[str, Any]
 
 def test_read_off_between_two_evaluations() -> None:
     runs = [result([10.0, 14.0, 20.0]), result([11.0, 11.0, 9.0], seed=1)]
-    assert reading.read(runs, "images", 20, "colourfulness").values == (4.0, 0.0)
-    assert reading.read(runs, "images", 30, "colourfulness").values == (7.0, -1.0)
-    assert reading.read(runs, "reward_queries", 6, "colourfulness").values == (7.0, -1.0)
-    assert reading.read(runs, "flops", 15, "colourfulness").values == (7.0, -1.0)
-    assert reading.read(runs, "images", 0, "colourfulness").values == (0.0, 0.0)
+    assert analysis.read(runs, "images", 20, "colourfulness").values == (4.0, 0.0)
+    assert analysis.read(runs, "images", 30, "colourfulness").values == (7.0, -1.0)
+    assert analysis.read(runs, "reward_queries", 6, "colourfulness").values == (7.0, -1.0)
+    assert analysis.read(runs, "flops", 15, "colourfulness").values == (7.0, -1.0)
+    assert analysis.read(runs, "images", 0, "colourfulness").values == (0.0, 0.0)
 
 
 def test_nothing_is_extrapolated() -> None:
     runs = [result([1.0, 2.0, 3.0]), result([1.0, 2.0], seed=1)]
-    assert reading.budget(runs, "images") == 20
+    assert analysis.budget(runs, "images") == 20
     with pytest.raises(ValueError, match="outside"):
-        reading.read(runs, "images", 21, "colourfulness")
+        analysis.read(runs, "images", 21, "colourfulness")
 
 
 def test_seeds_are_paired_whatever_their_order() -> None:
     runs = [result([0.0, float(seed)], seed=seed) for seed in (2, 0, 1)]
-    assert reading.read(runs, "images", 20, "colourfulness").values == (0.0, 1.0, 2.0)
+    assert analysis.read(runs, "images", 20, "colourfulness").values == (0.0, 1.0, 2.0)
 
 
 def test_a_constant_difference_is_told_apart_however_much_seeds_differ() -> None:
     near = Reading((0.0, 10.0, -10.0, 5.0, 1.0))
     above = Reading(tuple(value + 1 + n / 100 for n, value in enumerate(near.values)))
-    assert reading.indistinct({"one": near, "other": above}) == []
-    assert reading.indistinct({"one": near, "other": Reading((5.0, -10.0, 10.0, 0.0, 1.0))}) == [("one", "other")]
+    assert analysis.indistinct({"one": near, "other": above}) == []
+    assert analysis.indistinct({"one": near, "other": Reading((5.0, -10.0, 10.0, 0.0, 1.0))}) == [("one", "other")]
     assert not near.differs_from_zero
 
 
@@ -67,7 +67,7 @@ def test_tuning_chooses_the_greatest_held_out_reward_of_what_did_not_fail() -> N
         result([1.0, 9.0], stage="tuning", learning_rate=3.0, beta=0.1, error="loss not finite"),
         result([1.0, 8.0], stage="final", learning_rate=4.0, beta=0.1),
     ]
-    assert reading.chosen(trials, 0.05) == {("colourfulness", "spo"): (2.0, 0.1)}
+    assert analysis.chosen(trials, 0.05) == {("colourfulness", "spo"): (2.0, 0.1)}
 
 
 def test_every_method_is_tuned_with_the_same_effort() -> None:
@@ -129,19 +129,19 @@ def test_a_killed_sweep_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     kill_at[0] = -1
     sweep.run(tmp_path, say=lambda line: None)
     assert Counter(Counter(run).values()) == {1: len(set(run)) - 1, 2: 1}
-    kept.write(kept.read(path), tmp_path / "results.json")
-    assert kept.read(tmp_path / "results.json") == kept.read(path)
+    files.write(files.read(path), tmp_path / "results.json")
+    assert files.read(tmp_path / "results.json") == files.read(path)
 
 
 def test_the_committed_results_are_those_of_the_plan() -> None:
-    grid, best = (reading.chosen(some, plan.SPOILT) for some in (reading.grid(RESULTS), RESULTS))
+    grid, best = (analysis.chosen(some, plan.SPOILT) for some in (analysis.grid(RESULTS), RESULTS))
     planned = [*plan.tuning(), *plan.refinement(grid), *plan.finals(best)]
     assert sorted(found["key"] for found in RESULTS) == sorted(trial.key for trial in planned)
-    for found in reading.of(RESULTS, stage="final"):
-        assert reading.spent(found, "flops")[-1] >= plan.BUDGET
-        assert all(earlier < later for earlier, later in pairwise(reading.spent(found, "images")))
-    assert kept.RESULTS.stat().st_size < 500_000
+    for found in analysis.of(RESULTS, stage="final"):
+        assert analysis.spent(found, "flops")[-1] >= plan.BUDGET
+        assert all(earlier < later for earlier, later in pairwise(analysis.spent(found, "images")))
+    assert files.RESULTS.stat().st_size < 500_000
 
 
 def test_the_committed_page_is_what_the_results_say() -> None:
-    assert page.markdown(RESULTS) == kept.PAGE.read_text(encoding="utf-8")
+    assert page.markdown(RESULTS) == files.PAGE.read_text(encoding="utf-8")

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import contenders, pages, rollout
-from benchmarks.plain_loop import PlainLoop, plain_loop
+from benchmarks.training import contenders, pages, rollout
+from benchmarks.training.plain_loop import PlainLoop, plain_loop
 from tailorpo_trainer import methods, models
 from tailorpo_trainer.diffusion.ddim import choose_steps
 from tailorpo_trainer.diffusion.noise import Noise, Purpose

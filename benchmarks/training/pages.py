@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from benchmarks.contenders import BATCHED, ONE_BY_ONE
+from benchmarks.training.contenders import BATCHED, ONE_BY_ONE
 
 TARGETS = {"denoiser FLOPs": 0.65, ONE_BY_ONE: 0.33, BATCHED: 0.65}
 """At most these shares of the plain loop's, as issue 3 asks."""

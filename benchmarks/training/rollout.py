@@ -1,6 +1,6 @@
 """One training iteration of ours against `plain_loop`, one by one and batched, paired and interleaved.
 
-`python -m benchmarks.rollout [--repeats N] [--model PATH] [--markdown]`. All three compute the same: same
+`python -m benchmarks.training.rollout [--repeats N] [--model PATH] [--markdown]`. All three compute the same: same
 noise, same trained steps, same decoder and reward, and the adapter's gradients are asserted to be equal.
 Work is counted by torch's FLOP counter in passes of its own; times are wall-clock seconds of others.
 """
@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.contenders import ONE_BY_ONE, OURS, contenders, count, job
-from benchmarks.pages import lines, markdown
+from benchmarks.training.contenders import ONE_BY_ONE, OURS, contenders, count, job
+from benchmarks.training.pages import lines, markdown
 from tailorpo_trainer import estimate, models
 from tailorpo_trainer.spec.job import TailorPOJob
 
@@ -142,7 +142,7 @@ def processor() -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.rollout", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.training.rollout", description=__doc__)
     options(parser)
     given = parser.parse_args(arguments)
     found = run(given.model, given.repeats, quiet=given.markdown)

@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
-from benchmarks.contenders import ONE_BY_ONE, count, job, load, ours
 from benchmarks.startup import BUILD
+from benchmarks.training.contenders import ONE_BY_ONE, count, job, load, ours
 from tailorpo_trainer import estimate, models, rewards
 from tailorpo_trainer.diffusion.ddim import choose_steps
 from tailorpo_trainer.diffusion.noise import Noise, Purpose
@@ -50,7 +50,7 @@ VARIANTS = (
 
 
 def measure(rolled: Mapping[str, Any], trajectories: int = TRAJECTORIES) -> dict[str, Any]:
-    """All figures, JSON-ready. rolled: those of `benchmarks.rollout`, with the plain loop's work."""
+    """All figures, JSON-ready. rolled: those of `benchmarks.training.rollout`, with the plain loop's work."""
     plain_flops = sum(rolled["flops"][ONE_BY_ONE].values())
     large = costs_of_a_row(rolled)
     plain_large = work_of(rolled["rows"][ONE_BY_ONE], large)

@@ -11,7 +11,7 @@ from itertools import combinations
 from typing import Any
 
 from benchmarks.methods import plan
-from benchmarks.methods.kept import Result
+from benchmarks.methods.files import Result
 from benchmarks.methods.plan import Setting
 from tailorpo_trainer.stats import mean, standard_error, t_quantile
 

@@ -1,4 +1,4 @@
-"""TailorPO as the papers' code would write it: plain, correct, and the yardstick of `benchmarks.rollout`.
+"""TailorPO as the papers' code would write it: plain, correct, and the yardstick of `benchmarks.training.rollout`.
 
 Written for the benchmark in the manner of the official DDPO, D3PO and SPO training scripts, from the
 formulas of `docs/methods.md`; no code of theirs. What makes it plain:

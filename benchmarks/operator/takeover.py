@@ -1,4 +1,4 @@
-"""How long nobody leads: `python -m benchmarks.takeover [--runs 5]`, on a real control plane of the tests.
+"""How long nobody leads: `python -m benchmarks.operator.takeover [--runs 5]`, on a real control plane of the tests.
 
 From the signal that ends the leader until the replica that stood by leads, and until it has made the gang of a job that
 is applied at the same moment. Idle besides.
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from benchmarks.scale import NAMESPACE, cluster, ours
+from benchmarks.operator.scale import NAMESPACE, cluster, ours
 from tests.cluster.api import Kubectl
 from tests.cluster.waiting import until
 from tests.operator.operating import WarmOperator
@@ -75,7 +75,7 @@ def markdown(found: dict[str, Sequence[TakeOver]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.takeover", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.operator.takeover", description=__doc__)
     parser.add_argument("--runs", type=int, default=5)
     given = parser.parse_args()
     print(markdown({name: list(measure(end, given.runs)) for name, end in ENDS.items()}))

@@ -1,4 +1,4 @@
-"""Two processes of one run against two runs of one process, side by side: `python -m benchmarks.ranks`.
+"""Two processes of one run against two runs of one process, side by side: `python -m benchmarks.training.ranks`.
 
 Both do the same work on the same cores at the same time: what differs is that the first two wait for each other and
 add up their gradients.
@@ -81,6 +81,6 @@ def markdown(found: Sequence[tuple[float, float]]) -> str:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.ranks", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.training.ranks", description=__doc__)
     parser.add_argument("--repeats", type=int, default=3)
     print(markdown(measure(parser.parse_args().repeats)))

@@ -1,4 +1,4 @@
-"""Many jobs at once: `python -m benchmarks.scale --jobs 1000`, on a real control plane of the tests.
+"""Many jobs at once: `python -m benchmarks.operator.scale --jobs 1000`, on a real control plane of the tests.
 
 The floor is the same number of plain Indexed Jobs, made directly: the very Jobs that the operator makes, as `tailorpo
 render` prints them; and, for what their pods cost, Jobs whose pods have next to nothing in them. Then the same as
@@ -27,7 +27,7 @@ from typing import Any
 import aiohttp
 from kubernetes.aio.client import ApiClient
 
-from benchmarks import crowd
+from benchmarks.operator import crowd
 from benchmarks.race import Contender, Track, race
 from tailorpo_operator.api import crd, naming
 from tailorpo_operator.api import types as names
@@ -38,7 +38,7 @@ from tailorpo_operator.kube.rate_limit import RateLimit
 from tailorpo_operator.kube.transport import Wire
 from tests.cluster.control_plane import ControlPlane, control_plane
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 NAMESPACES = tuple(f"team-{number}" for number in range(20))
 """As teams have them: one Service in each."""
 WORKERS = 2
@@ -461,7 +461,7 @@ def _alone(found: Found, share: float) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.scale", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.operator.scale", description=__doc__)
     parser.add_argument("--jobs", type=int, nargs="+", default=[1000, 5000])
     parser.add_argument("--turns", type=int, default=3, help="how often the arrival is measured, each time of all")
     given = parser.parse_args()

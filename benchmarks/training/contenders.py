@@ -11,7 +11,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.plain_loop import plain_loop
+from benchmarks.training.plain_loop import plain_loop
 from tailorpo_trainer import document, methods, models, rewards
 from tailorpo_trainer.diffusion.ddim import choose_steps
 from tailorpo_trainer.diffusion.noise import Noise, Purpose

@@ -1,7 +1,7 @@
 """What checkpoints cost: the stall of training, the upload against boto3's own, the way back, and memory.
 
-`python -m benchmarks.checkpoints [--repeats N] > docs/benchmarks-checkpoints.md` starts a SeaweedFS on this machine, so
-server and client share its processors. What is compared is interleaved.
+`python -m benchmarks.training.checkpoints [--repeats N] > docs/benchmarks-checkpoints.md` starts a SeaweedFS on this
+machine, so server and client share its processors. What is compared is interleaved.
 """
 
 import argparse
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.documents import tiny_animals
-from benchmarks.rollout import machine
+from benchmarks.training.rollout import machine
 from tailorpo_trainer import checkpoint, document
 from tailorpo_trainer.checkpoint.attempt import Groups
 from tailorpo_trainer.checkpoint.storage.s3 import S3Store
@@ -243,10 +243,10 @@ def _span(values: Sequence[float], factor: float, digits: int = 1) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.checkpoints", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.training.checkpoints", description=__doc__)
     parser.add_argument("--repeats", type=int, default=6, help="timed repeats; six are all orders")
     given = parser.parse_args(arguments)
-    sys.path.insert(0, str(Path(__file__).parents[1]))
+    sys.path.insert(0, str(Path(__file__).parents[2]))
     from tests.conftest import Weed
 
     with tempfile.TemporaryDirectory() as folder:

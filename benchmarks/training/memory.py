@@ -1,4 +1,4 @@
-"""Whether a long run's memory stays what it was: `python -m benchmarks.memory`.
+"""Whether a long run's memory stays what it was: `python -m benchmarks.training.memory`.
 
 500 iterations with a checkpoint every 10 and an evaluation every 50; the resident memory is read after every iteration.
 """
@@ -64,7 +64,7 @@ def markdown(found: Sequence[float]) -> str:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.training.memory", description=__doc__)
     parser.add_argument("--iterations", type=int, default=500)
     given = parser.parse_args()
     if given.iterations < 3 * WINDOW:

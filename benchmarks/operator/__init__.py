@@ -1,0 +1,1 @@
+"""The operator with thousands of jobs."""

@@ -1,0 +1,1 @@
+"""Training against a plain loop: time, FLOPs, memory, checkpoints, processes."""
