@@ -10,7 +10,16 @@ from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    WithJsonSchema,
+)
 from pydantic.alias_generators import to_camel
 
 from tailorpo_trainer.spec import progress as trainer
@@ -33,14 +42,14 @@ ConditionType = Literal["Suspended", "PodsReady", "Running", "Restarting", "Succ
 
 
 def _words(length: int) -> BeforeValidator:
-    """Text that is cut to a length: a long error must never make the API server refuse a status."""
-    return BeforeValidator(lambda value: trainer.shorten(value, length) if isinstance(value, str) else value)
+    """One line that is cut to a length: a long error must never make the API server refuse a status."""
+    return BeforeValidator(lambda value: trainer.line(value, length) if isinstance(value, str) else value)
 
 
 def _plain(length: int) -> BeforeValidator:
     """A name of ours or of Kubernetes': ASCII that JSON writes as it is."""
     unusual = re.compile(r'[^ -~]|[<>&"\\]')
-    return BeforeValidator(lambda value: unusual.sub("?", value)[:length] if isinstance(value, str) else value)
+    return BeforeValidator(lambda value: unusual.sub("?", value[:length]) if isinstance(value, str) else value)
 
 
 def _newest(value: Any) -> Any:
@@ -55,8 +64,15 @@ def _figure(value: Any) -> Any:
     return short if math.isfinite(short) else None
 
 
+def _utc(value: datetime) -> datetime:
+    try:
+        return value.astimezone(UTC)
+    except OverflowError:  # as in year 1 east of Greenwich
+        raise ValueError("there is no such instant in UTC") from None
+
+
 def _timestamp(value: datetime) -> str:
-    return value.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    return value.isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 Word = Annotated[str, _plain(63), Field(max_length=63)]
@@ -69,6 +85,7 @@ Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Time = Annotated[
     AwareDatetime,
     BeforeValidator(lambda value: value.replace(microsecond=0) if isinstance(value, datetime) else value),
+    AfterValidator(_utc),
     PlainSerializer(_timestamp, when_used="json"),
     WithJsonSchema({"type": "string", "format": "date-time"}),
 ]

@@ -7,17 +7,15 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 
 import aiohttp
-from pydantic import ValidationError
 
 from tailorpo_operator.api import naming
 from tailorpo_operator.kube.cache import Key
 from tailorpo_operator.planning.observed import Pod, Report
-from tailorpo_trainer.spec.progress import Progress
+from tailorpo_trainer.spec.progress import MAX_BYTES, MESSAGE_LENGTH, Progress, line
 
 log = logging.getLogger(__name__)
 
 TIMEOUT = aiohttp.ClientTimeout(total=3, connect=2)
-MAX_BYTES = 64 * 1024
 TURN_SECONDS = 0.5
 
 
@@ -44,7 +42,14 @@ class Progresses:
         loop = asyncio.get_running_loop()
         # By the next question each server has closed its connection; kept for thousands they take much memory.
         connector = aiohttp.TCPConnector(force_close=True, limit=0)
-        async with aiohttp.ClientSession(timeout=TIMEOUT, connector=connector) as session:
+        # Pods are strangers: none may set cookies for another, nor send little that unpacks to much.
+        async with aiohttp.ClientSession(
+            timeout=TIMEOUT,
+            connector=connector,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers={"Accept-Encoding": "identity"},
+            auto_decompress=False,
+        ) as session:
             try:
                 while True:
                     leaders, clock = self._leaders(), loop.time()
@@ -65,9 +70,12 @@ class Progresses:
         async with self._limit:
             try:
                 told = await _get(session, pod)
-            except (aiohttp.ClientError, TimeoutError, OSError, ValidationError) as error:
-                log.debug("no progress of %s: %s", pod.name, error)
+            except Exception as error:  # whoever answers there may bring about any
+                log.debug("no progress of %s: %s", pod.name, line(str(error), MESSAGE_LENGTH))
                 return
+        if told is None:
+            log.debug("no progress of %s: its answer is none", pod.name)
+            return
         before = self._reports.get(key)
         same = before is not None and before.pod == pod.uid and before.progress.step == told.step
         now = datetime.now(UTC)
@@ -76,11 +84,16 @@ class Progresses:
             self._news(key)
 
 
-async def _get(session: aiohttp.ClientSession, pod: Pod) -> Progress:
+async def _get(session: aiohttp.ClientSession, pod: Pod) -> Progress | None:
+    """What it answers; None if that is no progress. No more is read than one has.
+
+    It is parsed on the loop that renews the Lease. A thread would not help, for it keeps the interpreter to itself
+    while it parses: what helps is that the answer is short and parsing takes time in proportion to its length.
+    """
     host = f"[{pod.address}]" if ":" in str(pod.address) else pod.address
     async with session.get(f"http://{host}:{naming.METRICS_PORT}/progress", allow_redirects=False) as answer:
         answer.raise_for_status()
-        body = await answer.content.read(MAX_BYTES)
-        while not answer.content.at_eof() and len(body) < MAX_BYTES:
-            body += await answer.content.read(MAX_BYTES - len(body))
-    return Progress.model_validate_json(body)
+        body = bytearray()
+        while len(body) <= MAX_BYTES and (part := await answer.content.read(MAX_BYTES + 1 - len(body))):
+            body += part
+    return Progress.read(bytes(body))

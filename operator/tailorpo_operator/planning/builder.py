@@ -4,8 +4,6 @@ from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any, Literal, cast
 
-from pydantic import ValidationError
-
 from tailorpo_operator.api import conditions
 from tailorpo_operator.api.conditions import Holds
 from tailorpo_operator.api.status_size import fitted
@@ -65,7 +63,7 @@ class Draft:
 
     def see(self, told: Progress) -> None:
         """What the trainer says of itself, unless it cannot be: whoever answers in a pod may say anything."""
-        with suppress(ValidationError):
+        with suppress(ValueError, ArithmeticError):
             self.status = self.status.seeing(told)
 
     def announce(self, kind: Literal["Normal", "Warning"], reason: str, message: str, about: int) -> None:

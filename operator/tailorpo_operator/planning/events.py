@@ -9,7 +9,7 @@ from typing import Any
 
 from tailorpo_operator.api.types import Job
 from tailorpo_operator.planning.actions import Announce
-from tailorpo_trainer.spec.progress import shorten
+from tailorpo_trainer.spec.progress import line
 
 REPORTER = "tailorpo.dev/operator"
 MAX_NOTE, MAX_REASON = 1024, 128
@@ -36,7 +36,7 @@ def event(job: Job, announcement: Announce, now: datetime) -> dict[str, Any]:
         "action": "Reconcile",
         "type": announcement.kind,
         "reason": announcement.reason[:MAX_REASON],
-        "message": shorten(announcement.message, MAX_NOTE),
+        "message": line(announcement.message, MAX_NOTE),
         "involvedObject": {
             "apiVersion": job.api_version,
             "kind": job.kind,

@@ -9,10 +9,8 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any
 
-from pydantic import ValidationError
-
 from tailorpo_operator.api.naming import ATTEMPT, CONTAINER, INDEX
-from tailorpo_trainer.spec.progress import Progress
+from tailorpo_trainer.spec.progress import MAX_BYTES, Progress
 
 Tree = Mapping[str, Any]
 
@@ -57,10 +55,7 @@ class Exit:
     @cached_property
     def progress(self) -> Progress | None:
         """The trainer's last word; None if it had none."""
-        try:
-            return Progress.model_validate_json(self.text)
-        except ValidationError:
-            return None
+        return Progress.read(self.text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,7 +248,8 @@ def _told(tree: Tree) -> Told:
 
 
 def _exit(tree: Tree) -> Exit:
-    return Exit(tree.get("exitCode", 0), tree.get("reason") or "", tree.get("message") or "")
+    # A kubelet writes less; whoever may write the status of pods may write more.
+    return Exit(tree.get("exitCode", 0), tree.get("reason") or "", (tree.get("message") or "")[-MAX_BYTES:])
 
 
 def _memory(spec: Tree) -> str | None:

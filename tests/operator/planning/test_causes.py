@@ -8,9 +8,10 @@ import pytest
 from tailorpo_operator.planning import causes
 from tailorpo_operator.planning.causes import Cause, Verdict
 from tailorpo_operator.planning.end_cause import noted
+from tailorpo_operator.planning.events import event
 from tailorpo_operator.planning.observed import Exit, Pod, Told
 from tailorpo_trainer.errors import ExitCode
-from tests.operator.stories import NOON, begun, exited, last_word, pending, pod
+from tests.operator.stories import NOON, Story, begun, exited, gang, last_word, pending, pod, running
 
 FATAL, COUNTED, FREE, DONE = Verdict.FATAL, Verdict.COUNTED, Verdict.FREE, Verdict.DONE
 UNKNOWN = "ContainerStatusUnknown"
@@ -166,6 +167,31 @@ def test_what_is_no_termination_message_is_quoted_without_secrets() -> None:
     assert cause.message == "pod animals-0001-0 ended with exit code 1: exec: s3://store/x: no such file"
     cause = of(exited(9, text=last_word(0)))
     assert cause.message == "pod animals-0001-0 ended with exit code 9 after step 100"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\x1b[2J\x1b]0;x\x07\u202egnp\r\nTrue  Succeeded\u2028",
+        last_word(70, text="\x1b[2J\u202egnp\r\nTrue  Succeeded\x9b"),
+    ],
+    ids=["text", "progress"],
+)
+def test_what_a_pod_says_is_one_line_of_plain_characters(text: str) -> None:
+    story = Story(running(), backoffLimit=0)
+    story.look(60, gang(failed=True), exited(70, text=text), pod(1))
+    messages = [story.last.message, story.status.message, *(each.message for each in story.status.conditions)]
+    messages += [event(story.job, each, NOON)["message"] for each in story.made.announce]
+    assert sum("Succeeded" in (each or "") for each in messages) >= 4
+    for message in messages:
+        assert (message or "").isprintable()
+
+
+@pytest.mark.parametrize("text", ["[" * 4096, '{"a":' * 800, "1" * 4096, '{"step":' + "1" * 4000 + "}", "A" * 4096])
+def test_a_hostile_last_word_is_no_progress(text: str) -> None:
+    cause = of(exited(70, text=text))
+    assert (cause.reason, cause.exit_code) == ("InternalError", 70)
+    assert cause.message.startswith("pod animals-0001-0 ended with exit code 70: ")
 
 
 @pytest.mark.parametrize(

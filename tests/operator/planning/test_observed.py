@@ -7,6 +7,7 @@ import pytest
 from tailorpo_operator.api import naming
 from tailorpo_operator.planning import observed
 from tailorpo_operator.planning.observed import Exit, Told
+from tailorpo_trainer.spec.progress import MAX_BYTES
 from tests.operator.stories import NOON, at, last_word
 
 META = {
@@ -54,6 +55,14 @@ def test_a_pod_that_runs() -> None:
     )
     assert (found.node, found.address, found.ready, found.memory) == ("n", "10.0.0.1", True, "16Gi")
     assert (found.unscheduled, found.exit, found.ran, found.done) == (None, None, True, False)
+
+
+def test_of_a_message_that_no_kubelet_writes_the_end_is_kept() -> None:
+    ended = {"exitCode": 70, "reason": "Error", "message": "x" * 100_000 + last_word(70)}
+    found = pod(phase="Failed", containerStatuses=state(terminated=ended))
+    assert found.exit is not None
+    assert len(found.exit.text) == MAX_BYTES
+    assert found.exit.progress is None
 
 
 def test_only_the_trainers_container_counts() -> None:

@@ -4,6 +4,7 @@ import json
 import math
 from datetime import UTC, datetime, timedelta, timezone
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,9 +19,10 @@ from tailorpo_operator.api.types import (
     Status,
     duration,
 )
+from tailorpo_operator.planning.builder import Draft
 from tailorpo_trainer.spec import progress as trainer
+from tests.operator.stories import NOON, RETRIES, children, job
 
-NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 CONDITIONS = ["Suspended", "PodsReady", "Running", "Restarting", "Succeeded", "Failed"]
 
 
@@ -158,6 +160,46 @@ def test_a_trainer_that_loads_takes_no_step_back() -> None:
 def test_a_uri_is_never_cut() -> None:
     saved = trainer.Checkpoint(uri="s3://a/" + "b" * 4000, step=3, time="2026-01-01T12:00:00Z")
     assert Status().seeing(trainer.Progress(checkpoint=saved)).checkpoint is None
+
+
+VALUES: st.SearchStrategy[object] = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.sampled_from([10**400, -(10**20), 2**63, 2**31, 1e308, -1e308, math.inf, "inf", "-inf", "nan", "9" * 400]),
+    st.sampled_from(["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00", "1e300", "Running", "2026-01-01"]),
+    st.floats(),
+    st.text(),
+    st.lists(st.integers(), max_size=2),
+)
+CHECKPOINTS = st.dictionaries(st.sampled_from(["uri", "step", "time"]), VALUES)
+TREES = st.fixed_dictionaries(
+    {},
+    optional={
+        **dict.fromkeys(("attempt", "phase", "step", "of", "percent", "etaSeconds", "updated", "message"), VALUES),
+        "rates": st.dictionaries(st.just("imagesPerSecond"), VALUES),
+        "metrics": st.dictionaries(st.sampled_from(["reward", "loss"]), VALUES),
+        "checkpoint": CHECKPOINTS,
+        "resumedFrom": CHECKPOINTS,
+        "error": st.fixed_dictionaries({"class": VALUES, "text": VALUES, "exitCode": VALUES, "rank": VALUES}),
+    },
+)
+
+
+@given(TREES)
+def test_whatever_a_pod_says_the_status_can_be_written(tree: dict[str, object]) -> None:
+    told = trainer.Progress.read(json.dumps(tree))
+    if told is not None:
+        draft = Draft(job(), children(), NOON, RETRIES)
+        draft.see(told)
+        json.dumps(draft.plan().status.tree(), allow_nan=False)
+
+
+@pytest.mark.parametrize("time", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"])
+def test_an_instant_that_utc_does_not_have_is_none(time: str) -> None:
+    draft = Draft(job(), children(), NOON, RETRIES)
+    draft.see(trainer.Progress(step=3, of=7, updated=time))
+    assert draft.plan().status.progress is None
 
 
 def test_spans_of_time_for_people() -> None:

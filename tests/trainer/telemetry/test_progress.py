@@ -10,7 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tailorpo_trainer.errors import ConfigurationError, understood
-from tailorpo_trainer.spec.progress import Checkpoint, Metrics, Part, Progress
+from tailorpo_trainer.spec.progress import (
+    MAX_BYTES,
+    SEARCHED_END,
+    SEARCHED_LENGTH,
+    Checkpoint,
+    Metrics,
+    Part,
+    Progress,
+    redact,
+)
 from tailorpo_trainer.telemetry import termination
 
 PAGE = Path(__file__).parents[3] / "docs" / "progress.md"
@@ -95,11 +104,152 @@ def test_no_secret_gets_in(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ended.error.text == "https://host:9000/b?… redis://cache/0 and s3://bucket/key: *** *** ***"
 
 
+SECRET = "".join(f"{letter}{number}" for number in range(10, 30) for letter in "QZX")
+"""Any four characters of it are found nowhere else."""
+
+
+def parts(secret: str) -> set[str]:
+    return {secret[place : place + 4] for place in range(len(secret) - 3)}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"DB_PASS={SECRET}",
+        f"cannot run [AUTH={SECRET}, 1]",
+        f"env: MY_KEY = {SECRET}",
+        f"MY_KEY='{SECRET}' failed",
+        f'--db-password="two words {SECRET}" --retries=3',
+        f'db.token="it\'s \\" {SECRET}',
+        f"connect(host='h', password='{SECRET}')",
+        f"a=b;GITHUB_TOKEN={SECRET}",
+        f"https://{SECRET}:{SECRET}@host/path",
+        f"_://{SECRET}@host",
+        f"see https://host/path?a=b&c={SECRET}#there",
+        f"a://b://c?{SECRET}",
+    ],
+)
+def test_a_secret_is_known_by_what_stands_before_it(text: str) -> None:
+    assert not any(part in redact(text) for part in parts(SECRET))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "spec.template.hubToken: must have a key",
+        "the key 'a' is missing: token or password?",
+        "author=me key=3 monkey=4 tokenizer=clip passed=2 PWD=/home/me",
+        "auth == 3 and token",
+        "s3://bucket/sort_key=1/step-00000003",
+        "mailto:a@b.c and git@host:path, at https://host:9000/a@b",
+        "two\nlines\tand a tab",
+    ],
+)
+def test_what_is_no_secret_stays(text: str) -> None:
+    assert redact(text) == text
+
+
+def test_secrets_of_the_environment_by_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("DB_PASS", "AUTH", "MY_KEY", "DB_PWD", "SIGNING_KEY_2", "HF_TOKEN"):
+        monkeypatch.setenv(name, SECRET)
+        assert redact(f"it said {SECRET}.") == "it said ***."
+        monkeypatch.delenv(name)
+    for name in ("PWD", "AUTHOR", "MONKEY", "COMPASS"):
+        monkeypatch.setenv(name, SECRET)
+        assert redact(f"it said {SECRET}.") == f"it said {SECRET}."
+        monkeypatch.delenv(name)
+
+
+def test_of_two_secrets_one_may_be_a_part_of_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("A_TOKEN", SECRET[:20])
+    monkeypatch.setenv("B_TOKEN", SECRET)
+    assert redact(f"{SECRET} {SECRET[:20]}") == "*** ***"
+
+
+@pytest.mark.parametrize("place", [SEARCHED_LENGTH, -SEARCHED_END], ids=["beginning", "end"])
+@pytest.mark.parametrize("around", [" ", "x", "x\n", "https://user:password@host "], ids=range(4))
+@pytest.mark.parametrize(
+    "told",
+    [
+        f"https://user:{SECRET}@host/path",
+        f"https://host/path?a={SECRET}",
+        f"DB_PASS={SECRET}",
+        f'DB_PASS="{SECRET[:20]} {SECRET[20:40]} {SECRET[40:]}"',
+        SECRET,
+        f"{SECRET[:20]} {SECRET[20:]}",
+    ],
+    ids=["user", "query", "assigned", "quoted", "environment", "words"],
+)
+def test_a_secret_that_is_cut_in_two_is_not_shown(
+    told: str, around: str, place: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is looked at of a long text begins and ends anywhere; what is left out makes room for what follows."""
+    if told.startswith(SECRET[:20]):
+        monkeypatch.setenv("MY_TOKEN", told)
+    size = 2 * (SEARCHED_LENGTH + SEARCHED_END)
+    for shift in range(-len(told) - 2, 7, 7):
+        start = place % size + shift
+        before = (around * start)[: start - 1] + " "
+        text = f"{before}{told} {around * size}"[:size]
+        shown = redact(text)
+        assert len(shown) <= SEARCHED_LENGTH + SEARCHED_END + 10
+        assert not any(part in shown for part in parts(SECRET)), shift
+
+
+def test_a_long_word_is_shown_in_part() -> None:
+    error = Progress().ended(ConfigurationError("A" * 100_000)).error
+    assert error is not None
+    assert error.text.startswith("A" * 6000)
+
+
+def test_nothing_moves_the_cursor_of_who_reads_it() -> None:
+    hostile = "\x1b[2J\x1b]0;title\x07 \u202egnp.exe\u2066 \r\x00\x9b\x7f\u2028 second\nthird\tline"
+    progress = Progress(name=hostile, message=hostile, adapter=hostile).ended(ConfigurationError(hostile))
+    error = progress.error
+    assert error is not None
+    for text in (progress.name, progress.message, error.text.replace("\n", "").replace("\t", "")):
+        assert text is not None
+        assert text.isprintable()
+    assert error.text.endswith("second\nthird\tline")  # in the trainer's own file lines stay lines
+
+
+HOSTILE = {
+    "nothing": "",
+    "deep": "[" * 10_000,
+    "deep objects": '{"a":' * 3000,
+    "deep and whole": '{"x":' + "[" * 5000 + "]" * 5000 + "}",
+    "a long number": "1" * 5000,
+    "a long unknown number": '{"x":' + "1" * 5000 + "}",
+    "a long step": '{"step":' + "1" * 4000 + "}",
+    "a long step as text": '{"step":"' + "1" * 4000 + '"}',
+    "a step beyond all numbers": '{"step":1e999}',
+    "a large step": '{"step":1e300}',
+    "half a character": '{"message":"\\ud800"}',
+    "another kind": "[1]",
+    "another version": '{"schemaVersion":2}',
+    "too much": '{"message":"' + " " * MAX_BYTES + '"}',
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_what_is_no_progress_is_none(what: str) -> None:
+    assert Progress.read(HOSTILE[what]) is None
+    assert Progress.read(HOSTILE[what].encode()) is None
+
+
+def test_bytes_that_are_no_text_are_no_progress() -> None:
+    assert Progress.read(b"\xff\xfe{}") is None
+    assert Progress.read(b'{"message":"\xed\xa0\x80"}') is None
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_number_that_is_not_finite_is_not_known(bad: float) -> None:
     tree = Progress(metrics=Metrics(loss=bad), eta_seconds=bad).tree()
     assert tree["metrics"] == {}
     assert "etaSeconds" not in tree
+    read = Progress.read(f'{{"etaSeconds":"{bad}"}}')
+    assert read is not None
+    assert read.eta_seconds is None
 
 
 def test_memory_that_torch_cannot_have_is_no_bug() -> None:

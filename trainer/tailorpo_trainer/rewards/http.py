@@ -181,7 +181,7 @@ class HttpReward:
             raise ConfigurationError(f"{where} refused the request with HTTP {answer.status_code} {text}")
         try:
             scores = answer.json()["scores"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise RewardError(f'{where} answered {text}, not JSON such as {{"scores": [0.5]}}') from error
         if not isinstance(scores, list) or not all(type(score) in (int, float) for score in scores):
             raise RewardError(f"{where} answered {text}: its scores are not a list of numbers")

@@ -1,14 +1,16 @@
 """How far a run is and how it ended, in one schema: `progress.json`, `/progress` and the termination message.
 
-`docs/progress.md` describes it. No torch. Whatever text enters is rid of credentials here, and nowhere else.
+`docs/progress.md` describes it. No torch. Whatever text enters is rid of credentials here, and nowhere else. The
+operator reads on its event loop what any pod may have written: each pattern below takes time in proportion to its text.
 """
 
 import math
 import os
 import re
+from collections.abc import Callable
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
 from tailorpo_trainer import errors
@@ -17,21 +19,64 @@ from tailorpo_trainer.versions import now
 
 MESSAGE_LENGTH = 256
 TEXT_LENGTH = 8192
+SEARCHED_LENGTH, SEARCHED_END = 4 * TEXT_LENGTH, TEXT_LENGTH
+"""Characters in which credentials are looked for: of the beginning of a longer text, and of its end."""
+MAX_BYTES = 16 * 1024
+"""Of what another process says; of ours it takes two addresses of the greatest length, and a little more."""
 
 Phase = Literal["Starting", "Running", "Succeeded", "Stopped", "Failed"]
 
-_USER = re.compile(r"([a-zA-Z][\w+.-]*://)[^/\s]*@")
-_QUERY = re.compile(r"([a-zA-Z][\w+.-]*://[^\s?#'\"]*\?)[^\s#'\"]+")
-_SECRET = re.compile(r"SECRET|TOKEN|PASSW|CREDENTIAL|ACCESS_?KEY|API_?KEY", re.IGNORECASE)
+# None begins with a repetition but where a word begins, or a long word would be tried from each of its letters;
+# and none can fail far behind where it began, or each of many beginnings would be followed to the end of the text.
+_USER = re.compile(r"://[^/\s]*@")
+_UNFINISHED = re.compile(r"://[^/\s]*\Z")
+_QUERY = re.compile(r"(://[^\s?#'\"]*)(\?[^\s#'\"]+)?")
+_NAMES = (
+    r"SECRET|TOKEN(?!IZ)|PASSW|PASSPHRASE|CREDENTIAL|(?:ACCESS|API)[_-]?KEY|[_.-](?:KEY|PWD)(?![A-Z0-9])"
+    r"|(?<![A-Z0-9])(?:PASS|AUTH)(?![A-Z0-9])"
+)
+_SECRET = re.compile(_NAMES, re.IGNORECASE)
+# Not in a path, where a `=` is as good as any letter. A value in quotes may hold spaces.
+_ASSIGNED = re.compile(
+    rf"(?<![\w./-])(?=[\w.-]*(?:{_NAMES}))([\w.-]+ ?=(?!=) ?)(?=\S)"
+    r"""(?:"[^"\\\n]*(?:\\.[^"\\\n]*)*"?|'[^'\\\n]*(?:\\.[^'\\\n]*)*'?)?\S*""",
+    re.IGNORECASE,
+)
+_UNPRINTABLE = r"\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff"
+_CONTROL = re.compile(f"[{_UNPRINTABLE}]+")
+_CONTROL_OR_BREAK = re.compile(f"[{_UNPRINTABLE}\t\n]+")
 
 
 def redact(text: str) -> str:
-    """The text without users, passwords and queries of URLs, and without any secret of this process' environment."""
-    text = _QUERY.sub(r"\1…", _USER.sub(r"\1", text))
-    for name, secret in os.environ.items():
-        if len(secret) >= 8 and _SECRET.search(name):
-            text = text.replace(secret, "***")
-    return text
+    """The text without users, passwords and queries of URLs, secrets by their names, and those of our environment.
+
+    Also without characters that move a terminal's cursor or turn its text around. What is longer than
+    `SEARCHED_LENGTH` loses its middle.
+    """
+    for secret in _own_secrets():  # before anything is cut: half of one would not be known
+        text = text.replace(secret, "***")
+    # Names of files may hold bytes that are no text, which JSON cannot say.
+    text = _searched(text).encode("utf-8", "backslashreplace").decode()
+    text = _QUERY.sub(lambda url: url[1] + ("?…" if url[2] else ""), _USER.sub("://", text))
+    return _CONTROL.sub(" ", _ASSIGNED.sub(r"\1***", text))
+
+
+def _own_secrets() -> list[str]:
+    """Those of this process' environment, the longest first: one may be a part of another."""
+    named = {secret for name, secret in os.environ.items() if len(secret) >= 8 and _SECRET.search(name)}
+    return sorted(named, key=len, reverse=True)
+
+
+def _searched(text: str) -> str:
+    """What is looked at of a text; nothing that only its missing part would show to be a secret.
+
+    All but a URL's user is known by what stands before it: so a beginning is as good as the whole but for a URL that it
+    does not finish, and an end is good from its first new line.
+    """
+    if len(text) <= SEARCHED_LENGTH:
+        return text
+    end = text[-SEARCHED_END:].partition("\n")[2]
+    return f"{_UNFINISHED.sub('://', text[:SEARCHED_LENGTH])} … {end}"
 
 
 def shorten(text: str, length: int) -> str:
@@ -42,24 +87,24 @@ def shorten(text: str, length: int) -> str:
     return f"{text[:head]} … {text[len(text) - length // 4 :]}"[:length]
 
 
-def _text(length: int) -> BeforeValidator:
-    def clean(value: Any) -> Any:
-        if not isinstance(value, str):
-            return value
-        # Names of files may hold bytes that are no text, which JSON cannot say.
-        return shorten(redact(value.encode("utf-8", "backslashreplace").decode()), length)
-
-    return BeforeValidator(clean)
+def line(text: str, length: int) -> str:
+    """The same in one line, without characters that move a terminal's cursor or turn its text around."""
+    return _CONTROL_OR_BREAK.sub(" ", shorten(text, length))
 
 
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _made(clean: Callable[[str], str]) -> BeforeValidator:
+    return BeforeValidator(lambda value: clean(value) if isinstance(value, str) else value)
 
 
-Text = Annotated[str, _text(TEXT_LENGTH)]
-Message = Annotated[str, _text(MESSAGE_LENGTH)]
-Word = Annotated[str, BeforeValidator(lambda value: shorten(value, 63) if isinstance(value, str) else value)]
-Number = Annotated[float | None, BeforeValidator(_finite)]
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+Text = Annotated[str, _made(lambda text: shorten(redact(text), TEXT_LENGTH))]
+Message = Annotated[str, _made(lambda text: line(redact(text), MESSAGE_LENGTH))]
+Word = Annotated[str, _made(lambda text: line(text, 63))]
+Number = Annotated[float | None, AfterValidator(_finite)]
+Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 
 
 class Part(BaseModel):
@@ -89,7 +134,7 @@ class Checkpoint(Part):
     """A complete checkpoint."""
 
     uri: Text = Field(description="Where it is.")
-    step: int = Field(description="Iterations it holds.")
+    step: Whole = Field(description="Iterations it holds.")
     time: Word = Field(description="When it was taken (RFC 3339).")
 
 
@@ -98,8 +143,8 @@ class Error(Part):
 
     class_: Word = Field(alias="class", description="Class of the error, such as `ConfigurationError`.")
     text: Text = Field(description="The whole message.")
-    exit_code: int = Field(description="Exit status of the process (`docs/exit-codes.md`).")
-    rank: int | None = Field(None, description="Global rank of the process, where there are several.")
+    exit_code: Whole = Field(description="Exit status of the process (`docs/exit-codes.md`).")
+    rank: Whole | None = Field(None, description="Global rank of the process, where there are several.")
 
 
 class Progress(Part):
@@ -109,10 +154,10 @@ class Progress(Part):
     schema_version: Literal[1] = Field(1, description="Of this schema.")
     name: Word | None = Field(None, description="Name of the job; missing if its document could not be read.")
     namespace: Word | None = Field(None, description="Its namespace, on a cluster.")
-    attempt: int | None = Field(None, description="Which attempt this is, from 1; missing before it has begun.")
+    attempt: Whole | None = Field(None, description="Which attempt this is, from 1; missing before it has begun.")
     phase: Phase = Field("Starting", description="`Starting` until the first iteration may begin.")
-    step: int = Field(0, description="Iterations done, over all attempts.")
-    of: int | None = Field(None, description="Iterations asked for.")
+    step: Whole = Field(0, description="Iterations done, over all attempts.")
+    of: Whole | None = Field(None, description="Iterations asked for.")
     percent: Number = Field(None, description="100 step / of.")
     eta_seconds: Number = Field(None, description="Seconds to the end, evaluations included; while Running only.")
     rates: Rates = Rates()
@@ -122,7 +167,20 @@ class Progress(Part):
     adapter: Text | None = Field(None, description="Where the result is, once Succeeded.")
     error: Error | None = Field(None, description="Why it ended; missing while it runs and once Succeeded.")
     message: Message | None = Field(None, description="One line for a person.")
-    updated: str = Field(default_factory=now, description="When this was true (RFC 3339).")
+    updated: Word = Field(default_factory=now, description="When this was true (RFC 3339).")
+
+    @classmethod
+    def read(cls, data: bytes | str) -> Self | None:
+        """What another process says; None if that is no progress, or longer than `MAX_BYTES`.
+
+        Never fails, and takes a few milliseconds at most, so that an event loop may call it.
+        """
+        if len(data) > MAX_BYTES:
+            return None
+        try:
+            return cls.model_validate_json(data)
+        except Exception:  # whatever a stranger's bytes bring about, they are no progress
+            return None
 
     def having(self, **changes: Any) -> Self:
         """The same with some fields changed, as true now."""

@@ -10,8 +10,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from tailorpo_trainer import errors
 from tailorpo_trainer.results.run_folder import overwrite, write_json
 from tailorpo_trainer.spec.progress import MESSAGE_LENGTH, Progress, shorten
@@ -85,8 +83,8 @@ def write(progress: Progress, path: Path | None = None) -> None:
 def read(path: Path) -> Progress | None:
     """What `write` left; None for anything else."""
     try:
-        return Progress.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError):
+        return Progress.read(path.read_bytes())
+    except OSError:
         return None
 
 

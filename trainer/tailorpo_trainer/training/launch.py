@@ -177,7 +177,7 @@ def _read(folder: Path) -> dict[int, dict[str, Any]]:
     for path in folder.glob("*.json"):
         try:
             message = json.loads(path.read_bytes())
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             continue
         if path.stem.isdecimal() and isinstance(message, dict):
             found[int(path.stem)] = message

@@ -7,7 +7,7 @@ from markupsafe import Markup, escape
 from tailorpo_trainer.report.run_data import Run
 
 _LINE = re.compile(r"^(?P<indent>\s*(?:- )*)(?:(?P<key>[\w.\"/-]+)(?P<colon>:)(?=\s|$))?(?P<rest>.*)$")
-_NUMBER = re.compile(r"[-+]?(\d[\d_]*\.?\d*([eE][-+]?\d+)?|\.\d+)")
+_NUMBER = re.compile(r"[-+]?(\d[\d_]*(\.\d*)?([eE][-+]?\d+)?|\.\d+)")
 _USERINFO = re.compile(r"(?<=://)[^/@\s\"']+@")
 
 
