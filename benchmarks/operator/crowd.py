@@ -9,10 +9,10 @@ from typing import Any
 from aiohttp import web
 
 from tailorpo_operator.api import naming
-from tailorpo_operator.kube.transport import Wire
+from tailorpo_operator.kube.transport import Transport
 from tailorpo_trainer.versions import now
 
-Tree = dict[str, Any]
+Object = dict[str, Any]
 
 STEP_SECONDS = 5.0
 """For which an iteration takes."""
@@ -35,10 +35,10 @@ async def by_many(requests: Iterable[Awaitable[object]], clients: int) -> None:
     await asyncio.gather(*(client() for _ in range(clients)))
 
 
-async def run(wire: Wire, pods: Iterable[Tree], clients: int = 16) -> None:
+async def run(wire: Transport, pods: Iterable[Object], clients: int = 16) -> None:
     """Writes what a kubelet would, for pods of plans without nodes: all run, and are ready."""
 
-    async def report(number: int, pod: Tree) -> None:
+    async def report(number: int, pod: Object) -> None:
         meta = pod["metadata"]
         path = f"/api/v1/namespaces/{meta['namespace']}/pods/{meta['name']}/status"
         await wire.request("patch", path, {"status": _running(pod, address(number))})
@@ -46,7 +46,7 @@ async def run(wire: Wire, pods: Iterable[Tree], clients: int = 16) -> None:
     await by_many((report(number, pod) for number, pod in enumerate(pods)), clients)
 
 
-def _running(pod: Tree, ip: str) -> Tree:
+def _running(pod: Object, ip: str) -> Object:
     time = now()
     container = pod["spec"]["containers"][0]
     return {

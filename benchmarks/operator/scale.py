@@ -35,7 +35,7 @@ from tailorpo_operator.children.indexed_job import attempt
 from tailorpo_operator.kube import kubeconfig
 from tailorpo_operator.kube.client import path_of
 from tailorpo_operator.kube.rate_limit import RateLimit
-from tailorpo_operator.kube.transport import Wire
+from tailorpo_operator.kube.transport import Transport
 from tests.cluster.control_plane import ControlPlane, control_plane
 
 ROOT = Path(__file__).parents[2]
@@ -51,21 +51,21 @@ that run are known to; and over which it is watched then."""
 ALONE = 20
 """Jobs that are applied one by one."""
 
-Tree = dict[str, Any]
+Object = dict[str, Any]
 
 
-def named(number: int) -> Tree:
+def named(number: int) -> Object:
     """Name and namespace of a job."""
     return {"name": f"job-{number}", "namespace": NAMESPACES[number % len(NAMESPACES)]}
 
 
-def rendered(number: int) -> Tree:
+def rendered(number: int) -> Object:
     """The Job that the operator makes of `ours`."""
     job = names.Job.model_validate(ours(number))
     return attempt(job, 1, naming.IMAGE)
 
 
-def bare(number: int) -> Tree:
+def bare(number: int) -> Object:
     """The same with as little in it as can be."""
     container = {"name": "trainer", "image": "example.invalid/trainer:1"}
     template = {"spec": {"restartPolicy": "Never", "schedulerName": NOBODY, "containers": [container]}}
@@ -84,7 +84,7 @@ def bare(number: int) -> Tree:
     }
 
 
-def ours(number: int) -> Tree:
+def ours(number: int) -> Object:
     return {
         "apiVersion": names.API_VERSION,
         "kind": "TailorPOJob",
@@ -137,17 +137,17 @@ class Operator:
         self._log.close()
 
 
-async def count(wire: Wire, path: str) -> int:
+async def count(wire: Transport, path: str) -> int:
     """How many objects there are."""
     page = await wire.request("list", path, query={"limit": "1"})
     return len(page["items"]) + int(page["metadata"].get("remainingItemCount", 0))
 
 
-async def create(wire: Wire, made: Iterable[Tree]) -> None:
+async def create(wire: Transport, made: Iterable[Object]) -> None:
     await crowd.by_many((wire.request("create", path_of(tree), tree) for tree in made), CLIENTS)
 
 
-async def until_there(wire: Wire, path: str, total: int) -> None:
+async def until_there(wire: Transport, path: str, total: int) -> None:
     while await count(wire, path) < total:
         await asyncio.sleep(0.2)
 
@@ -172,11 +172,11 @@ async def _nothing() -> None:
 
 
 @asynccontextmanager
-async def administrator(plane: ControlPlane) -> AsyncIterator[Wire]:
+async def administrator(plane: ControlPlane) -> AsyncIterator[Transport]:
     """Requests without a limit."""
     async with ApiClient(await kubeconfig.load(plane.kubeconfig, None)) as client:
         client.rest_client.maxsize = 2 * CLIENTS
-        yield Wire(client, RateLimit(1e6, 1_000_000), _nothing)
+        yield Transport(client, RateLimit(1e6, 1_000_000), _nothing)
 
 
 @dataclass(frozen=True)
@@ -236,7 +236,7 @@ def less(after: dict[str, float], before: dict[str, float]) -> dict[str, float]:
     return {name: after[name] - before[name] for name in after}
 
 
-async def jobs_arrive(plane: ControlPlane, made: Sequence[Tree]) -> Arrival:
+async def jobs_arrive(plane: ControlPlane, made: Sequence[Object]) -> Arrival:
     """Jobs, made directly."""
     async with administrator(plane) as wire:
         begun, before = time.monotonic(), cost(plane)
@@ -245,7 +245,7 @@ async def jobs_arrive(plane: ControlPlane, made: Sequence[Tree]) -> Arrival:
         return Arrival(time.monotonic() - begun, less(cost(plane), before))
 
 
-async def ours_arrive(plane: ControlPlane, wire: Wire, operator: Operator, jobs: int) -> Arrival:
+async def ours_arrive(plane: ControlPlane, wire: Transport, operator: Operator, jobs: int) -> Arrival:
     """TailorPOJobs; the operator runs."""
     services = await count(wire, SERVICES)
     mark, before, begun = plane.audit.mark(), cost(plane, operator), time.monotonic()
@@ -257,7 +257,7 @@ async def ours_arrive(plane: ControlPlane, wire: Wire, operator: Operator, jobs:
 
 
 @asynccontextmanager
-async def started(plane: ControlPlane, user: Path, log: Path) -> AsyncIterator[tuple[Wire, Operator]]:
+async def started(plane: ControlPlane, user: Path, log: Path) -> AsyncIterator[tuple[Transport, Operator]]:
     """An administrator, and an operator that has started and does nothing."""
     async with administrator(plane) as wire:
         operator = Operator(user, log)
@@ -291,7 +291,7 @@ async def figure(operator: Operator, name: str) -> float | None:
     return float(found[1]) if found else None
 
 
-async def apply_alone(wire: Wire, number: int) -> float:
+async def apply_alone(wire: Transport, number: int) -> float:
     """Seconds from a job's creation to its pods'."""
     begun = time.monotonic()
     tree, query = ours(number), {"labelSelector": f"{naming.JOB}=job-{number}"}
@@ -315,7 +315,7 @@ async def watched(operator: Operator, seconds: float) -> float:
     return (operator.cpu - before) / seconds
 
 
-def direct(track: Track, jobs: int, make: Callable[[int], Tree]) -> None:
+def direct(track: Track, jobs: int, make: Callable[[int], Object]) -> None:
     """A contender: batch/v1 Jobs, made directly."""
     with tempfile.TemporaryDirectory() as folder, cluster(Path(folder)) as (plane, _):
         made = [make(number) for number in range(jobs)]

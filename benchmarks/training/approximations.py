@@ -137,7 +137,7 @@ class Ranks:
 
     def _judge(self, clean: Tensor, _: int) -> Tensor:
         self.own.append(self._scores(self.policy.decode(clean)))
-        self.small.append(self._scores(self.policy.decode_to_rank(clean)))
+        self.small.append(self._scores(self.policy.decode_for_scoring(clean)))
         return self.own[-1].flatten()
 
     def _scores(self, pictures: Tensor) -> Tensor:

@@ -129,7 +129,7 @@ def streamed(storage: str, groups: Groups) -> dict[str, Any]:
     """Two checkpoints of a state, the second while the first is written: seconds of each `save`, and of a commit."""
     attempt = checkpoint.open_run(checkpoint.open_store(storage), job()).begin(None)
     commits: list[float] = []
-    stream = checkpoint.Stream(attempt, 3, 3, after=lambda _, seconds: commits.append(seconds))
+    stream = checkpoint.BackgroundWriter(attempt, 3, 3, after=lambda _, seconds: commits.append(seconds))
     waits = []
     for step in (1, 2):
         since = time.perf_counter()

@@ -131,9 +131,9 @@ def _ours(work: TailorPOJob, policy: Policy, reward: RewardSum) -> Contender:
         _reset(policy.adapter(), start)
         updater = Updater(policy, method, work.spec)
         updater.optimizer.register_step_pre_hook(keep)
-        fused = methods.can_keep_graph(work.spec.training, policy.portions, trained, len(noise.samples))
+        fused = methods.can_keep_graph(work.spec.training, policy.batch_sizes, trained, len(noise.samples))
         scorer = Scorer(policy, reward, prompts)
-        scene = methods.Scene(policy, text, indices, noise, scorer, trained, keep_graph=fused)
+        scene = methods.RolloutContext(policy, text, indices, noise, scorer, trained, keep_graph=fused)
         updater.iterate(method.rows(scene, method.roll_out(scene)), text)
         return gradients
 

@@ -66,7 +66,7 @@ def test_gradients_are_equal_in_float64(tiny_pipeline: Path, choose: str, at_onc
     noise = ExactNoise((0, Purpose.TRAINING, 0), range(len(PROMPTS)), policy.latent_shape)
     trained = choose_steps(policy.sampler, 3, choose)
 
-    scene = methods.Scene(
+    scene = methods.RolloutContext(
         policy, text.double(), torch.arange(len(PROMPTS)), noise, Scorer(policy, reward, PROMPTS), trained
     )
     method = methods.build(job.spec.method)

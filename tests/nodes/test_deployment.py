@@ -67,7 +67,7 @@ def test_jobs_run_and_a_rollout_disturbs_none(installed: Kubectl, kubectl: Kubec
     }
     followed = Followed(kubectl, job(template=template), PATIENCE)
     followed.phase("Running")
-    [gang] = followed.gangs()
+    [gang] = followed.attempt_jobs()
 
     [before] = operators(installed)
     old = before["metadata"]["name"]
@@ -95,6 +95,6 @@ def test_jobs_run_and_a_rollout_disturbs_none(installed: Kubectl, kubectl: Kubec
     for pod in kubectl.json("get", "pods", f"--selector={naming.JOB}={followed.name}")["items"]:
         kubectl("exec", pod["metadata"]["name"], "--", "touch", "/tmp/done")
     kubectl("wait", "--for=condition=Succeeded", f"tpj/{followed.name}", f"--timeout={PATIENCE:.0f}s")
-    assert (followed.status["restarts"], followed.gangs()[0]["metadata"]["uid"]) == (0, gang["metadata"]["uid"])
+    assert (followed.status["restarts"], followed.attempt_jobs()[0]["metadata"]["uid"]) == (0, gang["metadata"]["uid"])
     about = [json.loads(line) for line in installed("logs", OPERATOR).splitlines()]
     assert {"message", "job", "attempt"} <= set(next(line for line in about if line["message"].startswith("Succeeded")))

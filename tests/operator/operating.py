@@ -231,7 +231,7 @@ def last_words(code: int, text: str = "", step: int = 40, **fields: Any) -> str:
     if code:
         made = made.ended_by(Error(class_="AnyError", text=text or f"what exit code {code} means", exit_code=code))
     else:
-        made = made.having(phase="Succeeded", adapter="s3://models/animals/adapter")
+        made = made.replace(phase="Succeeded", adapter="s3://models/animals/adapter")
     return termination.encode(made).decode()
 
 
@@ -292,7 +292,7 @@ class Followed:
         items = self.kubectl.json("get", "events", f"--field-selector={selector}")["items"]
         return [(each["reason"], each["message"]) for each in sorted(items, key=lambda each: each["eventTime"])]
 
-    def gangs(self) -> list[Fields]:
+    def attempt_jobs(self) -> list[Fields]:
         """Its batch/v1 Jobs."""
         return list(self.kubectl.json("get", "jobs", f"--selector={naming.JOB}={self.name}")["items"])
 

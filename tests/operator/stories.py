@@ -7,9 +7,9 @@ from typing import Any
 
 from tailorpo_operator.api.conditions import condition
 from tailorpo_operator.api.types import Attempt, Condition, ConditionType, Job, Status
-from tailorpo_operator.planning.actions import Announce, CreateAttempt, DeletePod, Plan, StopAttempt
+from tailorpo_operator.planning.actions import CreateAttempt, DeletePod, Plan, RecordEvent, StopAttempt
 from tailorpo_operator.planning.backoff import Retries
-from tailorpo_operator.planning.observed import Children, Exit, Gang, Pod, Report
+from tailorpo_operator.planning.observed import AttemptJob, Exit, Observed, Pod, Report
 from tailorpo_operator.planning.plan import plan
 from tailorpo_trainer.errors import ExitCode
 from tailorpo_trainer.spec.progress import Error, Progress
@@ -44,9 +44,9 @@ def job(status: Status | None = None, *, workers: int = 2, generation: int = 1, 
     return Job(metadata=metadata, spec=spec, status=status or Status())
 
 
-def gang(attempt: int = 1, *, workers: int = 2, **fields: Any) -> Gang:
+def attempt_job(attempt: int = 1, *, workers: int = 2, **fields: Any) -> AttemptJob:
     fields = {"created": NOON, "started": NOON, **fields}
-    return Gang(f"animals-{attempt:04d}", f"gang-{attempt}", attempt, workers, **fields)
+    return AttemptJob(f"animals-{attempt:04d}", f"gang-{attempt}", attempt, workers, **fields)
 
 
 def pod(index: int = 0, attempt: int = 1, **fields: Any) -> Pod:
@@ -83,11 +83,11 @@ def report(step: int, *, attempt: int = 1, of: int = 100, moved: datetime = NOON
     return Report(attempt, progress, moved=moved, told=told)
 
 
-def children(*objects: Gang | Pod, fresh: bool = True, **more: Any) -> Children:
+def children(*objects: AttemptJob | Pod, fresh: bool = True, **more: Any) -> Observed:
     """What was read from the API server just now, unless it is said otherwise."""
-    gangs = tuple(each for each in objects if isinstance(each, Gang))
+    attempt_jobs = tuple(each for each in objects if isinstance(each, AttemptJob))
     pods = tuple(each for each in objects if isinstance(each, Pod))
-    return Children(gangs=gangs, pods=pods, fresh=fresh, **more)
+    return Observed(attempt_jobs=attempt_jobs, pods=pods, fresh=fresh, **more)
 
 
 def begun(number: int = 1, **fields: Any) -> Attempt:
@@ -147,7 +147,7 @@ class Story:
     def phase(self) -> str:
         return self.status.phase
 
-    def look(self, seconds: float, *objects: Gang | Pod, **seen: Any) -> Plan:
+    def look(self, seconds: float, *objects: AttemptJob | Pod, **seen: Any) -> Plan:
         """Plans, and takes the status over; a second look at the same must change nothing more."""
         found = children(*objects, **seen)
         self.made = plan(self.job, found, at(seconds), RETRIES)
@@ -184,7 +184,7 @@ class Story:
     @property
     def stops(self) -> list[int]:
         """Attempts whose Job the last plan deletes."""
-        return [each.gang.attempt for each in self.made.delete if isinstance(each, StopAttempt)]
+        return [each.attempt_job.attempt for each in self.made.delete if isinstance(each, StopAttempt)]
 
     def deletes(self, *, force: bool) -> list[str]:
         """Pods that the last plan deletes."""
@@ -203,5 +203,5 @@ def terminating(pods: Iterable[Pod], since: datetime = NOON) -> list[Pod]:
     return [replace(each, terminating=since) for each in pods]
 
 
-def keys(announcements: Iterable[Announce]) -> set[str]:
+def keys(announcements: Iterable[RecordEvent]) -> set[str]:
     return {each.key for each in announcements}

@@ -81,7 +81,7 @@ class NotFiniteError(TailorPOError):
     exit_code = ExitCode.NOT_FINITE
 
 
-def understood(error: BaseException) -> TailorPOError | None:
+def as_user_error(error: BaseException) -> TailorPOError | None:
     """The error as one that a user can understand, if it is one."""
     if isinstance(error, TailorPOError):
         return error
@@ -103,5 +103,5 @@ def status(error: BaseException) -> int:
         return ExitCode.INTERRUPTED
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else int(error.code is not None)
-    known = understood(error)
+    known = as_user_error(error)
     return known.exit_code if known else ExitCode.INTERNAL

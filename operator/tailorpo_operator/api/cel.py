@@ -27,7 +27,7 @@ from tailorpo_trainer.spec.job import (
     Training,
 )
 from tailorpo_trainer.spec.pod_template import Template, Variable, Volume, VolumeMount
-from tailorpo_trainer.spec.types import JOB_NAME, PATTERNS, Part
+from tailorpo_trainer.spec.types import JOB_NAME, PATTERNS, SpecModel
 
 UNCHANGEABLE = (
     "defines the experiment and cannot change: take the change back, or apply it as a job of another name, which needs "
@@ -108,7 +108,7 @@ def _reward_parameters() -> Iterator[Rule]:
     )
 
 
-def _exactly_one(name: str, model: type[Part], fields: Sequence[str]) -> Rule:
+def _exactly_one(name: str, model: type[SpecModel], fields: Sequence[str]) -> Rule:
     names = [alias(model, field) for field in fields]
     has = [f"has(self.{field})" for field in names]
     shown = [f"{has[0]} ? \"'{names[0]}'\" : ''"]

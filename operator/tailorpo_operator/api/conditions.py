@@ -7,10 +7,10 @@ from typing import NamedTuple
 from tailorpo_operator.api.types import Condition, ConditionType, Phase, Status
 
 
-class Holds(NamedTuple):
+class ConditionState(NamedTuple):
     """What a condition says."""
 
-    holds: bool
+    is_true: bool
     reason: str
     message: str = ""
 
@@ -18,7 +18,7 @@ class Holds(NamedTuple):
 ORDER: tuple[ConditionType, ...] = ("Suspended", "PodsReady", "Running", "Restarting", "Succeeded", "Failed")
 
 
-def holds(status: Status, kind: ConditionType) -> bool:
+def is_true(status: Status, kind: ConditionType) -> bool:
     return (found := condition(status, kind)) is not None and found.status == "True"
 
 
@@ -31,7 +31,9 @@ def condition(status: Status, kind: ConditionType) -> Condition | None:
     return next((each for each in status.conditions if each.type == kind), None)
 
 
-def having(status: Status, now: datetime, generation: int, said: Mapping[ConditionType, Holds]) -> Status:
+def set_conditions(
+    status: Status, now: datetime, generation: int, said: Mapping[ConditionType, ConditionState]
+) -> Status:
     """The status with these conditions; one whose truth stays the same keeps its time."""
     made = {each.type: each for each in status.conditions}
     for kind, (true, reason, message) in said.items():
@@ -46,19 +48,19 @@ def having(status: Status, now: datetime, generation: int, said: Mapping[Conditi
             reason=reason or "Unknown",
             message=message,
         )
-    return status.having(conditions=[made[kind] for kind in ORDER if kind in made])
+    return status.replace(conditions=[made[kind] for kind in ORDER if kind in made])
 
 
 def phase(status: Status, *, starting: bool) -> Phase:
     """All conditions in one word. starting: nothing keeps the pods from running but time."""
-    if holds(status, "Failed"):
+    if is_true(status, "Failed"):
         return "Failed"
-    if holds(status, "Succeeded"):
+    if is_true(status, "Succeeded"):
         return "Succeeded"
-    if holds(status, "Suspended"):
+    if is_true(status, "Suspended"):
         return "Suspended"
-    if holds(status, "Restarting"):
+    if is_true(status, "Restarting"):
         return "Restarting"
-    if holds(status, "Running"):
+    if is_true(status, "Running"):
         return "Running"
     return "Starting" if starting else "Pending"

@@ -14,7 +14,7 @@ _ESCAPED = ("<", ">", "&", "\u2028", "\u2029")
 
 def size(status: Status) -> int:
     """Bytes of a status as the API server stores it."""
-    text = json.dumps(status.tree(), ensure_ascii=False, separators=(",", ":"))
+    text = json.dumps(status.to_dict(), ensure_ascii=False, separators=(",", ":"))
     return len(text.encode()) + 5 * sum(map(text.count, _ESCAPED))
 
 
@@ -29,25 +29,25 @@ def fitted(status: Status) -> Status:
 
 
 def _old_notes(status: Status) -> Status:
-    attempts = [attempt.having(message=None) for attempt in status.attempts[:-1]]
-    return status.having(attempts=[*attempts, *status.attempts[-1:]])
+    attempts = [attempt.replace(message=None) for attempt in status.attempts[:-1]]
+    return status.replace(attempts=[*attempts, *status.attempts[-1:]])
 
 
 def _last_attempts(count: int) -> Callable[[Status], Status]:
-    return lambda status: status.having(attempts=status.attempts[-count:])
+    return lambda status: status.replace(attempts=status.attempts[-count:])
 
 
 def _texts(length: int) -> Callable[[Status], Status]:
     """Texts of at most so many characters."""
 
     def cut(status: Status) -> Status:
-        return status.having(
+        return status.replace(
             message=None if status.message is None else shorten(status.message, length),
             conditions=[
-                condition.having(message=shorten(condition.message, length)) for condition in status.conditions
+                condition.replace(message=shorten(condition.message, length)) for condition in status.conditions
             ],
             attempts=[
-                attempt.having(message=None if attempt.message is None else shorten(attempt.message, length))
+                attempt.replace(message=None if attempt.message is None else shorten(attempt.message, length))
                 for attempt in status.attempts
             ],
         )
@@ -57,7 +57,7 @@ def _texts(length: int) -> Callable[[Status], Status]:
 
 def _without(field: str) -> Callable[[Status], Status]:
     # A URI cut short would be a wrong one.
-    return lambda status: status.having(**{field: None})
+    return lambda status: status.replace(**{field: None})
 
 
 _CUTS: tuple[Callable[[Status], Status], ...] = (

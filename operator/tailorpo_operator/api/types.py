@@ -92,19 +92,19 @@ Time = Annotated[
 """An instant, in whole seconds, as metav1.Time."""
 
 
-class Part(BaseModel):
+class StatusModel(BaseModel):
     """Base of the status: camelCase outside; keys of another version are ignored, what is not known is left out."""
 
     model_config = ConfigDict(
         frozen=True, extra="ignore", alias_generator=to_camel, validate_by_name=True, validate_by_alias=True
     )
 
-    def having(self, **changes: Any) -> Self:
+    def replace(self, **changes: Any) -> Self:
         """The same with some fields changed, under the same checks."""
         return type(self)(**{**dict(self), **changes})
 
 
-class Condition(Part):
+class Condition(StatusModel):
     """As `metav1.Condition`."""
 
     type: ConditionType = Field(description="What it is about.")
@@ -115,7 +115,7 @@ class Condition(Part):
     message: Message = Field("", description="Why, for people.")
 
 
-class Attempt(Part):
+class Attempt(StatusModel):
     """One gang of pods, from its first to its end."""
 
     number: int = Field(ge=1, le=2**31 - 1, description="From 1; its checkpoints are below `attempt-NUMBER`.")
@@ -131,7 +131,7 @@ class Attempt(Part):
     step_to: Count | None = Field(None, description="Iterations that were done when it ended.")
 
 
-class Progress(Part):
+class Progress(StatusModel):
     """How far the run is."""
 
     step: Count = Field(0, description="Iterations done, over all attempts.")
@@ -144,7 +144,7 @@ class Progress(Part):
     updated: Time | None = Field(None, description="When the trainer said so.")
 
 
-class Metrics(Part):
+class Metrics(StatusModel):
     """The last figures of training."""
 
     reward: Figure = Field(None, description="Mean weighted sum of the rewards in the last iteration.")
@@ -153,7 +153,7 @@ class Metrics(Part):
     loss: Figure = Field(None, description="Loss of the last iteration.")
 
 
-class Checkpoint(Part):
+class Checkpoint(StatusModel):
     """A complete checkpoint."""
 
     uri: URI = Field(description="Where it is.")
@@ -161,7 +161,7 @@ class Checkpoint(Part):
     time: Time = Field(description="When it was taken.")
 
 
-class Status(Part):
+class Status(StatusModel):
     """What the operator has seen of a job."""
 
     observed_generation: int | None = Field(None, ge=0, description="Generation of the spec that this status is about.")
@@ -182,13 +182,13 @@ class Status(Part):
         [], max_length=KEPT_ATTEMPTS, description=f"The last {KEPT_ATTEMPTS}, oldest first."
     )
 
-    def tree(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """As JSON values, without what is not known."""
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
 
-    def seeing(self, seen: trainer.Progress) -> Self:
+    def with_progress(self, seen: trainer.Progress) -> Self:
         """The same with what the trainer says of itself; what it does not say stays."""
-        told = seen.tree()
+        told = seen.to_dict()
         metrics = {**(self.metrics.model_dump(by_alias=True) if self.metrics else {}), **told["metrics"]}
         progress = Progress(
             step=seen.step,
@@ -202,7 +202,7 @@ class Status(Part):
         )
         if seen.attempt is None and self.progress is not None:  # it loads: its step 0 does not mean that all is lost
             progress = self.progress
-        return self.having(
+        return self.replace(
             progress=progress,
             metrics=Metrics(**metrics) if metrics else None,
             checkpoint=_checkpoint(told.get("checkpoint")) or self.checkpoint,

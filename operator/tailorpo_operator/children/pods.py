@@ -9,7 +9,7 @@ from tailorpo_operator.api.types import Job
 from tailorpo_operator.children import pod_document
 from tailorpo_trainer.spec.pod_template import ModelCache
 from tailorpo_trainer.spec.pod_template_rules import DOCUMENT_FOLDER, SHARED_MEMORY
-from tailorpo_trainer.spec.types import Part
+from tailorpo_trainer.spec.types import SpecModel
 
 Fields = dict[str, Any]
 
@@ -163,9 +163,9 @@ def _given(**fields: Any) -> Fields:
     return {name: value for name, value in fields.items() if value not in (None, [], {})}
 
 
-def _tree(part: Part | None) -> Any:
+def _tree(part: SpecModel | None) -> Any:
     return None if part is None else part.model_dump(mode="json", by_alias=True, exclude_defaults=True)
 
 
-def _trees(parts: Iterable[Part]) -> list[Fields]:
+def _trees(parts: Iterable[SpecModel]) -> list[Fields]:
     return [_tree(part) for part in parts]

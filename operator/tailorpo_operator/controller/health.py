@@ -11,7 +11,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, generate_latest
 from tailorpo_trainer.errors import ConfigurationError
 
 
-class Beats:
+class Deadlines:
     """What has to be done again and again, and the seconds that it may be left undone: a watch may be dead unnoticed.
 
     clock: seconds, always forward.

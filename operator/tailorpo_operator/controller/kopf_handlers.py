@@ -16,7 +16,7 @@ from typing import Any
 import kopf
 
 from tailorpo_operator.api.types import GROUP, PLURAL, VERSION
-from tailorpo_operator.kube.cache import Key, Store
+from tailorpo_operator.kube.cache import Cache, Key
 from tailorpo_operator.kube.transport import CONNECT_SECONDS, PAGE, WATCH, WATCH_GRACE
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ STOP_SECONDS = 5.0
 
 
 async def watch(registry: kopf.OperatorRegistry, namespaces: tuple[str, ...], timeout: float) -> None:
-    """Runs kopf until it gives up, and raises why. timeout: seconds for a request, as of `Wire`.
+    """Runs kopf until it gives up, and raises why. timeout: seconds for a request, as of `Transport`.
 
     In a thread with a loop of its own: what begins in kopf's loop after kopf is cancelled when kopf ends, whoever
     began it; and in the main thread it would take the signals.
@@ -72,12 +72,12 @@ async def watch(registry: kopf.OperatorRegistry, namespaces: tuple[str, ...], ti
         raise error
 
 
-def registry(store: Store, add: Callable[[Key], None], login: Any) -> kopf.OperatorRegistry:
+def registry(cache: Cache, add: Callable[[Key], None], login: Any) -> kopf.OperatorRegistry:
     """The handler, and what it acts on: in the loop that runs now, not in kopf's."""
     made, loop = kopf.OperatorRegistry(), asyncio.get_running_loop()
 
     def seen(kind: str | None, tree: Any) -> None:
-        add(store.drop_job(tree) if kind == "DELETED" else store.put_job(tree))
+        add(cache.drop_job(tree) if kind == "DELETED" else cache.put_job(tree))
 
     async def job(event: Any, **_: Any) -> None:
         loop.call_soon_threadsafe(seen, event["type"], event["object"])

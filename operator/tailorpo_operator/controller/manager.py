@@ -15,15 +15,15 @@ from kubernetes.aio.client import ApiClient
 
 from tailorpo_operator import metrics
 from tailorpo_operator.controller import health, kopf_handlers
-from tailorpo_operator.controller.progress_poller import Progresses
+from tailorpo_operator.controller.progress_poller import ProgressPoller
 from tailorpo_operator.controller.reconciler import Reconciler, now
 from tailorpo_operator.kube import kubeconfig as kube_config
-from tailorpo_operator.kube.cache import Key, Store, Tree
+from tailorpo_operator.kube.cache import Cache, Key, Object
 from tailorpo_operator.kube.client import Cluster
-from tailorpo_operator.kube.leader_election import Election
+from tailorpo_operator.kube.leader_election import LeaderElection
 from tailorpo_operator.kube.rate_limit import RateLimit
 from tailorpo_operator.kube.reflector import Reflector, relist
-from tailorpo_operator.kube.transport import TRIES, AwayError, RefusedError, Wire, writing_only_if
+from tailorpo_operator.kube.transport import TRIES, RefusedError, Transport, UnreachableError, writing_only_if
 from tailorpo_operator.planning.observed import Pod
 from tailorpo_operator.settings import Settings
 from tailorpo_trainer.errors import UnavailableError
@@ -49,13 +49,13 @@ class Operator:
     def __init__(self, settings: Settings, kubeconfig: Path | None = None, context: str | None = None) -> None:
         self.settings, self._kubeconfig, self._context = settings, kubeconfig, context
         self._namespaces: tuple[str | None, ...] = settings.namespaces or (None,)
-        self._store = Store()
+        self._cache = Cache()
         self._stop, self._ready = asyncio.Event(), asyncio.Event()
         clock = asyncio.get_running_loop().time
         listing = TRIES * settings.request_timeout
-        self._beats = health.Beats(clock, turn=settings.stale, list=2 * settings.resync + listing + settings.stale)
-        self._word = health.Beats(clock, **dict.fromkeys(CHILDREN, UNHEARD * settings.request_timeout))
-        self._election: Election | None = None
+        self._beats = health.Deadlines(clock, turn=settings.stale, list=2 * settings.resync + listing + settings.stale)
+        self._word = health.Deadlines(clock, **dict.fromkeys(CHILDREN, UNHEARD * settings.request_timeout))
+        self._election: LeaderElection | None = None
         self._said: dict[str, str] = {}
 
     async def run(self, host: str, port: int) -> None:
@@ -72,7 +72,7 @@ class Operator:
         ):
             log.info("serving /healthz, /readyz and /metrics on port %d", served)
             cluster = Cluster(wire)
-            reconciler = Reconciler(cluster, self._store, self.settings, self._leads)
+            reconciler = Reconciler(cluster, self._cache, self.settings, self._leads)
             loops = self._keep_turning(), self._defined(cluster), self._stop.wait()
             turning, defined, stop = (asyncio.create_task(each) for each in loops)
             try:
@@ -86,10 +86,10 @@ class Operator:
         log.info("stopped")
 
     @contextlib.asynccontextmanager
-    async def _wire(self, configuration: Any, rate: float, burst: int) -> AsyncIterator[Wire]:
+    async def _wire(self, configuration: Any, rate: float, burst: int) -> AsyncIterator[Transport]:
         renew = partial(kube_config.renew, configuration, self._kubeconfig, self._context)
         async with ApiClient(configuration) as client:
-            yield Wire(client, RateLimit(rate, burst), renew, timeout=self.settings.request_timeout)
+            yield Transport(client, RateLimit(rate, burst), renew, timeout=self.settings.request_timeout)
 
     @contextlib.asynccontextmanager
     async def _electing(self) -> AsyncIterator[None]:
@@ -100,11 +100,11 @@ class Operator:
             return
         own = await kube_config.load(self._kubeconfig, self._context)
         async with self._wire(own, ELECTION_RATE, ELECTION_BURST) as wire:
-            self._election = Election(wire, lease.namespace, lease.name, _identity())
+            self._election = LeaderElection(wire, lease.namespace, lease.name, _identity())
             yield
 
     async def _work(self, cluster: Cluster, reconciler: Reconciler) -> None:
-        progresses = Progresses(
+        progresses = ProgressPoller(
             self._leaders,
             reconciler.reports,
             reconciler.queue.add,
@@ -163,7 +163,7 @@ class Operator:
                 problem = f"cannot list TailorPOJobs: {refusal}: {words}"
                 if refusal.status == 401:
                     raise UnavailableError(f"the API server does not know who we are: {refusal}") from None
-            except AwayError as away:
+            except UnreachableError as away:
                 problem = str(away)
             if problem != said:
                 log.warning("waiting: %s", problem)
@@ -173,7 +173,7 @@ class Operator:
     async def _watch(self, cluster: Cluster, reconciler: Reconciler) -> None:
         """Watches until it is cancelled, and begins anew where kopf gives up."""
         made = kopf_handlers.registry(
-            self._store, reconciler.queue.add, kube_config.login(self._kubeconfig, self._context)
+            self._cache, reconciler.queue.add, kube_config.login(self._kubeconfig, self._context)
         )
         while True:
             try:
@@ -196,11 +196,11 @@ class Operator:
             try:
                 await relist(
                     partial(cluster.jobs, namespace),
-                    put=self._store.put_job,
-                    keep=partial(self._store.keep_jobs, namespace=namespace),
-                    news=lambda key: reconciler.queue.add(key, can_wait=key in self._store.jobs),
+                    put=self._cache.put_job,
+                    keep=partial(self._cache.keep_jobs, namespace=namespace),
+                    news=lambda key: reconciler.queue.add(key, can_wait=key in self._cache.jobs),
                 )
-            except (AwayError, RefusedError) as problem:
+            except (UnreachableError, RefusedError) as problem:
                 self._complain("cannot list TailorPOJobs", str(problem))
                 continue
             self._said.clear()
@@ -213,18 +213,18 @@ class Operator:
             self._said[what] = words
 
     def _reflectors(self, cluster: Cluster, reconciler: Reconciler) -> Iterator[Reflector]:
-        store, rendezvous, child = self._store, reconciler.rendezvous, partial(self._child_told, reconciler)
+        cache, rendezvous, child = self._cache, reconciler.rendezvous, partial(self._child_told, reconciler)
 
-        def put_pod(tree: Tree) -> Key | None:
-            return store.put_pod(tree, now())
+        def put_pod(tree: Object) -> Key | None:
+            return cache.put_pod(tree, now())
 
         def service(key: Key) -> None:
             rendezvous.queue.add(key.namespace)
 
         jobs, pods, services = CHILDREN
         kinds = (
-            (jobs, cluster.gangs, cluster.watch_gangs, store.put_gang, store.drop_gang, store.keep_gangs, child),
-            (pods, cluster.pods, cluster.watch_pods, put_pod, store.drop_pod, store.keep_pods, child),
+            (jobs, cluster.attempt_jobs, cluster.watch_gangs, cache.put_gang, cache.drop_gang, cache.keep_gangs, child),
+            (pods, cluster.pods, cluster.watch_pods, put_pod, cache.drop_pod, cache.keep_pods, child),
             (
                 services,
                 cluster.services,
@@ -249,7 +249,7 @@ class Operator:
                 )
 
     def _child_told(self, reconciler: Reconciler, key: Key) -> None:
-        reconciler.queue.add(key, can_wait=self._store.waits(key))
+        reconciler.queue.add(key, can_wait=self._cache.waits(key))
         reconciler.rendezvous.heard_of(key)
 
     async def _keep_turning(self) -> None:
@@ -260,20 +260,20 @@ class Operator:
 
     def _figures(self) -> Iterator[metrics.Figure]:
         """Of all jobs, if we act: else each would count for each operator."""
-        for key, known in self._store.jobs.items() if self._leads() else ():
+        for key, known in self._cache.jobs.items() if self._leads() else ():
             pending = None if known.unready is None else max(0.0, (now() - known.unready).total_seconds())
             yield metrics.Figure(*key, known.phase, pending)
 
     def _leaders(self) -> dict[Key, Pod]:
         """The first worker of each running job."""
-        running = self._store.running if self._leads() else ()
-        return {key: pod for key in running if (pod := self._store.leader(key)) is not None}
+        running = self._cache.running if self._leads() else ()
+        return {key: pod for key in running if (pod := self._cache.leader(key)) is not None}
 
     def _leads(self) -> bool:
         return self._election is None or self._election.held
 
     def _look_at_all(self, reconciler: Reconciler) -> None:
-        for key in self._store.jobs:
+        for key in self._cache.jobs:
             reconciler.queue.add(key)
         reconciler.rendezvous.look_at_all()
 

@@ -19,7 +19,7 @@ TIMEOUT = aiohttp.ClientTimeout(total=3, connect=2)
 TURN_SECONDS = 0.5
 
 
-class Progresses:
+class ProgressPoller:
     """The newest report of each job, kept in `reports`; `leaders` says whom to ask."""
 
     def __init__(

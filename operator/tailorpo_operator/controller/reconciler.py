@@ -12,29 +12,29 @@ from typing import Any
 from pydantic import ValidationError
 
 from tailorpo_operator import metrics
-from tailorpo_operator.api.conditions import holds
+from tailorpo_operator.api.conditions import is_true
 from tailorpo_operator.api.types import Job
 from tailorpo_operator.children import indexed_job
 from tailorpo_operator.controller.rendezvous_service import Rendezvous
 from tailorpo_operator.controller.worker import Worker
 from tailorpo_operator.controller.workqueue import WorkQueue
-from tailorpo_operator.kube.cache import Key, Store
+from tailorpo_operator.kube.cache import Cache, Key
 from tailorpo_operator.kube.client import Cluster
 from tailorpo_operator.kube.rate_limit import RateLimit
 from tailorpo_operator.kube.transport import RefusedError
 from tailorpo_operator.planning import pending_reason
 from tailorpo_operator.planning.actions import (
-    Announce,
     CreateAttempt,
     CreateService,
     DeleteJob,
     DeletePod,
     Plan,
+    RecordEvent,
     StopAttempt,
 )
 from tailorpo_operator.planning.attempts import present
 from tailorpo_operator.planning.events import event
-from tailorpo_operator.planning.observed import Children, Report, Told
+from tailorpo_operator.planning.observed import Observed, Reason, Report
 from tailorpo_operator.planning.plan import plan
 from tailorpo_operator.planning.status_diff import ended, news
 from tailorpo_operator.settings import Settings
@@ -50,17 +50,17 @@ class Reconciler:
     """Everything it knows of the cluster it may forget: after a restart it is found again."""
 
     def __init__(
-        self, cluster: Cluster, store: Store, settings: Settings, leads: Callable[[], bool] = lambda: True
+        self, cluster: Cluster, cache: Cache, settings: Settings, leads: Callable[[], bool] = lambda: True
     ) -> None:
         self.queue: WorkQueue[Key] = WorkQueue()
         self.reports: dict[Key, Report] = {}
-        self._cluster, self._store, self._settings = cluster, store, settings
+        self._cluster, self._cache, self._settings = cluster, cache, settings
         self._writes = RateLimit(settings.status_rate, max(1, int(settings.status_rate)))
         self._told: dict[Key, float] = {}
         self._sent: OrderedDict[str, None] = OrderedDict()
-        self._trouble: dict[str, tuple[float, Told | None]] = {}
+        self._trouble: dict[str, tuple[float, Reason | None]] = {}
         self._stopping = False
-        self.rendezvous = Rendezvous(cluster, store, leads)
+        self.rendezvous = Rendezvous(cluster, cache, leads)
         self._worker = Worker(self.queue, self._timed, acts=lambda: not self._stopping and leads(), about=_about)
 
     async def stop(self, seconds: float) -> None:
@@ -79,7 +79,7 @@ class Reconciler:
 
     async def reconcile(self, key: Key) -> None:
         """One look at one job."""
-        tree = self._store.job(key)
+        tree = self._cache.job(key)
         if tree is None:
             self._forget(key)
             return
@@ -98,53 +98,53 @@ class Reconciler:
 
     # What there is
 
-    async def _seen(self, key: Key, job: Job) -> Children:
-        seen, report = self._store.children(job), self.reports.get(key)
+    async def _seen(self, key: Key, job: Job) -> Observed:
+        seen, report = self._cache.children(job), self.reports.get(key)
         if report is not None and any(pod.uid == report.pod for pod in seen.pods):  # else of a job that had this name
             seen = replace(seen, report=report)
         attempt = present(job.status)
-        gang = seen.gang(attempt.number) if attempt is not None else None
-        if gang is None or holds(job.status, "Running"):
+        attempt_job = seen.attempt_job(attempt.number) if attempt is not None else None
+        if attempt_job is None or is_true(job.status, "Running"):
             return seen
-        pods = seen.of(gang.attempt)
-        if len(pods) < gang.workers:
-            return replace(seen, trouble=await self._troubled(key.namespace, gang.uid, gang.created))
+        pods = seen.pods_of(attempt_job.attempt)
+        if len(pods) < attempt_job.workers:
+            return replace(seen, warning=await self._troubled(key.namespace, attempt_job.uid, attempt_job.created))
         if (stuck := pending_reason.stuck(pods)) is not None:
             told = await self._troubled(key.namespace, stuck.uid, stuck.created)
-            pods = tuple(replace(pod, trouble=told) if pod is stuck else pod for pod in seen.pods)
+            pods = tuple(replace(pod, warning=told) if pod is stuck else pod for pod in seen.pods)
             return replace(seen, pods=pods)
         return seen
 
-    async def _troubled(self, namespace: str, uid: str, created: datetime) -> Told | None:
+    async def _troubled(self, namespace: str, uid: str, created: datetime) -> Reason | None:
         """What events say of an object that should be on its way."""
         clock = asyncio.get_running_loop().time()
         asked, told = self._trouble.get(uid, (0.0, None))
         young = (now() - created).total_seconds() < 1.0
         if not young and clock - asked > TROUBLE_SECONDS:
-            told = await self._cluster.trouble(namespace, uid)
+            told = await self._cluster.warning(namespace, uid)
             self._trouble[uid] = (clock, told)
             while len(self._trouble) > REMEMBERED_EVENTS:
                 del self._trouble[next(iter(self._trouble))]
         return told
 
-    async def _look(self, key: Key) -> tuple[Job, Children] | None:
+    async def _look(self, key: Key) -> tuple[Job, Observed] | None:
         """The job and its children as they are in the API server now."""
-        before = self._store.jobs.get(key)
+        before = self._cache.jobs.get(key)
         tree = await self._cluster.job(key.namespace, key.name)
         if tree is None:
-            known = self._store.jobs.get(key)
+            known = self._cache.jobs.get(key)
             if known is not None and before is not None and known.uid == before.uid:  # else it was applied again since
-                self._store.forget_job(key)
+                self._cache.forget_job(key)
             return None
-        gangs, pods, listed = await self._cluster.children(key.namespace, key.name)
-        self._store.put_job(tree)
-        self._store.replace_children(key, gangs, pods, listed, now())
+        attempt_jobs, pods, listed = await self._cluster.children(key.namespace, key.name)
+        self._cache.put_job(tree)
+        self._cache.replace_children(key, attempt_jobs, pods, listed, now())
         job = await self._understood(key, tree)
         return None if job is None else (job, replace(await self._seen(key, job), fresh=True))
 
     # What there shall be
 
-    async def _carry_out(self, key: Key, job: Job, seen: Children, made: Plan) -> None:
+    async def _carry_out(self, key: Key, job: Job, seen: Observed, made: Plan) -> None:
         try:
             for creation in made.create:
                 await self._create(job, creation)
@@ -160,9 +160,9 @@ class Reconciler:
             return
         for deletion in made.delete:
             match deletion:
-                case StopAttempt(gang):
-                    await self._cluster.stop(key.namespace, gang)
-                    self._store.stopping(key, gang)
+                case StopAttempt(attempt_job):
+                    await self._cluster.stop(key.namespace, attempt_job)
+                    self._cache.stopping(key, attempt_job)
                 case DeletePod(pod, force):
                     await self._cluster.delete_pod(key.namespace, pod, force=force)
                 case DeleteJob():
@@ -176,18 +176,18 @@ class Reconciler:
                 await self.rendezvous.ensure(job.namespace)
             case CreateAttempt(number):
                 try:
-                    gang = indexed_job.attempt(job, number, self._settings.image)
+                    attempt_job = indexed_job.attempt(job, number, self._settings.image)
                 except indexed_job.TooLarge as problem:
                     raise RefusedError(422, indexed_job.TooLarge.__name__, str(problem)) from None
-                gang = indexed_job.owned(gang, job)
+                attempt_job = indexed_job.owned(attempt_job, job)
                 if job.spec.scheduling.gang == "Required" and indexed_job.wants_gang(job):
-                    await self._require_gangs(gang)
-                self._store.put_gang(await self._cluster.create(gang))
+                    await self._require_gangs(attempt_job)
+                self._cache.put_gang(await self._cluster.create(attempt_job))
                 self.rendezvous.heard_of(Key(job.namespace, job.name))  # somebody may have deleted it meanwhile
 
-    async def _require_gangs(self, gang: dict[str, Any]) -> None:
+    async def _require_gangs(self, attempt_job: dict[str, Any]) -> None:
         try:
-            if await self._cluster.keeps_gangs(gang):
+            if await self._cluster.keeps_gangs(attempt_job):
                 return
         except RefusedError as refusal:
             if refusal.reason == "AlreadyExists":
@@ -199,7 +199,7 @@ class Reconciler:
         )
         raise RefusedError(422, "NoGangScheduling", words)
 
-    async def _announce(self, job: Job, announcement: Announce) -> None:
+    async def _announce(self, job: Job, announcement: RecordEvent) -> None:
         if announcement.key in self._sent:
             return
         try:
@@ -219,7 +219,7 @@ class Reconciler:
         spec: Any = tree.get("spec")
         job = Job.model_construct(metadata=tree["metadata"], spec=spec)
         words = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-        announcement = Announce(
+        announcement = RecordEvent(
             "Warning",
             "NotUnderstood",
             f"{words}: left alone until operator and CustomResourceDefinition are of one version",
@@ -237,7 +237,7 @@ class Reconciler:
             return True
         tree = {"metadata": job.metadata, "status": self._raw_status(key)}
         try:
-            written = await self._cluster.write_status(tree, made.status.tree())
+            written = await self._cluster.write_status(tree, made.status.to_dict())
         except RefusedError as refusal:
             if refusal.status == 404:
                 self._forget(key)
@@ -246,16 +246,16 @@ class Reconciler:
                 raise
             # Somebody wrote meanwhile: what they wrote comes by the watch, or was missed by it.
             if (newest := await self._cluster.job(key.namespace, key.name)) is not None:
-                self._store.put_job(newest)
+                self._cache.put_job(newest)
                 self.queue.add(key)
             return False
-        self._store.put_job(written)
+        self._cache.put_job(written)
         self._told[key] = asyncio.get_running_loop().time()
         _log(key, job, made)
         return True
 
     def _raw_status(self, key: Key) -> Mapping[str, Any]:
-        tree = self._store.job(key)
+        tree = self._cache.job(key)
         return {} if tree is None else tree.get("status") or {}
 
     def _may_tell(self, key: Key) -> bool:

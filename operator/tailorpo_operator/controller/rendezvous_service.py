@@ -16,13 +16,13 @@ from tailorpo_operator.api import naming
 from tailorpo_operator.children.indexed_job import is_rendezvous, rendezvous
 from tailorpo_operator.controller.worker import Worker
 from tailorpo_operator.controller.workqueue import WorkQueue
-from tailorpo_operator.kube.cache import Key, Store, note, several, version
+from tailorpo_operator.kube.cache import Cache, Key, note, several, version
 from tailorpo_operator.kube.client import Cluster
 from tailorpo_operator.kube.transport import RefusedError
 
 log = logging.getLogger(__name__)
 
-Tree = Mapping[str, Any]
+Object = Mapping[str, Any]
 
 
 class _Seen(NamedTuple):
@@ -40,9 +40,9 @@ class _Seen(NamedTuple):
 class Rendezvous:
     """By namespace. `put`, `drop` and `keep` are told by a watch."""
 
-    def __init__(self, cluster: Cluster, store: Store, acts: Callable[[], bool]) -> None:
+    def __init__(self, cluster: Cluster, cache: Cache, acts: Callable[[], bool]) -> None:
         self.queue: WorkQueue[str] = WorkQueue()
-        self._cluster, self._store = cluster, store
+        self._cluster, self._cache = cluster, cache
         self._seen: dict[str, _Seen] = {}
         self._gone: OrderedDict[str, None] = OrderedDict()
         self._making: dict[str, asyncio.Event] = {}
@@ -75,7 +75,7 @@ class Rendezvous:
     async def reconcile(self, namespace: str) -> None:
         """One look at one namespace."""
         if self._needed(namespace):
-            if not self._serves(namespace) and namespace in self._store.gathering:
+            if not self._serves(namespace) and namespace in self._cache.gathering:
                 await self.ensure(namespace)
         elif (seen := self._seen.get(namespace)) is not None and seen.ours:
             await self._delete(namespace, seen.uid)
@@ -93,18 +93,18 @@ class Rendezvous:
 
     def look_at_all(self) -> None:
         """Whatever was missed."""
-        for namespace in self._seen.keys() | self._store.gathering:
+        for namespace in self._seen.keys() | self._cache.gathering:
             self.queue.add(namespace)
 
     def heard_of(self, key: Key) -> None:
         """Of a job or its children, which is often: looks at the namespace if that may matter."""
         there = self._serves(key.namespace)
-        if not self._store.has_several(key.namespace) if there else self._store.gathers(key):
+        if not self._cache.has_several(key.namespace) if there else self._cache.gathers(key):
             self.queue.add(key.namespace)
 
     # What a watch tells
 
-    def put(self, tree: Tree) -> Key:
+    def put(self, tree: Object) -> Key:
         """A Service as it was seen or made, unless a newer one is known."""
         key, meta = _key(tree), tree["metadata"]
         known = self._seen.get(key.namespace)
@@ -114,7 +114,7 @@ class Rendezvous:
             self._seen[key.namespace] = _Seen(version(tree), meta["uid"], serves, ours)
         return key
 
-    def drop(self, tree: Tree) -> Key:
+    def drop(self, tree: Object) -> Key:
         """One that was deleted."""
         key = _key(tree)
         self._bury(key.namespace, tree["metadata"]["uid"])
@@ -135,14 +135,14 @@ class Rendezvous:
             del self._seen[namespace]
 
     def _needed(self, namespace: str) -> bool:
-        return self._store.has_several(namespace) or self._store.has_gangs(namespace)
+        return self._cache.has_several(namespace) or self._cache.has_gangs(namespace)
 
     def _serves(self, namespace: str) -> bool:
         seen = self._seen.get(namespace)
         return seen is not None and seen.serves
 
 
-def _key(tree: Tree) -> Key:
+def _key(tree: Object) -> Key:
     return Key(tree["metadata"]["namespace"], tree["metadata"]["name"])
 
 

@@ -7,7 +7,7 @@ from typing import Any, Generic
 
 from tailorpo_operator import metrics
 from tailorpo_operator.controller.workqueue import Key, WorkQueue
-from tailorpo_operator.kube.transport import AwayError, RefusedError
+from tailorpo_operator.kube.transport import RefusedError, UnreachableError
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class Worker(Generic[Key]):
         count = self._failures.get(key, 0)
         self._failures[key] = count + 1
         delay = min(FIRST_RETRY * 2.0 ** min(count, DOUBLINGS), LAST_RETRY)
-        if isinstance(error, AwayError | RefusedError):
+        if isinstance(error, UnreachableError | RefusedError):
             level = logging.DEBUG if count else logging.WARNING  # an outage is told once for each key
             log.log(level, "again in %.1f s: %s", delay, error, extra=self._about(key))
         else:

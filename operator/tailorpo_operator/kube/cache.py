@@ -15,9 +15,9 @@ import orjson
 from tailorpo_operator.api import naming
 from tailorpo_operator.api.types import Job
 from tailorpo_operator.planning import observed
-from tailorpo_operator.planning.observed import Children, Gang, Pod
+from tailorpo_operator.planning.observed import AttemptJob, Observed, Pod
 
-Tree = Mapping[str, Any]
+Object = Mapping[str, Any]
 
 WAITING = ("Pending", "Starting", "Restarting")
 REMEMBERED = 20_000
@@ -56,7 +56,7 @@ class _Seen(NamedTuple):
     owner: str | None
 
 
-class Store:
+class Cache:
     """By job. Pods and gangs are kept as values, without what is not needed of them."""
 
     def __init__(self) -> None:
@@ -83,7 +83,7 @@ class Store:
         known = self._jobs.get(key)
         return None if known is None else orjson.loads(known.text)
 
-    def put_job(self, tree: Tree) -> Key:
+    def put_job(self, tree: Object) -> Key:
         """A job as it was seen or written, unless a newer one is known."""
         key = Key(tree["metadata"]["namespace"], tree["metadata"]["name"])
         known = self._jobs.get(key)
@@ -91,7 +91,7 @@ class Store:
             self._set(key, _known(tree))
         return key
 
-    def drop_job(self, tree: Tree) -> Key:
+    def drop_job(self, tree: Object) -> Key:
         """A job that was deleted: not the one that has its name now."""
         key = Key(tree["metadata"]["namespace"], tree["metadata"]["name"])
         self._bury(tree["metadata"]["uid"])
@@ -118,58 +118,58 @@ class Store:
             self._jobs[key] = known
         (self._running.add if known is not None and known.phase == "Running" else self._running.discard)(key)
 
-    def put_gang(self, tree: Tree) -> Key | None:
+    def put_gang(self, tree: Object) -> Key | None:
         owner = observed.owner(tree, "TailorPOJob")
-        return self._put(self._gangs, tree, observed.gang(tree), owner) if key_of(tree) else None
+        return self._put(self._gangs, tree, observed.attempt_job(tree), owner) if key_of(tree) else None
 
-    def put_pod(self, tree: Tree, now: datetime) -> Key | None:
+    def put_pod(self, tree: Object, now: datetime) -> Key | None:
         if key_of(tree) is None:
             return None
         uid, deleted = tree["metadata"]["uid"], "deletionTimestamp" in tree["metadata"]
         since = self._terminating.setdefault(uid, now) if deleted and uid not in self._gone else None
         return self._put(self._pods, tree, observed.pod(tree, since), observed.owner(tree, "Job"))
 
-    def drop_gang(self, tree: Tree) -> Key | None:
+    def drop_gang(self, tree: Object) -> Key | None:
         if (key := key_of(tree)) is not None:
             note(self._reused, key)
         return self._drop(self._gangs, tree)
 
-    def drop_pod(self, tree: Tree) -> Key | None:
+    def drop_pod(self, tree: Object) -> Key | None:
         if (key := key_of(tree)) is not None:
             self._depart(key, tree["metadata"]["uid"])
         return self._drop(self._pods, tree)
 
-    def stopping(self, key: Key, gang: Gang) -> None:
+    def stopping(self, key: Key, attempt_job: AttemptJob) -> None:
         """We have deleted this gang; the watch will say so."""
-        if (seen := self._gangs.get(key, {}).get(gang.uid)) is not None:
-            self._gangs[key][gang.uid] = seen._replace(what=replace(seen.what, deleting=True))
+        if (seen := self._gangs.get(key, {}).get(attempt_job.uid)) is not None:
+            self._gangs[key][attempt_job.uid] = seen._replace(what=replace(seen.what, deleting=True))
 
-    def children(self, job: Job) -> Children:
+    def children(self, job: Job) -> Observed:
         """All there is of a job, and what is left of one that had its name."""
         key = Key(job.namespace, job.name)
-        gangs = [seen.what for seen in self._gangs.get(key, {}).values() if seen.owner == job.uid]
+        attempt_jobs = [seen.what for seen in self._gangs.get(key, {}).values() if seen.owner == job.uid]
         created = observed.time(job.metadata["creationTimestamp"])
         # Of a gang that was deleted, its name may be another's by now: one that nobody came to write down, or one of a
         # job of this name, which went and came again within a second.
-        uids = {gang.attempt: gang.uid for gang in gangs}
+        uids = {attempt_job.attempt: attempt_job.uid for attempt_job in attempt_jobs}
 
         def is_ours(seen: _Seen) -> bool:
             ours = seen.owner is not None and seen.owner == uids.get(seen.what.attempt, seen.owner)
             return ours and bool(seen.what.created >= created)
 
-        own, strangers = list[Pod](), list[Pod]()
+        own, foreign_pods = list[Pod](), list[Pod]()
         for seen in self._pods.get(key, {}).values():
             # One that no Job controls, as a copy for debugging, is no worker; yet it may write where workers do.
-            (own if is_ours(seen) else strangers).append(seen.what)
+            (own if is_ours(seen) else foreign_pods).append(seen.what)
         judged = max((each.number for each in job.status.attempts if each.end is not None), default=0)
-        departed = [seen for seen in self._departed.pop(key, ()) if is_ours(seen) and seen.what.attempt > judged]
-        if departed:
-            self._departed[key] = departed
-        return Children(
-            gangs=tuple(sorted(gangs, key=lambda gang: gang.attempt)),
+        departed_pods = [seen for seen in self._departed.pop(key, ()) if is_ours(seen) and seen.what.attempt > judged]
+        if departed_pods:
+            self._departed[key] = departed_pods
+        return Observed(
+            attempt_jobs=tuple(sorted(attempt_jobs, key=lambda attempt_job: attempt_job.attempt)),
             pods=tuple(sorted(own, key=lambda pod: (pod.attempt, pod.index))),
-            strangers=tuple(strangers),
-            departed=tuple(seen.what for seen in departed),
+            foreign_pods=tuple(foreign_pods),
+            departed_pods=tuple(seen.what for seen in departed_pods),
             reused=key in self._reused,
         )
 
@@ -179,8 +179,11 @@ class Store:
 
     def gathers(self, key: Key) -> bool:
         """Whether workers of a job's gang may yet look for each other."""
-        gangs = (seen.what for seen in self._gangs.get(key, {}).values())
-        return any(gang.workers > 1 and not gang.complete and not gang.failed for gang in gangs)
+        attempt_jobs = (seen.what for seen in self._gangs.get(key, {}).values())
+        return any(
+            attempt_job.workers > 1 and not attempt_job.complete and not attempt_job.failed
+            for attempt_job in attempt_jobs
+        )
 
     @property
     def gathering(self) -> set[str]:
@@ -224,10 +227,10 @@ class Store:
         return self._keep(self._pods, uids, listed, self._among(self._pods, namespace))
 
     def replace_children(
-        self, key: Key, gangs: Iterable[Tree], pods: Iterable[Tree], listed: int, now: datetime
+        self, key: Key, attempt_jobs: Iterable[Object], pods: Iterable[Object], listed: int, now: datetime
     ) -> None:
         """All children of one job."""
-        kept = {tree["metadata"]["uid"] for tree in gangs if self.put_gang(tree) is not None}
+        kept = {tree["metadata"]["uid"] for tree in attempt_jobs if self.put_gang(tree) is not None}
         self._keep(self._gangs, kept, listed, [key])
         kept = {tree["metadata"]["uid"] for tree in pods if self.put_pod(tree, now) is not None}
         self._keep(self._pods, kept, listed, [key])
@@ -265,7 +268,9 @@ class Store:
         self._terminating.pop(uid, None)
         note(self._gone, uid)
 
-    def _put(self, by_key: dict[Key, dict[str, _Seen]], tree: Tree, what: Gang | Pod, owner: str | None) -> Key | None:
+    def _put(
+        self, by_key: dict[Key, dict[str, _Seen]], tree: Object, what: AttemptJob | Pod, owner: str | None
+    ) -> Key | None:
         key = key_of(tree)
         if key is not None:
             uid, seen = tree["metadata"]["uid"], version(tree)
@@ -274,7 +279,7 @@ class Store:
                 by_key[key][uid] = _Seen(seen, what, owner)
         return key
 
-    def _drop(self, by_key: dict[Key, dict[str, _Seen]], tree: Tree) -> Key | None:
+    def _drop(self, by_key: dict[Key, dict[str, _Seen]], tree: Object) -> Key | None:
         key = key_of(tree)
         self._bury(tree["metadata"]["uid"])
         if key is not None and key in by_key:
@@ -291,26 +296,26 @@ def note(among: OrderedDict[Any, None], what: Any) -> None:
         among.popitem(last=False)
 
 
-def key_of(tree: Tree) -> Key | None:
+def key_of(tree: Object) -> Key | None:
     """Whose child it is, by its label; None for what is not ours."""
     meta = tree["metadata"]
     name = meta.get("labels", {}).get(naming.JOB)
     return None if name is None else Key(meta["namespace"], name)
 
 
-def version(tree: Tree) -> int:
+def version(tree: Object) -> int:
     """Resource versions grow: Kubernetes promises it since 1.35, and etcd has always done so."""
     return int(tree["metadata"]["resourceVersion"])
 
 
-def several(tree: Tree) -> bool:
+def several(tree: Object) -> bool:
     """Whether a job has several workers; not what another version of the definition let in."""
     spec = tree.get("spec")
     workers = spec.get("workers") if isinstance(spec, Mapping) else None
     return isinstance(workers, int) and workers > 1
 
 
-def _known(tree: Tree) -> Known:
+def _known(tree: Object) -> Known:
     meta = {key: value for key, value in tree["metadata"].items() if key not in ("managedFields", "annotations")}
     status = tree.get("status") or {}
     ready = next((each for each in status.get("conditions", ()) if each["type"] == "PodsReady"), {"status": "True"})

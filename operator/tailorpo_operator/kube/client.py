@@ -6,24 +6,24 @@ from urllib.parse import quote
 
 from tailorpo_operator.api import naming
 from tailorpo_operator.api.types import GROUP, PLURAL, VERSION, Job
-from tailorpo_operator.kube.transport import RefusedError, Tree, Wire, merge_patch
-from tailorpo_operator.planning.observed import Gang, Pod, Told, owner
+from tailorpo_operator.kube.transport import Object, RefusedError, Transport, merge_patch
+from tailorpo_operator.planning.observed import AttemptJob, Pod, Reason, owner
 
 NAMED = f"metadata.name={naming.RENDEZVOUS}"
 """The API server takes it for a name, so that no right to see other Services is needed."""
 
-Use = Callable[[Tree], object]
+Use = Callable[[Object], object]
 
 
 class Cluster:
     """Typed by what is meant; see `wire.py` for what is sent."""
 
-    def __init__(self, wire: Wire) -> None:
+    def __init__(self, wire: Transport) -> None:
         self._wire = wire
 
     # Jobs
 
-    async def job(self, namespace: str, name: str) -> Tree | None:
+    async def job(self, namespace: str, name: str) -> Object | None:
         return await _unless_gone(self._wire.request("get", _custom(namespace, name)))
 
     async def jobs(self, namespace: str | None, use: Use) -> int:
@@ -34,7 +34,7 @@ class Cluster:
         """Raises `RefusedError` where they are not defined, or not ours to see; reads next to nothing of them."""
         await self._wire.request("list", _custom(namespace), query={"limit": "1"})
 
-    async def write_status(self, tree: Mapping[str, Any], status: Mapping[str, Any]) -> Tree:
+    async def write_status(self, tree: Mapping[str, Any], status: Mapping[str, Any]) -> Object:
         """Replaces the status of the version that `tree` is. Raises `RefusedError` 409 if there is a newer one."""
         meta = tree["metadata"]
         patch = {
@@ -48,13 +48,13 @@ class Cluster:
 
     # Children
 
-    async def keeps_gangs(self, child: Tree) -> bool:
+    async def keeps_gangs(self, child: Object) -> bool:
         """Whether the API server keeps what a Job says of gang scheduling: one that has none drops it."""
         path = path_of(child)
         made = await self._wire.request("create", path, child, {"dryRun": "All"})
         return "scheduling" in made["spec"]
 
-    async def create(self, child: Tree) -> Tree:
+    async def create(self, child: Object) -> Object:
         """Makes a child, or returns it if it is its owner's already. Raises `RefusedError` if it is another's."""
         try:
             made = await self._make(child)
@@ -77,13 +77,13 @@ class Cluster:
         words = f"{named} exists and is not of this {wanted['kind']}: delete it or rename the job"
         raise RefusedError(409, "NameTaken", words)
 
-    async def create_service(self, service: Tree) -> Tree:
+    async def create_service(self, service: Object) -> Object:
         """Makes what no job owns, or returns what has its name."""
         while True:
             if (made := await self._make(service) or await self._there(service)) is not None:
                 return made
 
-    async def _make(self, child: Tree) -> Tree | None:
+    async def _make(self, child: Object) -> Object | None:
         """None where there is one of this name."""
         try:  # strictly, or a misspelt field of a pod template is dropped in silence
             return await self._wire.request("create", path_of(child), child, {"fieldValidation": "Strict"})
@@ -92,17 +92,17 @@ class Cluster:
                 raise
         return None
 
-    async def _there(self, child: Tree) -> Tree | None:
+    async def _there(self, child: Object) -> Object | None:
         return await _unless_gone(self._wire.request("get", f"{path_of(child)}/{child['metadata']['name']}"))
 
-    async def children(self, namespace: str, name: str) -> tuple[list[Tree], list[Tree], int]:
+    async def children(self, namespace: str, name: str) -> tuple[list[Object], list[Object], int]:
         """Gangs and pods of a job, and the version that both are at least of."""
         selector = f"{naming.JOB}={name}"
-        gangs, first = await self._wire.all(_path("batch/v1", "jobs", namespace), labelSelector=selector)
+        attempt_jobs, first = await self._wire.all(_path("batch/v1", "jobs", namespace), labelSelector=selector)
         pods, second = await self._wire.all(_path("v1", "pods", namespace), labelSelector=selector)
-        return gangs, pods, min(first, second)
+        return attempt_jobs, pods, min(first, second)
 
-    async def gangs(self, namespace: str | None, use: Use) -> int:
+    async def attempt_jobs(self, namespace: str | None, use: Use) -> int:
         """Calls `use` with the gangs of all jobs. Returns the version of the list."""
         return await self._wire.each(_path("batch/v1", "jobs", namespace), use, labelSelector=naming.JOB)
 
@@ -110,25 +110,25 @@ class Cluster:
         """Calls `use` with the pods of all jobs. Returns the version of the list."""
         return await self._wire.each(_path("v1", "pods", namespace), use, labelSelector=naming.JOB)
 
-    def watch_gangs(self, namespace: str | None, version: int) -> AsyncIterator[tuple[str, Tree]]:
+    def watch_gangs(self, namespace: str | None, version: int) -> AsyncIterator[tuple[str, Object]]:
         return self._wire.watch(_path("batch/v1", "jobs", namespace), version, labelSelector=naming.JOB)
 
-    def watch_pods(self, namespace: str | None, version: int) -> AsyncIterator[tuple[str, Tree]]:
+    def watch_pods(self, namespace: str | None, version: int) -> AsyncIterator[tuple[str, Object]]:
         return self._wire.watch(_path("v1", "pods", namespace), version, labelSelector=naming.JOB)
 
     async def services(self, namespace: str | None, use: Use) -> int:
         """Calls `use` with each that has the name of the workers' own. Returns the version of the list."""
         return await self._wire.each(_path("v1", "services", namespace), use, fieldSelector=NAMED)
 
-    def watch_services(self, namespace: str | None, version: int) -> AsyncIterator[tuple[str, Tree]]:
+    def watch_services(self, namespace: str | None, version: int) -> AsyncIterator[tuple[str, Object]]:
         return self._wire.watch(_path("v1", "services", namespace), version, fieldSelector=NAMED)
 
     async def delete_service(self, namespace: str, name: str, uid: str) -> None:
         await _unless_gone(self._delete(f"{_path('v1', 'services', namespace)}/{name}", uid))
 
-    async def stop(self, namespace: str, gang: Gang) -> None:
+    async def stop(self, namespace: str, attempt_job: AttemptJob) -> None:
         """Deletes a gang's Job. Pods are orphaned unless the policy says otherwise."""
-        await _unless_gone(self._delete(f"{_path('batch/v1', 'jobs', namespace)}/{gang.name}", gang.uid))
+        await _unless_gone(self._delete(f"{_path('batch/v1', 'jobs', namespace)}/{attempt_job.name}", attempt_job.uid))
 
     async def delete_pod(self, namespace: str, pod: Pod, *, force: bool) -> None:
         grace = 0 if force else None
@@ -136,7 +136,7 @@ class Cluster:
 
     # Events
 
-    async def announce(self, event: Tree) -> None:
+    async def announce(self, event: Object) -> None:
         """An event, unless it was sent before."""
         path = path_of(event)
         try:
@@ -145,21 +145,21 @@ class Cluster:
             if refusal.status != 409:
                 raise
 
-    async def trouble(self, namespace: str, uid: str) -> Told | None:
+    async def warning(self, namespace: str, uid: str) -> Reason | None:
         """The newest Warning event about an object."""
         selector = f"involvedObject.uid={uid},type=Warning"
         events, _ = await self._wire.all(_path("v1", "events", namespace), fieldSelector=selector)
         newest = max(events, key=_last_time, default=None)
-        return None if newest is None else Told(newest.get("reason") or "", newest.get("message") or "")
+        return None if newest is None else Reason(newest.get("reason") or "", newest.get("message") or "")
 
-    async def _delete(self, path: str, uid: str, grace: int | None = None) -> Tree:
-        options: Tree = {"propagationPolicy": "Background", "preconditions": {"uid": uid}}
+    async def _delete(self, path: str, uid: str, grace: int | None = None) -> Object:
+        options: Object = {"propagationPolicy": "Background", "preconditions": {"uid": uid}}
         if grace is not None:
             options["gracePeriodSeconds"] = grace
         return await self._wire.request("delete", path, options)
 
 
-async def _unless_gone(request: Awaitable[Tree]) -> Tree | None:
+async def _unless_gone(request: Awaitable[Object]) -> Object | None:
     """None where there is no such object, or another has its name."""
     try:
         return await request
@@ -169,7 +169,7 @@ async def _unless_gone(request: Awaitable[Tree]) -> Tree | None:
         raise
 
 
-def path_of(tree: Tree) -> str:
+def path_of(tree: Object) -> str:
     """Where an object is made."""
     return _path(tree["apiVersion"], f"{tree['kind'].lower()}s", tree["metadata"]["namespace"])
 
@@ -183,7 +183,7 @@ def _path(version: str, plural: str, namespace: str | None) -> str:
     return root + (f"/namespaces/{quote(namespace)}" if namespace is not None else "") + f"/{plural}"
 
 
-def _last_time(event: Tree) -> str:
+def _last_time(event: Object) -> str:
     series = event.get("series") or {}
     times = (series.get("lastObservedTime"), event.get("lastTimestamp"), event.get("eventTime"))
     return next((str(time) for time in times if time), event["metadata"]["creationTimestamp"])

@@ -12,7 +12,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
-from tailorpo_operator.kube.transport import AwayError, RefusedError, Wire
+from tailorpo_operator.kube.transport import RefusedError, Transport, UnreachableError
 
 log = logging.getLogger(__name__)
 
@@ -21,13 +21,13 @@ LEASE_SECONDS, DEADLINE_SECONDS, RENEW_SECONDS = 15, 10, 2
 TRY_SECONDS, PAUSE_SECONDS = 4, 1
 """A renewal that nobody answers leaves time for another, by another connection. Who stands by looks at every pause."""
 
-Tree = dict[str, Any]
+Object = dict[str, Any]
 
 
-class Election:
+class LeaderElection:
     """A candidate. `held` is asked before every write: a process that was stopped for a while wakes up deposed."""
 
-    def __init__(self, wire: Wire, namespace: str, name: str, identity: str) -> None:
+    def __init__(self, wire: Transport, namespace: str, name: str, identity: str) -> None:
         self._wire, self._name, self._identity = wire, name, identity
         self._path = f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases"
         self._renewed: float | None = None
@@ -47,7 +47,7 @@ class Election:
             try:
                 async with asyncio.timeout(TRY_SECONDS):  # before Python 3.12 wait_for may miss a cancellation
                     renewed = await self._try()
-            except (AwayError, RefusedError, TimeoutError) as error:
+            except (UnreachableError, RefusedError, TimeoutError) as error:
                 log.debug("lease: %s", error)
             if renewed:
                 self._renewed = asked
@@ -69,7 +69,7 @@ class Election:
         held, self._renewed = self.held, None
         if not held:
             return
-        with suppress(AwayError, RefusedError, TimeoutError):  # then they wait
+        with suppress(UnreachableError, RefusedError, TimeoutError):  # then they wait
             await asyncio.wait_for(self._give_back(), TRY_SECONDS)
 
     async def _give_back(self) -> None:
@@ -96,7 +96,7 @@ class Election:
         await self._wire.request("update", f"{self._path}/{self._name}", lease | {"spec": self._spec(lease["spec"])})
         return True
 
-    def _spec(self, before: Tree) -> Tree:
+    def _spec(self, before: Object) -> Object:
         now = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
         mine = before.get("holderIdentity") == self._identity
         return {

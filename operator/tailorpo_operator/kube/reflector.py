@@ -12,7 +12,7 @@ from contextlib import aclosing
 from typing import Any
 
 from tailorpo_operator.kube.cache import Key
-from tailorpo_operator.kube.transport import AwayError, RefusedError
+from tailorpo_operator.kube.transport import RefusedError, UnreachableError
 
 log = logging.getLogger(__name__)
 
@@ -27,15 +27,15 @@ GONE = 410
 BUSY = (429, 502, 503, 504)
 """It is still good: who lists everything instead makes a busy server busier."""
 
-Tree = Mapping[str, Any]
-List = Callable[[Callable[[Tree], None]], Awaitable[int]]
-Watch = Callable[[int], AsyncIterator[tuple[str, Tree]]]
+Object = Mapping[str, Any]
+List = Callable[[Callable[[Object], None]], Awaitable[int]]
+Watch = Callable[[int], AsyncIterator[tuple[str, Object]]]
 
 
 async def relist(
     list_: List,
     *,
-    put: Callable[[Tree], Key | None],
+    put: Callable[[Object], Key | None],
     keep: Callable[[Set[str], int], Iterable[Key]],
     news: Callable[[Key], None],
 ) -> int:
@@ -46,7 +46,7 @@ async def relist(
     """
     uids = set[str]()
 
-    def use(tree: Tree) -> None:
+    def use(tree: Object) -> None:
         uids.add(tree["metadata"]["uid"])
         if (key := put(tree)) is not None:
             news(key)
@@ -70,8 +70,8 @@ class Reflector:
         list_: List,
         watch: Watch,
         *,
-        put: Callable[[Tree], Key | None],
-        drop: Callable[[Tree], Key | None],
+        put: Callable[[Object], Key | None],
+        drop: Callable[[Object], Key | None],
         keep: Callable[[Set[str], int], Iterable[Key]],
         news: Callable[[Key], None],
         heard: Callable[[], None],
@@ -102,7 +102,7 @@ class Reflector:
                 if refusal.status != GONE:
                     await self._pause(refusal)
                     self._unwatched += watched and self._version is None
-            except AwayError as away:  # what was missed is asked for from the last version on
+            except UnreachableError as away:  # what was missed is asked for from the last version on
                 await self._pause(away)
 
     async def _follow(self, version: int) -> None:

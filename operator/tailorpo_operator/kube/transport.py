@@ -1,7 +1,8 @@
 """Requests to the API server, through `kubernetes.aio`: one at a time, at a limited rate, with retries.
 
-What the server does not take is `RefusedError`; what it does not answer is tried again, and then `AwayError`. JSON goes
-in and out as it is: the package's typed models cost more than everything else that is done with a job.
+What the server does not take is `RefusedError`; what it does not answer is tried again, and then
+`UnreachableError`. JSON goes in and out as it is: the package's typed models cost more than everything else that is
+done with a job.
 """
 
 import asyncio
@@ -18,10 +19,10 @@ from kubernetes.aio.client.rest import RESTResponse
 
 from tailorpo_operator.kube.rate_limit import RateLimit
 from tailorpo_operator.metrics import REQUESTS
-from tailorpo_operator.planning.observed import Told
+from tailorpo_operator.planning.observed import Reason
 
 Verb = Literal["get", "list", "create", "update", "patch", "delete"]
-Tree = dict[str, Any]
+Object = dict[str, Any]
 
 TRIES = 5
 FIRST_PAUSE, LAST_PAUSE = 0.2, 5.0
@@ -54,15 +55,15 @@ class RefusedError(Exception):
         self.status, self.reason, self.retry_after = status, reason, retry_after
 
     @property
-    def told(self) -> Told:
-        return Told(self.reason or f"Status{self.status}", str(self))
+    def told(self) -> Reason:
+        return Reason(self.reason or f"Status{self.status}", str(self))
 
 
-class AwayError(Exception):
+class UnreachableError(Exception):
     """The API server does not answer, or is too busy, after all tries."""
 
 
-class Wire:
+class Transport:
     """A connection as one user. renew: takes over the credentials that hold now."""
 
     def __init__(
@@ -81,12 +82,12 @@ class Wire:
         self._watching = aiohttp.ClientTimeout(total=max(self._watch_seconds) + WATCH_GRACE * timeout, connect=connect)
         self._renewing, self._renewals = asyncio.Lock(), 0
 
-    async def all(self, path: str, **query: str) -> tuple[list[Tree], int]:
+    async def all(self, path: str, **query: str) -> tuple[list[Object], int]:
         """The items of all pages, and the version of the list. For thousands there is `each`."""
-        items: list[Tree] = []
+        items: list[Object] = []
         return items, await self.each(path, items.append, **query)
 
-    async def each(self, path: str, use: Callable[[Tree], object], **query: str) -> int:
+    async def each(self, path: str, use: Callable[[Object], object], **query: str) -> int:
         """Calls `use` with each item as its page comes, and keeps none. Returns the version of the list."""
         more = ""
         while True:
@@ -99,10 +100,10 @@ class Wire:
             if not more:
                 return int(page["metadata"]["resourceVersion"])
 
-    async def watch(self, path: str, version: int, **query: str) -> AsyncIterator[tuple[str, Tree]]:
+    async def watch(self, path: str, version: int, **query: str) -> AsyncIterator[tuple[str, Object]]:
         """Kinds and objects of what happens after a version, until the server ends the watch.
 
-        Raises `RefusedError`; `AwayError` if the connection breaks, or nothing is heard for too long.
+        Raises `RefusedError`; `UnreachableError` if the connection breaks, or nothing is heard for too long.
         """
         more = {"watch": "true", "allowWatchBookmarks": "true", "resourceVersion": str(version)}
         more["timeoutSeconds"] = str(random.randint(*self._watch_seconds))
@@ -115,9 +116,9 @@ class Wire:
                     event = orjson.loads(line)
                     yield event["type"], event["object"]
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-            raise AwayError(f"watch {path}: {type(error).__name__} {error}") from error
+            raise UnreachableError(f"watch {path}: {type(error).__name__} {error}") from error
 
-    async def request(self, verb: Verb, path: str, body: Any = None, query: Mapping[str, str] | None = None) -> Tree:
+    async def request(self, verb: Verb, path: str, body: Any = None, query: Mapping[str, str] | None = None) -> Object:
         """Tried again while the server is away or busy: everything sent here may be sent twice."""
         pause, renewals = FIRST_PAUSE, self._renewals
         for tried in range(1, TRIES + 1):
@@ -139,7 +140,7 @@ class Wire:
             if tried < TRIES:
                 await asyncio.sleep(max(asked, pause * random.uniform(0.5, 1.5)))
                 pause = min(2 * pause, LAST_PAUSE)
-        raise AwayError(f"{verb} {path}: {problem}") from problem
+        raise UnreachableError(f"{verb} {path}: {problem}") from problem
 
     async def _renewed(self, renewals: int) -> None:
         """Renews, unless it was done meanwhile: of many requests that are refused at once, one does it for all."""
@@ -148,12 +149,12 @@ class Wire:
                 await self._renew()
                 self._renewals += 1
 
-    async def _once(self, verb: Verb, path: str, body: Any, query: Mapping[str, str] | None) -> Tree:
+    async def _once(self, verb: Verb, path: str, body: Any, query: Mapping[str, str] | None) -> Object:
         answer = await self._send(verb, path, body, query, self._timeout)
         text = await answer.read()
         REQUESTS.labels(verb, str(answer.status)).inc()
         if 200 <= answer.status < 300:
-            tree: Tree = orjson.loads(text)
+            tree: Object = orjson.loads(text)
             return tree
         raise _refusal(answer.status, answer.headers, text)
 
@@ -176,21 +177,22 @@ class Wire:
 def writing_only_if(may: Callable[[], bool]) -> aiohttp.TraceConfig:
     """For a client's configuration: asked when a request has its connection, just before its first byte is sent.
 
-    Any sooner, and a process that is paused while a write waits for that would wake up to send it. Raises `AwayError`.
+    Any sooner, and a process that is paused while a write waits for that would wake up to send it.
+    Raises `UnreachableError`.
     """
 
     async def before_sending(_: object, __: object, request: aiohttp.TraceRequestHeadersSentParams) -> None:
         if request.method != METHODS["get"] and not may():
-            raise AwayError(f"{request.method} {request.url.path}: left to another operator, which leads now")
+            raise UnreachableError(f"{request.method} {request.url.path}: left to another operator, which leads now")
 
     made = aiohttp.TraceConfig()
     made.on_request_headers_sent.append(before_sending)
     return made
 
 
-def merge_patch(old: Mapping[str, Any], new: Mapping[str, Any]) -> Tree:
+def merge_patch(old: Mapping[str, Any], new: Mapping[str, Any]) -> Object:
     """The JSON merge patch (RFC 7396) that makes one of the other."""
-    patch: Tree = {key: None for key in old if key not in new}
+    patch: Object = {key: None for key in old if key not in new}
     for key, value in new.items():
         before = old.get(key)
         if isinstance(before, Mapping) and isinstance(value, Mapping):

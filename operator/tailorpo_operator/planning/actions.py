@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Literal
 
 from tailorpo_operator.api.types import Status
-from tailorpo_operator.planning.observed import Gang, Pod
+from tailorpo_operator.planning.observed import AttemptJob, Pod
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class CreateAttempt:
 class StopAttempt:
     """Delete the batch/v1 Job of an attempt, and with it its pods: each may take its grace period for a checkpoint."""
 
-    gang: Gang
+    attempt_job: AttemptJob
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class DeleteJob:
 
 
 @dataclass(frozen=True)
-class Announce:
+class RecordEvent:
     """An event for `kubectl describe`. key: two with the same are one, whoever sends them how often."""
 
     kind: Literal["Normal", "Warning"]
@@ -69,7 +69,7 @@ class Plan:
 
     status: Status
     create: tuple[Create, ...] = ()
-    announce: tuple[Announce, ...] = ()
+    announce: tuple[RecordEvent, ...] = ()
     delete: tuple[Delete, ...] = ()
     look: datetime | None = None
     fresh: bool = False

@@ -2,10 +2,10 @@
 
 from datetime import datetime, timedelta
 
-from tailorpo_operator.api.conditions import Holds, condition, holds
+from tailorpo_operator.api.conditions import ConditionState, condition, is_true
 from tailorpo_operator.api.types import Attempt, Status
 from tailorpo_operator.planning.backoff import PLANNED
-from tailorpo_operator.planning.builder import Draft
+from tailorpo_operator.planning.builder import PlanBuilder
 from tailorpo_operator.planning.causes import Cause, Verdict
 from tailorpo_operator.planning.end_cause import noted
 from tailorpo_operator.planning.pending_reason import QUEUED
@@ -13,7 +13,7 @@ from tailorpo_trainer.spec.progress import Progress
 
 
 def finished(status: Status) -> bool:
-    return holds(status, "Succeeded") or holds(status, "Failed")
+    return is_true(status, "Succeeded") or is_true(status, "Failed")
 
 
 def present(status: Status) -> Attempt | None:
@@ -21,115 +21,121 @@ def present(status: Status) -> Attempt | None:
     return status.attempts[-1] if status.attempts and status.attempts[-1].end is None else None
 
 
-def adopt(draft: Draft) -> None:
+def adopt(builder: PlanBuilder) -> None:
     """An attempt whose Job was made, and whoever made it did not come to say so."""
-    last = draft.status.attempts[-1] if draft.status.attempts else None
-    newest = max((gang.attempt for gang in draft.seen.gangs), default=0)
-    gang = draft.seen.gang(newest)
-    if gang is None or newest <= (last.number if last else 0) or (last is not None and last.end is None):
+    last = builder.status.attempts[-1] if builder.status.attempts else None
+    newest = max((attempt_job.attempt for attempt_job in builder.observed.attempt_jobs), default=0)
+    attempt_job = builder.observed.attempt_job(newest)
+    if attempt_job is None or newest <= (last.number if last else 0) or (last is not None and last.end is None):
         return
-    begin(draft, newest, min(gang.created, draft.now), gang.workers)
+    begin(builder, newest, min(attempt_job.created, builder.now), attempt_job.workers)
 
 
-def begin(draft: Draft, number: int, start: datetime, workers: int) -> None:
+def begin(builder: PlanBuilder, number: int, start: datetime, workers: int) -> None:
     """It is the present one from now on. Where it really goes on from, the trainer will say."""
-    reached = draft.status.checkpoint or draft.status.progress
+    reached = builder.status.checkpoint or builder.status.progress
     attempt = Attempt(number=number, start=start, step_from=reached.step if reached else None)
-    draft.change(
-        attempts=[*draft.status.attempts, attempt], restarts=number - 1, next_attempt_time=None, resumed_from=None
+    builder.update_status(
+        attempts=[*builder.status.attempts, attempt], restarts=number - 1, next_attempt_time=None, resumed_from=None
     )
-    draft.announce("Normal", "AttemptStarted", f"attempt {number}: {pods(workers)}", number)
+    builder.record_event("Normal", "AttemptStarted", f"attempt {number}: {pods(workers)}", number)
 
 
-def keep_clock(draft: Draft, attempt: Attempt) -> None:
+def keep_clock(builder: PlanBuilder, attempt: Attempt) -> None:
     """Since when the deadline of all attempts counts: from the first pod that ran, without time spent in a queue."""
-    began, gang = draft.status.start_time, draft.seen.gang(attempt.number)
+    began, attempt_job = builder.status.start_time, builder.observed.attempt_job(attempt.number)
     if began is None:
-        if any(pod.ran for pod in draft.seen.of(attempt.number)):
-            draft.change(start_time=draft.now)
+        if any(pod.ran for pod in builder.observed.pods_of(attempt.number)):
+            builder.update_status(start_time=builder.now)
         return
-    queued = gang is not None and gang.suspended and not draft.policy.suspend
-    before = condition(draft.status, "PodsReady")
+    queued = attempt_job is not None and attempt_job.suspended and not builder.policy.suspend
+    before = condition(builder.status, "PodsReady")
     if before is not None and before.reason == QUEUED and not queued and attempt.start is not None:
-        draft.change(start_time=min(draft.now, began + max(timedelta(), draft.now - attempt.start)))
+        builder.update_status(start_time=min(builder.now, began + max(timedelta(), builder.now - attempt.start)))
 
 
-def hear(draft: Draft, attempt: Attempt) -> bool:
+def hear(builder: PlanBuilder, attempt: Attempt) -> bool:
     """Takes over the last words of its pods; returns whether they tell of anything to go on from."""
-    before = _reached(draft)
-    for told in _last_words(draft, attempt):
-        draft.see(told)
-    if draft.status.progress is not None:  # what ends will not be done in a while
-        draft.change(progress=draft.status.progress.having(eta=None, eta_seconds=None))
-    return _reached(draft) != before
+    before = _reached(builder)
+    for told in _last_words(builder, attempt):
+        builder.observe_progress(told)
+    if builder.status.progress is not None:  # what ends will not be done in a while
+        builder.update_status(progress=builder.status.progress.replace(eta=None, eta_seconds=None))
+    return _reached(builder) != before
 
 
-def note(draft: Draft, attempt: Attempt, cause: Cause) -> Attempt:
+def note(builder: PlanBuilder, attempt: Attempt, cause: Cause) -> Attempt:
     """The attempt with its cause and how far it came, known when the pods that told it are gone."""
-    reached, resumed = draft.status.progress, draft.status.resumed_from
-    return noted(attempt, cause).having(
+    reached, resumed = builder.status.progress, builder.status.resumed_from
+    return noted(attempt, cause).replace(
         step_from=resumed.step if resumed else attempt.step_from, step_to=reached.step if reached else None
     )
 
 
-def judge(draft: Draft, attempt: Attempt, cause: Cause) -> None:
+def judge(builder: PlanBuilder, attempt: Attempt, cause: Cause) -> None:
     """The attempt is over: what it has reached, and what follows."""
-    told = _last_words(draft, attempt)
-    hear(draft, attempt)
-    ended = note(draft, attempt, cause).having(end=draft.now)
-    if cause.verdict is Verdict.DONE and _extended(draft, told):
-        ended = ended.having(reason="Extended", message="done, and training.iterations has grown meanwhile")
-    draft.attempt(ended)
-    draft.change(failures=draft.status.failures + (1 if ended.counted else 0), next_attempt_time=None)
-    draft.conditions(PodsReady=Holds(False, ended.reason or ""), Running=Holds(False, ended.reason or ""))
+    told = _last_words(builder, attempt)
+    hear(builder, attempt)
+    ended = note(builder, attempt, cause).replace(end=builder.now)
+    if cause.verdict is Verdict.DONE and _extended(builder, told):
+        ended = ended.replace(reason="Extended", message="done, and training.iterations has grown meanwhile")
+    builder.attempt(ended)
+    builder.update_status(failures=builder.status.failures + (1 if ended.counted else 0), next_attempt_time=None)
+    builder.conditions(
+        PodsReady=ConditionState(False, ended.reason or ""), Running=ConditionState(False, ended.reason or "")
+    )
     if ended.reason in PLANNED:
-        draft.conditions(Restarting=Holds(ended.reason == "Extended", ended.reason, ended.message or ""))
+        builder.conditions(Restarting=ConditionState(ended.reason == "Extended", ended.reason, ended.message or ""))
     elif cause.verdict is Verdict.DONE:
-        _succeed(draft, ended)
+        _succeed(builder, ended)
     elif cause.verdict is Verdict.FATAL:
-        fail(draft, cause)
-    elif ended.counted and draft.status.failures > draft.policy.backoff_limit:
-        words = f"{cause.reason} in {draft.status.failures} attempts, runPolicy.backoffLimit is"
-        fail(draft, cause, "BackoffLimitExceeded", f"{words} {draft.policy.backoff_limit}: {cause.message}")
+        fail(builder, cause)
+    elif ended.counted and builder.status.failures > builder.policy.backoff_limit:
+        words = f"{cause.reason} in {builder.status.failures} attempts, runPolicy.backoffLimit is"
+        fail(builder, cause, "BackoffLimitExceeded", f"{words} {builder.policy.backoff_limit}: {cause.message}")
     else:
-        _retry(draft, ended, cause)
+        _retry(builder, ended, cause)
 
 
-def fail(draft: Draft, cause: Cause, reason: str | None = None, message: str | None = None) -> None:
+def fail(builder: PlanBuilder, cause: Cause, reason: str | None = None, message: str | None = None) -> None:
     """The job ends without a result."""
     reason, message = reason or cause.reason, message or cause.message
-    draft.announce("Warning", "Failed", f"{reason}: {message}", 0)
-    draft.change(completion_time=draft.now, next_attempt_time=None)
-    _over(draft, reason)
-    draft.conditions(Failed=Holds(True, reason, message))
-    draft.say(message, starting=False)
+    builder.record_event("Warning", "Failed", f"{reason}: {message}", 0)
+    builder.update_status(completion_time=builder.now, next_attempt_time=None)
+    _over(builder, reason)
+    builder.conditions(Failed=ConditionState(True, reason, message))
+    builder.set_message(message, starting=False)
 
 
-def _succeed(draft: Draft, ended: Attempt) -> None:
-    progress = draft.status.progress
+def _succeed(builder: PlanBuilder, ended: Attempt) -> None:
+    progress = builder.status.progress
     words = f"done: {progress.steps} iterations" if progress and progress.steps else "done"
     if ended.number > 1:
         words += f" in {ended.number} attempts"
-    draft.announce("Normal", "Succeeded", words, 0)
-    draft.change(completion_time=draft.now, next_attempt_time=None)
-    _over(draft, "Succeeded")
-    draft.conditions(Succeeded=Holds(True, "Completed", words))
-    draft.say(words, starting=False)
+    builder.record_event("Normal", "Succeeded", words, 0)
+    builder.update_status(completion_time=builder.now, next_attempt_time=None)
+    _over(builder, "Succeeded")
+    builder.conditions(Succeeded=ConditionState(True, "Completed", words))
+    builder.set_message(words, starting=False)
 
 
-def _retry(draft: Draft, ended: Attempt, cause: Cause) -> None:
-    delay = draft.retries.delay(draft.status.attempts)
-    draft.change(next_attempt_time=draft.now + delay)
-    draft.announce("Warning", cause.reason, f"attempt {ended.number} ended: {cause.message}", ended.number)
-    draft.conditions(Restarting=Holds(True, cause.reason, cause.message))
+def _retry(builder: PlanBuilder, ended: Attempt, cause: Cause) -> None:
+    delay = builder.retries.delay(builder.status.attempts)
+    builder.update_status(next_attempt_time=builder.now + delay)
+    builder.record_event("Warning", cause.reason, f"attempt {ended.number} ended: {cause.message}", ended.number)
+    builder.conditions(Restarting=ConditionState(True, cause.reason, cause.message))
 
 
-def _over(draft: Draft, reason: str) -> None:
-    draft.conditions(PodsReady=Holds(False, reason), Running=Holds(False, reason), Restarting=Holds(False, reason))
+def _over(builder: PlanBuilder, reason: str) -> None:
+    builder.conditions(
+        PodsReady=ConditionState(False, reason),
+        Running=ConditionState(False, reason),
+        Restarting=ConditionState(False, reason),
+    )
 
 
-def _reached(draft: Draft) -> tuple[object, ...]:
-    status = draft.status
+def _reached(builder: PlanBuilder) -> tuple[object, ...]:
+    status = builder.status
     return status.progress.step if status.progress else None, status.checkpoint, status.adapter
 
 
@@ -137,19 +143,21 @@ def pods(count: int) -> str:
     return "1 pod" if count == 1 else f"{count} pods"
 
 
-def _last_words(draft: Draft, attempt: Attempt) -> list[Progress]:
+def _last_words(builder: PlanBuilder, attempt: Attempt) -> list[Progress]:
     """Those of its pods, what came farthest last; or what was told while it ran, if that is farther than is known.
 
     Of those that came equally far the first worker has the last word: it alone knows of checkpoints.
     """
-    witnesses = sorted(draft.seen.witnesses(attempt.number), key=lambda pod: pod.index, reverse=True)
-    told = [pod.exit.progress for pod in witnesses if pod.exit is not None and pod.exit.progress is not None]
-    report, known = draft.seen.report, draft.status.progress
+    pods_with_evidence = sorted(
+        builder.observed.pods_with_evidence(attempt.number), key=lambda pod: pod.index, reverse=True
+    )
+    told = [pod.exit.progress for pod in pods_with_evidence if pod.exit is not None and pod.exit.progress is not None]
+    report, known = builder.observed.report, builder.status.progress
     if not told and report is not None and report.attempt == attempt.number:
         told += [report.progress] if known is None or report.progress.step > known.step else []
     return sorted(told, key=lambda each: each.step)
 
 
-def _extended(draft: Draft, told: list[Progress]) -> bool:
-    asked = draft.job.spec.training.iterations
+def _extended(builder: PlanBuilder, told: list[Progress]) -> bool:
+    asked = builder.job.spec.training.iterations
     return bool(told) and told[-1].of is not None and told[-1].of < asked

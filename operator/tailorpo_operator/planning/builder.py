@@ -5,25 +5,25 @@ from datetime import datetime, timedelta
 from typing import Any, Literal, cast
 
 from tailorpo_operator.api import conditions
-from tailorpo_operator.api.conditions import Holds
+from tailorpo_operator.api.conditions import ConditionState
 from tailorpo_operator.api.status_size import fitted
 from tailorpo_operator.api.types import Attempt, ConditionType, Job
-from tailorpo_operator.planning.actions import Announce, Create, Delete, Plan
+from tailorpo_operator.planning.actions import Create, Delete, Plan, RecordEvent
 from tailorpo_operator.planning.backoff import Retries
-from tailorpo_operator.planning.observed import Children
+from tailorpo_operator.planning.observed import Observed
 from tailorpo_trainer.spec.job import RunPolicy
 from tailorpo_trainer.spec.progress import Progress
 
 
-class Draft:
+class PlanBuilder:
     """Made for one pass over one job."""
 
-    def __init__(self, job: Job, seen: Children, now: datetime, retries: Retries) -> None:
-        self.job, self.seen, self.now, self.retries = job, seen, now, retries
+    def __init__(self, job: Job, seen: Observed, now: datetime, retries: Retries) -> None:
+        self.job, self.observed, self.now, self.retries = job, seen, now, retries
         self.status = job.status
         self.create: list[Create] = []
         self.delete: list[Delete] = []
-        self._announce: list[Announce] = []
+        self._announce: list[RecordEvent] = []
         self._looks: list[datetime] = []
         self._fresh = False
 
@@ -43,32 +43,32 @@ class Draft:
             min(self._looks, default=None),
         )
 
-    def change(self, **fields: Any) -> None:
+    def update_status(self, **fields: Any) -> None:
         """Fields of the status."""
-        self.status = self.status.having(**fields)
+        self.status = self.status.replace(**fields)
 
     def attempt(self, attempt: Attempt) -> None:
         """What is known of the last attempt."""
-        self.change(attempts=[*self.status.attempts[:-1], attempt])
+        self.update_status(attempts=[*self.status.attempts[:-1], attempt])
 
-    def conditions(self, **said: Holds) -> None:
+    def conditions(self, **said: ConditionState) -> None:
         """Conditions by their types."""
-        named = cast(dict[ConditionType, Holds], said)
-        self.status = conditions.having(self.status, self.now, self.job.generation, named)
+        named = cast(dict[ConditionType, ConditionState], said)
+        self.status = conditions.set_conditions(self.status, self.now, self.job.generation, named)
 
-    def say(self, message: str, *, starting: bool) -> None:
+    def set_message(self, message: str, *, starting: bool) -> None:
         """The message for people, and the phase. starting: nothing keeps the pods from running but time."""
         phase = conditions.phase(self.status, starting=starting)
-        self.change(message=message, phase=phase, observed_generation=self.job.generation)
+        self.update_status(message=message, phase=phase, observed_generation=self.job.generation)
 
-    def see(self, told: Progress) -> None:
+    def observe_progress(self, told: Progress) -> None:
         """What the trainer says of itself, unless it cannot be: whoever answers in a pod may say anything."""
         with suppress(ValueError, ArithmeticError):
-            self.status = self.status.seeing(told)
+            self.status = self.status.with_progress(told)
 
-    def announce(self, kind: Literal["Normal", "Warning"], reason: str, message: str, about: int) -> None:
+    def record_event(self, kind: Literal["Normal", "Warning"], reason: str, message: str, about: int) -> None:
         """At most one event of a reason about the same: an attempt, a generation of the spec, or 0 for the job."""
-        self._announce.append(Announce(kind, reason, message or reason, f"{self.job.uid}/{about}/{reason}"))
+        self._announce.append(RecordEvent(kind, reason, message or reason, f"{self.job.uid}/{about}/{reason}"))
 
     def passed(self, since: datetime, seconds: float) -> bool:
         """Whether so much time has gone by; if not, there will be a look when it has."""
@@ -78,12 +78,12 @@ class Draft:
         self._looks.append(due)
         return False
 
-    def look_after(self, since: datetime | None, least: float, most: float) -> None:
+    def requeue_with_backoff(self, since: datetime | None, least: float, most: float) -> None:
         """Look again after as long as it has lasted already, within bounds."""
         lasted = 0.0 if since is None else (self.now - since).total_seconds()
         self._looks.append(self.now + timedelta(seconds=min(max(lasted, least), most)))
 
-    def need_fresh(self) -> bool:
+    def require_fresh(self) -> bool:
         """Whether what comes must be decided on a fresh look, which this is not."""
-        self._fresh = not self.seen.fresh
+        self._fresh = not self.observed.fresh
         return self._fresh

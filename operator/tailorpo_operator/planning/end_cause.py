@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
 
-from tailorpo_operator.api.conditions import holds
+from tailorpo_operator.api.conditions import is_true
 from tailorpo_operator.api.types import Attempt
-from tailorpo_operator.planning.builder import Draft
+from tailorpo_operator.planning.builder import PlanBuilder
 from tailorpo_operator.planning.causes import (
     GANG_DELETED,
     LOST_SIGHT,
@@ -22,7 +22,7 @@ from tailorpo_operator.planning.causes import (
     vanished,
     worst,
 )
-from tailorpo_operator.planning.observed import Gang, Pod, Told
+from tailorpo_operator.planning.observed import AttemptJob, Pod, Reason
 from tailorpo_operator.planning.pending_reason import why as why_waiting
 
 STALLS = 2
@@ -31,33 +31,33 @@ ASKED = 30.0
 """Seconds in which a trainer that can be reached has been asked again."""
 
 
-def why(draft: Draft, attempt: Attempt) -> Cause | None:
+def why(builder: PlanBuilder, attempt: Attempt) -> Cause | None:
     """The cause that explains the others; None while the attempt goes on."""
-    gang, pods = draft.seen.gang(attempt.number), draft.seen.of(attempt.number)
-    witnesses, known = draft.seen.witnesses(attempt.number), remembered(attempt)
-    leader = next((pod for pod in witnesses if pod.index == 0 and pod.succeeded), None)
+    attempt_job, pods = builder.observed.attempt_job(attempt.number), builder.observed.pods_of(attempt.number)
+    pods_with_evidence, known = builder.observed.pods_with_evidence(attempt.number), remembered(attempt)
+    leader = next((pod for pod in pods_with_evidence if pod.index == 0 and pod.succeeded), None)
     if leader is not None:  # what it has written is the result, whatever the others say
         return of(leader)
     if known is not None and known.verdict in (Verdict.DONE, Verdict.OURS):
         return known
-    if gang is not None and gang.complete:
+    if attempt_job is not None and attempt_job.complete:
         return completed()
-    found = list(_told(gang, witnesses))
+    found = list(_told(attempt_job, pods_with_evidence))
     own = any(cause.verdict in (Verdict.COUNTED, Verdict.FATAL) for cause in found)
-    if known is None and not own and (asked := _asked(draft, attempt, gang, pods)) is not None:
+    if known is None and not own and (asked := _asked(builder, attempt, attempt_job, pods)) is not None:
         return asked
     # Of equal weight what is gone: the Job controller deletes the others after it.
-    found = [*([known] if known is not None else []), *_missing(draft, gang, pods, known), *found]
+    found = [*([known] if known is not None else []), *_missing(builder, attempt_job, pods, known), *found]
     cause = worst(found)
     if cause is not None and known is None and cause.weight in (GANG_DELETED, VANISHED):
         # What is not there may not have been seen yet; and the Job controller deletes pods too, when one has failed.
-        draft.need_fresh()
-    return _with_exit(known, witnesses) if known is not None and cause is known else cause
+        builder.require_fresh()
+    return _with_exit(known, pods_with_evidence) if known is not None and cause is known else cause
 
 
 def noted(attempt: Attempt, cause: Cause) -> Attempt:
     """The attempt with its cause."""
-    return attempt.having(
+    return attempt.replace(
         reason=cause.reason,
         message=cause.message,
         counted=cause.verdict in (Verdict.COUNTED, Verdict.FATAL),
@@ -71,19 +71,19 @@ def deadline(seconds: int) -> Cause:
     return _ours("DeadlineExceeded", f"runPolicy.activeDeadlineSeconds: {seconds} s have passed", Verdict.FATAL)
 
 
-def start_deadline(seconds: int, told: Told | None) -> Cause:
+def start_deadline(seconds: int, told: Reason | None) -> Cause:
     words = f"runPolicy.startDeadlineSeconds: not all pods run after {seconds} s"
     return _ours("StartDeadlineExceeded", f"{words}: {told.message}" if told and told.message else words, Verdict.FATAL)
 
 
-def ready(gang: Gang, pods: tuple[Pod, ...]) -> bool:
+def ready(attempt_job: AttemptJob, pods: tuple[Pod, ...]) -> bool:
     """Whether all workers run, or are done already."""
-    return len(pods) == gang.workers and all(pod.ready or pod.succeeded for pod in pods)
+    return len(pods) == attempt_job.workers and all(pod.ready or pod.succeeded for pod in pods)
 
 
-def _told(gang: Gang | None, pods: tuple[Pod, ...]) -> Iterator[Cause]:
+def _told(attempt_job: AttemptJob | None, pods: tuple[Pod, ...]) -> Iterator[Cause]:
     """What pods say, but that they are done."""
-    queued = gang is not None and gang.suspended
+    queued = attempt_job is not None and attempt_job.suspended
     if queued and any(pod.ran for pod in pods):
         yield requeued()
     for pod in pods:
@@ -102,52 +102,56 @@ def _with_exit(known: Cause, pods: tuple[Pod, ...]) -> Cause:
     return known if end is None else replace(known, exit_code=end.code)
 
 
-def _asked(draft: Draft, attempt: Attempt, gang: Gang | None, pods: tuple[Pod, ...]) -> Cause | None:
+def _asked(
+    builder: PlanBuilder, attempt: Attempt, attempt_job: AttemptJob | None, pods: tuple[Pod, ...]
+) -> Cause | None:
     """An end that the job itself asks for."""
-    policy, status = draft.policy, draft.status
+    policy, status = builder.policy, builder.status
     if policy.suspend:
         return _ours("Suspended", "runPolicy.suspend is true", Verdict.OURS)
     limit, began = policy.active_deadline_seconds, status.start_time
-    if gang is None or gang.suspended:  # no deadline passes in a queue
+    if attempt_job is None or attempt_job.suspended:  # no deadline passes in a queue
         return None
-    if limit is not None and began is not None and draft.passed(began, limit):
+    if limit is not None and began is not None and builder.passed(began, limit):
         return deadline(limit)
     limit = policy.start_deadline_seconds
     # A queue that lets a gang go does not start it: the Job controller does, and says when.
-    if limit is not None and gang.started is not None and not holds(status, "Running"):
-        begun = max(attempt.start or gang.started, gang.started)
-        if not ready(gang, pods) and draft.passed(begun, limit):
-            return start_deadline(limit, why_waiting(draft.seen, gang))
-    return _stalled(draft, attempt)
+    if limit is not None and attempt_job.started is not None and not is_true(status, "Running"):
+        begun = max(attempt.start or attempt_job.started, attempt_job.started)
+        if not ready(attempt_job, pods) and builder.passed(begun, limit):
+            return start_deadline(limit, why_waiting(builder.observed, attempt_job))
+    return _stalled(builder, attempt)
 
 
-def _stalled(draft: Draft, attempt: Attempt) -> Cause | None:
-    report = draft.seen.report
+def _stalled(builder: PlanBuilder, attempt: Attempt) -> Cause | None:
+    report = builder.observed.report
     if report is None or report.attempt != attempt.number or report.progress.phase != "Running":
         return None
-    limit = STALLS * draft.policy.stall_timeout_seconds
-    if not draft.passed(report.moved, limit):
+    limit = STALLS * builder.policy.stall_timeout_seconds
+    if not builder.passed(report.moved, limit):
         return None
     if (report.told - report.moved).total_seconds() < limit:  # out of reach since: nobody knows
-        draft.look_after(draft.now, ASKED, ASKED)
+        builder.requeue_with_backoff(builder.now, ASKED, ASKED)
         return None
     words = f"no step for {timedelta(seconds=limit)}, though the trainer answers"
     return Cause("NoProgress", f"{words}: stopped at step {report.progress.step}", Verdict.COUNTED, OURS)
 
 
-def _missing(draft: Draft, gang: Gang | None, pods: tuple[Pod, ...], known: Cause | None) -> Iterator[Cause]:
+def _missing(
+    builder: PlanBuilder, attempt_job: AttemptJob | None, pods: tuple[Pod, ...], known: Cause | None
+) -> Iterator[Cause]:
     """What was there and is gone."""
-    if gang is None or gang.deleting:
+    if attempt_job is None or attempt_job.deleting:
         if known is None:  # else we have deleted it ourselves
             yield gang_deleted()
         return
     old = {pod.index for pod in pods if pod.phase != "Pending"}
-    if holds(draft.status, "Running"):
+    if is_true(builder.status, "Running"):
         # Gone, or replaced: a gang with a new member cannot go on.
-        yield from (vanished(index) for index in range(gang.workers) if index not in old)
-    elif gang.failed and len(old) < gang.workers:
+        yield from (vanished(index) for index in range(attempt_job.workers) if index not in old)
+    elif attempt_job.failed and len(old) < attempt_job.workers:
         # Pods that fail stay: this one was deleted, by a drain or by hand, while nobody looked.
-        yield vanished(min(set(range(gang.workers)) - old))
+        yield vanished(min(set(range(attempt_job.workers)) - old))
 
 
 def _ours(reason: str, message: str, verdict: Verdict) -> Cause:

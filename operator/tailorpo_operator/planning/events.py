@@ -8,7 +8,7 @@ from hashlib import blake2s
 from typing import Any
 
 from tailorpo_operator.api.types import Job
-from tailorpo_operator.planning.actions import Announce
+from tailorpo_operator.planning.actions import RecordEvent
 from tailorpo_trainer.spec.progress import line
 
 REPORTER = "tailorpo.dev/operator"
@@ -17,7 +17,7 @@ FIRST = ("Resumed", "AttemptStarted", "Running")
 """What comes first within a second, in which kubectl keeps the order of names."""
 
 
-def event(job: Job, announcement: Announce, now: datetime) -> dict[str, Any]:
+def event(job: Job, announcement: RecordEvent, now: datetime) -> dict[str, Any]:
     """Its name is a function of what it says of whom: who sends it again is told that it exists."""
     digest = blake2s(announcement.key.encode(), digest_size=8).hexdigest()
     place = FIRST.index(announcement.reason) if announcement.reason in FIRST else len(FIRST)

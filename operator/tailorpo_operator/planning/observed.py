@@ -12,11 +12,11 @@ from typing import Any
 from tailorpo_operator.api.naming import ATTEMPT, CONTAINER, INDEX
 from tailorpo_trainer.spec.progress import MAX_BYTES, Progress
 
-Tree = Mapping[str, Any]
+Object = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Gang:
+class AttemptJob:
     """The batch/v1 Job of one attempt.
 
     failed: pods are being stopped, or have been, because one has failed. suspended: by a queue; never by us. together:
@@ -37,7 +37,7 @@ class Gang:
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class Reason:
     """A reason with its text, in the API's words."""
 
     reason: str
@@ -84,12 +84,12 @@ class Pod:
     terminating: datetime | None = None
     grace: float = 0.0
     memory: str | None = None
-    disruption: Told | None = None
-    unscheduled: Told | None = None
-    waiting: Told | None = None
-    ended: Told | None = None
+    disruption: Reason | None = None
+    unscheduled: Reason | None = None
+    waiting: Reason | None = None
+    ended: Reason | None = None
     exit: Exit | None = None
-    trouble: Told | None = None
+    warning: Reason | None = None
 
     @property
     def done(self) -> bool:
@@ -128,7 +128,7 @@ class Report:
 
 
 @dataclass(frozen=True, slots=True)
-class Children:
+class Observed:
     """All of a job's.
 
     Attributes:
@@ -142,38 +142,38 @@ class Children:
         fresh: read from the API server just now. A watch may lag: what is missing in it may be there.
     """
 
-    gangs: tuple[Gang, ...] = ()
+    attempt_jobs: tuple[AttemptJob, ...] = ()
     pods: tuple[Pod, ...] = ()
-    strangers: tuple[Pod, ...] = ()
-    departed: tuple[Pod, ...] = ()
+    foreign_pods: tuple[Pod, ...] = ()
+    departed_pods: tuple[Pod, ...] = ()
     report: Report | None = None
-    trouble: Told | None = None
-    refused: Told | None = None
+    warning: Reason | None = None
+    refused: Reason | None = None
     reused: bool = False
     fresh: bool = False
 
-    def gang(self, attempt: int) -> Gang | None:
-        return next((gang for gang in self.gangs if gang.attempt == attempt), None)
+    def attempt_job(self, attempt: int) -> AttemptJob | None:
+        return next((attempt_job for attempt_job in self.attempt_jobs if attempt_job.attempt == attempt), None)
 
-    def of(self, attempt: int) -> tuple[Pod, ...]:
+    def pods_of(self, attempt: int) -> tuple[Pod, ...]:
         """The pods of an attempt, by index."""
         return tuple(pod for pod in self.pods if pod.attempt == attempt)
 
-    def witnesses(self, attempt: int) -> tuple[Pod, ...]:
+    def pods_with_evidence(self, attempt: int) -> tuple[Pod, ...]:
         """The pods of an attempt, and those that are gone and have told how they ended."""
-        return (*self.of(attempt), *(pod for pod in self.departed if pod.attempt == attempt))
+        return (*self.pods_of(attempt), *(pod for pod in self.departed_pods if pod.attempt == attempt))
 
     @property
     def living(self) -> tuple[Pod, ...]:
         """Pods that may still write to the storage."""
-        return tuple(pod for pod in (*self.strangers, *self.pods) if not pod.done)
+        return tuple(pod for pod in (*self.foreign_pods, *self.pods) if not pod.done)
 
 
-def gang(tree: Tree) -> Gang:
+def attempt_job(tree: Object) -> AttemptJob:
     """From a batch/v1 Job of ours."""
     meta, spec, status = tree["metadata"], tree["spec"], tree.get("status") or {}
     held = {each["type"] for each in status.get("conditions") or () if each["status"] == "True"}
-    return Gang(
+    return AttemptJob(
         name=meta["name"],
         uid=meta["uid"],
         attempt=attempt_of(meta),
@@ -188,7 +188,7 @@ def gang(tree: Tree) -> Gang:
     )
 
 
-def pod(tree: Tree, terminating: datetime | None = None, trouble: Told | None = None) -> Pod:
+def pod(tree: Object, terminating: datetime | None = None, warning: Reason | None = None) -> Pod:
     """From a pod of a gang of ours."""
     meta, spec, status = tree["metadata"], tree["spec"], tree.get("status") or {}
     conditions = {each["type"]: each for each in status.get("conditions") or ()}
@@ -212,11 +212,11 @@ def pod(tree: Tree, terminating: datetime | None = None, trouble: Told | None = 
         waiting=_told(state["waiting"]) if state.get("waiting") else None,
         ended=_told(status) if status.get("reason") else None,
         exit=_exit(state["terminated"]) if state.get("terminated") else None,
-        trouble=trouble,
+        warning=warning,
     )
 
 
-def attempt_of(meta: Tree) -> int:
+def attempt_of(meta: Object) -> int:
     """The number on an object's label; 0 for one that is not ours."""
     return _number(meta.get("labels", {}).get(ATTEMPT, ""))
 
@@ -226,9 +226,9 @@ def time(text: str) -> datetime:
     return datetime.fromisoformat(text)
 
 
-def owner(tree: Tree, kind: str) -> str | None:
+def owner(tree: Object, kind: str) -> str | None:
     """The uid of its owner of that kind; of several the one that controls it."""
-    references: Iterable[Tree] = tree["metadata"].get("ownerReferences") or ()
+    references: Iterable[Object] = tree["metadata"].get("ownerReferences") or ()
     found = sorted((each for each in references if each["kind"] == kind), key=lambda each: not each.get("controller"))
     return next((each["uid"] for each in found), None)
 
@@ -238,21 +238,21 @@ def _number(text: str) -> int:
     return int(text) if text.isdecimal() and len(text) < 10 else 0
 
 
-def _state(status: Tree) -> Tree:
+def _state(status: Object) -> Object:
     found = {each["name"]: each.get("state") or {} for each in status.get("containerStatuses") or ()}
     return found.get(CONTAINER, {})
 
 
-def _told(tree: Tree) -> Told:
-    return Told(tree.get("reason") or "", tree.get("message") or "")
+def _told(tree: Object) -> Reason:
+    return Reason(tree.get("reason") or "", tree.get("message") or "")
 
 
-def _exit(tree: Tree) -> Exit:
+def _exit(tree: Object) -> Exit:
     # A kubelet writes less; whoever may write the status of pods may write more.
     return Exit(tree.get("exitCode", 0), tree.get("reason") or "", (tree.get("message") or "")[-MAX_BYTES:])
 
 
-def _memory(spec: Tree) -> str | None:
-    container: Tree = next((each for each in spec["containers"] if each["name"] == CONTAINER), {})
+def _memory(spec: Object) -> str | None:
+    container: Object = next((each for each in spec["containers"] if each["name"] == CONTAINER), {})
     limit = container.get("resources", {}).get("limits", {}).get("memory")
     return None if limit is None else str(limit)

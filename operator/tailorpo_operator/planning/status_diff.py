@@ -10,7 +10,7 @@ FLEETING = ("progress", "metrics")
 
 def news(old: Status, new: Status) -> Literal["none", "progress", "change"]:
     """Progress is news when a step is done or a figure changes; that time passes is none."""
-    before, after = old.tree(), new.tree()
+    before, after = old.to_dict(), new.to_dict()
     if _without(before) != _without(after):
         return "change"
     return "progress" if _steps(before) != _steps(after) else "none"

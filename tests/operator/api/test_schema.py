@@ -6,16 +6,16 @@ import pytest
 from pydantic import BaseModel, Field
 
 from tailorpo_operator.api.schema import structural
-from tailorpo_trainer.spec.types import LabelKey, LabelValue, Part, Quantity, Text
+from tailorpo_trainer.spec.types import LabelKey, LabelValue, Quantity, SpecModel, Text
 
 
-class Inner(Part):
+class Inner(SpecModel):
     """The inner object."""
 
     size: int = Field(3, ge=1, le=9, multiple_of=3, description="Its size.")
 
 
-class Outer(Part):
+class Outer(SpecModel):
     """First line
     goes on.
 

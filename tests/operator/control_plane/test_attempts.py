@@ -72,7 +72,7 @@ def test_counted_ends(kubectl: Kubectl, pod_driver: PodDriver, code: int, reason
     status = watched.phase("Failed")
     assert watched.condition("Failed")["reason"] == "BackoffLimitExceeded"
     assert (status["failures"], status["restarts"]) == (2, 1)
-    assert len(watched.gangs()) == 2  # for `kubectl logs`
+    assert len(watched.attempt_jobs()) == 2  # for `kubectl logs`
 
 
 @pytest.mark.parametrize(
@@ -207,7 +207,7 @@ def test_what_the_operator_missed(kubectl: Kubectl, pod_driver: PodDriver, opera
     pods = watched.run(1)
     operator.kill()
     pod_driver.end(pods[0], ExitCode.INTERNAL, last_words(ExitCode.INTERNAL))
-    until(lambda: watched.gangs()[0]["status"].get("failed"), "the Job has failed")
+    until(lambda: watched.attempt_jobs()[0]["status"].get("failed"), "the Job has failed")
     operator.start()
     assert watched.ended(1)["reason"] == "InternalError"
     watched.run(2)

@@ -33,7 +33,7 @@ def live(kubectl: Kubectl, driver: PodDriver) -> Watched:
     suspend(watched, False)
     watched.run(3)
     watched.finish(3)
-    until(lambda: len(watched.gangs()) == 1, "the gangs before the last ones are gone")
+    until(lambda: len(watched.attempt_jobs()) == 1, "the gangs before the last ones are gone")
     return watched
 
 
@@ -56,7 +56,7 @@ def story(watched: Watched) -> dict[str, Any]:
         "conditions": {each["type"]: (each["status"], each["reason"]) for each in status["conditions"]},
         "progress": status["progress"]["steps"],
         "events": Counter(reason for reason, _ in watched.events() if reason != "Unschedulable"),
-        "gangs": sorted(gang["metadata"]["name"] for gang in watched.gangs()),
+        "gangs": sorted(attempt_job["metadata"]["name"] for attempt_job in watched.attempt_jobs()),
     }
 
 

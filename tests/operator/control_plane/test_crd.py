@@ -275,10 +275,10 @@ def test_no_field_of_a_status_is_dropped(kubectl: Kubectl, definition: str) -> N
         attempts=[{"number": n, "start": time, "end": time, "reason": "r" * 90, "message": "x" * 300, "counted": True,
                    "exitCode": 137, "rank": 3, "node": "n", "stepFrom": 0, "stepTo": 1} for n in range(1, 12)],
     )  # fmt: skip
-    patch = json.dumps({"status": status.tree()})
+    patch = json.dumps({"status": status.to_dict()})
     kubectl("patch", "tpj", "vivid", "--subresource=status", "--type=merge", f"--patch={patch}")
     told = kubectl.json("get", "tpj", "vivid")
-    assert told["status"] == status.tree()
+    assert told["status"] == status.to_dict()
     kubectl("wait", "--for=condition=Running", "tpj/vivid", "--timeout=5s")
 
 

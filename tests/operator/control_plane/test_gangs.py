@@ -139,9 +139,9 @@ def test_a_queue_holds_a_gang_and_lets_it_go(
     """Its own `suspend` is never ours to change; while it waits, no deadline passes."""
     template = {"nodeSelector": {"free": kubectl.namespace}}
     watched = Watched(kubectl, pod_driver, job(scheduling={"queueName": "research"}, template=template))
-    until(lambda: watched.gangs(), "the Job is made")
+    until(lambda: watched.attempt_jobs(), "the Job is made")
     hold(kubectl, True)
-    assert watched.gangs()[0]["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "research"
+    assert watched.attempt_jobs()[0]["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "research"
 
     def queued() -> bool:
         assert watched.condition("PodsReady")["reason"] == "Queued", watched.status
@@ -154,7 +154,7 @@ def test_a_queue_holds_a_gang_and_lets_it_go(
     waited = re.compile(rf'job_pending_seconds{{job="animals",namespace="{kubectl.namespace}"}} ([3-9]|\d\d)')
     until(lambda: waited.search(operator.ask("/metrics")[1]), "it is queued for longer than both deadlines")
     assert (watched.status["phase"], watched.attempt(1).get("reason")) == ("Pending", None)
-    assert watched.gangs()[0]["spec"]["suspend"], "nobody fights the queue"
+    assert watched.attempt_jobs()[0]["spec"]["suspend"], "nobody fights the queue"
     relaxed = json.dumps({"spec": {"runPolicy": {"startDeadlineSeconds": 3600, "activeDeadlineSeconds": 3600}}})
     kubectl("patch", "tpj", "animals", "--type=merge", f"--patch={relaxed}")
     hold(kubectl, False)

@@ -98,8 +98,8 @@ def test_a_leader_that_is_cut_off_is_followed_and_does_not_come_back(
     kubectl: Kubectl, pod_driver: PodDriver, alone: Path, no_lease: None, tmp_path: Path
 ) -> None:
     with (
-        ApiProxy(alone, tmp_path) as seeing,
-        TcpProxy(seeing.kubeconfig, tmp_path) as cutting,
+        ApiProxy(alone, tmp_path) as with_progress,
+        TcpProxy(with_progress.kubeconfig, tmp_path) as cutting,
         replicas(alone, tmp_path, cutting.kubeconfig) as (one, other),
     ):
         watched = Watched(kubectl, pod_driver, job())
@@ -108,12 +108,14 @@ def test_a_leader_that_is_cut_off_is_followed_and_does_not_come_back(
         pod_driver.end(pods[0], ExitCode.UNAVAILABLE, last_words(ExitCode.UNAVAILABLE))
         watched.ended(1)
         assert deposed(one)
-        before = len(seeing.seen)
+        before = len(with_progress.seen)
         cutting.heal()
-        until(lambda: any(_of_lease(asked) for asked in seeing.seen[before:]), "the first looks at the Lease again")
+        until(
+            lambda: any(_of_lease(asked) for asked in with_progress.seen[before:]), "the first looks at the Lease again"
+        )
         watched.run(2)
         watched.finish(2)
-        assert [asked for asked in seeing.seen[before:] if asked.writes] == []
+        assert [asked for asked in with_progress.seen[before:] if asked.writes] == []
         assert leading(one, other) == (0, 1)
 
 
@@ -176,7 +178,7 @@ def lease(kubectl: Kubectl) -> dict[str, Any]:
 
 
 def names(watched: Watched) -> list[str]:
-    return sorted(gang["metadata"]["name"] for gang in watched.gangs())
+    return sorted(attempt_job["metadata"]["name"] for attempt_job in watched.attempt_jobs())
 
 
 def _of_lease(asked: Asked) -> bool:
@@ -208,7 +210,7 @@ def test_one_that_was_paused_and_leads_again_is_elected_again(monkeypatch: pytes
     async def pause() -> None:
         wire: Any = Leases()
         begun: asyncio.Queue[None] = asyncio.Queue()
-        candidate = leader_election.Election(wire, "team", "lease", "me")
+        candidate = leader_election.LeaderElection(wire, "team", "lease", "me")
         running = asyncio.create_task(candidate.run(lambda: begun.put_nowait(None)))
         await asyncio.wait_for(begun.get(), 10)
         clock.now += 2 * leader_election.DEADLINE_SECONDS

@@ -49,8 +49,11 @@ class Story:
             ended = self.failing.attempt(1)
             assert ended.get("reason") == "InternalError", ended
             assert self.suspended.status["phase"] == "Suspended"
-            assert {gang["metadata"]["name"] for gang in self.failing.gangs()} == {"animals-0001", "animals-0002"}
-            assert [gang["metadata"]["name"] for gang in self.applied.gangs()] == ["cats-0001"]
+            assert {attempt_job["metadata"]["name"] for attempt_job in self.failing.attempt_jobs()} == {
+                "animals-0001",
+                "animals-0002",
+            }
+            assert [attempt_job["metadata"]["name"] for attempt_job in self.applied.attempt_jobs()] == ["cats-0001"]
             return True
 
         until(look, "what has happened meanwhile is acted on", RECOVERY)

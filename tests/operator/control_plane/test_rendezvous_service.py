@@ -11,9 +11,9 @@ import pytest
 from tailorpo_operator.api import naming
 from tailorpo_operator.children import indexed_job
 from tailorpo_operator.controller.rendezvous_service import Rendezvous
-from tailorpo_operator.kube.cache import Store
+from tailorpo_operator.kube.cache import Cache
 from tailorpo_operator.kube.client import Cluster
-from tailorpo_operator.kube.transport import AwayError, RefusedError
+from tailorpo_operator.kube.transport import RefusedError, UnreachableError
 from tests.cluster.api import Kubectl
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.pods import PodDriver
@@ -24,16 +24,16 @@ from tests.operator.stories import SPEC
 
 SERVICE = f"service/{naming.RENDEZVOUS}"
 
-Tree = dict[str, Any]
-STRANGER: Tree = {"clusterIP": "10.0.0.7", "selector": {"app": "another"}}
-Story = Callable[["Server", Rendezvous, Store], Awaitable[None]]
+Object = dict[str, Any]
+STRANGER: Object = {"clusterIP": "10.0.0.7", "selector": {"app": "another"}}
+Story = Callable[["Server", Rendezvous, Cache], Awaitable[None]]
 
 
-def service_tree(version: int = 5, uid: str = "service-5") -> Tree:
+def service_tree(version: int = 5, uid: str = "service-5") -> Object:
     return {**indexed_job.rendezvous("team"), "metadata": meta(naming.RENDEZVOUS, uid, version, labels=naming.COMMON)}
 
 
-def of_two() -> Tree:
+def of_two() -> Object:
     return job_tree() | {"spec": SPEC | {"workers": 2}}
 
 
@@ -41,8 +41,8 @@ class Server:
     """Has at most one Service, and the jobs it is given. before: happens while a request is on its way."""
 
     def __init__(self) -> None:
-        self.service: Tree | None = None
-        self.jobs: list[Tree] = []
+        self.service: Object | None = None
+        self.jobs: list[Object] = []
         self.asked: list[str] = []
         self.before: Callable[[str], Awaitable[None] | None] = lambda what: None
         self._version = 100
@@ -57,7 +57,7 @@ class Server:
             await pending
         await asyncio.sleep(0)
 
-    async def _create(self, service: Tree) -> Tree:
+    async def _create(self, service: Object) -> Object:
         await self._ask("create")
         if self.service is None:
             self._version += 1
@@ -69,7 +69,7 @@ class Server:
         if self.service is not None and self.service["metadata"]["uid"] == uid:
             self.service = None
 
-    async def _jobs(self, namespace: str, use: Callable[[Tree], object]) -> int:
+    async def _jobs(self, namespace: str, use: Callable[[Object], object]) -> int:
         await self._ask("list")
         for tree in self.jobs:
             use(tree)
@@ -77,10 +77,10 @@ class Server:
 
 
 def told(story: Story) -> Server:
-    server, store = Server(), Store()
+    server, cache = Server(), Cache()
 
     async def run() -> None:
-        await story(server, Rendezvous(server.cluster, store, lambda: True), store)
+        await story(server, Rendezvous(server.cluster, cache, lambda: True), cache)
 
     asyncio.run(run())
     return server
@@ -90,7 +90,7 @@ def told(story: Story) -> Server:
 
 
 def test_it_is_made_once_however_many_need_it_at_a_time() -> None:
-    async def story(server: Server, rendezvous: Rendezvous, store: Store) -> None:
+    async def story(server: Server, rendezvous: Rendezvous, cache: Cache) -> None:
         await asyncio.gather(*(rendezvous.ensure("team") for _ in range(10)))
         await rendezvous.ensure("team")
 
@@ -98,7 +98,7 @@ def test_it_is_made_once_however_many_need_it_at_a_time() -> None:
 
 
 def test_a_stranger_of_its_name_is_refused_and_left_alone() -> None:
-    async def story(server: Server, rendezvous: Rendezvous, store: Store) -> None:
+    async def story(server: Server, rendezvous: Rendezvous, cache: Cache) -> None:
         server.service = {**service_tree(), "metadata": meta(naming.RENDEZVOUS, "other", 5), "spec": STRANGER}
         for _ in range(2):
             with pytest.raises(RefusedError, match="exists, and does not lead to the first workers of jobs") as raised:
@@ -110,19 +110,19 @@ def test_a_stranger_of_its_name_is_refused_and_left_alone() -> None:
 
 
 def test_it_goes_when_neither_a_job_nor_a_gang_needs_it() -> None:
-    async def story(server: Server, rendezvous: Rendezvous, store: Store) -> None:
-        store.put_job(of_two())
-        store.put_gang(gang_tree())
+    async def story(server: Server, rendezvous: Rendezvous, cache: Cache) -> None:
+        cache.put_job(of_two())
+        cache.put_gang(gang_tree())
         await rendezvous.ensure("team")
         await rendezvous.reconcile("team")
-        store.drop_gang(gang_tree())
+        cache.drop_gang(gang_tree())
         await rendezvous.reconcile("team")
         assert server.asked == ["create"], "its job is still there"
-        store.put_gang(gang_tree(attempt=2))
-        store.drop_job(of_two())
+        cache.put_gang(gang_tree(attempt=2))
+        cache.drop_job(of_two())
         await rendezvous.reconcile("team")
         assert server.asked == ["create"], "its gang is still there"
-        store.drop_gang(gang_tree(attempt=2))
+        cache.drop_gang(gang_tree(attempt=2))
         await rendezvous.reconcile("team")
         await rendezvous.reconcile("team")
 
@@ -133,7 +133,7 @@ def test_it_goes_when_neither_a_job_nor_a_gang_needs_it() -> None:
 def test_a_job_that_no_watch_has_shown_keeps_it(workers: int, asked: list[str]) -> None:
     """As after a start: the first of all watches tells of the Service."""
 
-    async def story(server: Server, rendezvous: Rendezvous, store: Store) -> None:
+    async def story(server: Server, rendezvous: Rendezvous, cache: Cache) -> None:
         server.service = service_tree()
         server.jobs = [{"metadata": meta("cats", "cats", 7), "spec": {"workers": workers}}]
         rendezvous.put(server.service)
@@ -144,15 +144,15 @@ def test_a_job_that_no_watch_has_shown_keeps_it(workers: int, asked: list[str]) 
 
 @pytest.mark.parametrize(("when", "asked"), [("list", ["list"]), ("delete", ["list", "delete", "create"])])
 def test_an_attempt_that_begins_while_it_is_deleted_has_one(when: str, asked: list[str]) -> None:
-    async def story(server: Server, rendezvous: Rendezvous, store: Store) -> None:
+    async def story(server: Server, rendezvous: Rendezvous, cache: Cache) -> None:
         server.service = service_tree()
         rendezvous.put(server.service)
 
         async def begin(what: str) -> None:
             if what == when:
                 await rendezvous.ensure("team")
-                store.put_job(of_two())
-                store.put_gang(gang_tree())
+                cache.put_job(of_two())
+                cache.put_gang(gang_tree())
 
         server.before = begin
         await rendezvous.reconcile("team")
@@ -165,10 +165,10 @@ def test_an_attempt_that_begins_while_it_is_deleted_has_one(when: str, asked: li
 
 @pytest.mark.parametrize("workers", ["auto", None, {}])
 def test_a_job_that_another_definition_let_in_is_no_reason(workers: Any) -> None:
-    async def story(server: Server, rendezvous: Rendezvous, store: Store) -> None:
+    async def story(server: Server, rendezvous: Rendezvous, cache: Cache) -> None:
         server.service = service_tree()
         server.jobs = [{"metadata": meta("cats", "cats", 7), "spec": {"workers": workers}}, {"metadata": {}}]
-        store.put_job(server.jobs[0])
+        cache.put_job(server.jobs[0])
         rendezvous.put(server.service)
         await rendezvous.reconcile("team")
 
@@ -176,7 +176,7 @@ def test_a_job_that_another_definition_let_in_is_no_reason(workers: Any) -> None
 
 
 def test_one_that_somebody_else_made_is_used_and_left_alone() -> None:
-    async def story(server: Server, rendezvous: Rendezvous, store: Store) -> None:
+    async def story(server: Server, rendezvous: Rendezvous, cache: Cache) -> None:
         server.service = service_tree()
         server.service["metadata"]["labels"] = {"app.kubernetes.io/managed-by": "Helm"}
         await rendezvous.ensure("team")
@@ -187,37 +187,37 @@ def test_one_that_somebody_else_made_is_used_and_left_alone() -> None:
 
 
 def test_what_is_heard_of_a_job_is_looked_at_where_it_may_matter() -> None:
-    async def story(server: Server, rendezvous: Rendezvous, store: Store) -> None:
+    async def story(server: Server, rendezvous: Rendezvous, cache: Cache) -> None:
         def looks() -> bool:
             before = len(rendezvous.queue)
             rendezvous.heard_of(KEY)
             return len(rendezvous.queue) > before
 
         assert not looks()
-        store.put_job(of_two())
+        cache.put_job(of_two())
         assert not looks(), "nobody needs it yet"
-        store.put_gang(gang_tree())
+        cache.put_gang(gang_tree())
         assert looks(), "another operator may have made the gang"
         await rendezvous.reconcile(await rendezvous.queue.get())
         rendezvous.queue.done("team")
         assert not looks()
-        store.drop_job(of_two())
+        cache.drop_job(of_two())
         assert looks()
 
     assert told(story).asked == ["create"]
 
 
 def test_a_deletion_that_fails_is_tried_again() -> None:
-    async def story(server: Server, rendezvous: Rendezvous, store: Store) -> None:
+    async def story(server: Server, rendezvous: Rendezvous, cache: Cache) -> None:
         server.service = service_tree()
         rendezvous.put(server.service)
 
         def away(what: str) -> None:
             if server.asked.count("delete") == 1:
-                raise AwayError("no answer")
+                raise UnreachableError("no answer")
 
         server.before = away
-        with pytest.raises(AwayError):
+        with pytest.raises(UnreachableError):
             await rendezvous.reconcile("team")
         server.before = lambda what: None
         await rendezvous.reconcile("team")
@@ -226,16 +226,16 @@ def test_a_deletion_that_fails_is_tried_again() -> None:
     assert told(story).asked == ["list", "delete", "list", "delete"]
 
 
-@pytest.mark.parametrize(("gang", "asked"), [
+@pytest.mark.parametrize(("attempt_job", "asked"), [
     (gang_tree(), ["create"]),
     ({**gang_tree(), "status": {"conditions": [{"type": "Complete", "status": "True"}]}}, []),
     ({**gang_tree(), "spec": {"completions": 1}}, []),
 ])  # fmt: skip
-def test_deleted_by_somebody_it_comes_again_while_a_gang_may_need_it(gang: Tree, asked: list[str]) -> None:
-    async def story(server: Server, rendezvous: Rendezvous, store: Store) -> None:
+def test_deleted_by_somebody_it_comes_again_while_a_gang_may_need_it(attempt_job: Object, asked: list[str]) -> None:
+    async def story(server: Server, rendezvous: Rendezvous, cache: Cache) -> None:
         rendezvous.put(service_tree())
-        store.put_job(of_two())
-        store.put_gang(gang)
+        cache.put_job(of_two())
+        cache.put_gang(attempt_job)
         rendezvous.drop(service_tree())
         await rendezvous.reconcile("team")
 
@@ -243,7 +243,7 @@ def test_deleted_by_somebody_it_comes_again_while_a_gang_may_need_it(gang: Tree,
 
 
 def test_an_answer_that_comes_after_its_deletion_brings_nothing_back() -> None:
-    async def story(server: Server, rendezvous: Rendezvous, store: Store) -> None:
+    async def story(server: Server, rendezvous: Rendezvous, cache: Cache) -> None:
         rendezvous.drop(service_tree(uid="service-101", version=102))
         await rendezvous.ensure("team")  # its answer, which comes late, has that uid
         server.service = None
@@ -253,7 +253,7 @@ def test_an_answer_that_comes_after_its_deletion_brings_nothing_back() -> None:
 
 
 def test_a_list_tells_what_went() -> None:
-    async def story(server: Server, rendezvous: Rendezvous, store: Store) -> None:
+    async def story(server: Server, rendezvous: Rendezvous, cache: Cache) -> None:
         rendezvous.put(service_tree(version=5))
         assert list(rendezvous.keep({"service-5"}, 9, None)) == []
         assert list(rendezvous.keep(set(), 4, None)) == [], "it is newer than the list"

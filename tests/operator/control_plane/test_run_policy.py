@@ -117,7 +117,9 @@ def test_delete_and_apply_again(kubectl: Kubectl, pod_driver: PodDriver) -> None
     kubectl("delete", "tpj", "animals")
     watched = Watched(kubectl, pod_driver, job())
     until(lambda: watched.status.get("attempts"), "the new job begins")
-    second = until(lambda: {pod.metadata.uid for pod in watched.pods(1)} if watched.gangs() else None, "the new pods")
+    second = until(
+        lambda: {pod.metadata.uid for pod in watched.pods(1)} if watched.attempt_jobs() else None, "the new pods"
+    )
     assert not first & second
     watched.run(1)
 

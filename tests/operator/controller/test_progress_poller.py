@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 
 from tailorpo_operator.api import naming
-from tailorpo_operator.controller.progress_poller import Progresses
+from tailorpo_operator.controller.progress_poller import ProgressPoller
 from tailorpo_operator.kube.cache import Key
 from tailorpo_operator.planning.observed import Pod, Report
 from tailorpo_trainer.spec.progress import MAX_BYTES, Checkpoint, Progress
@@ -37,7 +37,7 @@ WHOLE = Progress(
 )
 GOOD = {
     "plain": answer(saying()),
-    "as much as a trainer says while it runs": answer(json.dumps(WHOLE.tree(), ensure_ascii=False).encode()),
+    "as much as a trainer says while it runs": answer(json.dumps(WHOLE.to_dict(), ensure_ascii=False).encode()),
     "one long word": answer(saying(message="A" * 15_000)),
     "one long address": answer(saying(message="a://" + "b" * 15_000)),
     "control characters": answer(saying(message="\x1b[2J" * 1000)),
@@ -88,7 +88,7 @@ async def asked(told: dict[str, bytes], until: set[str]) -> tuple[dict[str, Repo
         writer.close()
 
     server = await asyncio.start_server(serve, list(names), naming.METRICS_PORT)
-    progresses = Progresses(lambda: pods, reports, lambda key: None, interval=0.05, connections=100)
+    progresses = ProgressPoller(lambda: pods, reports, lambda key: None, interval=0.05, connections=100)
     asking = asyncio.create_task(progresses.run())
     try:
         async with asyncio.timeout(60):

@@ -5,7 +5,7 @@ from typing import Any
 from unittest.mock import AsyncMock
 
 from tailorpo_operator.controller.reconciler import Reconciler
-from tailorpo_operator.kube.cache import Key, Store
+from tailorpo_operator.kube.cache import Cache, Key
 from tailorpo_operator.kube.client import Cluster
 from tailorpo_operator.planning.backoff import Retries
 from tailorpo_operator.settings import Settings
@@ -16,11 +16,11 @@ FIRST = {"number": 1, "start": "2026-01-01T12:00:00Z"}
 SETTINGS = Settings(retries=Retries(first=0))
 
 
-def look(job: dict[str, Any], gangs: list[dict[str, Any]], pods: list[dict[str, Any]]) -> AsyncMock:
+def look(job: dict[str, Any], attempt_jobs: list[dict[str, Any]], pods: list[dict[str, Any]]) -> AsyncMock:
     """One look at a job in a crowd; returns what was asked of the cluster."""
     cluster = AsyncMock(spec=Cluster)
     cluster.job.return_value = job
-    cluster.children.return_value = gangs, pods, 20
+    cluster.children.return_value = attempt_jobs, pods, 20
 
     def created(child: dict[str, Any]) -> dict[str, Any]:
         made = {"uid": child["metadata"]["name"], "resourceVersion": "30", "creationTimestamp": "2026-01-01T12:00:00Z"}
@@ -31,13 +31,13 @@ def look(job: dict[str, Any], gangs: list[dict[str, Any]], pods: list[dict[str, 
     cluster.write_status.side_effect = lambda tree, status: {**job, "status": status}
 
     async def story() -> None:
-        store = Store()
-        store.put_job(job)
-        for gang in gangs:
-            store.put_gang(gang)
+        cache = Cache()
+        cache.put_job(job)
+        for attempt_job in attempt_jobs:
+            cache.put_gang(attempt_job)
         for pod in pods:
-            store.put_pod(pod, NOON)
-        reconciler = Reconciler(cluster, store, SETTINGS)
+            cache.put_pod(pod, NOON)
+        reconciler = Reconciler(cluster, cache, SETTINGS)
         reconciler.queue.add(KEY)
         reconciler.queue.add(Key("team", "another"))
         await reconciler.reconcile(await reconciler.queue.get())
@@ -70,17 +70,17 @@ def test_the_end_of_an_attempt_is_written_with_the_next_one() -> None:
 
 def test_a_job_applied_again_while_the_last_is_found_gone_is_not_forgotten() -> None:
     job = job_tree() | {"status": {"phase": "Running", "attempts": [FIRST]}}
-    cluster, store = AsyncMock(spec=Cluster), Store()
+    cluster, cache = AsyncMock(spec=Cluster), Cache()
 
     def gone(namespace: str, name: str) -> None:
-        store.drop_job(job)
-        store.put_job(job_tree(40, uid="again"))
+        cache.drop_job(job)
+        cache.put_job(job_tree(40, uid="again"))
 
     cluster.job.side_effect = gone
 
     async def story() -> None:
-        store.put_job(job)
-        await Reconciler(cluster, store, SETTINGS).reconcile(KEY)
+        cache.put_job(job)
+        await Reconciler(cluster, cache, SETTINGS).reconcile(KEY)
 
     asyncio.run(story())
-    assert store.jobs[KEY].uid == "again"
+    assert cache.jobs[KEY].uid == "again"

@@ -6,7 +6,7 @@ import pytest
 
 from tailorpo_operator.api import naming
 from tailorpo_operator.api.types import Job, Status
-from tailorpo_operator.kube.cache import Key, Store, key_of
+from tailorpo_operator.kube.cache import Cache, Key, key_of
 from tests.operator.stories import NOON, SPEC, at, begun, over
 
 KEY = Key("team", "animals")
@@ -51,291 +51,293 @@ def ended_tree(version: int = 3, **fields: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-def store() -> Store:
-    made = Store()
+def cache() -> Cache:
+    made = Cache()
     made.put_job(job_tree())
     return made
 
 
-def job(store: Store) -> Job:
-    return Job.model_validate(store.job(KEY))
+def job(cache: Cache) -> Job:
+    return Job.model_validate(cache.job(KEY))
 
 
-def pods(store: Store) -> list[tuple[int, int, str]]:
-    return [(pod.attempt, pod.index, pod.phase) for pod in store.children(job(store)).pods]
+def pods(cache: Cache) -> list[tuple[int, int, str]]:
+    return [(pod.attempt, pod.index, pod.phase) for pod in cache.children(job(cache)).pods]
 
 
-def test_an_older_event_changes_nothing(store: Store) -> None:
-    store.put_pod(pod_tree(9, phase="Failed"), NOON)
-    store.put_pod(pod_tree(8), NOON)
-    store.put_gang(gang_tree(9, deletionTimestamp="2026-01-01T12:01:00Z"))
-    store.put_gang(gang_tree(8))
-    store.put_job(job_tree(9, generation=2))
-    store.put_job(job_tree(8, generation=1))
-    assert pods(store) == [(1, 0, "Failed")]
-    assert store.children(job(store)).gangs[0].deleting
-    assert job(store).generation == 2
+def test_an_older_event_changes_nothing(cache: Cache) -> None:
+    cache.put_pod(pod_tree(9, phase="Failed"), NOON)
+    cache.put_pod(pod_tree(8), NOON)
+    cache.put_gang(gang_tree(9, deletionTimestamp="2026-01-01T12:01:00Z"))
+    cache.put_gang(gang_tree(8))
+    cache.put_job(job_tree(9, generation=2))
+    cache.put_job(job_tree(8, generation=1))
+    assert pods(cache) == [(1, 0, "Failed")]
+    assert cache.children(job(cache)).attempt_jobs[0].deleting
+    assert job(cache).generation == 2
 
 
-def test_versions_are_numbers_and_no_texts(store: Store) -> None:
-    store.put_pod(pod_tree(9), NOON)
-    store.put_pod(pod_tree(10, phase="Failed"), NOON)
-    assert pods(store) == [(1, 0, "Failed")]
+def test_versions_are_numbers_and_no_texts(cache: Cache) -> None:
+    cache.put_pod(pod_tree(9), NOON)
+    cache.put_pod(pod_tree(10, phase="Failed"), NOON)
+    assert pods(cache) == [(1, 0, "Failed")]
 
 
-def test_pods_are_in_order(store: Store) -> None:
+def test_pods_are_in_order(cache: Cache) -> None:
     for attempt, index in [(2, 0), (1, 10), (1, 9), (1, 0)]:
-        store.put_pod(pod_tree(index=index, attempt=attempt), NOON)
-    assert [found[:2] for found in pods(store)] == [(1, 0), (1, 9), (1, 10), (2, 0)]
+        cache.put_pod(pod_tree(index=index, attempt=attempt), NOON)
+    assert [found[:2] for found in pods(cache)] == [(1, 0), (1, 9), (1, 10), (2, 0)]
 
 
-def test_whether_all_there_is_of_a_job_waits(store: Store) -> None:
-    assert not store.waits(KEY), "it has no gang"
-    store.put_gang(gang_tree(2))
-    assert store.waits(KEY)
-    store.put_pod(pod_tree(3, 0, phase="Pending"), NOON)
-    assert store.waits(KEY)
-    store.put_pod(pod_tree(4, 1, phase="Running"), NOON)
-    assert not store.waits(KEY)
-    store.drop_pod(pod_tree(5, 1))
-    store.put_pod(pod_tree(6, 0, phase="Pending", deletionTimestamp="2026-11-24T12:00:00Z"), NOON)
-    assert not store.waits(KEY)
+def test_whether_all_there_is_of_a_job_waits(cache: Cache) -> None:
+    assert not cache.waits(KEY), "it has no gang"
+    cache.put_gang(gang_tree(2))
+    assert cache.waits(KEY)
+    cache.put_pod(pod_tree(3, 0, phase="Pending"), NOON)
+    assert cache.waits(KEY)
+    cache.put_pod(pod_tree(4, 1, phase="Running"), NOON)
+    assert not cache.waits(KEY)
+    cache.drop_pod(pod_tree(5, 1))
+    cache.put_pod(pod_tree(6, 0, phase="Pending", deletionTimestamp="2026-11-24T12:00:00Z"), NOON)
+    assert not cache.waits(KEY)
 
 
-def test_a_list_finds_what_a_watch_has_missed(store: Store) -> None:
-    store.put_gang(gang_tree(2))
-    store.put_pod(pod_tree(3, 0), NOON)
-    store.put_pod(pod_tree(4, 1), NOON)
-    assert store.keep_gangs(set(), 10, None) == [KEY]
-    assert store.keep_pods({pod_tree(4, 1)["metadata"]["uid"]}, 10, None) == [KEY]
-    assert store.keep_pods({pod_tree(4, 1)["metadata"]["uid"]}, 10, None) == []
-    seen = store.children(job(store))
-    assert (seen.gangs, [pod.index for pod in seen.pods]) == ((), [1])
+def test_a_list_finds_what_a_watch_has_missed(cache: Cache) -> None:
+    cache.put_gang(gang_tree(2))
+    cache.put_pod(pod_tree(3, 0), NOON)
+    cache.put_pod(pod_tree(4, 1), NOON)
+    assert cache.keep_gangs(set(), 10, None) == [KEY]
+    assert cache.keep_pods({pod_tree(4, 1)["metadata"]["uid"]}, 10, None) == [KEY]
+    assert cache.keep_pods({pod_tree(4, 1)["metadata"]["uid"]}, 10, None) == []
+    seen = cache.children(job(cache))
+    assert (seen.attempt_jobs, [pod.index for pod in seen.pods]) == ((), [1])
 
 
-def test_pods_of_a_deleted_gang_whose_name_is_another_ones_now_are_not_its_own(store: Store) -> None:
+def test_pods_of_a_deleted_gang_whose_name_is_another_ones_now_are_not_its_own(cache: Cache) -> None:
     for index in (0, 1):
-        store.put_pod(ended_tree(3, index=index), NOON)
-    store.drop_pod(ended_tree(4, index=1))
-    seen = store.children(job(store))
-    assert ([pod.index for pod in seen.pods], [pod.index for pod in seen.departed]) == ([0], [1])
+        cache.put_pod(ended_tree(3, index=index), NOON)
+    cache.drop_pod(ended_tree(4, index=1))
+    seen = cache.children(job(cache))
+    assert ([pod.index for pod in seen.pods], [pod.index for pod in seen.departed_pods]) == ([0], [1])
     again = gang_tree(5)
     again["metadata"]["uid"] = "another-gang"
-    store.put_gang(again)
-    seen = store.children(job(store))
-    assert (seen.pods, [pod.index for pod in seen.strangers], seen.departed) == ((), [0], ())
+    cache.put_gang(again)
+    seen = cache.children(job(cache))
+    assert (seen.pods, [pod.index for pod in seen.foreign_pods], seen.departed_pods) == ((), [0], ())
 
 
-def test_a_list_knows_nothing_of_what_is_newer(store: Store) -> None:
-    store.put_gang(gang_tree(11))
-    store.put_pod(pod_tree(12), NOON)
-    store.replace_children(KEY, [], [], 10, NOON)
-    seen = store.children(job(store))
-    assert (len(seen.gangs), len(seen.pods)) == (1, 1)
+def test_a_list_knows_nothing_of_what_is_newer(cache: Cache) -> None:
+    cache.put_gang(gang_tree(11))
+    cache.put_pod(pod_tree(12), NOON)
+    cache.replace_children(KEY, [], [], 10, NOON)
+    seen = cache.children(job(cache))
+    assert (len(seen.attempt_jobs), len(seen.pods)) == (1, 1)
 
 
-def test_what_was_deleted_does_not_come_back_by_an_answer_that_is_older(store: Store) -> None:
-    store.put_pod(pod_tree(3), NOON)
-    store.drop_pod(pod_tree(5))
-    store.replace_children(KEY, [], [pod_tree(3)], 4, NOON)
-    assert pods(store) == []
-    store.drop_gang(gang_tree(5))
-    store.put_gang(gang_tree(2))
-    assert store.children(job(store)).gangs == ()
+def test_what_was_deleted_does_not_come_back_by_an_answer_that_is_older(cache: Cache) -> None:
+    cache.put_pod(pod_tree(3), NOON)
+    cache.drop_pod(pod_tree(5))
+    cache.replace_children(KEY, [], [pod_tree(3)], 4, NOON)
+    assert pods(cache) == []
+    cache.drop_gang(gang_tree(5))
+    cache.put_gang(gang_tree(2))
+    assert cache.children(job(cache)).attempt_jobs == ()
 
 
-def test_a_list_of_one_job_or_namespace_leaves_the_others_alone(store: Store) -> None:
+def test_a_list_of_one_job_or_namespace_leaves_the_others_alone(cache: Cache) -> None:
     other = pod_tree(3)
     other["metadata"].update(namespace="other", uid="u")
-    store.put_pod(other, NOON)
-    store.put_pod(pod_tree(4), NOON)
-    store.replace_children(KEY, [], [], 10, NOON)
-    assert pods(store) == []
-    store.keep_pods(set(), 10, "team")
+    cache.put_pod(other, NOON)
+    cache.put_pod(pod_tree(4), NOON)
+    cache.replace_children(KEY, [], [], 10, NOON)
+    assert pods(cache) == []
+    cache.keep_pods(set(), 10, "team")
     other_job = Job.model_validate({"metadata": meta("animals", "v", 1) | {"namespace": "other"}, "spec": SPEC})
-    assert len(store.children(other_job).pods) == 1
-    store.keep_pods(set(), 10, None)
-    assert store.children(other_job).pods == ()
+    assert len(cache.children(other_job).pods) == 1
+    cache.keep_pods(set(), 10, None)
+    assert cache.children(other_job).pods == ()
 
 
-def test_a_list_of_jobs_finds_those_that_are_gone(store: Store) -> None:
+def test_a_list_of_jobs_finds_those_that_are_gone(cache: Cache) -> None:
     new = {"metadata": meta("new", "n", 5), "spec": SPEC}
-    store.put_job(new)
-    assert store.keep_jobs({"n"}, 10, None) == [KEY]
-    assert list(store.jobs) == [Key("team", "new")]
-    assert store.keep_jobs(set(), 4, "team") == []
-    assert list(store.jobs) == [Key("team", "new")], "it is newer than the list"
-    store.keep_jobs(set(), 10, "other")
-    assert list(store.jobs) == [Key("team", "new")], "the list was of another namespace"
+    cache.put_job(new)
+    assert cache.keep_jobs({"n"}, 10, None) == [KEY]
+    assert list(cache.jobs) == [Key("team", "new")]
+    assert cache.keep_jobs(set(), 4, "team") == []
+    assert list(cache.jobs) == [Key("team", "new")], "it is newer than the list"
+    cache.keep_jobs(set(), 10, "other")
+    assert list(cache.jobs) == [Key("team", "new")], "the list was of another namespace"
 
 
-def test_a_job_of_the_same_name_again(store: Store) -> None:
+def test_a_job_of_the_same_name_again(cache: Cache) -> None:
     """Its children are its own; what is left of the other may still write, and its deletion may be told late."""
-    store.put_gang(gang_tree(2))
-    store.put_pod(pod_tree(3), NOON)
-    store.put_job(job_tree(20, "second", creationTimestamp="2026-01-01T13:00:00Z"))
-    store.drop_job(job_tree(19))
-    seen = store.children(job(store))
-    assert job(store).uid == "second"
-    assert (seen.gangs, seen.pods) == ((), ())
-    assert [pod.name for pod in seen.strangers] == [pod.name for pod in seen.living] == ["animals-0001-0"]
+    cache.put_gang(gang_tree(2))
+    cache.put_pod(pod_tree(3), NOON)
+    cache.put_job(job_tree(20, "second", creationTimestamp="2026-01-01T13:00:00Z"))
+    cache.drop_job(job_tree(19))
+    seen = cache.children(job(cache))
+    assert job(cache).uid == "second"
+    assert (seen.attempt_jobs, seen.pods) == ((), ())
+    assert [pod.name for pod in seen.foreign_pods] == [pod.name for pod in seen.living] == ["animals-0001-0"]
 
 
-def test_a_copy_of_a_pod_for_debugging_is_no_worker(store: Store) -> None:
-    store.put_pod(pod_tree(3), NOON)
+def test_a_copy_of_a_pod_for_debugging_is_no_worker(cache: Cache) -> None:
+    cache.put_pod(pod_tree(3), NOON)
     copy = pod_tree(4, ownerReferences=[])
     copy["metadata"].update(uid="copy", name="animals-debug")
-    store.put_pod(copy, NOON)
-    seen = store.children(job(store))
-    assert [pod.name for pod in seen.of(1)] == ["animals-0001-0"]
+    cache.put_pod(copy, NOON)
+    seen = cache.children(job(cache))
+    assert [pod.name for pod in seen.pods_of(1)] == ["animals-0001-0"]
     assert [pod.name for pod in seen.living] == ["animals-debug", "animals-0001-0"], "it may write, too"
-    leader = store.leader(KEY)
+    leader = cache.leader(KEY)
     assert leader is not None
     assert leader.name == "animals-0001-0"
 
 
-def test_deletions(store: Store) -> None:
-    store.put_gang(gang_tree())
-    store.put_pod(pod_tree(), NOON)
-    assert store.drop_pod(pod_tree()) == store.drop_gang(gang_tree()) == KEY
-    assert store.drop_pod(pod_tree()) == KEY, "twice is no error"
-    seen = store.children(job(store))
-    assert (seen.gangs, seen.pods) == ((), ())
-    assert store.drop_job(job_tree()) == KEY
-    assert store.job(KEY) is None
+def test_deletions(cache: Cache) -> None:
+    cache.put_gang(gang_tree())
+    cache.put_pod(pod_tree(), NOON)
+    assert cache.drop_pod(pod_tree()) == cache.drop_gang(gang_tree()) == KEY
+    assert cache.drop_pod(pod_tree()) == KEY, "twice is no error"
+    seen = cache.children(job(cache))
+    assert (seen.attempt_jobs, seen.pods) == ((), ())
+    assert cache.drop_job(job_tree()) == KEY
+    assert cache.job(KEY) is None
 
 
-def test_a_pod_that_goes_at_once_when_it_has_ended(store: Store) -> None:
+def test_a_pod_that_goes_at_once_when_it_has_ended(cache: Cache) -> None:
     """As one that is drained: nobody may have looked meanwhile."""
 
     def codes() -> list[tuple[int, int | None]]:
-        return [(pod.index, pod.exit.code if pod.exit else None) for pod in store.children(job(store)).departed]
+        return [(pod.index, pod.exit.code if pod.exit else None) for pod in cache.children(job(cache)).departed_pods]
 
-    store.drop_pod(pod_tree(4, index=0))
+    cache.drop_pod(pod_tree(4, index=0))
     assert codes() == [], "it has told nothing"
     for index in (1, 2):
-        store.put_pod(ended_tree(5, index=index), NOON)
-    store.drop_pod(pod_tree(6, index=1))
-    store.drop_pod(pod_tree(6, index=1))
+        cache.put_pod(ended_tree(5, index=index), NOON)
+    cache.drop_pod(pod_tree(6, index=1))
+    cache.drop_pod(pod_tree(6, index=1))
     assert codes() == [(1, 75)]
-    store.replace_children(KEY, [], [], 7, NOON)
+    cache.replace_children(KEY, [], [], 7, NOON)
     assert codes() == [(1, 75), (2, 75)]
 
-    store.drop_job(job_tree())
-    store.put_job(job_tree(uid="another"))
+    cache.drop_job(job_tree())
+    cache.put_job(job_tree(uid="another"))
     assert codes() == [], "they were another's"
 
 
-def test_how_pods_ended_is_known_until_their_attempt_is_judged(store: Store) -> None:
+def test_how_pods_ended_is_known_until_their_attempt_is_judged(cache: Cache) -> None:
     for attempt in (2, 3, 1):
-        store.put_pod(ended_tree(attempt=attempt), NOON)
-        store.drop_pod(ended_tree(attempt=attempt))
-    before = job(store)
-    assert [pod.attempt for pod in store.children(before).departed] == [2, 3, 1]
+        cache.put_pod(ended_tree(attempt=attempt), NOON)
+        cache.drop_pod(ended_tree(attempt=attempt))
+    before = job(cache)
+    assert [pod.attempt for pod in cache.children(before).departed_pods] == [2, 3, 1]
     judged = Status(attempts=[over(2), begun(3)])
     for _ in range(2):
-        assert [pod.attempt for pod in store.children(before.model_copy(update={"status": judged})).departed] == [3]
-    assert [pod.attempt for pod in store.children(before).departed] == [3], "it takes no room"
+        assert [pod.attempt for pod in cache.children(before.model_copy(update={"status": judged})).departed_pods] == [
+            3
+        ]
+    assert [pod.attempt for pod in cache.children(before).departed_pods] == [3], "it takes no room"
 
 
-def test_how_the_pods_of_another_job_of_that_name_ended_is_not_told(store: Store) -> None:
+def test_how_the_pods_of_another_job_of_that_name_ended_is_not_told(cache: Cache) -> None:
     """It was deleted and applied again, while its pods still ended."""
-    store.put_pod(ended_tree(attempt=2), NOON)
-    store.drop_job(job_tree())
-    store.put_job(job_tree(9, "another", creationTimestamp="2026-01-01T12:01:00Z"))
-    store.drop_pod(ended_tree(attempt=2))
-    store.put_gang(gang_tree(attempt=1, owner="another"))
-    assert store.children(job(store)).departed == ()
+    cache.put_pod(ended_tree(attempt=2), NOON)
+    cache.drop_job(job_tree())
+    cache.put_job(job_tree(9, "another", creationTimestamp="2026-01-01T12:01:00Z"))
+    cache.drop_pod(ended_tree(attempt=2))
+    cache.put_gang(gang_tree(attempt=1, owner="another"))
+    assert cache.children(job(cache)).departed_pods == ()
 
 
-def test_what_is_not_ours_is_not_kept(store: Store) -> None:
+def test_what_is_not_ours_is_not_kept(cache: Cache) -> None:
     tree = pod_tree()
     tree["metadata"]["labels"] = {}
     assert key_of(tree) is None
-    assert store.put_pod(tree, NOON) is store.drop_pod(tree) is None
-    assert store.put_gang({"metadata": meta("x", "x", 1), "spec": {}}) is None
-    assert pods(store) == []
+    assert cache.put_pod(tree, NOON) is cache.drop_pod(tree) is None
+    assert cache.put_gang({"metadata": meta("x", "x", 1), "spec": {}}) is None
+    assert pods(cache) == []
 
 
-def test_a_gang_of_another_owner_is_not_ours(store: Store) -> None:
-    store.put_gang(gang_tree(owner="somebody"))
-    assert store.children(job(store)).gangs == ()
+def test_a_gang_of_another_owner_is_not_ours(cache: Cache) -> None:
+    cache.put_gang(gang_tree(owner="somebody"))
+    assert cache.children(job(cache)).attempt_jobs == ()
 
 
-def test_a_deletion_is_timed_by_our_own_clock_from_when_it_was_first_seen(store: Store) -> None:
+def test_a_deletion_is_timed_by_our_own_clock_from_when_it_was_first_seen(cache: Cache) -> None:
     deleted: dict[str, Any] = {"deletionTimestamp": "2030-01-01T00:00:00Z", "deletionGracePeriodSeconds": 120}
-    store.put_pod(pod_tree(3), NOON)
-    assert store.children(job(store)).pods[0].terminating is None
-    store.put_pod(pod_tree(4, **deleted), at(10))
-    store.put_pod(pod_tree(5, **deleted), at(20))
-    store.replace_children(KEY, [], [pod_tree(5, **deleted)], 9, at(30))
-    [pod] = store.children(job(store)).pods
+    cache.put_pod(pod_tree(3), NOON)
+    assert cache.children(job(cache)).pods[0].terminating is None
+    cache.put_pod(pod_tree(4, **deleted), at(10))
+    cache.put_pod(pod_tree(5, **deleted), at(20))
+    cache.replace_children(KEY, [], [pod_tree(5, **deleted)], 9, at(30))
+    [pod] = cache.children(job(cache)).pods
     assert (pod.terminating, pod.grace) == (at(10), 120.0)
 
 
-def test_what_we_have_deleted_is_known_before_a_watch_says_so(store: Store) -> None:
-    store.put_gang(gang_tree(2))
-    [gang] = store.children(job(store)).gangs
+def test_what_we_have_deleted_is_known_before_a_watch_says_so(cache: Cache) -> None:
+    cache.put_gang(gang_tree(2))
+    [attempt_job] = cache.children(job(cache)).attempt_jobs
     newer = gang_tree(3)
     newer["status"] = {"conditions": [{"type": "FailureTarget", "status": "True"}]}
-    store.put_gang(newer)  # while the request was under way
-    store.stopping(KEY, gang)
-    [gang] = store.children(job(store)).gangs
-    assert (gang.deleting, gang.failed) == (True, True)
-    store.stopping(Key("other", "job"), gang)
+    cache.put_gang(newer)  # while the request was under way
+    cache.stopping(KEY, attempt_job)
+    [attempt_job] = cache.children(job(cache)).attempt_jobs
+    assert (attempt_job.deleting, attempt_job.failed) == (True, True)
+    cache.stopping(Key("other", "job"), attempt_job)
 
 
-def test_whom_to_ask(store: Store) -> None:
-    assert store.leader(KEY) is None
-    store.put_pod(pod_tree(3, 1), NOON)
-    assert store.leader(KEY) is None, "that is not the first"
-    store.put_pod(pod_tree(4, 0), NOON)
-    leader = store.leader(KEY)
+def test_whom_to_ask(cache: Cache) -> None:
+    assert cache.leader(KEY) is None
+    cache.put_pod(pod_tree(3, 1), NOON)
+    assert cache.leader(KEY) is None, "that is not the first"
+    cache.put_pod(pod_tree(4, 0), NOON)
+    leader = cache.leader(KEY)
     assert leader is not None
     assert (leader.index, leader.address) == (0, "10.0.0.1")
-    store.put_pod(pod_tree(5, 0, attempt=2, phase="Pending"), NOON)
-    assert store.leader(KEY) is None, "a newer attempt begins"
+    cache.put_pod(pod_tree(5, 0, attempt=2, phase="Pending"), NOON)
+    assert cache.leader(KEY) is None, "a newer attempt begins"
 
 
-def test_what_takes_room_and_nobody_reads_is_not_kept(store: Store) -> None:
-    store.put_job(job_tree(2, managedFields=[{}], annotations={"a": "b"}))
-    kept = store.job(KEY)
+def test_what_takes_room_and_nobody_reads_is_not_kept(cache: Cache) -> None:
+    cache.put_job(job_tree(2, managedFields=[{}], annotations={"a": "b"}))
+    kept = cache.job(KEY)
     assert kept is not None
     assert not {"managedFields", "annotations"} & set(kept["metadata"])
 
 
-def reused(store: Store) -> bool:
-    return store.children(job(store)).reused
+def reused(cache: Cache) -> bool:
+    return cache.children(job(cache)).reused
 
 
-def test_a_name_that_another_job_had_is_known(store: Store) -> None:
-    assert not reused(store)
-    store.put_job(job_tree(2))
-    assert not reused(store)
-    store.put_job(job_tree(3, uid="other"))
-    assert reused(store)
+def test_a_name_that_another_job_had_is_known(cache: Cache) -> None:
+    assert not reused(cache)
+    cache.put_job(job_tree(2))
+    assert not reused(cache)
+    cache.put_job(job_tree(3, uid="other"))
+    assert reused(cache)
 
 
-def test_a_name_whose_job_or_gang_has_gone_is_known(store: Store) -> None:
-    store.put_gang(gang_tree())
-    assert not reused(store)
-    store.drop_gang(gang_tree())
-    assert reused(store), "as of a job that went while no operator ran"
+def test_a_name_whose_job_or_gang_has_gone_is_known(cache: Cache) -> None:
+    cache.put_gang(gang_tree())
+    assert not reused(cache)
+    cache.drop_gang(gang_tree())
+    assert reused(cache), "as of a job that went while no operator ran"
 
 
 @pytest.mark.parametrize("told", ["watch", "list", "look"])
-def test_a_name_is_reused_however_its_last_went(store: Store, told: str) -> None:
+def test_a_name_is_reused_however_its_last_went(cache: Cache, told: str) -> None:
     if told == "watch":
-        store.drop_job(job_tree())
+        cache.drop_job(job_tree())
     elif told == "list":
-        store.keep_jobs(set(), 9, None)
+        cache.keep_jobs(set(), 9, None)
     else:
-        store.forget_job(KEY)
-    store.put_job(job_tree(10, uid="other"))
-    assert reused(store)
+        cache.forget_job(KEY)
+    cache.put_job(job_tree(10, uid="other"))
+    assert reused(cache)
 
 
-def test_a_gang_that_a_list_misses_is_known(store: Store) -> None:
-    store.put_gang(gang_tree())
-    assert store.keep_gangs(set(), 9, None) == [KEY]
-    assert reused(store)
+def test_a_gang_that_a_list_misses_is_known(cache: Cache) -> None:
+    cache.put_gang(gang_tree())
+    assert cache.keep_gangs(set(), 9, None) == [KEY]
+    assert reused(cache)

@@ -9,8 +9,8 @@ import pytest
 
 from tailorpo_operator.kube import reflector
 from tailorpo_operator.kube.cache import Key
-from tailorpo_operator.kube.reflector import Reflector, Tree
-from tailorpo_operator.kube.transport import AwayError, RefusedError
+from tailorpo_operator.kube.reflector import Object, Reflector
+from tailorpo_operator.kube.transport import RefusedError, UnreachableError
 
 Happens = list[tuple[str, Mapping[str, Any]] | Exception]
 
@@ -68,7 +68,9 @@ def test_a_watch_goes_on_where_the_last_one_has_ended() -> None:
     assert run([seen(11), seen(15, "BOOKMARK")], []) == ["list", "watch from 10", "watch from 15"]
 
 
-@pytest.mark.parametrize("problem", [AwayError("reset"), RefusedError(503, "", "busy"), RefusedError(429, "", "busy")])
+@pytest.mark.parametrize(
+    "problem", [UnreachableError("reset"), RefusedError(503, "", "busy"), RefusedError(429, "", "busy")]
+)
 def test_a_server_that_is_away_or_busy_is_not_asked_for_a_list(problem: Exception) -> None:
     """It would be asked by everybody at once, when it can bear that least."""
     assert run([seen(15), problem], [problem], []) == ["list", "watch from 10", "watch from 15", "watch from 15"]
@@ -106,16 +108,16 @@ def test_who_may_list_and_not_watch_says_so_once_and_is_not_heard(
 def test_a_list_is_taken_one_by_one_and_what_it_does_not_have_is_dropped() -> None:
     put, dropped, told = list[str](), list[str](), list[Key]()
 
-    async def list_(use: Callable[[Tree], None]) -> int:
+    async def list_(use: Callable[[Object], None]) -> int:
         for name in ("a", "b", "strange"):
             use({"metadata": {"uid": name, "name": name}})
         return 7
 
-    async def watch(version: int) -> AsyncIterator[tuple[str, Tree]]:
+    async def watch(version: int) -> AsyncIterator[tuple[str, Object]]:
         await asyncio.Event().wait()
         yield "", {}
 
-    def take(tree: Tree) -> Key | None:
+    def take(tree: Object) -> Key | None:
         name = tree["metadata"]["name"]
         put.append(name)
         return None if name == "strange" else Key("team", name)

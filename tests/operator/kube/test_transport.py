@@ -16,7 +16,7 @@ from tailorpo_operator.kube import kubeconfig as kube_config
 from tailorpo_operator.kube import transport
 from tailorpo_operator.kube.client import Cluster
 from tailorpo_operator.kube.rate_limit import RateLimit
-from tailorpo_operator.kube.transport import AwayError, RefusedError, Wire
+from tailorpo_operator.kube.transport import RefusedError, Transport, UnreachableError
 
 Answer = Callable[[web.Request], Awaitable[web.Response]]
 
@@ -36,7 +36,7 @@ def kubeconfig(folder: Path, port: int, token: str) -> Path:
 @asynccontextmanager
 async def wired(
     folder: Path, answer: Answer, may_write: Callable[[], bool] | None = None, rate: float = 1000, pool: int = 0
-) -> AsyncIterator[tuple[Wire, Callable[[str], object]]]:
+) -> AsyncIterator[tuple[Transport, Callable[[str], object]]]:
     """A wire to a server that answers so; and what replaces the token in the kubeconfig."""
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", answer)
@@ -52,7 +52,7 @@ async def wired(
             configuration.trace_configs = [transport.writing_only_if(may_write)]
         async with ApiClient(configuration) as client:
             renew = partial(kube_config.renew, configuration, file, None)
-            yield Wire(client, RateLimit(rate, math.ceil(rate)), renew), partial(kubeconfig, folder, port)
+            yield Transport(client, RateLimit(rate, math.ceil(rate)), renew), partial(kubeconfig, folder, port)
     finally:
         await runner.cleanup()
 
@@ -197,7 +197,7 @@ def test_a_write_that_waits_while_another_takes_over_is_not_sent(tmp_path: Path,
             both = one.request("get", "/any"), one.request("create", "/any", {})
             read, written = await asyncio.gather(*both, return_exceptions=True)
             assert read == {}
-            assert isinstance(written, AwayError)
+            assert isinstance(written, UnreachableError)
             assert asked == ["GET"]
             await one.request("get", "/any")  # reading is for everybody
 
@@ -215,7 +215,7 @@ def test_a_write_is_not_tried_again_when_another_has_taken_over(tmp_path: Path) 
 
     async def story() -> None:
         async with wired(tmp_path, answer, lambda: leads) as (one, _):
-            with pytest.raises(AwayError, match="left to another operator"):
+            with pytest.raises(UnreachableError, match="left to another operator"):
                 await one.request("create", "/any", {})
 
     asyncio.run(story())

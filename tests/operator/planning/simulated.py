@@ -7,19 +7,19 @@ any two of its writes.
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
-from tailorpo_operator.api.conditions import condition, holds
+from tailorpo_operator.api.conditions import condition, is_true
 from tailorpo_operator.api.status_size import MAX_BYTES, size
 from tailorpo_operator.api.types import Job, Status
 from tailorpo_operator.planning.actions import CreateAttempt, DeleteJob, DeletePod, Plan, StopAttempt
 from tailorpo_operator.planning.attempts import finished
-from tailorpo_operator.planning.observed import Children, Exit, Gang, Pod, Told
+from tailorpo_operator.planning.observed import AttemptJob, Exit, Observed, Pod, Reason
 from tailorpo_operator.planning.plan import plan
 from tailorpo_trainer.errors import ExitCode
-from tests.operator.stories import RETRIES, at, gang, job, last_word, pending
+from tests.operator.stories import RETRIES, at, attempt_job, job, last_word, pending
 
 TRAINS, WATCHDOG, TAINTED = 100.0, 600.0, 300.0
 """Seconds until a gang is done, until a worker misses its peers, until the pods of a lost node are deleted."""
-QUOTA = Told("Forbidden", "exceeded quota: jobs")
+QUOTA = Reason("Forbidden", "exceeded quota: jobs")
 
 
 class KilledError(Exception):
@@ -33,7 +33,7 @@ class Cluster:
     job: Job = field(default_factory=lambda: job(workers=2, terminationGracePeriodSeconds=60))
     now: float = 0.0
     skew: float = 0.0
-    gangs: dict[int, Gang] = field(default_factory=dict)
+    attempt_jobs: dict[int, AttemptJob] = field(default_factory=dict)
     pods: dict[str, Pod] = field(default_factory=dict)
     populated: set[int] = field(default_factory=set)
     lost: dict[str, float] = field(default_factory=dict)
@@ -48,9 +48,9 @@ class Cluster:
 
     # What is asked of the API server
 
-    def create(self, number: int) -> Gang:
-        if number in self.gangs:
-            return self.gangs[number]
+    def create(self, number: int) -> AttemptJob:
+        if number in self.attempt_jobs:
+            return self.attempt_jobs[number]
         # One that was made, and deleted by somebody before it was written down, leaves no trace.
         known = [self.newest - 1, *(each.number for each in self.job.status.attempts)]
         assert number > max(known), "attempt numbers only grow"
@@ -58,17 +58,17 @@ class Cluster:
         assert not self.living, f"attempt {number} begins beside {self.living}"
         self.newest = number
         created = at(self.now + self.skew)
-        self.gangs[number] = gang(number, created=created, started=None, workers=self.job.spec.workers)
-        self.gangs[number] = replace(self.gangs[number], suspended=self.queued)
+        self.attempt_jobs[number] = attempt_job(number, created=created, started=None, workers=self.job.spec.workers)
+        self.attempt_jobs[number] = replace(self.attempt_jobs[number], suspended=self.queued)
         self.changes += 1
-        return self.gangs[number]
+        return self.attempt_jobs[number]
 
     def write(self, status: Status, version: int) -> bool:
         if version != self.version:
             return False
         before = self.job.status
         assert size(status) <= MAX_BYTES
-        assert Status.model_validate(status.tree()) == status
+        assert Status.model_validate(status.to_dict()) == status
         numbers = [each.number for each in status.attempts]
         assert numbers == sorted(set(numbers))
         if finished(before):
@@ -90,7 +90,7 @@ class Cluster:
 
     def stop(self, number: int) -> None:
         """In the background: the Job goes at once, and its pods after it."""
-        if self.gangs.pop(number, None) is not None:
+        if self.attempt_jobs.pop(number, None) is not None:
             self.changes += 1
 
     def delete(self, name: str, *, force: bool = False) -> None:
@@ -108,9 +108,9 @@ class Cluster:
         self.pods[name] = changed
 
     def set_gang(self, number: int, **fields: object) -> None:
-        changed = replace(self.gangs[number], **fields)  # type: ignore[arg-type]
-        self.changes += changed != self.gangs[number]
-        self.gangs[number] = changed
+        changed = replace(self.attempt_jobs[number], **fields)  # type: ignore[arg-type]
+        self.changes += changed != self.attempt_jobs[number]
+        self.attempt_jobs[number] = changed
 
     @property
     def living(self) -> list[Pod]:
@@ -123,7 +123,7 @@ class Cluster:
 
     def control(self) -> None:
         """The Job controller, and the garbage collector."""
-        for number, each in list(self.gangs.items()):
+        for number, each in list(self.attempt_jobs.items()):
             pods = self.of(number)
             if each.suspended:
                 self.set_gang(number, started=None)
@@ -134,7 +134,7 @@ class Cluster:
                 self.set_gang(number, started=at(self.now + self.skew))
             if any(pod.phase == "Failed" for pod in pods) or (number in self.populated and len(pods) < each.workers):
                 self.set_gang(number, failed=True)
-            if self.gangs[number].failed:
+            if self.attempt_jobs[number].failed:
                 for pod in pods:
                     if not pod.done:
                         self.delete(pod.name)
@@ -147,7 +147,7 @@ class Cluster:
                     self.changes += 1
                 self.populated.add(number)
         for pod in list(self.pods.values()):
-            if pod.attempt not in self.gangs or (pod.done and pod.terminating is not None):
+            if pod.attempt not in self.attempt_jobs or (pod.done and pod.terminating is not None):
                 self.delete(pod.name)
 
     def start(self, name: str) -> None:
@@ -172,12 +172,12 @@ class Cluster:
         """Everybody does what they do in the end, if nothing comes between."""
         self.control()
         self.queued = False
-        for number in list(self.gangs):
+        for number in list(self.attempt_jobs):
             self.set_gang(number, suspended=False)
         for name, pod in list(self.pods.items()):
             if name in self.lost:
                 if self.now >= self.lost[name] and pod.terminating is None:
-                    self.set(name, disruption=Told("DeletionByTaintManager"))
+                    self.set(name, disruption=Reason("DeletionByTaintManager"))
                     self.delete(name)
             elif pod.terminating is not None and not pod.done:
                 self.end(name, ExitCode.STOPPED) if pod.phase == "Running" else self.delete(name, force=True)
@@ -206,12 +206,12 @@ class Cluster:
 
 @dataclass
 class Operator:
-    """As `reconciler.py` and `store.py`: what it has seen it may forget."""
+    """As `reconciler.py` and `cache.py`: what it has seen it may forget."""
 
     cluster: Cluster
     job: Job = field(init=False)
     version: int = 0
-    gangs: dict[int, Gang] = field(default_factory=dict)
+    attempt_jobs: dict[int, AttemptJob] = field(default_factory=dict)
     pods: dict[str, Pod] = field(default_factory=dict)
     terminating: dict[str, float] = field(default_factory=dict)
     look: float | None = 0.0
@@ -225,7 +225,7 @@ class Operator:
 
     def restart(self) -> None:
         self.terminating.clear()
-        self.gangs, self.reused = {}, False
+        self.attempt_jobs, self.reused = {}, False
         self.dirty = True  # it looks at all jobs at its start
         self.read()
 
@@ -239,9 +239,9 @@ class Operator:
         self.job, self.version = self.cluster.job, self.cluster.version
 
     def watch_gangs(self) -> None:
-        self.dirty |= self.gangs != self.cluster.gangs
-        self.reused |= bool(self.gangs.keys() - self.cluster.gangs.keys())
-        self.gangs = dict(self.cluster.gangs)
+        self.dirty |= self.attempt_jobs != self.cluster.attempt_jobs
+        self.reused |= bool(self.attempt_jobs.keys() - self.cluster.attempt_jobs.keys())
+        self.attempt_jobs = dict(self.cluster.attempt_jobs)
 
     def watch_pods(self) -> None:
         seen: dict[str, Pod] = {}
@@ -251,12 +251,12 @@ class Operator:
         self.dirty |= seen != self.pods
         self.pods = seen
 
-    def children(self, *, fresh: bool = False, refused: Told | None = None) -> Children:
-        gangs = tuple(sorted(self.gangs.values(), key=lambda each: each.attempt))
+    def children(self, *, fresh: bool = False, refused: Reason | None = None) -> Observed:
+        attempt_jobs = tuple(sorted(self.attempt_jobs.values(), key=lambda each: each.attempt))
         pods = tuple(sorted(self.pods.values(), key=lambda each: (each.attempt, each.index)))
-        return Children(gangs, pods, fresh=fresh, refused=refused, reused=self.reused)
+        return Observed(attempt_jobs, pods, fresh=fresh, refused=refused, reused=self.reused)
 
-    def plan(self, *, fresh: bool = False, refused: Told | None = None) -> Plan:
+    def plan(self, *, fresh: bool = False, refused: Reason | None = None) -> Plan:
         return plan(self.job, self.children(fresh=fresh, refused=refused), at(self.cluster.now), RETRIES)
 
     def reconcile(self, writes: int | None = None) -> None:
@@ -279,10 +279,10 @@ class Operator:
         for creation in made.create:
             self.write()
             if isinstance(creation, CreateAttempt):
-                if not self.cluster.quota and creation.number not in self.cluster.gangs:
+                if not self.cluster.quota and creation.number not in self.cluster.attempt_jobs:
                     made = self.plan(fresh=True, refused=QUOTA)
                     break
-                self.gangs[creation.number] = self.cluster.create(creation.number)
+                self.attempt_jobs[creation.number] = self.cluster.create(creation.number)
         for announcement in made.announce:
             self.write()
             self.told.add(announcement.key)
@@ -339,7 +339,7 @@ def settle(cluster: Cluster, operator: Operator) -> None:
             return
         times = [time for time in cluster.due if time > cluster.now]
         times += [operator.look] if operator.look is not None else []
-        assert times, f"nobody will look again: {cluster.job.status.tree()}"
+        assert times, f"nobody will look again: {cluster.job.status.to_dict()}"
         cluster.now = max(min(times), cluster.now + 1)
         idle += 1
         if idle > 20:
@@ -354,4 +354,4 @@ def settle(cluster: Cluster, operator: Operator) -> None:
 
 def settled(cluster: Cluster) -> bool:
     status, suspend = cluster.job.status, cluster.job.spec.run_policy.suspend
-    return not cluster.living and (finished(status) or (suspend and holds(status, "Suspended")))
+    return not cluster.living and (finished(status) or (suspend and is_true(status, "Suspended")))

@@ -9,9 +9,9 @@ from tailorpo_operator.planning import causes
 from tailorpo_operator.planning.causes import Cause, Verdict
 from tailorpo_operator.planning.end_cause import noted
 from tailorpo_operator.planning.events import event
-from tailorpo_operator.planning.observed import Exit, Pod, Told
+from tailorpo_operator.planning.observed import Exit, Pod, Reason
 from tailorpo_trainer.errors import ExitCode
-from tests.operator.stories import NOON, Story, begun, exited, gang, last_word, pending, pod, running
+from tests.operator.stories import NOON, Story, attempt_job, begun, exited, last_word, pending, pod, running
 
 FATAL, COUNTED, FREE, DONE = Verdict.FATAL, Verdict.COUNTED, Verdict.FREE, Verdict.DONE
 UNKNOWN = "ContainerStatusUnknown"
@@ -24,11 +24,11 @@ def of(found: Pod) -> Cause:
 
 
 def disrupted(reason: str, found: Pod | None = None) -> Pod:
-    return replace(found or pod(), disruption=Told(reason, "by somebody"))
+    return replace(found or pod(), disruption=Reason(reason, "by somebody"))
 
 
 def rejected(reason: str) -> Pod:
-    return pending(phase="Failed", ended=Told(reason, "Node has no room"))
+    return pending(phase="Failed", ended=Reason(reason, "Node has no room"))
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_no_exit_code_is_forgotten() -> None:
         (rejected("Evicted"), "Evicted", FREE),
         (pod(phase="Failed"), "NodeLost", FREE),
         (pending(phase="Failed", terminating=NOON), "PodDeleted", FREE),
-        (pending(phase="Failed", waiting=Told("PodInitializing")), "NotStarted", COUNTED),
+        (pending(phase="Failed", waiting=Reason("PodInitializing")), "NotStarted", COUNTED),
         (pod(terminating=NOON), "PodDeleted", FREE),
         (exited(ExitCode.CONFIGURATION, phase="Running"), "ConfigurationError", FATAL),
         (exited(ExitCode.DONE, phase="Running"), "Completed", DONE),
@@ -179,7 +179,7 @@ def test_what_is_no_termination_message_is_quoted_without_secrets() -> None:
 )
 def test_what_a_pod_says_is_one_line_of_plain_characters(text: str) -> None:
     story = Story(running(), backoffLimit=0)
-    story.look(60, gang(failed=True), exited(70, text=text), pod(1))
+    story.look(60, attempt_job(failed=True), exited(70, text=text), pod(1))
     messages = [story.last.message, story.status.message, *(each.message for each in story.status.conditions)]
     messages += [event(story.job, each, NOON)["message"] for each in story.made.announce]
     assert sum("Succeeded" in (each or "") for each in messages) >= 4
@@ -201,7 +201,7 @@ def test_a_hostile_last_word_is_no_progress(text: str) -> None:
         *(disrupted(reason) for reason in [*causes.DISRUPTIONS, "SomethingNew"]),
         *(rejected(reason) for reason in ["Evicted", "NodeAffinity", "DeadlineExceeded", "Error"]),
         pod(terminating=NOON),
-        pending(phase="Failed", waiting=Told("PodInitializing")),
+        pending(phase="Failed", waiting=Reason("PodInitializing")),
         exited(137, reason="OOMKilled"),
     ],
 )

@@ -2,16 +2,16 @@
 
 from datetime import UTC, datetime, timedelta, timezone
 
-from tailorpo_operator.planning.actions import Announce
+from tailorpo_operator.planning.actions import RecordEvent
 from tailorpo_operator.planning.events import event
 from tests.operator.stories import NOON, job
 
-MADE = Announce("Warning", "OOMKilled", "was killed for its memory", "job-uid/1/OOMKilled")
+MADE = RecordEvent("Warning", "OOMKilled", "was killed for its memory", "job-uid/1/OOMKilled")
 
 
 def test_what_is_said_again_has_the_same_name() -> None:
     first, again = event(job(), MADE, NOON), event(job(), MADE, NOON + timedelta(hours=1))
-    other = event(job(), Announce("Warning", "OOMKilled", "was killed", "job-uid/2/OOMKilled"), NOON)
+    other = event(job(), RecordEvent("Warning", "OOMKilled", "was killed", "job-uid/2/OOMKilled"), NOON)
     assert first["metadata"] == again["metadata"] != other["metadata"]
 
 
@@ -27,6 +27,6 @@ def test_its_form() -> None:
 
 def test_it_is_never_too_long_to_be_taken() -> None:
     """The API server takes 128 characters of reason and 1024 of message."""
-    made = event(job(), Announce("Normal", "R" * 300, "n" * 5000, "k" * 500), datetime.now(UTC))
+    made = event(job(), RecordEvent("Normal", "R" * 300, "n" * 5000, "k" * 500), datetime.now(UTC))
     assert (len(made["reason"]), len(made["message"])) == (128, 1024)
     assert len(made["metadata"]["name"]) <= 63

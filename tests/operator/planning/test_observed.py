@@ -6,7 +6,7 @@ import pytest
 
 from tailorpo_operator.api import naming
 from tailorpo_operator.planning import observed
-from tailorpo_operator.planning.observed import Exit, Told
+from tailorpo_operator.planning.observed import Exit, Reason
 from tailorpo_trainer.spec.progress import MAX_BYTES
 from tests.operator.stories import NOON, at, last_word
 
@@ -25,10 +25,10 @@ def pod(meta: dict[str, Any] | None = None, spec: dict[str, Any] | None = None, 
     return observed.pod(tree, terminating=at(5))
 
 
-def gang(spec: dict[str, Any] | None = None, *conditions: str, **status: Any) -> observed.Gang:
+def attempt_job(spec: dict[str, Any] | None = None, *conditions: str, **status: Any) -> observed.AttemptJob:
     held = [{"type": kind.strip("!"), "status": "False" if "!" in kind else "True"} for kind in conditions]
     tree = {"metadata": META, "spec": {"completions": 2, **(spec or {})}, "status": {"conditions": held, **status}}
-    return observed.gang(tree)
+    return observed.attempt_job(tree)
 
 
 def state(**container: Any) -> list[dict[str, Any]]:
@@ -72,7 +72,7 @@ def test_only_the_trainers_container_counts() -> None:
     assert found.exit.progress is not None
     assert found.exit.progress.step == 10
     waits = {"reason": "ImagePullBackOff", "message": "no"}
-    assert pod(containerStatuses=state(waiting=waits)).waiting == Told("ImagePullBackOff", "no")
+    assert pod(containerStatuses=state(waiting=waits)).waiting == Reason("ImagePullBackOff", "no")
 
 
 @pytest.mark.parametrize("text", ["", "no JSON", "[]", '{"step": "many"}', '{"schemaVersion": 2}'])
@@ -82,25 +82,25 @@ def test_what_is_no_last_word(text: str) -> None:
 
 def test_conditions_hold_when_they_are_true() -> None:
     target = {"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler"}
-    assert pod(conditions=[target]).disruption == Told("PreemptionByScheduler", "")
+    assert pod(conditions=[target]).disruption == Reason("PreemptionByScheduler", "")
     assert pod(conditions=[{**target, "status": "False"}]).disruption is None
     unscheduled = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3"}
-    assert pod(conditions=[unscheduled]).unscheduled == Told("Unschedulable", "0/3")
+    assert pod(conditions=[unscheduled]).unscheduled == Reason("Unschedulable", "0/3")
 
 
 def test_a_pod_that_goes() -> None:
     found = pod({"deletionTimestamp": "2026-01-01T12:00:00Z", "deletionGracePeriodSeconds": 30}, phase="Running")
     assert (found.terminating, found.grace) == (at(5), 30.0)
     assert pod().terminating is None
-    assert pod(phase="Failed", reason="Evicted", message="low on memory").ended == Told("Evicted", "low on memory")
+    assert pod(phase="Failed", reason="Evicted", message="low on memory").ended == Reason("Evicted", "low on memory")
 
 
 def test_a_gang() -> None:
-    found = gang()
+    found = attempt_job()
     assert (found.attempt, found.workers, found.created, found.started) == (2, 2, NOON, None)
     assert (found.suspended, found.deleting, found.complete, found.failed) == (False,) * 4
-    assert gang({"suspend": True}).suspended
-    assert gang(startTime="2026-01-01T12:00:05Z").started == at(5)
+    assert attempt_job({"suspend": True}).suspended
+    assert attempt_job(startTime="2026-01-01T12:00:05Z").started == at(5)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_a_gang() -> None:
     ],
 )
 def test_how_a_gang_ended(condition: str, complete: bool, failed: bool) -> None:
-    found = gang(None, condition)
+    found = attempt_job(None, condition)
     assert (found.complete, found.failed) == (complete, failed)
 
 

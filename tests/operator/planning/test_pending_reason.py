@@ -5,15 +5,15 @@ from dataclasses import replace
 import pytest
 
 from tailorpo_operator.planning import pending_reason
-from tailorpo_operator.planning.observed import Gang, Pod, Told
-from tests.operator.stories import children, gang, pending, pod
+from tailorpo_operator.planning.observed import AttemptJob, Pod, Reason
+from tests.operator.stories import attempt_job, children, pending, pod
 
-UNSCHEDULABLE = Told("Unschedulable", "0/3 nodes are available: 3 Insufficient nvidia.com/gpu.")
+UNSCHEDULABLE = Reason("Unschedulable", "0/3 nodes are available: 3 Insufficient nvidia.com/gpu.")
 
 
-def why(*objects: Gang | Pod, trouble: Told | None = None) -> Told | None:
-    found = next((each for each in objects if isinstance(each, Gang)), None)
-    return pending_reason.why(children(*objects, trouble=trouble), found)
+def why(*objects: AttemptJob | Pod, warning: Reason | None = None) -> Reason | None:
+    found = next((each for each in objects if isinstance(each, AttemptJob)), None)
+    return pending_reason.why(children(*objects, warning=warning), found)
 
 
 @pytest.mark.parametrize(
@@ -35,74 +35,76 @@ def why(*objects: Gang | Pod, trouble: Told | None = None) -> Told | None:
     ],
 )
 def test_refusals(message: str, reason: str) -> None:
-    assert pending_reason.refusal(Told("FailedCreate", message)) == reason
-    assert why(gang(), pending(), trouble=Told("FailedCreate", message)) == Told(reason, message)
+    assert pending_reason.refusal(Reason("FailedCreate", message)) == reason
+    assert why(attempt_job(), pending(), warning=Reason("FailedCreate", message)) == Reason(reason, message)
 
 
 def test_a_refusal_has_a_reason() -> None:
-    assert pending_reason.refusal(Told("", "no")) == "Refused"
+    assert pending_reason.refusal(Reason("", "no")) == "Refused"
 
 
 @pytest.mark.parametrize("normal", pending_reason.NORMAL)
 def test_nothing_is_out_of_order(normal: str) -> None:
-    starting = pending(node="node-0", waiting=Told(normal, "…"))
-    assert why(gang(), starting, pending(1, node="node-1")) is None
-    assert why(gang(), pending()) is None
+    starting = pending(node="node-0", waiting=Reason(normal, "…"))
+    assert why(attempt_job(), starting, pending(1, node="node-1")) is None
+    assert why(attempt_job(), pending()) is None
 
 
 @pytest.mark.parametrize(
     ("stuck", "told"),
     [
         (
-            pending(1, node="n", waiting=Told("ImagePullBackOff", "back-off pulling x")),
-            Told("ImagePullBackOff", "pod animals-0001-1: back-off pulling x"),
+            pending(1, node="n", waiting=Reason("ImagePullBackOff", "back-off pulling x")),
+            Reason("ImagePullBackOff", "pod animals-0001-1: back-off pulling x"),
         ),
         (
-            pending(1, node="n", waiting=Told("CreateContainerConfigError", 'secret "s3" not found')),
-            Told("CreateContainerConfigError", 'pod animals-0001-1: secret "s3" not found'),
+            pending(1, node="n", waiting=Reason("CreateContainerConfigError", 'secret "s3" not found')),
+            Reason("CreateContainerConfigError", 'pod animals-0001-1: secret "s3" not found'),
         ),
         (
-            pending(1, node="n", waiting=Told("ContainerCreating"), trouble=Told("FailedMount", "no such claim")),
-            Told("FailedMount", "pod animals-0001-1: no such claim"),
+            pending(1, node="n", waiting=Reason("ContainerCreating"), warning=Reason("FailedMount", "no such claim")),
+            Reason("FailedMount", "pod animals-0001-1: no such claim"),
         ),
         (
             pending(1, unscheduled=UNSCHEDULABLE),
-            Told("Unschedulable", f"pod animals-0001-1: {UNSCHEDULABLE.message}"),
+            Reason("Unschedulable", f"pod animals-0001-1: {UNSCHEDULABLE.message}"),
         ),
-        (pending(1, unscheduled=Told("", "…")), Told("Unschedulable", "pod animals-0001-1: …")),
+        (pending(1, unscheduled=Reason("", "…")), Reason("Unschedulable", "pod animals-0001-1: …")),
     ],
 )
-def test_what_keeps_a_pod(stuck: Pod, told: Told) -> None:
-    assert why(gang(), pod(), stuck) == told
+def test_what_keeps_a_pod(stuck: Pod, told: Reason) -> None:
+    assert why(attempt_job(), pod(), stuck) == told
 
 
 def test_a_kubelets_word_is_worth_more_than_the_schedulers() -> None:
-    pulling = pending(1, node="n", waiting=Told("ErrImagePull", "x"))
-    assert why(gang(), pending(unscheduled=UNSCHEDULABLE), pulling) == Told("ErrImagePull", "pod animals-0001-1: x")
+    pulling = pending(1, node="n", waiting=Reason("ErrImagePull", "x"))
+    assert why(attempt_job(), pending(unscheduled=UNSCHEDULABLE), pulling) == Reason(
+        "ErrImagePull", "pod animals-0001-1: x"
+    )
 
 
 def test_what_the_scheduler_said_of_a_pod_is_over_once_it_has_a_node() -> None:
     """It is the newest event about a pod that has waited long, and stays so."""
-    starting = pending(1, node="n", trouble=Told("FailedScheduling", "0/1 nodes are available"))
-    assert why(gang(), pod(), starting) is None
+    starting = pending(1, node="n", warning=Reason("FailedScheduling", "0/1 nodes are available"))
+    assert why(attempt_job(), pod(), starting) is None
 
 
 def test_trouble_of_a_gang_that_has_all_its_pods_is_over() -> None:
-    assert why(gang(), pending(), pending(1), trouble=Told("FailedCreate", "exceeded quota")) is None
+    assert why(attempt_job(), pending(), pending(1), warning=Reason("FailedCreate", "exceeded quota")) is None
 
 
 def test_a_queue() -> None:
-    assert why(gang(suspended=True), trouble=Told("FailedCreate", "exceeded quota")) == Told(
+    assert why(attempt_job(suspended=True), warning=Reason("FailedCreate", "exceeded quota")) == Reason(
         "Queued", "waits in its queue"
     )
 
 
 def test_what_is_not_there_was_refused() -> None:
-    assert pending_reason.why(children(refused=Told("Forbidden", "no")), None) == Told("Forbidden", "no")
+    assert pending_reason.why(children(refused=Reason("Forbidden", "no")), None) == Reason("Forbidden", "no")
 
 
 def test_pods_that_are_not_ready_any_more_are_named() -> None:
     found = (pod(), pod(1, ready=False), pod(2, phase="Succeeded", ready=False))
-    assert pending_reason.unready(found) == Told("NotReady", "1 of 3 pods not ready: animals-0001-1 on node-1")
+    assert pending_reason.unready(found) == Reason("NotReady", "1 of 3 pods not ready: animals-0001-1 on node-1")
     many = tuple(replace(pod(index), ready=False) for index in range(1000))
     assert len(pending_reason.unready(many).message) < 200

@@ -14,7 +14,7 @@ from tailorpo_operator.api.status_size import MAX_BYTES, fitted, size
 from tailorpo_operator.api.types import Attempt, Checkpoint, Condition, Job, Metrics, Progress, Status
 from tailorpo_operator.planning.attempts import finished
 from tailorpo_operator.planning.causes import DISRUPTIONS
-from tailorpo_operator.planning.observed import Children, Exit, Gang, Pod, Report, Told
+from tailorpo_operator.planning.observed import AttemptJob, Exit, Observed, Pod, Reason, Report
 from tailorpo_operator.planning.plan import plan
 from tailorpo_trainer.errors import ExitCode
 from tailorpo_trainer.spec import progress as trainer
@@ -47,8 +47,8 @@ def to_pod(which: int, act: Callable[[Cluster, str], None]) -> Step:
 
 def to_gang(act: Callable[[Cluster, int], None]) -> Step:
     def step(cluster: Cluster, _: Operator) -> None:
-        if cluster.gangs:
-            act(cluster, max(cluster.gangs))
+        if cluster.attempt_jobs:
+            act(cluster, max(cluster.attempt_jobs))
 
     return step
 
@@ -68,8 +68,8 @@ def later(seconds: float) -> Step:
 
 def queue(cluster: Cluster, _: Operator) -> None:
     cluster.queued = not cluster.queued
-    if cluster.gangs:
-        cluster.set_gang(max(cluster.gangs), suspended=cluster.queued)
+    if cluster.attempt_jobs:
+        cluster.set_gang(max(cluster.attempt_jobs), suspended=cluster.queued)
 
 
 def quota(cluster: Cluster, _: Operator) -> None:
@@ -79,7 +79,7 @@ def quota(cluster: Cluster, _: Operator) -> None:
 def disrupt(reason: str) -> Callable[[Cluster, str], None]:
     def act(cluster: Cluster, name: str) -> None:
         if not cluster.pods[name].done:
-            cluster.set(name, disruption=Told(reason, ""))
+            cluster.set(name, disruption=Reason(reason, ""))
             cluster.delete(name)
 
     return act
@@ -185,7 +185,7 @@ def test_a_gang_that_is_deleted_before_it_was_written_down_leaves_pods_that_no_w
     assert cluster.living
     assert not operator.pods
     operator.reconcile()
-    assert not cluster.gangs
+    assert not cluster.attempt_jobs
     settle(cluster, operator)
     assert cluster.job.status.phase == "Succeeded"
 
@@ -202,7 +202,7 @@ times = st.datetimes(datetime(2020, 1, 1), datetime(2030, 1, 1), timezones=st.ju
 near = st.datetimes(datetime(2026, 1, 1), datetime(2026, 1, 2), timezones=st.just(UTC)) | times
 words = st.sampled_from(["", "Evicted", "Drained", "DeadlineExceeded", "ContainerStatusUnknown", "a\n\u2028é" * 20])
 texts = st.sampled_from(["", "exceeded quota", "x" * 5000, "é<&>" * 300, last_word(0), last_word(70), '{"step": -1}'])
-told = st.builds(Told, words, texts)
+told = st.builds(Reason, words, texts)
 numbers = st.integers(1, 4)
 REASONS = [
     *("InternalError", "Completed", "Suspended", "Extended", "NodeLost", "PodDeleted", "JobDeleted", "NoProgress"),
@@ -242,8 +242,8 @@ statuses = st.builds(
     conditions=st.lists(conditions, max_size=8),
     attempts=st.lists(attempts, max_size=10),
 )
-gangs = st.builds(
-    Gang,
+attempt_jobs = st.builds(
+    AttemptJob,
     name=st.just("g"),
     uid=st.just("g"),
     attempt=numbers,
@@ -272,7 +272,7 @@ pods = st.builds(
     waiting=st.none() | told,
     ended=st.none() | told,
     exit=st.none() | st.builds(Exit, st.integers(-1, 300), words, texts),
-    trouble=st.none() | told,
+    warning=st.none() | told,
 )
 reports = st.builds(
     Report,
@@ -287,13 +287,13 @@ reports = st.builds(
     told=near,
 )
 seen = st.builds(
-    Children,
-    gangs=st.lists(gangs, max_size=4).map(tuple),
+    Observed,
+    attempt_jobs=st.lists(attempt_jobs, max_size=4).map(tuple),
     pods=st.lists(pods, max_size=4).map(lambda found: tuple(sorted(found, key=lambda pod: (pod.attempt, pod.index)))),
-    strangers=st.lists(pods, max_size=1).map(tuple),
-    departed=st.lists(pods, max_size=1).map(tuple),
+    foreign_pods=st.lists(pods, max_size=1).map(tuple),
+    departed_pods=st.lists(pods, max_size=1).map(tuple),
     report=st.none() | reports,
-    trouble=st.none() | told,
+    warning=st.none() | told,
     refused=st.none() | told,
     fresh=st.booleans(),
 )
@@ -319,7 +319,7 @@ def outcome(status: Status) -> tuple[Any, ...]:
     return status.phase, status.completion_time, status.failures, held
 
 
-def judged(made: Job, found: Children, now: datetime) -> None:
+def judged(made: Job, found: Observed, now: datetime) -> None:
     planned = plan(made, found, now)
     if planned.fresh:
         assert not found.fresh
@@ -328,7 +328,7 @@ def judged(made: Job, found: Children, now: datetime) -> None:
     status = planned.status
     assert not planned.fresh
     assert size(status) <= MAX_BYTES
-    assert Status.model_validate(status.tree()) == status
+    assert Status.model_validate(status.to_dict()) == status
     assert planned.look is None or planned.look >= now
     assert all(each.reason and each.message for each in planned.announce)
     assert all(each.reason for each in status.conditions)
@@ -338,18 +338,18 @@ def judged(made: Job, found: Children, now: datetime) -> None:
     assert status.failures - made.status.failures in (0, 1)
     suspended = made.spec.run_policy.suspend and not found.living
     acts = planned.create or planned.delete or planned.look
-    waits = found.living or any(not (each.failed or each.complete or each.deleting) for each in found.gangs)
+    waits = found.living or any(not (each.failed or each.complete or each.deleting) for each in found.attempt_jobs)
     assert acts or waits or finished(status) or suspended or status != made.status
 
 
 @settings(deadline=None, max_examples=200, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(jobs, seen, near)
-def test_a_plan_is_total(made: Job, found: Children, now: datetime) -> None:
+def test_a_plan_is_total(made: Job, found: Observed, now: datetime) -> None:
     judged(made, found, now)
 
 
 @pytest.mark.soak
 @settings(deadline=None, max_examples=5_000, suppress_health_check=[HealthCheck.too_slow])
 @given(jobs, seen, near)
-def test_a_plan_is_total_at_length(made: Job, found: Children, now: datetime) -> None:
+def test_a_plan_is_total_at_length(made: Job, found: Observed, now: datetime) -> None:
     judged(made, found, now)

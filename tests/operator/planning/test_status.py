@@ -19,7 +19,7 @@ from tailorpo_operator.api.types import (
     Status,
     duration,
 )
-from tailorpo_operator.planning.builder import Draft
+from tailorpo_operator.planning.builder import PlanBuilder
 from tailorpo_trainer.spec import progress as trainer
 from tests.operator.stories import NOON, RETRIES, children, job
 
@@ -85,14 +85,14 @@ def test_a_status_stays_small_and_keeps_what_matters(status: Status) -> None:
     outline = [(condition.type, condition.status, condition.reason) for condition in status.conditions]
     assert [(condition.type, condition.status, condition.reason) for condition in small.conditions] == outline
     if status.attempts:
-        assert small.attempts[-1].having(message=None) == status.attempts[-1].having(message=None)
+        assert small.attempts[-1].replace(message=None) == status.attempts[-1].replace(message=None)
     assert fitted(small) == small
-    json.dumps(small.tree(), allow_nan=False)
+    json.dumps(small.to_dict(), allow_nan=False)
 
 
 @given(statuses)
 def test_what_was_written_is_read_again(status: Status) -> None:
-    assert Status.model_validate(status.tree()) == status
+    assert Status.model_validate(status.to_dict()) == status
 
 
 def test_a_small_status_is_left_alone() -> None:
@@ -112,7 +112,7 @@ def test_figures_are_finite_and_readable() -> None:
 
 def test_times_are_in_utc_and_whole_seconds() -> None:
     there = datetime(2026, 1, 1, 14, 0, 0, 999_999, tzinfo=timezone(timedelta(hours=2)))
-    assert Status(start_time=there).tree()["startTime"] == "2026-01-01T12:00:00Z"
+    assert Status(start_time=there).to_dict()["startTime"] == "2026-01-01T12:00:00Z"
     assert Status(start_time=there).start_time == NOON
 
 
@@ -130,7 +130,7 @@ def test_what_the_trainer_says_is_taken_over() -> None:
         updated="2026-01-01T12:00:01Z",
     )
     status = Status(metrics=Metrics(evaluation=0.75), resumed_from=Checkpoint(uri="s3://a", step=1, time=NOON))
-    tree = status.seeing(seen).tree()
+    tree = status.with_progress(seen).to_dict()
     assert tree["progress"] == {
         "step": 3,
         "of": 7,
@@ -148,18 +148,18 @@ def test_what_the_trainer_says_is_taken_over() -> None:
 
 def test_a_trainer_that_loads_takes_no_step_back() -> None:
     """Until it knows what it goes on from it says step 0."""
-    status = Status().seeing(trainer.Progress(step=0, of=7))
+    status = Status().with_progress(trainer.Progress(step=0, of=7))
     assert (status.progress and status.progress.steps) == "0/7"
-    status = status.seeing(trainer.Progress(attempt=1, phase="Running", step=5, of=7))
-    status = status.seeing(trainer.Progress(step=0, of=7))
+    status = status.with_progress(trainer.Progress(attempt=1, phase="Running", step=5, of=7))
+    status = status.with_progress(trainer.Progress(step=0, of=7))
     assert (status.progress and status.progress.steps) == "5/7"
-    status = status.seeing(trainer.Progress(attempt=2, phase="Running", step=4, of=7))
+    status = status.with_progress(trainer.Progress(attempt=2, phase="Running", step=4, of=7))
     assert (status.progress and status.progress.steps) == "4/7"
 
 
 def test_a_uri_is_never_cut() -> None:
     saved = trainer.Checkpoint(uri="s3://a/" + "b" * 4000, step=3, time="2026-01-01T12:00:00Z")
-    assert Status().seeing(trainer.Progress(checkpoint=saved)).checkpoint is None
+    assert Status().with_progress(trainer.Progress(checkpoint=saved)).checkpoint is None
 
 
 VALUES: st.SearchStrategy[object] = st.one_of(
@@ -190,16 +190,16 @@ TREES = st.fixed_dictionaries(
 def test_whatever_a_pod_says_the_status_can_be_written(tree: dict[str, object]) -> None:
     told = trainer.Progress.read(json.dumps(tree))
     if told is not None:
-        draft = Draft(job(), children(), NOON, RETRIES)
-        draft.see(told)
-        json.dumps(draft.plan().status.tree(), allow_nan=False)
+        builder = PlanBuilder(job(), children(), NOON, RETRIES)
+        builder.observe_progress(told)
+        json.dumps(builder.plan().status.to_dict(), allow_nan=False)
 
 
 @pytest.mark.parametrize("time", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"])
 def test_an_instant_that_utc_does_not_have_is_none(time: str) -> None:
-    draft = Draft(job(), children(), NOON, RETRIES)
-    draft.see(trainer.Progress(step=3, of=7, updated=time))
-    assert draft.plan().status.progress is None
+    builder = PlanBuilder(job(), children(), NOON, RETRIES)
+    builder.observe_progress(trainer.Progress(step=3, of=7, updated=time))
+    assert builder.plan().status.progress is None
 
 
 def test_spans_of_time_for_people() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from tailorpo_operator.api import naming
 from tests.operator.walks.witness import Seen
 
-Tree = dict[str, Any]
+Object = dict[str, Any]
 
 DISRUPTIONS = {
     "PreemptionByScheduler": "Preempted",
@@ -51,8 +51,8 @@ class Laws:
     """Of one kind of object at a time, as its changes come."""
 
     def __init__(self) -> None:
-        self._jobs: dict[str, Tree] = {}
-        self._ended: dict[str, dict[int, Tree]] = defaultdict(dict)
+        self._jobs: dict[str, Object] = {}
+        self._ended: dict[str, dict[int, Object]] = defaultdict(dict)
         self._gangs: dict[str, list[int]] = defaultdict(list)
 
     def __call__(self, seen: Seen) -> None:
@@ -75,7 +75,7 @@ class Laws:
         earlier.append(number)
 
 
-def status(before: Tree, job: Tree, ended: dict[int, Tree]) -> None:
+def status(before: Object, job: Object, ended: dict[int, Object]) -> None:
     """One write of a status. ended: all attempts that had ended before, and those that have now."""
     after = job.get("status") or {}
     if after == before:
@@ -104,7 +104,7 @@ def status(before: Tree, job: Tree, ended: dict[int, Tree]) -> None:
     _times(before, after)
 
 
-def _counted(before: Tree, job: Tree, now: list[Tree], held: dict[str, Tree]) -> None:
+def _counted(before: Object, job: Object, now: list[Object], held: dict[str, Object]) -> None:
     after, policy = job["status"], job["spec"].get("runPolicy", {})
     for each in now:
         assert each["reason"] in (*WISHED, *DONE, *FATAL, *COUNTED, *FREE), f"what is {each['reason']}?"
@@ -121,19 +121,19 @@ def _counted(before: Tree, job: Tree, now: list[Tree], held: dict[str, Tree]) ->
         assert ("Succeeded" in held) == (each["reason"] == "Completed"), f"{each} ends as {sorted(held)}"
 
 
-def _phase(after: Tree, held: dict[str, Tree]) -> None:
+def _phase(after: Object, held: dict[str, Object]) -> None:
     order = ("Failed", "Succeeded", "Suspended", "Restarting", "Running")
     expected = next(([kind] for kind in order if kind in held), ["Pending", "Starting"])
     assert after.get("phase") in expected, f"phase {after.get('phase')} with {sorted(held)}"
 
 
-def _over(after: Tree) -> None:
+def _over(after: Object) -> None:
     assert after.get("completionTime"), f"over, and nobody knows since when: {after}"
     assert "nextAttemptTime" not in after, f"over, and there is a next attempt: {after}"
     assert all("end" in each for each in after.get("attempts", [])), f"over, and an attempt is open: {after}"
 
 
-def _times(before: Tree, after: Tree) -> None:
+def _times(before: Object, after: Object) -> None:
     old = {each["type"]: each for each in before.get("conditions", [])}
     for each in after.get("conditions", []):
         known = old.get(each["type"])
@@ -152,7 +152,7 @@ def look_back(history: Iterable[Seen]) -> Iterator[str]:
         if seen.kind == "Pod":
             yield from past.pod(seen)
         elif seen.kind == "Job":
-            yield from past.gang(seen)
+            yield from past.attempt_job(seen)
         elif seen.kind == "TailorPOJob" and seen.how != "DELETED":
             yield from past.job(seen)
 
@@ -161,9 +161,9 @@ class _Past:
     """What there is at a version, and what there was."""
 
     def __init__(self) -> None:
-        self._pods: dict[str, Tree] = {}
-        self._histories: dict[str, list[Tree]] = defaultdict(list)
-        self._jobs: dict[str, list[Tree]] = defaultdict(list)
+        self._pods: dict[str, Object] = {}
+        self._histories: dict[str, list[Object]] = defaultdict(list)
+        self._jobs: dict[str, list[Object]] = defaultdict(list)
         self._gangs: dict[str, set[str]] = defaultdict(set)
         self._deleted: set[str] = set()
         self._gone: set[str] = set()
@@ -180,7 +180,7 @@ class _Past:
         if len({gang_of(each) for each in living}) > 1 and seen.how == "ADDED":
             yield f"two gangs at a time: {_names(living)}"
 
-    def gang(self, seen: Seen) -> Iterator[str]:
+    def attempt_job(self, seen: Seen) -> Iterator[str]:
         owner = seen.tree["metadata"]["ownerReferences"][0]["uid"]
         named = f"{owner} {attempt(seen.tree)}"
         self._gangs[named].add(seen.uid)
@@ -204,22 +204,22 @@ class _Past:
             present = [self._pods[uid] for uid in own if uid in self._pods]
             yield from _rightly(each, list(own.values()), present, self._jobs[seen.uid], named in self._deleted)
 
-    def _living(self) -> list[Tree]:
+    def _living(self) -> list[Object]:
         return [each for uid, each in self._pods.items() if alive(each) and uid not in self._ghosts]
 
 
-def _names(trees: list[Tree]) -> list[str]:
+def _names(trees: list[Object]) -> list[str]:
     return [each["metadata"]["name"] for each in trees]
 
 
-def _judged(before: Tree, after: Tree) -> list[Tree]:
+def _judged(before: Object, after: Object) -> list[Object]:
     known = {each["number"] for each in (before.get("status") or {}).get("attempts", []) if "end" in each}
     attempts = (after.get("status") or {}).get("attempts", [])
     return [each for each in attempts if "end" in each and each["number"] not in known]
 
 
 def _rightly(
-    judged: Tree, histories: list[list[Tree]], present: list[Tree], jobs: list[Tree], gang_gone: bool
+    judged: Object, histories: list[list[Object]], present: list[Object], jobs: list[Object], gang_gone: bool
 ) -> Iterator[str]:
     """Whether an attempt has ended as its pods say. present: those that were there when it was judged."""
     reason, words = judged["reason"], f"attempt {judged['number']} ended as {judged['reason']}"
@@ -249,7 +249,7 @@ def _rightly(
         yield f"{words}, and {worst} explains it"
 
 
-def evidence(pod: Tree) -> str | None:
+def evidence(pod: Object) -> str | None:
     """What a pod says of the end of its attempt."""
     state = pod.get("status") or {}
     ends = [
@@ -277,25 +277,25 @@ def _weight(reason: str) -> int:
     return EXPLAINS.index(same.get(reason, reason))
 
 
-def alive(pod: Tree) -> bool:
+def alive(pod: Object) -> bool:
     """Whether a process of it may run."""
     return (pod.get("status") or {}).get("phase") not in ("Succeeded", "Failed")
 
 
-def over(job: Tree) -> bool:
+def over(job: Object) -> bool:
     """Whether it has Succeeded or Failed."""
     conditions = (job.get("status") or {}).get("conditions", [])
     return any(each["type"] in OVER and each["status"] == "True" for each in conditions)
 
 
-def attempt(child: Tree) -> int:
+def attempt(child: Object) -> int:
     return int(child["metadata"]["labels"][naming.ATTEMPT])
 
 
-def index(pod: Tree) -> int:
+def index(pod: Object) -> int:
     return int(pod["metadata"]["annotations"]["batch.kubernetes.io/job-completion-index"])
 
 
-def gang_of(pod: Tree) -> str:
+def gang_of(pod: Object) -> str:
     """The uid of the Job that has made it, also if it was orphaned since."""
     return str(pod["metadata"]["labels"]["batch.kubernetes.io/controller-uid"])

@@ -26,7 +26,7 @@ def test_a_worker_that_is_done_before_the_others_does_not_keep_them_from_being_s
     watched = Watched(kubectl, pod_driver, job())
     pods = watched.run(1)
     pod_driver.end(pods[1], ExitCode.DONE, last_words(0))
-    until(lambda: watched.gangs()[0]["status"].get("succeeded"), "one worker is done")
+    until(lambda: watched.attempt_jobs()[0]["status"].get("succeeded"), "one worker is done")
     patch(kubectl, "tpj", watched.name, {"spec": {"runPolicy": {"suspend": True}}})
     watched.phase("Suspended")
     assert watched.attempt(1)["reason"] == "Suspended"
@@ -111,7 +111,7 @@ def test_a_job_that_is_applied_again_waits_for_pods_that_no_watch_has_shown(
             kubectl("wait", "--for=delete", "job/animals-0001", "--timeout=60s")
             watched = Watched(kubectl, pod_driver, job())
             until(lambda: "waits until" in watched.status.get("message", ""), "it says what it waits for")
-            assert watched.gangs() == []
+            assert watched.attempt_jobs() == []
             proxy.rule = through
             for node in nodes:
                 pod_driver.recover(node)

@@ -5,10 +5,12 @@ from typing import Any
 
 from tests.operator.walks.laws import OVER, alive, attempt, gang_of
 
-Tree = dict[str, Any]
+Object = dict[str, Any]
 
 
-def lies(job: Tree, gangs: list[Tree], pods: list[Tree], left: Collection[str], dark: Collection[str]) -> Iterator[str]:
+def lies(
+    job: Object, attempt_jobs: list[Object], pods: list[Object], left: Collection[str], dark: Collection[str]
+) -> Iterator[str]:
     """What is not as the status says, or not yet as the spec wants it.
 
     left: gangs (by uid) whose pods were left alone by somebody's wish, who has to end them.
@@ -18,12 +20,12 @@ def lies(job: Tree, gangs: list[Tree], pods: list[Tree], left: Collection[str], 
     conditions = {each["type"]: each for each in status.get("conditions", [])}
     held = {kind for kind, each in conditions.items() if each["status"] == "True"}
     open_ = [each for each in status.get("attempts", []) if "end" not in each]
-    own = [each for each in gangs if job["metadata"]["uid"] in owners(each)]
+    own = [each for each in attempt_jobs if job["metadata"]["uid"] in owners(each)]
     orphans = sorted(each["metadata"]["name"] for each in pods if alive(each) and gang_of(each) in left)
     living = sorted(each["metadata"]["name"] for each in pods if alive(each) and gang_of(each) not in left)
     if status.get("observedGeneration") != job["metadata"]["generation"]:
         yield "it is about an older spec"
-    if going := [each["metadata"]["name"] for each in _going(gangs, pods, dark)]:
+    if going := [each["metadata"]["name"] for each in _going(attempt_jobs, pods, dark)]:
         yield f"{going} are on their way out"
     if len(own) > 2:
         yield f"there are gangs of {[attempt(each) for each in own]}"
@@ -52,24 +54,24 @@ def lies(job: Tree, gangs: list[Tree], pods: list[Tree], left: Collection[str], 
         yield f"attempt {number} has no gang"
         return
     mine = [each for each in pods if newest["metadata"]["uid"] in owners(each)]
-    if strangers := sorted(set(living) - {each["metadata"]["name"] for each in mine}):
-        yield f"{strangers} may run beside attempt {number}"
+    if foreign_pods := sorted(set(living) - {each["metadata"]["name"] for each in mine}):
+        yield f"{foreign_pods} may run beside attempt {number}"
     yield from _gang(status, conditions, newest, mine)
 
 
-def unnamed(gangs: list[Tree], services: list[Tree]) -> Iterator[str]:
+def unnamed(attempt_jobs: list[Object], services: list[Object]) -> Iterator[str]:
     """Gangs whose workers could not find the first of theirs."""
-    for each in gangs:
+    for each in attempt_jobs:
         conditions = (each.get("status") or {}).get("conditions") or []
         ends = "deletionTimestamp" in each["metadata"] or any(said["status"] == "True" for said in conditions)
         if each["spec"]["completions"] > 1 and not ends and not services:
             yield f"{each['metadata']['name']} has no Service"
 
 
-def _gang(status: Tree, conditions: dict[str, Tree], gang: Tree, pods: list[Tree]) -> Iterator[str]:
+def _gang(status: Object, conditions: dict[str, Object], attempt_job: Object, pods: list[Object]) -> Iterator[str]:
     """Of an attempt that is open."""
     held = {kind for kind, each in conditions.items() if each["status"] == "True"}
-    workers = gang["spec"]["completions"]
+    workers = attempt_job["spec"]["completions"]
     if failed := [each["metadata"]["name"] for each in pods if each["status"].get("phase") == "Failed"]:
         yield f"{failed} have failed, and their attempt goes on"
     if len(pods) != workers:
@@ -81,7 +83,7 @@ def _gang(status: Tree, conditions: dict[str, Tree], gang: Tree, pods: list[Tree
         yield f"all pods run, and it is {status.get('phase')}"
     if not ready and not any(each["status"].get("phase") == "Running" for each in pods) and "Running" in held:
         yield "no pod runs, and it is Running"
-    first = gang["metadata"]["labels"]["tailorpo.dev/attempt"] == "1"
+    first = attempt_job["metadata"]["labels"]["tailorpo.dev/attempt"] == "1"
     if not ready and first and "Running" not in held and status.get("phase") not in ("Pending", "Starting"):
         yield f"the first attempt has not begun to run, and it is {status.get('phase')}"
     if unscheduled := [each["metadata"]["name"] for each in pods if _unschedulable(each)]:
@@ -90,31 +92,31 @@ def _gang(status: Tree, conditions: dict[str, Tree], gang: Tree, pods: list[Tree
             yield f"{unscheduled} find no node, and PodsReady says {said}"
 
 
-def _going(gangs: list[Tree], pods: list[Tree], dark: Collection[str]) -> Iterator[Tree]:
+def _going(attempt_jobs: list[Object], pods: list[Object], dark: Collection[str]) -> Iterator[Object]:
     """What is being deleted, but for what has to wait for power."""
     waiting = [each for each in pods if waits_for_power(each, dark)]
     held = {uid for each in waiting for uid in owners(each)}
-    for each in [*gangs, *pods]:
+    for each in [*attempt_jobs, *pods]:
         if "deletionTimestamp" in each["metadata"] and each not in waiting and each["metadata"]["uid"] not in held:
             yield each
 
 
-def waits_for_power(pod: Tree, dark: Collection[str]) -> bool:
+def waits_for_power(pod: Object, dark: Collection[str]) -> bool:
     """Whether nothing of it runs any more, and only its node, which has no power, could confirm that it is gone."""
     return "deletionTimestamp" in pod["metadata"] and not alive(pod) and pod["spec"].get("nodeName") in dark
 
 
-def owners(tree: Tree) -> list[str]:
+def owners(tree: Object) -> list[str]:
     return [each["uid"] for each in tree["metadata"].get("ownerReferences", [])]
 
 
-def _ready(pod: Tree) -> bool:
+def _ready(pod: Object) -> bool:
     state = pod["status"]
     ready = any(each["type"] == "Ready" and each["status"] == "True" for each in state.get("conditions") or [])
     return ready or state.get("phase") == "Succeeded"
 
 
-def _unschedulable(pod: Tree) -> bool:
+def _unschedulable(pod: Object) -> bool:
     conditions = {each["type"]: each for each in pod["status"].get("conditions") or []}
     scheduled = conditions.get("PodScheduled", {})
     return bool(scheduled.get("status") == "False" and scheduled.get("reason") == "Unschedulable")

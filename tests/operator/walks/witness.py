@@ -15,7 +15,7 @@ from urllib3.exceptions import HTTPError
 
 from tailorpo_operator.api.types import GROUP, PLURAL, VERSION
 
-Tree = dict[str, Any]
+Object = dict[str, Any]
 Law = Callable[["Seen"], None]
 
 
@@ -26,7 +26,7 @@ class Seen:
     version: int
     kind: str
     how: str
-    tree: Tree
+    tree: Object
     at: float
 
     @property
@@ -84,9 +84,9 @@ class Witness:
         with self._lock:
             return sorted(self._seen, key=lambda each: each.version)
 
-    def now(self) -> dict[str, list[Tree]]:
+    def now(self) -> dict[str, list[Object]]:
         """What there is, as far as it was seen."""
-        found: dict[str, dict[str, Tree]] = {kind: {} for kind in self._lists}
+        found: dict[str, dict[str, Object]] = {kind: {} for kind in self._lists}
         for each in self.history:
             if each.how == "DELETED":
                 found[each.kind].pop(each.uid, None)

@@ -34,7 +34,7 @@ REFUSED = (HTTPStatus.BAD_REQUEST, HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN
 NODES = 2
 NAME = "animals"
 
-Tree = dict[str, Any]
+Object = dict[str, Any]
 
 
 @dataclass
@@ -64,7 +64,7 @@ class LawError(Exception):
 class World:
     """One walk's namespace, nodes, job and witness."""
 
-    def __init__(self, stage: Stage, count: int, skew: float, spec: Tree) -> None:
+    def __init__(self, stage: Stage, count: int, skew: float, spec: Object) -> None:
         self.replicas, self._document = stage.replicas, job(NAME, **spec)
         self._plane, self._stack = stage.plane, contextlib.ExitStack()
         self._step = 0
@@ -186,7 +186,7 @@ class World:
         with _unless_refused(HTTPStatus.CONFLICT):
             self._custom.create_namespaced_custom_object(GROUP, VERSION, self.namespace, PLURAL, self._document)
 
-    def edit(self, change: Tree) -> None:
+    def edit(self, change: Object) -> None:
         self.witness.act(f"edit {json.dumps(change)}")
         with _unless_refused(HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY):
             self._custom.patch_namespaced_custom_object(
@@ -213,9 +213,9 @@ class World:
 
     def delete_gang(self, back: int, policy: str) -> None:
         """back: 0 for the newest."""
-        gangs = self._gangs()
-        if back < len(gangs):
-            name, uid = gangs[-1 - back].metadata.name, gangs[-1 - back].metadata.uid
+        attempt_jobs = self._gangs()
+        if back < len(attempt_jobs):
+            name, uid = attempt_jobs[-1 - back].metadata.name, attempt_jobs[-1 - back].metadata.uid
             self.witness.act(f"kubectl delete job {name} ({policy})")
             with _unless_refused(HTTPStatus.NOT_FOUND):
                 self._batch.delete_namespaced_job(name, self.namespace, propagation_policy=policy)
@@ -303,14 +303,14 @@ class World:
         accounts = self._core.list_namespaced_service_account(self.namespace).items
         return any(account.metadata.name == "default" for account in accounts)
 
-    def _job(self) -> Tree | None:
+    def _job(self) -> Object | None:
         found = self._custom.list_namespaced_custom_object(GROUP, VERSION, self.namespace, PLURAL)["items"]
         return found[0] if found else None
 
-    def _last_job(self) -> Tree:
+    def _last_job(self) -> Object:
         return [each.tree for each in self.witness.history if each.kind == "TailorPOJob"][-1]
 
-    def _there(self) -> dict[str, list[Tree]]:
+    def _there(self) -> dict[str, list[Object]]:
         """What there is, by kind, as JSON."""
         raw = self._core.api_client.sanitize_for_serialization
         jobs = self._custom.list_namespaced_custom_object(GROUP, VERSION, self.namespace, PLURAL)["items"]
@@ -328,10 +328,10 @@ class World:
 
     def _pods(self) -> list[V1Pod]:
         """Those of the newest gang, by index."""
-        gangs = self._gangs()
-        if not gangs:
+        attempt_jobs = self._gangs()
+        if not attempt_jobs:
             return []
-        selector = f"batch.kubernetes.io/controller-uid={gangs[-1].metadata.uid}"
+        selector = f"batch.kubernetes.io/controller-uid={attempt_jobs[-1].metadata.uid}"
         pods = self._core.list_namespaced_pod(self.namespace, label_selector=selector).items
         return sorted(pods, key=lambda each: str(each.metadata.name))
 
@@ -341,8 +341,8 @@ class World:
         return pods[number % len(pods)] if pods else None
 
     def _workers(self) -> int:
-        gangs = self._gangs()
-        return int(gangs[-1].spec.completions) if gangs else 0
+        attempt_jobs = self._gangs()
+        return int(attempt_jobs[-1].spec.completions) if attempt_jobs else 0
 
     def _scheduled(self) -> list[V1Pod]:
         """The pods of the newest gang, once all have living nodes, if that may be soon."""
@@ -385,7 +385,7 @@ class World:
             with _unless_refused(HTTPStatus.UNPROCESSABLE_ENTITY):
                 tell(pod)
 
-    def _delete(self, pod: V1Pod, options: Tree) -> None:
+    def _delete(self, pod: V1Pod, options: Object) -> None:
         with _unless_refused(HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT):
             body = {"preconditions": {"uid": pod.metadata.uid}, **options}
             self._core.delete_namespaced_pod(pod.metadata.name, self.namespace, body=body)

@@ -8,7 +8,16 @@ from typing import Any
 import pytest
 import torch
 
-from tailorpo_trainer.checkpoint import Manifest, Ref, Stream, background, capture, checkpoints, load, open_run
+from tailorpo_trainer.checkpoint import (
+    BackgroundWriter,
+    Manifest,
+    Ref,
+    background,
+    capture,
+    checkpoints,
+    load,
+    open_run,
+)
 from tailorpo_trainer.checkpoint.attempt import Snapshot
 from tailorpo_trainer.errors import ConfigurationError, ResourceError, TailorPOError, UnavailableError
 
@@ -47,15 +56,15 @@ class Gate:
 
 
 @pytest.fixture
-def begin(memory: Any, job: Job) -> Callable[..., Stream]:
-    def make(keep: int = 3, max_failures: int = 3, **options: Any) -> Stream:
+def begin(memory: Any, job: Job) -> Callable[..., BackgroundWriter]:
+    def make(keep: int = 3, max_failures: int = 3, **options: Any) -> BackgroundWriter:
         options.setdefault("sleep", lambda _: None)
-        return Stream(open_run(memory, job()).begin(None), keep, max_failures, **options)
+        return BackgroundWriter(open_run(memory, job()).begin(None), keep, max_failures, **options)
 
     return make
 
 
-def test_all_is_written_when_it_closes(memory: Any, begin: Callable[..., Stream]) -> None:
+def test_all_is_written_when_it_closes(memory: Any, begin: Callable[..., BackgroundWriter]) -> None:
     told: list[tuple[Manifest, float]] = []
     opened = begin(keep=2, after=lambda *what: told.append(what))
     for step in (10, 20, 30):
@@ -70,7 +79,7 @@ def test_all_is_written_when_it_closes(memory: Any, begin: Callable[..., Stream]
     opened.close()
 
 
-def test_training_goes_on_while_a_checkpoint_is_written(memory: Any, begin: Callable[..., Stream]) -> None:
+def test_training_goes_on_while_a_checkpoint_is_written(memory: Any, begin: Callable[..., BackgroundWriter]) -> None:
     gate, live = Gate(memory), torch.zeros(3)
     opened = begin()
     opened.save(1, {"adapter": {"up": live}}, {})
@@ -81,7 +90,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(memory: Any, begin: Call
     assert load(memory, Ref(1, 1)).tensors("adapter")["up"].tolist() == [0, 0, 0]
 
 
-def test_a_third_snapshot_waits_for_the_first(memory: Any, begin: Callable[..., Stream]) -> None:
+def test_a_third_snapshot_waits_for_the_first(memory: Any, begin: Callable[..., BackgroundWriter]) -> None:
     gate, opened = Gate(memory), begin()
     opened.submit(snapshot(1))
     assert gate.reached.wait(60)
@@ -104,7 +113,7 @@ def test_a_third_snapshot_waits_for_the_first(memory: Any, begin: Callable[..., 
 
 @pytest.mark.parametrize("error", [UnavailableError("no answer"), ResourceError("no space")])
 def test_a_failed_commit_is_tried_again_ever_more_patiently(
-    memory: Any, begin: Callable[..., Stream], error: Exception, caplog: pytest.LogCaptureFixture
+    memory: Any, begin: Callable[..., BackgroundWriter], error: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
     pauses: list[float] = []
     told: list[tuple[int, TailorPOError]] = []
@@ -122,7 +131,7 @@ def test_a_failed_commit_is_tried_again_ever_more_patiently(
     assert str(error) in caplog.text
 
 
-def test_only_several_failures_in_a_row_end_the_run(memory: Any, begin: Callable[..., Stream]) -> None:
+def test_only_several_failures_in_a_row_end_the_run(memory: Any, begin: Callable[..., BackgroundWriter]) -> None:
     def fail_two(*_: Any) -> None:
         Broken(memory, UnavailableError("no answer"), 2 * background.TRIES)
 
@@ -136,7 +145,7 @@ def test_only_several_failures_in_a_row_end_the_run(memory: Any, begin: Callable
     assert failed == [step for step in (1, 2, 4, 5) for _ in range(background.TRIES)]
 
 
-def test_after_the_last_allowed_failure_training_is_told(memory: Any, begin: Callable[..., Stream]) -> None:
+def test_after_the_last_allowed_failure_training_is_told(memory: Any, begin: Callable[..., BackgroundWriter]) -> None:
     Broken(memory, UnavailableError("no answer"))
     opened = begin(max_failures=2)
 
@@ -152,7 +161,9 @@ def test_after_the_last_allowed_failure_training_is_told(memory: Any, begin: Cal
     assert checkpoints(memory) == []
 
 
-def test_a_final_checkpoint_that_is_not_written_is_an_error(memory: Any, begin: Callable[..., Stream]) -> None:
+def test_a_final_checkpoint_that_is_not_written_is_an_error(
+    memory: Any, begin: Callable[..., BackgroundWriter]
+) -> None:
     opened = begin(max_failures=100)
     opened.submit(snapshot(1))
     Broken(memory, UnavailableError("no answer"))
@@ -163,7 +174,7 @@ def test_a_final_checkpoint_that_is_not_written_is_an_error(memory: Any, begin: 
 
 @pytest.mark.parametrize("error", [ConfigurationError("no permission"), KeyError("a bug")])
 def test_what_trying_again_cannot_mend_ends_at_once(
-    memory: Any, begin: Callable[..., Stream], error: Exception
+    memory: Any, begin: Callable[..., BackgroundWriter], error: Exception
 ) -> None:
     broken = Broken(memory, error)
     opened = begin(max_failures=100)
@@ -174,7 +185,10 @@ def test_what_trying_again_cannot_mend_ends_at_once(
 
 
 def test_what_happens_beside_a_commit_never_ends_a_run(
-    memory: Any, begin: Callable[..., Stream], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    memory: Any,
+    begin: Callable[..., BackgroundWriter],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seen: list[tuple[str, int]] = []
 
@@ -203,7 +217,7 @@ def test_what_happens_beside_a_commit_never_ends_a_run(
     assert len(checkpoints(memory)) == 3  # pruned when it closed
 
 
-def test_nothing_stays_in_memory(memory: Any, begin: Callable[..., Stream]) -> None:
+def test_nothing_stays_in_memory(memory: Any, begin: Callable[..., BackgroundWriter]) -> None:
     taken = snapshot(1)
     gone = weakref.ref(taken)
     opened = begin()
@@ -213,7 +227,7 @@ def test_nothing_stays_in_memory(memory: Any, begin: Callable[..., Stream]) -> N
     assert gone() is None
 
 
-def test_the_first_error_counts(memory: Any, begin: Callable[..., Stream]) -> None:
+def test_the_first_error_counts(memory: Any, begin: Callable[..., BackgroundWriter]) -> None:
     Broken(memory, ConfigurationError("first"))
     opened = begin()
     opened.submit(snapshot(1))

@@ -25,7 +25,7 @@ from tailorpo_trainer import checkpoint
 from tailorpo_trainer.document import parse
 
 run = checkpoint.open_run(checkpoint.open_store(sys.argv[1]), parse({DOCUMENT!r}))
-stream = checkpoint.Stream(run.begin(run.latest()), keep=3, max_failures=3)
+stream = checkpoint.BackgroundWriter(run.begin(run.latest()), keep=3, max_failures=3)
 for step in (10, 20):
     stream.save(step, {{"adapter": {{"up": torch.full((5 << 20,), step, dtype=torch.float32)}}}}, {{"step": step}})
 stream.close()
@@ -48,7 +48,7 @@ def test_an_upload_that_was_killed(s3_server: Any, s3_bucket: str, faults: Proxy
     assert found is not None
     assert (found.manifest.ref, found.state) == (Ref(1, 10), {"step": 10})
     assert torch.equal(found.tensors("adapter")["up"], torch.full((5 << 20,), 10.0))
-    stream = checkpoint.Stream(run.begin(found), keep=3, max_failures=3)
+    stream = checkpoint.BackgroundWriter(run.begin(found), keep=3, max_failures=3)
     stream.save(20, {"adapter": {"up": torch.zeros(3)}}, {})
     stream.close()
     assert "Uploads" not in client.list_multipart_uploads(Bucket=s3_bucket)

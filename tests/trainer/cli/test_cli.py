@@ -15,7 +15,7 @@ import pytest
 
 from tailorpo_trainer import cli, errors, training
 from tailorpo_trainer.cli import error_exit
-from tailorpo_trainer.telemetry.exporters import Watch
+from tailorpo_trainer.telemetry.exporters import TelemetryOptions
 
 JOB = """\
 apiVersion: tailorpo.dev/v1alpha1
@@ -161,7 +161,7 @@ def test_run_passes_on_what_was_asked(job: Path, trained: list[dict[str, Any]]) 
     assert cli.main(["run", str(job)]) == 0
     [call] = trained
     assert call.pop("job").metadata.name == "vivid"
-    assert call == {"output": None, "base": job.parent, "fresh": False, "display": "auto", "watch": Watch()}
+    assert call == {"output": None, "base": job.parent, "fresh": False, "display": "auto", "watch": TelemetryOptions()}
 
 
 @pytest.mark.parametrize(("option", "display"), [("--quiet", "quiet"), ("--json", "json"), ("--no-progress", "plain")])
@@ -171,7 +171,13 @@ def test_run_options(job: Path, trained: list[dict[str, Any]], option: str, disp
     [call] = trained
     spec = call.pop("job").spec
     assert (spec.lora.rank, spec.rewards[0].weight) == (3, 2)
-    assert call == {"output": Path("out"), "base": Path(), "fresh": True, "display": display, "watch": Watch()}
+    assert call == {
+        "output": Path("out"),
+        "base": Path(),
+        "fresh": True,
+        "display": display,
+        "watch": TelemetryOptions(),
+    }
 
 
 def test_who_looks_on_may_be_said_by_option_or_environment(
@@ -182,8 +188,8 @@ def test_who_looks_on_may_be_said_by_option_or_environment(
     monkeypatch.setenv("TAILORPO_METRICS_HOST", "0.0.0.0")
     assert cli.main(["run", "job.yaml"]) == 0
     assert [call["watch"] for call in trained] == [
-        Watch(port=0, stall_seconds=5, tensorboard=True),
-        Watch(port=9090, host="0.0.0.0"),
+        TelemetryOptions(port=0, stall_seconds=5, tensorboard=True),
+        TelemetryOptions(port=9090, host="0.0.0.0"),
     ]
 
 

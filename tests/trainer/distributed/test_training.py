@@ -84,7 +84,7 @@ def recorded(job: TailorPOJob) -> tuple[Pairs | Transitions, Tensor]:
     reward = rewards.load(job.spec.rewards, policy.device)
     steps = job.spec.sampling.trained_steps
     assert steps.count is not None
-    scene = methods.Scene(
+    scene = methods.RolloutContext(
         policy=policy,
         text=policy.embed(prompts),
         prompts=torch.tensor([0, 1, 2, 0]),
@@ -304,7 +304,7 @@ def test_a_process_that_hangs_is_ended_and_says_where(document: Make, start: Sta
 def test_the_first_process_alone_serves_and_counts_for_all(
     document: Make, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tailorpo_trainer.telemetry.exporters import Watch
+    from tailorpo_trainer.telemetry.exporters import TelemetryOptions
     from tailorpo_trainer.telemetry.prometheus import Metrics
 
     def keep(self: Metrics) -> None:
@@ -314,7 +314,7 @@ def test_the_first_process_alone_serves_and_counts_for_all(
 
     monkeypatch.setattr(Metrics, "close", keep)
     job = parse(document(training=FOUR, evaluation={"everyIterations": 0}))
-    ended = start(2, lambda rank: run(job, tmp_path / "run", display="quiet", watch=Watch(port=0))).wait()
+    ended = start(2, lambda rank: run(job, tmp_path / "run", display="quiet", watch=TelemetryOptions(port=0))).wait()
     assert [each.code for each in ended] == [0, 0], ended
     assert ["metrics: http://" in each.said for each in ended] == [True, False]
     assert float((tmp_path / "samples").read_text()) == 12

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tailorpo_trainer import methods, models, rewards
-from tailorpo_trainer.diffusion.batch_sizes import portions
+from tailorpo_trainer.diffusion.batch_sizes import batch_sizes
 from tailorpo_trainer.diffusion.ddim import choose_steps
 from tailorpo_trainer.diffusion.noise import Noise, Purpose
 from tailorpo_trainer.diffusion.policy import Policy
@@ -35,11 +35,11 @@ def resolved(document: Make) -> Callable[..., Spec]:
 
 def scene(
     run: Spec, policy: Policy, prompts: tuple[str, ...] = ("a cat", "a dog", "a bee"), iteration: int = 0
-) -> methods.Scene:
+) -> methods.RolloutContext:
     steps = run.sampling.trained_steps
     assert steps.count is not None
     assert steps.choose is not None
-    return methods.Scene(
+    return methods.RolloutContext(
         policy=policy,
         text=policy.embed(prompts),
         prompts=torch.arange(len(prompts)),
@@ -218,7 +218,7 @@ def test_the_graph_is_kept_where_that_is_exact_and_fits(
 ) -> None:
     training = {"iterations": 1, "promptsPerIteration": 3, "updatesPerIteration": updates, "microBatchSize": rows}
     run = resolved(training=training)
-    assert methods.can_keep_graph(run.training, portions(run.training, 256), trained, 3) is expected
+    assert methods.can_keep_graph(run.training, batch_sizes(run.training, 256), trained, 3) is expected
 
 
 def test_ties_weigh_nothing_and_are_not_dropped(resolved: Callable[..., Spec]) -> None:
@@ -303,7 +303,7 @@ def test_a_pushed_winner_has_a_higher_reward(resolved: Callable[..., Spec]) -> N
     assert float(torch.cat(raised).mean()) > 0.95
 
 
-def reward_after(policy: Policy, setting: methods.Scene, step: int, y: Tensor) -> Tensor:
+def reward_after(policy: Policy, setting: methods.RolloutContext, step: int, y: Tensor) -> Tensor:
     with torch.no_grad():
         clean = policy.sampler.clean(step + 1, y, policy.predict(y, step + 1, setting.text))
     return setting.score(clean, step)

@@ -159,7 +159,7 @@ def test_each_decoder_scales_latents_by_its_own_factor(document: Make, tmp_path:
     latents = torch.randn(2, *policy.latent_shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = (policy.scoring_decoder.decode(latents / scaling).sample / 2 + 0.5).clamp(0, 1)
-        torch.testing.assert_close(policy.decode_to_rank(latents), expected)
+        torch.testing.assert_close(policy.decode_for_scoring(latents), expected)
     assert policy.work.as_dict() == {
         "images": 0, "denoiser_forwards": 0, "denoiser_forwards_with_gradient": 0, "decodes": 0, "scoring_decodes": 2
     }  # fmt: skip

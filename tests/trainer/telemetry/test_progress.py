@@ -9,15 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tailorpo_trainer.errors import ConfigurationError, understood
+from tailorpo_trainer.errors import ConfigurationError, as_user_error
 from tailorpo_trainer.spec.progress import (
     MAX_BYTES,
     SEARCHED_END,
     SEARCHED_LENGTH,
     Checkpoint,
     Metrics,
-    Part,
     Progress,
+    ProgressModel,
     redact,
 )
 from tailorpo_trainer.telemetry import termination
@@ -68,7 +68,7 @@ def test_a_text_is_cut_no_more_than_it_must_be(text: str) -> None:
 
 
 def test_what_fits_is_whole(tmp_path: Path) -> None:
-    some = FULL.having(checkpoint=None, resumed_from=None)
+    some = FULL.replace(checkpoint=None, resumed_from=None)
     termination.write(some, tmp_path / "log")
     assert termination.read(tmp_path / "log") == some
     assert termination.read(tmp_path / "none") is None
@@ -94,10 +94,10 @@ def test_no_secret_gets_in(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in secrets.items():
         monkeypatch.setenv(name, value)
     urls = "https://user:p@ss@host:9000/b?X-Amz-Signature=abc123 redis://:hunter22@cache/0 and s3://bucket/key"
-    ended = FULL.having(checkpoint=Checkpoint(uri="http://me:hunter22@host/c", step=1, time="t")).ended(
+    ended = FULL.replace(checkpoint=Checkpoint(uri="http://me:hunter22@host/c", step=1, time="t")).ended(
         ConfigurationError(f"{urls}: {' '.join(secrets.values())}")
     )
-    text = json.dumps(ended.tree())
+    text = json.dumps(ended.to_dict())
     for secret in (*secrets.values(), "p@ss", "user:", "hunter22", "abc123"):
         assert secret not in text
     assert ended.error is not None
@@ -244,7 +244,7 @@ def test_bytes_that_are_no_text_are_no_progress() -> None:
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_number_that_is_not_finite_is_not_known(bad: float) -> None:
-    tree = Progress(metrics=Metrics(loss=bad), eta_seconds=bad).tree()
+    tree = Progress(metrics=Metrics(loss=bad), eta_seconds=bad).to_dict()
     assert tree["metrics"] == {}
     assert "etaSeconds" not in tree
     read = Progress.read(f'{{"etaSeconds":"{bad}"}}')
@@ -257,7 +257,7 @@ def test_memory_that_torch_cannot_have_is_no_bug() -> None:
 
     with pytest.raises(RuntimeError) as caught:
         torch.empty(1 << 60)
-    known = understood(caught.value)
+    known = as_user_error(caught.value)
     assert known is not None
     assert known.exit_code == 71
 
@@ -271,7 +271,7 @@ def test_the_page_names_every_key() -> None:
         assert set(re.findall(r"\w+", row[2])) == _keys(part)
 
 
-def _keys(part: type[Part]) -> set[Any]:
+def _keys(part: type[ProgressModel]) -> set[Any]:
     return {field.alias for field in part.model_fields.values()}
 
 

@@ -17,7 +17,7 @@ from ruamel.yaml import YAML
 
 from tailorpo_trainer.spec.progress import Progress
 from tailorpo_trainer.telemetry import alarms, termination
-from tailorpo_trainer.telemetry.observer import Beginning
+from tailorpo_trainer.telemetry.observer import RunStart
 from tailorpo_trainer.telemetry.prometheus import Metrics
 
 PAGE = (Path(__file__).parents[3] / "docs" / "metrics.md").read_text()
@@ -187,7 +187,7 @@ def test_alarms_and_failed_checkpoints_count_also_those_before_a_resume() -> Non
     termination.begin(Progress(name="test", of=9))
     metrics = Metrics()
     alarm = {"kind": "alarm", "iteration": 1, "name": "gap-at-zero", "message": "m"}
-    metrics.begin(Beginning(2, 1, {}, [alarm]))
+    metrics.begin(RunStart(2, 1, {}, [alarm]))
     get = metrics.registry.get_sample_value
     labels = {"namespace": "", "job": "test"}
     assert {name: get("tailorpo_alarm", labels | {"alarm": name}) for name in alarms.NAMES} == {

@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry
 from tailorpo_trainer.errors import ConfigurationError, RewardError
 from tailorpo_trainer.spec.progress import Progress
 from tailorpo_trainer.telemetry import termination
-from tailorpo_trainer.telemetry.observer import Beginning
+from tailorpo_trainer.telemetry.observer import RunStart
 from tailorpo_trainer.telemetry.server import Health, serving
 
 
@@ -48,7 +48,7 @@ def test_health_is_lines_that_come(url: str, health: Health, clock: SimpleNamesp
     assert get(f"{url}/healthz") == (200, "ok\n")
     clock.now = 61
     assert get(f"{url}/healthz")[0] == 503  # nothing was loaded for a minute
-    health.begin(Beginning(1, 0, {}, []))
+    health.begin(RunStart(1, 0, {}, []))
     termination.know(Progress(name="test", phase="Running", step=3))
     for kind in ("iteration", "evaluation", "checkpoint"):
         assert get(f"{url}/healthz")[0] == 200
@@ -66,7 +66,7 @@ def test_progress_is_what_is_known(url: str) -> None:
     termination.know(Progress(name="tést", phase="Running", step=3))
     status, text = get(f"{url}/progress")
     assert status == 200
-    assert json.loads(text) == termination.known().tree()
+    assert json.loads(text) == termination.known().to_dict()
 
 
 def test_other_questions(url: str) -> None:

@@ -333,16 +333,16 @@ def test_a_full_disk_ends_with_one_sentence_and_what_was_saved_stays(
     monkeypatch.setattr(background, "TRIES", 2)
     monkeypatch.setattr(background, "FIRST_PAUSE", 0.0)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    whole = background.Stream.submit
+    whole = background.BackgroundWriter.submit
 
-    def submit(self: background.Stream, snapshot: Any) -> None:
+    def submit(self: background.BackgroundWriter, snapshot: Any) -> None:
         if snapshot.step == 2:
             while not checkpoint.checkpoints(self.attempt.store):
                 time.sleep(0.01)
             resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 14, hard))
         whole(self, snapshot)
 
-    monkeypatch.setattr(background.Stream, "submit", submit)
+    monkeypatch.setattr(background.BackgroundWriter, "submit", submit)
     values = document(evaluation={"everyIterations": 0}, checkpoint={"everyIterations": 1, "maxFailures": 1})
     try:
         with pytest.raises(ResourceError, match="not written, the disk or quota is full") as caught:

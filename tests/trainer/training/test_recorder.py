@@ -17,8 +17,8 @@ from tailorpo_trainer.results.run_folder import Output
 from tailorpo_trainer.rollout.scoring import Scorer
 from tailorpo_trainer.spec.progress import Checkpoint, Progress
 from tailorpo_trainer.telemetry import termination
-from tailorpo_trainer.telemetry.observer import Beginning, Line, Observer
-from tailorpo_trainer.training.recorder import Record
+from tailorpo_trainer.telemetry.observer import Line, Observer, RunStart
+from tailorpo_trainer.training.recorder import Recorder
 from tailorpo_trainer.training.updater import UpdateFacts
 
 WORK = {"images": 8.0, "reward_queries": 16.0}
@@ -29,9 +29,9 @@ class Shown(Observer):
 
     def __init__(self) -> None:
         self.lines: list[Line] = []
-        self.beginnings: list[Beginning] = []
+        self.beginnings: list[RunStart] = []
 
-    def begin(self, beginning: Beginning) -> None:
+    def begin(self, beginning: RunStart) -> None:
         self.beginnings.append(beginning)
 
     def observe(self, line: Line) -> None:
@@ -48,16 +48,16 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 def begin(
     folder: Path, iterations: int = 10, done: int = 0, totals: dict[str, float] | None = None, speaks: bool = True
-) -> Record:
+) -> Recorder:
     output = Output(folder)
     output.create()
-    made = Record(output, Progress(name="test", of=iterations), speaks)
+    made = Recorder(output, Progress(name="test", of=iterations), speaks)
     made.observers = [Shown()]
     made.resume(1, done, totals or {}, Checkpoint(uri="x", step=done, time="t") if done else None)
     return made
 
 
-def shown(made: Record) -> list[Line]:
+def shown(made: Recorder) -> list[Line]:
     (observer,) = made.observers
     assert isinstance(observer, Shown)
     return observer.lines
@@ -65,7 +65,7 @@ def shown(made: Record) -> list[Line]:
 
 def scorer(*scores: float) -> Scorer:
     total = torch.tensor(scores)
-    policy = SimpleNamespace(decode_to_rank=lambda latents: latents, sampler=SimpleNamespace(steps=4))
+    policy = SimpleNamespace(decode_for_scoring=lambda latents: latents, sampler=SimpleNamespace(steps=4))
     reward = lambda *_: SimpleNamespace(total=total, parts={"main": total})  # noqa: E731
     made = Scorer(cast(Any, policy), cast(Any, reward), ["a"] * len(scores))
     made(torch.zeros(len(scores), 1), 0)
@@ -98,11 +98,11 @@ def strict(text: str) -> Any:
     return json.loads(text, parse_constant=refuse)
 
 
-def written(made: Record) -> list[dict[str, Any]]:
+def written(made: Recorder) -> list[dict[str, Any]]:
     return [strict(text) for text in made.output.metrics.read_text().splitlines()]
 
 
-def progress(made: Record) -> dict[str, Any]:
+def progress(made: Recorder) -> dict[str, Any]:
     return cast(dict[str, Any], strict(made.output.progress.read_text()))
 
 

@@ -362,7 +362,7 @@ def test_a_server_that_dies_in_an_upload_and_comes_back(
         run = checkpoint.open_run(checkpoint.open_store(f"s3://{bucket}/run"), job)
         proxy.rule = nth(2, Fault(then=die), within="partNumber")
         failed: list[int] = []
-        opened = checkpoint.Stream(
+        opened = checkpoint.BackgroundWriter(
             run.begin(None),
             keep=3,
             max_failures=3,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tailorpo_trainer.diffusion.batch_sizes import Portions
+from tailorpo_trainer.diffusion.batch_sizes import BatchSizes
 from tailorpo_trainer.distributed.signals import StopRequested
 from tailorpo_trainer.document import parse
 from tailorpo_trainer.errors import NotFiniteError
@@ -36,7 +36,7 @@ def model(at_once: int = 256) -> Any:
         adapter=lambda: {"weight": weight},
         device=torch.device("cpu"),
         interrupt=None,
-        portions=Portions(training=at_once),
+        batch_sizes=BatchSizes(training=at_once),
     )
 
 

@@ -3,7 +3,7 @@
     run = open_run(open_store(uri), job)              # whose storage is this?
     start = None if fresh else run.latest()           # where to go on, or None
     attempt = run.begin(start, at_least=number)       # from now on it writes under its own prefix only
-    stream = Stream(attempt, keep=3, max_failures=3)
+    stream = BackgroundWriter(attempt, keep=3, max_failures=3)
     stream.save(step, {"adapter": tensors}, {"samples": 640})   # returns as soon as the tensors are copied
     stream.close()                                              # returns when all is committed
 
@@ -11,7 +11,7 @@ Nothing here imports torch before tensors are saved or asked for.
 """
 
 from tailorpo_trainer.checkpoint.attempt import Attempt, Snapshot, capture
-from tailorpo_trainer.checkpoint.background import Stream
+from tailorpo_trainer.checkpoint.background import BackgroundWriter
 from tailorpo_trainer.checkpoint.claim import Run, open_run
 from tailorpo_trainer.checkpoint.format import FORMAT_VERSION, CorruptError, Manifest
 from tailorpo_trainer.checkpoint.identity import differences, experiment_hash
@@ -23,6 +23,7 @@ from tailorpo_trainer.checkpoint.storage.opening import open_store
 __all__ = [
     "FORMAT_VERSION",
     "Attempt",
+    "BackgroundWriter",
     "CorruptError",
     "ExistsError",
     "Loaded",
@@ -32,7 +33,6 @@ __all__ = [
     "Run",
     "Snapshot",
     "Store",
-    "Stream",
     "capture",
     "checkpoints",
     "differences",

@@ -23,7 +23,7 @@ PASSES = (UnavailableError, ResourceError)
 """What may be over in a minute: a store that does not answer, or has no space."""
 
 
-class Stream:
+class BackgroundWriter:
     """One background thread that hashes and commits what it is given, and deletes what is old.
 
     At most one snapshot is being written and one waits, so memory is bounded: who brings a third waits as well.

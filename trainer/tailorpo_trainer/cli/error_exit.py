@@ -9,7 +9,7 @@ from contextlib import suppress
 
 import click
 
-from tailorpo_trainer.errors import ExitCode, StoppedError, understood
+from tailorpo_trainer.errors import ExitCode, StoppedError, as_user_error
 
 BROKEN_PIPE = 141
 """128 + SIGPIPE, as for any program whose reader has left."""
@@ -26,7 +26,7 @@ def say(error: BaseException) -> int:
         return error.exit_code
     if isinstance(error, BrokenPipeError) and _reader_left():
         return BROKEN_PIPE
-    known = understood(error)
+    known = as_user_error(error)
     if known is None:
         return _crash(error)
     # A stop is no error; a document's problems begin with file and line, for editors to jump to (their class

@@ -15,11 +15,11 @@ from tailorpo_trainer.training.launch import Gang
 
 if TYPE_CHECKING:
     from tailorpo_trainer.spec.job import TailorPOJob
-    from tailorpo_trainer.telemetry.exporters import Watch
+    from tailorpo_trainer.telemetry.exporters import TelemetryOptions
 
 
 def _again(
-    file: Path, output: Path | None, overrides: tuple[str, ...], fresh: bool, display: str, watch: Watch
+    file: Path, output: Path | None, overrides: tuple[str, ...], fresh: bool, display: str, watch: TelemetryOptions
 ) -> list[str]:
     """The arguments for each of the processes."""
     shown = {"quiet": ["--quiet"], "json": ["--json"], "plain": ["--no-progress"]}.get(display, [])
@@ -131,7 +131,7 @@ def run(
     from tailorpo_trainer.telemetry import exporters, termination
 
     termination.begin(Progress())
-    watch = exporters.Watch(metrics_port, metrics_host, metrics_stall_seconds, tensorboard)
+    watch = exporters.TelemetryOptions(metrics_port, metrics_host, metrics_stall_seconds, tensorboard)
     job = document.read(file, overrides)
     ignored = cluster_fields(job)
     if ignored and not quiet:

@@ -8,7 +8,7 @@ MEGAPIXEL = 2**20
 
 
 @dataclass(frozen=True)
-class Portions:
+class BatchSizes:
     """Rows in memory at once: trajectories drawn, rows of a forward with a gradient, latents decoded."""
 
     sampling: int = 64
@@ -16,14 +16,14 @@ class Portions:
     decoding: int = 64
 
 
-def portions(training: Training, pixels: int) -> Portions:
+def batch_sizes(training: Training, pixels: int) -> BatchSizes:
     """About four megapixels of pictures drawn, one trained on and one decoded at a time: at 512 x 512 some 6 GiB.
 
     Args:
         pixels: of one picture, height x width.
     """
     megapixel = max(1, MEGAPIXEL // pixels)
-    return Portions(
+    return BatchSizes(
         sampling=training.sampling_batch_size or min(64, max(1, 4 * MEGAPIXEL // pixels)),
         training=training.micro_batch_size or megapixel,
         decoding=training.decode_batch_size or min(64, megapixel),

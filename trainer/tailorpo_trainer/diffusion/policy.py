@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tailorpo_trainer.diffusion.batch_sizes import Portions
+from tailorpo_trainer.diffusion.batch_sizes import BatchSizes
 from tailorpo_trainer.diffusion.ddim import DDIM
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -60,7 +60,7 @@ class Policy:
     device: torch.device
     dtype: torch.dtype = torch.float32
     negative_prompt: str = ""
-    portions: Portions = field(default_factory=Portions)
+    batch_sizes: BatchSizes = field(default_factory=BatchSizes)
     latent_shape: tuple[int, ...] = (4, 64, 64)
     scoring_decoder: Any = None
     work: Work = field(default_factory=Work)
@@ -114,7 +114,7 @@ class Policy:
         self.work.decodes += len(latents)
         return self._decode(self.vae, latents)
 
-    def decode_to_rank(self, latents: Tensor) -> Tensor:
+    def decode_for_scoring(self, latents: Tensor) -> Tensor:
         """The same by the scoring decoder, where there is one: good enough to compare pictures by."""
         if self.scoring_decoder is None:
             return self.decode(latents)
@@ -125,7 +125,7 @@ class Policy:
         scaled = latents / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0.0)
         parts = [
             vae.decode(part.to(vae.dtype), return_dict=False)[0].float()
-            for part in scaled.split(self.portions.decoding)
+            for part in scaled.split(self.batch_sizes.decoding)
         ]
         return (torch.cat(parts) / 2 + 0.5).clamp(0, 1)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from tailorpo_trainer import prompts
-from tailorpo_trainer.diffusion.batch_sizes import portions
+from tailorpo_trainer.diffusion.batch_sizes import batch_sizes
 from tailorpo_trainer.diffusion.ddim import ddim
 from tailorpo_trainer.errors import ConfigurationError
 from tailorpo_trainer.estimate import architectures, counts, memory, network_costs, printing
@@ -117,7 +117,7 @@ def work(run: Spec, architecture: Architecture, base: Path | None = None) -> tup
     sampling, notes = run.sampling, ["Rewards' own networks are counted neither in FLOPs nor in memory."]
     tables = SimpleNamespace(config=architecture.scheduler)
     table = ddim(tables, sampling.steps, sampling.eta, sampling.timestep_spacing)
-    counted = counts.count(run, table, portions(run.training, architecture.pixels(run.sampling)))
+    counted = counts.count(run, table, batch_sizes(run.training, architecture.pixels(run.sampling)))
     try:
         counted.run["text", "prompts"] = _encoded(run, base)
     except ConfigurationError:  # a ConfigMap's: they are on the cluster

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tailorpo_trainer import methods
-from tailorpo_trainer.diffusion.batch_sizes import Portions
+from tailorpo_trainer.diffusion.batch_sizes import BatchSizes
 from tailorpo_trainer.diffusion.ddim import DDIM, choose_steps
 from tailorpo_trainer.diffusion.noise import Noise, Purpose
 from tailorpo_trainer.diffusion.policy import Policy
@@ -56,7 +56,7 @@ class Counts:
     largest: Work
 
 
-def count(run: Spec, sampler: DDIM, at_once: Portions) -> Counts:
+def count(run: Spec, sampler: DDIM, at_once: BatchSizes) -> Counts:
     """The counts of a document (method defaults resolved) whose model samples by these tables."""
     training = run.training
     samples = training.prompts_per_iteration * training.samples_per_prompt
@@ -97,7 +97,7 @@ def scale(work: Mapping[Key, float], factor: float) -> Work:
     return {key: value * factor for key, value in work.items()}
 
 
-def _checks(run: Spec, sampler: DDIM, at_once: Portions) -> Work:
+def _checks(run: Spec, sampler: DDIM, at_once: BatchSizes) -> Work:
     """What the checks of the scoring decoder add to a run: what an iteration with one has more than one without."""
     every = check_interval(run)
     samples = min(run.training.prompts_per_iteration * run.training.samples_per_prompt, at_once.sampling)
@@ -128,7 +128,7 @@ def _trained(run: Spec, sampler: DDIM, every: int = 1) -> dict[tuple[int, ...], 
 
 
 def _iteration(
-    run: Spec, sampler: DDIM, trained: Sequence[int], largest: Work, at_once: Portions, recheck: int = 0
+    run: Spec, sampler: DDIM, trained: Sequence[int], largest: Work, at_once: BatchSizes, recheck: int = 0
 ) -> tuple[Work, int]:
     """One iteration of one sample, and the trajectories it draws; `largest` takes in the rows of the largest calls.
 
@@ -136,7 +136,7 @@ def _iteration(
     """
     hollow = Hollow(run, sampler)
     samples = run.training.prompts_per_iteration * run.training.samples_per_prompt
-    scene = methods.Scene(
+    scene = methods.RolloutContext(
         policy=hollow.policy,
         text=hollow.policy.embed(["a"]),
         prompts=torch.zeros(1, dtype=torch.int64),

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from tailorpo_trainer.diffusion.batch_sizes import portions
+from tailorpo_trainer.diffusion.batch_sizes import batch_sizes
 from tailorpo_trainer.diffusion.policy import PRECISIONS
 from tailorpo_trainer.estimate.architectures import Architecture
 from tailorpo_trainer.estimate.counts import Counts
@@ -62,7 +62,7 @@ def precisions(run: Spec) -> list[str]:
 
 def batches(run: Spec, counts: Counts, pixels: int) -> Batches:
     """The largest calls of a run. pixels: of one picture."""
-    training, largest, at_once = run.training, counts.largest, portions(run.training, pixels)
+    training, largest, at_once = run.training, counts.largest, batch_sizes(run.training, pixels)
     samples = training.prompts_per_iteration * training.samples_per_prompt
     drawn = min(at_once.sampling, samples)
     evaluated = min(at_once.sampling, run.evaluation.images) if counts.evaluations else 0

@@ -85,7 +85,7 @@ def sample(
 
 def _draw(trained: Trained, prompts: Sequence[str], images: int, seed: int, to: Path, name: str) -> list[Any]:
     """Write the pictures of one model; those that the sheet has room for come back."""
-    policy, batch = trained.policy, trained.policy.portions.sampling
+    policy, batch = trained.policy, trained.policy.batch_sizes.sampling
     digits, number, shown = max(3, len(str(images - 1))), 0, []
     with policy.reference() if name == "before" else nullcontext():
         for _, pictures in measurement.batches(policy, prompts, images, seed, batch, Purpose.SAMPLING):
@@ -107,7 +107,7 @@ def compare(folder: Path, images: int, prompts: Sequence[str] = (), seed: int | 
     watched = rewards.load(extra, policy.device, "spec.evaluation.rewards") if extra else None
     wanted = list(prompts) or trained.output.read_prompts()[1]
     drawn_from = run.training.seed + FRESH if seed is None else seed
-    batch = policy.portions.sampling
+    batch = policy.batch_sizes.sampling
 
     shipped = run.model.name == models.SHIPPED
 

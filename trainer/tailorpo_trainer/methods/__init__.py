@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from tailorpo_trainer.methods.base import Loss, Method, Scene, can_keep_graph
+from tailorpo_trainer.methods.base import Loss, Method, RolloutContext, can_keep_graph
 from tailorpo_trainer.methods.d3po import D3PO
 from tailorpo_trainer.methods.ddpo import DDPO
 from tailorpo_trainer.methods.spo import SPO
@@ -24,4 +24,4 @@ def build(parameters: job.Method) -> Method:
     return METHODS[parameters.name](parameters)
 
 
-__all__ = ["METHODS", "Loss", "Method", "Scene", "build", "can_keep_graph"]
+__all__ = ["METHODS", "Loss", "Method", "RolloutContext", "build", "can_keep_graph"]

@@ -7,7 +7,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from tailorpo_trainer.diffusion.batch_sizes import Portions
+from tailorpo_trainer.diffusion.batch_sizes import BatchSizes
 from tailorpo_trainer.diffusion.noise import Noise
 from tailorpo_trainer.diffusion.policy import Policy
 from tailorpo_trainer.rollout.rows import Pairs, Transitions
@@ -19,7 +19,7 @@ Parameter = TypeVar("Parameter")
 
 
 @dataclass(frozen=True)
-class Scene:
+class RolloutContext:
     """All that one iteration's rollout needs.
 
     Attributes:
@@ -41,7 +41,7 @@ class Scene:
     keep_graph: bool = False
     gather: Callable[[Tensor], Tensor] = lambda rows: rows
 
-    def part(self, rows: slice) -> "Scene":
+    def part(self, rows: slice) -> "RolloutContext":
         """The scene of some of the samples."""
         return replace(
             self,
@@ -71,17 +71,17 @@ class Method(Protocol):
 
     needs_gradient: bool
 
-    def roll_out(self, scene: Scene) -> Any:
+    def roll_out(self, scene: RolloutContext) -> Any:
         """Draw and score; what comes back is the method's own and goes to `rows`."""
 
-    def rows(self, scene: Scene, drawn: Any) -> Pairs | Transitions:
+    def rows(self, scene: RolloutContext, drawn: Any) -> Pairs | Transitions:
         """Rows to train on, step-major."""
 
     def loss(self, policy: Policy, rows: Any, text: Tensor) -> Loss:
         """Differentiable losses of some rows; text [n, tokens, width] of each row."""
 
 
-def branch_out(scene: Scene, candidates: int, continue_from: str, push: Push | None = None) -> list[Branch]:
+def branch_out(scene: RolloutContext, candidates: int, continue_from: str, push: Push | None = None) -> list[Branch]:
     """The step-wise methods' rollout of a scene: `rollout.branch`."""
     return branch(
         scene.policy,
@@ -147,7 +147,7 @@ def predictions(
     return prediction, reference
 
 
-def can_keep_graph(training: Training, at_once: Portions, trained: Sequence[int], samples: int) -> bool:
+def can_keep_graph(training: Training, at_once: BatchSizes, trained: Sequence[int], samples: int) -> bool:
     """Whether the rollout's predictions can serve the update: exact while nothing was updated in between, and no dearer
     in memory if all rows fit one pass anyway."""
     return training.updates_per_iteration == 1 and samples * len(trained) <= at_once.training

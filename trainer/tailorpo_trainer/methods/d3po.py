@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tailorpo_trainer.diffusion.policy import Policy
 from tailorpo_trainer.methods import objectives
-from tailorpo_trainer.methods.base import Loss, Scene, given, mean_shift, predictions
+from tailorpo_trainer.methods.base import Loss, RolloutContext, given, mean_shift, predictions
 from tailorpo_trainer.rollout.rows import Pairs
 from tailorpo_trainer.rollout.trajectories import Transition, follow
 from tailorpo_trainer.spec.job import Method
@@ -36,7 +36,7 @@ class D3PO:
         self.reduction = parameters.log_probability
         self.clamp = given(parameters.clamp_ratio)
 
-    def roll_out(self, scene: Scene) -> Duel:
+    def roll_out(self, scene: RolloutContext) -> Duel:
         start = scene.noise.initial()
         (clean_a, a), (clean_b, b) = (
             follow(scene.policy, scene.text, scene.noise, scene.trained, candidate=k, x=start) for k in (0, 1)
@@ -46,7 +46,7 @@ class D3PO:
         ).view(-1, 2)
         return Duel(a, b, rewards)
 
-    def rows(self, scene: Scene, drawn: Duel) -> Pairs:
+    def rows(self, scene: RolloutContext, drawn: Duel) -> Pairs:
         difference = drawn.rewards[:, 0] - drawn.rewards[:, 1]
         first_wins = (difference > 0).view(-1, 1, 1, 1)
         samples = torch.arange(len(difference), device=difference.device)

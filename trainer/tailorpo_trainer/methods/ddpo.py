@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tailorpo_trainer.diffusion.policy import Policy
 from tailorpo_trainer.methods import objectives
-from tailorpo_trainer.methods.base import Loss, Scene, given, mean_shift
+from tailorpo_trainer.methods.base import Loss, RolloutContext, given, mean_shift
 from tailorpo_trainer.rollout.rows import Transitions
 from tailorpo_trainer.rollout.trajectories import Transition, follow
 from tailorpo_trainer.spec.job import Method
@@ -36,11 +36,11 @@ class DDPO:
         self.clip_range = given(parameters.clip_range)
         self.advantage_clip = given(parameters.advantage_clip)
 
-    def roll_out(self, scene: Scene) -> Trajectories:
+    def roll_out(self, scene: RolloutContext) -> Trajectories:
         clean, transitions = follow(scene.policy, scene.text, scene.noise, scene.trained)
         return Trajectories(transitions, scene.score(clean, scene.policy.sampler.steps - 1))
 
-    def rows(self, scene: Scene, drawn: Trajectories) -> Transitions:
+    def rows(self, scene: RolloutContext, drawn: Trajectories) -> Transitions:
         rewards, prompts = scene.gather(drawn.rewards), scene.gather(scene.prompts)
         mine = list(scene.noise.samples)
         advantage = objectives.normalised_advantages(rewards, prompts, self.advantage_clip)[mine]

@@ -12,7 +12,15 @@ from torch import Tensor
 
 from tailorpo_trainer.diffusion.policy import Policy
 from tailorpo_trainer.methods import objectives
-from tailorpo_trainer.methods.base import Loss, Scene, best_against_worst, branch_out, given, mean_shift, predictions
+from tailorpo_trainer.methods.base import (
+    Loss,
+    RolloutContext,
+    best_against_worst,
+    branch_out,
+    given,
+    mean_shift,
+    predictions,
+)
 from tailorpo_trainer.rollout.rows import Pairs
 from tailorpo_trainer.rollout.trajectories import Branch
 from tailorpo_trainer.spec.job import Method
@@ -28,10 +36,10 @@ class TailorPO:
         self.reduction = parameters.log_probability
         self.continue_from = given(parameters.continue_from)
 
-    def roll_out(self, scene: Scene) -> list[Branch]:
+    def roll_out(self, scene: RolloutContext) -> list[Branch]:
         return branch_out(scene, 2, self.continue_from)
 
-    def rows(self, scene: Scene, drawn: list[Branch]) -> Pairs:
+    def rows(self, scene: RolloutContext, drawn: list[Branch]) -> Pairs:
         return best_against_worst(drawn)
 
     def loss(self, policy: Policy, rows: Pairs, text: Tensor) -> Loss:

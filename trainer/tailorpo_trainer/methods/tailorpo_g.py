@@ -9,7 +9,7 @@ abstract names gradient guidance; this form, and its limit to a fraction of the 
 import torch
 from torch import Tensor
 
-from tailorpo_trainer.methods.base import Scene, branch_out, given
+from tailorpo_trainer.methods.base import RolloutContext, branch_out, given
 from tailorpo_trainer.methods.tailorpo import TailorPO
 from tailorpo_trainer.rollout.trajectories import Branch
 from tailorpo_trainer.spec.job import Method
@@ -24,19 +24,19 @@ class TailorPOG(TailorPO):
         super().__init__(parameters)
         self.guidance = given(parameters.reward_guidance)
 
-    def roll_out(self, scene: Scene) -> list[Branch]:
+    def roll_out(self, scene: RolloutContext) -> list[Branch]:
         def push(step: int, winner: Tensor, prediction: Tensor) -> Tensor:
             return winner + self.push(scene, step, winner, prediction)
 
         return branch_out(scene, 2, self.continue_from, push)
 
-    def push(self, scene: Scene, step: int, winner: Tensor, prediction: Tensor) -> Tensor:
+    def push(self, scene: RolloutContext, step: int, winner: Tensor, prediction: Tensor) -> Tensor:
         """The displacement of each winner [n, c, h, w]; prediction: the policy's at the winner, at the next step."""
-        size = scene.policy.portions.training  # a gradient through denoiser and decoder is what needs most memory
+        size = scene.policy.batch_sizes.training  # a gradient through denoiser and decoder is what needs most memory
         parts = [slice(start, start + size) for start in range(0, len(winner), size)]
         return torch.cat([self._push(scene.part(part), step, winner[part], prediction[part]) for part in parts])
 
-    def _push(self, scene: Scene, step: int, winner: Tensor, prediction: Tensor) -> Tensor:
+    def _push(self, scene: RolloutContext, step: int, winner: Tensor, prediction: Tensor) -> Tensor:
         policy, guidance = scene.policy, self.guidance
         with torch.enable_grad():
             y = winner.detach().requires_grad_()

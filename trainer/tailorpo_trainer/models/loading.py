@@ -4,7 +4,7 @@ import os
 
 import torch
 
-from tailorpo_trainer.diffusion.batch_sizes import portions
+from tailorpo_trainer.diffusion.batch_sizes import batch_sizes
 from tailorpo_trainer.diffusion.ddim import ddim
 from tailorpo_trainer.diffusion.policy import PRECISIONS, Policy
 from tailorpo_trainer.models.adapter import attach_adapter
@@ -80,6 +80,6 @@ def load_policy(run: TrainingSpec, device: torch.device | None = None) -> Policy
         device=device,
         dtype=dtype,
         negative_prompt=sampling.negative_prompt,
-        portions=portions(run.training, size[0] * size[1] * factor**2),
+        batch_sizes=batch_sizes(run.training, size[0] * size[1] * factor**2),
         latent_shape=(unet.config.in_channels, *size),
     )

@@ -11,7 +11,7 @@ from tailorpo_trainer.spec.rules import S3_SETTINGS
 
 
 @dataclass(frozen=True)
-class Places:
+class Locations:
     """`output` is a folder of this machine; `storage` is the same folder, or an S3 URI.
 
     job: the document with `spec.checkpoint` as it is followed: `--output` may have replaced what it says. As `job.yaml`
@@ -33,7 +33,7 @@ class Places:
         return open_store(self.storage, settings)
 
 
-def choose(job: TailorPOJob, output: Path | None, base: Path | None = None) -> Places:
+def choose(job: TailorPOJob, output: Path | None, base: Path | None = None) -> Locations:
     """`--output` if it is given, else `spec.checkpoint.storage`, else `runs/NAME`.
 
     A folder holds both results and checkpoints. With a storage in S3 results go to `runs/NAME`. Relative paths of the
@@ -43,20 +43,20 @@ def choose(job: TailorPOJob, output: Path | None, base: Path | None = None) -> P
     if output is None and kept.storage is not None and kept.storage.startswith(s3.SCHEME):
         ca_file = None if kept.ca_file is None else str(((base or Path()) / kept.ca_file).absolute())
         job = _with(job, ca_file=ca_file)
-        return Places(Path("runs") / job.metadata.name, kept.storage, job)
+        return Locations(Path("runs") / job.metadata.name, kept.storage, job)
     if output is None:
         output = Path("runs") / job.metadata.name
         if kept.storage is not None:
             open_store(kept.storage)  # refuses what is neither a folder nor in S3
             output = (base or Path()) / Path(kept.storage.removeprefix("file://")).expanduser()
-    return Places(output, str(output), _with(job, storage=None, **dict.fromkeys(S3_SETTINGS)))
+    return Locations(output, str(output), _with(job, storage=None, **dict.fromkeys(S3_SETTINGS)))
 
 
-def of(folder: Path) -> Places:
+def of(folder: Path) -> Locations:
     """The places of the run whose output folder this is. Raises `ConfigurationError` if it is none."""
     job = Output(folder).read_job()
     kept = job.spec.checkpoint.storage
-    return Places(folder, kept if kept is not None and kept.startswith(s3.SCHEME) else str(folder), job)
+    return Locations(folder, kept if kept is not None and kept.startswith(s3.SCHEME) else str(folder), job)
 
 
 def find(uri: str, settings: s3.Settings = s3.STANDARD) -> Store:

@@ -89,7 +89,7 @@ class Scorer:
         return self.reward(self._decode(latents, step), self.prompts).total
 
     def _decode(self, latents: Tensor, step: int) -> Tensor:
-        return self.policy.decode(latents) if self._finished(step) else self.policy.decode_to_rank(latents)
+        return self.policy.decode(latents) if self._finished(step) else self.policy.decode_for_scoring(latents)
 
     def _finished(self, step: int) -> bool:
         """Whether latents after this step are pictures, and no estimates of what they will be."""

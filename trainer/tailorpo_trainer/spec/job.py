@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from tailorpo_trainer.spec.pod_template import Scheduling, Template
-from tailorpo_trainer.spec.types import URI, DataKey, Endpoint, Label, Name, ObjectName, Part, Prompt, Text
+from tailorpo_trainer.spec.types import URI, DataKey, Endpoint, Label, Name, ObjectName, Prompt, SpecModel, Text
 
 API_VERSION = "tailorpo.dev/v1alpha1"
 KIND = "TailorPOJob"
@@ -18,7 +18,7 @@ KIND = "TailorPOJob"
 MethodName = Literal["tailorpo", "tailorpo-g", "spo", "d3po", "ddpo"]
 
 
-class ScoringDecoder(Part):
+class ScoringDecoder(SpecModel):
     """A smaller decoder for the pictures that candidates are ranked by in the middle of denoising.
 
     Finished pictures (those of the last denoising step, and all of an evaluation) keep the model's own decoder.
@@ -31,7 +31,7 @@ class ScoringDecoder(Part):
     revision: Text | None = Field(None, description="Branch, tag or commit of a hub id. Pin a commit to reproduce.")
 
 
-class Model(Part):
+class Model(SpecModel):
     """The diffusion model that is aligned."""
 
     name: URI = Field(
@@ -49,7 +49,7 @@ class Model(Part):
     )
 
 
-class LoRA(Part):
+class LoRA(SpecModel):
     """The low-rank adapter that is trained (Hu et al. 2021); the base weights never change."""
 
     rank: int = Field(8, ge=1, le=512, description="Rank of both adapter matrices.")
@@ -65,14 +65,14 @@ class LoRA(Part):
     )
 
 
-class ConfigMapKey(Part):
+class ConfigMapKey(SpecModel):
     """A key of a ConfigMap in the job's namespace."""
 
     name: ObjectName = Field(description="Name of the ConfigMap.")
     key: DataKey = Field("prompts.txt", description="Key whose value holds one prompt a line.")
 
 
-class Prompts(Part):
+class Prompts(SpecModel):
     """Where prompts come from: exactly one of the fields."""
 
     builtin: Literal["animals", "tiny-animals", "tiny-animals-held-out"] | None = Field(
@@ -89,7 +89,7 @@ class Prompts(Part):
     )
 
 
-class Reward(Part):
+class Reward(SpecModel):
     """One term of the weighted sum that is maximised."""
 
     name: Text = Field(
@@ -117,7 +117,7 @@ class Reward(Part):
     )
 
 
-class RewardGuidance(Part):
+class RewardGuidance(SpecModel):
     """How `tailorpo-g` pushes the winner up the reward's gradient, after ranking.
 
     y_w' = y_w + 2 strength (target - r)+ grad r, its length limited to `fraction` of the step's noise,
@@ -141,7 +141,7 @@ class RewardGuidance(Part):
     )
 
 
-class Method(Part):
+class Method(SpecModel):
     """The algorithm, and those of its parameters that belong to it."""
 
     name: MethodName = Field(description="The preference-optimisation method.")
@@ -183,7 +183,7 @@ class Method(Part):
     reward_guidance: RewardGuidance | None = Field(None, description="The push of the winner. `tailorpo-g` only.")
 
 
-class TrainedSteps(Part):
+class TrainedSteps(SpecModel):
     """Which denoising steps are trained."""
 
     count: int | None = Field(
@@ -200,7 +200,7 @@ class TrainedSteps(Part):
     )
 
 
-class Sampling(Part):
+class Sampling(SpecModel):
     """How pictures are drawn: DDIM (Song et al. 2020) with stochasticity eta."""
 
     steps: int = Field(20, ge=2, le=1000, description="Denoising steps of one trajectory.")
@@ -228,7 +228,7 @@ class Sampling(Part):
     )
 
 
-class Optimizer(Part):
+class Optimizer(SpecModel):
     """AdamW (Loshchilov and Hutter 2019) on the adapter's weights."""
 
     learning_rate: float = Field(1e-4, gt=0, le=1, description="Step size.")
@@ -250,7 +250,7 @@ class Optimizer(Part):
     )
 
 
-class Training(Part):
+class Training(SpecModel):
     """How long, how much at once, and from which seed."""
 
     iterations: int = Field(100, ge=1, le=10_000_000, description="Rounds of sampling and updating.")
@@ -287,7 +287,7 @@ class Training(Part):
     vae_slicing: bool = Field(False, description="Decode pictures one by one: less memory.")
 
 
-class Evaluation(Part):
+class Evaluation(SpecModel):
     """Measuring on prompts and noise that training never sees."""
 
     every_iterations: int = Field(
@@ -300,7 +300,7 @@ class Evaluation(Part):
     )
 
 
-class Checkpoint(Part):
+class Checkpoint(SpecModel):
     """Where and when progress is kept. Credentials of S3 are found by boto3's standard chain, never written here."""
 
     storage: URI | None = Field(
@@ -347,7 +347,7 @@ class Checkpoint(Part):
     )
 
 
-class RunPolicy(Part):
+class RunPolicy(SpecModel):
     """Deadlines, retries, suspension and clean-up. The trainer reads the two timeouts and the grace period."""
 
     suspend: bool = Field(False, description="Stop after a checkpoint and hold no pods until this is false again.")
@@ -379,7 +379,7 @@ class RunPolicy(Part):
     )
 
 
-class TrainingSpec(Part):
+class TrainingSpec(SpecModel):
     """All that defines what is trained, on what, by which method, and how it is watched and kept."""
 
     model: Model = Field(Model(), description="The diffusion model that is aligned.")
@@ -432,7 +432,7 @@ class Metadata(BaseModel):
     namespace: Label | None = Field(None, description="Namespace on a cluster.")
 
 
-class TailorPOJob(Part):
+class TailorPOJob(SpecModel):
     """One document: a training run that `tailorpo run` and the operator understand alike."""
 
     api_version: Literal["tailorpo.dev/v1alpha1"] = Field(description="Version of this document's format.")

@@ -19,8 +19,8 @@ from tailorpo_trainer.spec.types import (
     LabelKey,
     LabelValue,
     ObjectName,
-    Part,
     Quantity,
+    SpecModel,
     Text,
 )
 
@@ -34,20 +34,20 @@ Open = Annotated[dict[str, Any], Field(max_length=32)]
 """An object of Kubernetes' own that is passed on unread."""
 
 
-class SecretName(Part):
+class SecretName(SpecModel):
     """A Secret in the job's namespace."""
 
     name: ObjectName = Field(description="Name of the Secret.")
 
 
-class DataSource(Part):
+class DataSource(SpecModel):
     """A Secret or ConfigMap in the job's namespace, all of its keys."""
 
     name: ObjectName = Field(description="Its name.")
     optional: bool | None = Field(None, description="Whether it may be missing.")
 
 
-class DataItem(Part):
+class DataItem(SpecModel):
     """A key of a Secret or a ConfigMap in the job's namespace."""
 
     name: ObjectName = Field(description="Name of the Secret or ConfigMap.")
@@ -55,14 +55,14 @@ class DataItem(Part):
     optional: bool | None = Field(None, description="Whether it may be missing.")
 
 
-class FieldOfPod(Part):
+class FieldOfPod(SpecModel):
     """A field of the pod itself."""
 
     api_version: Text | None = Field(None, max_length=63, description="Version of the path. Default: `v1`.")
     field_path: Text = Field(description="Path of the field, such as `spec.nodeName`.")
 
 
-class ValueFrom(Part):
+class ValueFrom(SpecModel):
     """Where the value of a variable comes from: exactly one of the fields."""
 
     secret_key_ref: DataItem | None = Field(None, description="A Secret's key.")
@@ -71,7 +71,7 @@ class ValueFrom(Part):
     resource_field_ref: Open | None = Field(None, description="A resource of the container, as for any pod.")
 
 
-class Variable(Part):
+class Variable(SpecModel):
     """An environment variable."""
 
     name: VariableName = Field(description="Name of the variable.")
@@ -79,7 +79,7 @@ class Variable(Part):
     value_from: ValueFrom | None = Field(None, description="Where its value comes from, instead of `value`.")
 
 
-class VariablesFrom(Part):
+class VariablesFrom(SpecModel):
     """Environment variables from all keys of a Secret or a ConfigMap: exactly one of them."""
 
     prefix: Annotated[str, StringConstraints(max_length=253)] | None = Field(
@@ -89,7 +89,7 @@ class VariablesFrom(Part):
     secret_ref: DataSource | None = Field(None, description="The Secret.")
 
 
-class Volume(Part):
+class Volume(SpecModel):
     """A volume of the pod: its name, and exactly one source, which is passed on as it is."""
 
     name: Label = Field(description="Name that `volumeMounts` refer to.")
@@ -108,7 +108,7 @@ class Volume(Part):
     image: Open | None = Field(None, description="The content of an image.")
 
 
-class VolumeMount(Part):
+class VolumeMount(SpecModel):
     """Where a volume is seen in the trainer's container."""
 
     name: Label = Field(description="Name of one of `volumes`.")
@@ -117,7 +117,7 @@ class VolumeMount(Part):
     read_only: bool = Field(False, description="Whether the trainer cannot write to it.")
 
 
-class Toleration(Part):
+class Toleration(SpecModel):
     """Lets pods run on nodes with a taint."""
 
     key: LabelKey | None = Field(None, description="Key of the taint. Default: any.")
@@ -131,7 +131,7 @@ class Toleration(Part):
     )
 
 
-class Affinity(Part):
+class Affinity(SpecModel):
     """Which nodes and neighbours pods prefer or need, as for any pod."""
 
     node_affinity: Open | None = Field(None, description="Rules about nodes.")
@@ -139,7 +139,7 @@ class Affinity(Part):
     pod_anti_affinity: Open | None = Field(None, description="Rules about pods to be far from.")
 
 
-class Resources(Part):
+class Resources(SpecModel):
     """What the trainer's container of one worker is given, such as `nvidia.com/gpu: 1`."""
 
     limits: dict[LabelKey, Quantity] | None = Field(
@@ -153,7 +153,7 @@ class Resources(Part):
     )
 
 
-class ModelCache(Part):
+class ModelCache(SpecModel):
     """Where downloaded models are kept between pods (`HF_HOME`, `XDG_CACHE_HOME`): exactly one of the two sources."""
 
     claim_name: ObjectName | None = Field(
@@ -167,7 +167,7 @@ class ModelCache(Part):
     mount_path: MountPath = Field("/var/cache/huggingface", description="Where the trainer sees it.")
 
 
-class Template(Part):
+class Template(SpecModel):
     """The pods of the workers: the useful part of a pod template, of one container."""
 
     image: Image | None = Field(None, description="Image with the trainer. Default: the operator's own setting.")
@@ -214,7 +214,7 @@ class Template(Part):
     )
 
 
-class Scheduling(Part):
+class Scheduling(SpecModel):
     """Queue, priority and gang of the pods."""
 
     queue_name: Label | None = Field(

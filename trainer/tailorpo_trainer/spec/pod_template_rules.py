@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from tailorpo_trainer.spec.findings import Finding, Path, alias, both, either
 from tailorpo_trainer.spec.job import Spec
 from tailorpo_trainer.spec.pod_template import ModelCache, ValueFrom, VariablesFrom, Volume
-from tailorpo_trainer.spec.types import Part
+from tailorpo_trainer.spec.types import SpecModel
 
 TEMPLATE = ("spec", "template")
 
@@ -29,7 +29,7 @@ RESERVED_VOLUMES = "tailorpo-"
 SHARED_MEMORY = "/dev/shm"
 DOCUMENT_FOLDER = "/etc/tailorpo"
 
-ONE_OF: dict[type[Part], tuple[str, ...]] = {
+ONE_OF: dict[type[SpecModel], tuple[str, ...]] = {
     Volume: tuple(field for field in Volume.model_fields if field != "name"),
     ValueFrom: tuple(ValueFrom.model_fields),
     VariablesFrom: ("config_map_ref", "secret_ref"),
@@ -57,7 +57,7 @@ def unique_entries(spec: Spec) -> Iterator[Finding]:
 def one_source(spec: Spec) -> Iterator[Finding]:
     """Of several sources all but one would be ignored, and of none there is nothing."""
     template = spec.template
-    places: list[tuple[Path, Part]] = []
+    places: list[tuple[Path, SpecModel]] = []
     places += [(("volumes", n), volume) for n, volume in enumerate(template.volumes)]
     places += [(("env", n, "valueFrom"), entry.value_from) for n, entry in enumerate(template.env) if entry.value_from]
     places += [(("envFrom", n), entry) for n, entry in enumerate(template.env_from)]

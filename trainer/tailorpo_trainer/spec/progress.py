@@ -107,7 +107,7 @@ Number = Annotated[float | None, AfterValidator(_finite)]
 Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 
 
-class Part(BaseModel):
+class ProgressModel(BaseModel):
     """Base of the schema: camelCase outside, unknown keys ignored, what is not known left out."""
 
     model_config = ConfigDict(
@@ -115,13 +115,13 @@ class Part(BaseModel):
     )
 
 
-class Rates(Part):
+class Rates(ProgressModel):
     """How fast it goes, over the last iterations."""
 
     images_per_second: Number = Field(None, description="Training pictures a second.")
 
 
-class Metrics(Part):
+class Metrics(ProgressModel):
     """The last figures."""
 
     reward: Number = Field(None, description="Mean weighted sum of the rewards in the last iteration.")
@@ -130,7 +130,7 @@ class Metrics(Part):
     loss: Number = Field(None, description="Loss of the last iteration.")
 
 
-class Checkpoint(Part):
+class Checkpoint(ProgressModel):
     """A complete checkpoint."""
 
     uri: Text = Field(description="Where it is.")
@@ -138,7 +138,7 @@ class Checkpoint(Part):
     time: Word = Field(description="When it was taken (RFC 3339).")
 
 
-class Error(Part):
+class Error(ProgressModel):
     """Why a run ended, if not because it was done."""
 
     class_: Word = Field(alias="class", description="Class of the error, such as `ConfigurationError`.")
@@ -147,7 +147,7 @@ class Error(Part):
     rank: Whole | None = Field(None, description="Global rank of the process, where there are several.")
 
 
-class Progress(Part):
+class Progress(ProgressModel):
     """One moment of a run."""
 
     # Keys may be added within a version, for readers ignore what they do not know. Anything else is a new version.
@@ -182,14 +182,14 @@ class Progress(Part):
         except Exception:  # whatever a stranger's bytes bring about, they are no progress
             return None
 
-    def having(self, **changes: Any) -> Self:
+    def replace(self, **changes: Any) -> Self:
         """The same with some fields changed, as true now."""
         return type(self)(**{**dict(self), "updated": now(), **changes})
 
     def ended(self, error: BaseException, code: int | None = None) -> Self:
         """The last word of a run that this error ends. code: the exit status, if another than the error's own."""
         code = errors.status(error) if code is None else code
-        known = errors.understood(error) or error
+        known = errors.as_user_error(error) or error
         text = str(known) or type(error).__name__
         if isinstance(error, KeyboardInterrupt):
             text = "interrupted: stopped at once, without a checkpoint"
@@ -201,8 +201,8 @@ class Progress(Part):
         """The last word of a run that ended so."""
         asked = error.exit_code in (ExitCode.STOPPED, ExitCode.INTERRUPTED)
         message = next(iter(error.text.splitlines()), "")
-        return self.having(phase="Stopped" if asked else "Failed", eta_seconds=None, error=error, message=message)
+        return self.replace(phase="Stopped" if asked else "Failed", eta_seconds=None, error=error, message=message)
 
-    def tree(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """As JSON values, without what is not known."""
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)

@@ -81,7 +81,7 @@ Quantity = Annotated[
 """An amount of a resource, as Kubernetes writes it; never negative."""
 
 
-class Part(BaseModel):
+class SpecModel(BaseModel):
     """Base of every object of the document: unknown keys are refused, values do not change after parsing."""
 
     model_config = ConfigDict(

@@ -9,7 +9,7 @@ from tailorpo_trainer.telemetry.observer import Observer
 
 
 @dataclass(frozen=True)
-class Watch:
+class TelemetryOptions:
     """What is asked for.
 
     Attributes:
@@ -24,7 +24,7 @@ class Watch:
 
 
 @contextmanager
-def onlookers(output: Path, watch: Watch) -> Iterator[list[Observer]]:
+def open_exporters(output: Path, watch: TelemetryOptions) -> Iterator[list[Observer]]:
     """The observers, closed at the end. Raises `ConfigurationError` where one cannot be."""
     with ExitStack() as stack:
         observers: list[Observer] = []

@@ -9,7 +9,7 @@ Line = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Beginning:
+class RunStart:
     """Where an attempt begins.
 
     Attributes:
@@ -30,7 +30,7 @@ class Observer:
     A background thread may bring checkpoints; no two calls overlap. An error ends the run.
     """
 
-    def begin(self, beginning: Beginning) -> None: ...
+    def begin(self, beginning: RunStart) -> None: ...
     def iteration(self, line: Line) -> None: ...
     def evaluation(self, line: Line) -> None: ...
     def checkpoint(self, line: Line) -> None: ...

@@ -6,7 +6,7 @@ import time
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, Summary
 
 from tailorpo_trainer.telemetry import alarms, termination
-from tailorpo_trainer.telemetry.observer import Beginning, Line, Observer
+from tailorpo_trainer.telemetry.observer import Line, Observer, RunStart
 from tailorpo_trainer.versions import installed
 
 LABELS = ("namespace", "job")
@@ -93,7 +93,7 @@ class Metrics(Observer):
         ).set(1)
         ProcessCollector(registry=self.registry)
 
-    def begin(self, beginning: Beginning) -> None:
+    def begin(self, beginning: RunStart) -> None:
         self._totals = dict(beginning.totals)
         _set(self._attempt, self.identity, beginning.attempt)
         _set(self._of, self.identity, self.iterations)

@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry, make_wsgi_app
 
 from tailorpo_trainer.errors import ConfigurationError
 from tailorpo_trainer.telemetry import termination
-from tailorpo_trainer.telemetry.observer import Beginning, Line, Observer
+from tailorpo_trainer.telemetry.observer import Line, Observer, RunStart
 
 App = Callable[[dict[str, Any], Any], Iterable[bytes]]
 
@@ -27,7 +27,7 @@ class Health(Observer):
         self.stall_seconds, self._clock = stall_seconds, clock
         self._moved = clock()
 
-    def begin(self, beginning: Beginning) -> None:
+    def begin(self, beginning: RunStart) -> None:
         self._moved = self._clock()
 
     def observe(self, line: Line) -> None:
@@ -122,7 +122,7 @@ def _app(registry: CollectorRegistry, health: Health) -> App:
 def _answer(path: str, health: Health) -> tuple[str, str, str]:
     text = "text/plain; charset=utf-8"
     if path == "/progress":
-        return "200 OK", "application/json", json.dumps(termination.known().tree(), ensure_ascii=False) + "\n"
+        return "200 OK", "application/json", json.dumps(termination.known().to_dict(), ensure_ascii=False) + "\n"
     if path == "/healthz":
         trouble = health.trouble()
         return ("503 Service Unavailable", text, trouble + "\n") if trouble else ("200 OK", text, "ok\n")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from tailorpo_trainer.errors import ConfigurationError
 from tailorpo_trainer.results.run_folder import Output
-from tailorpo_trainer.telemetry.observer import Beginning, Line, Observer
+from tailorpo_trainer.telemetry.observer import Line, Observer, RunStart
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard.writer import SummaryWriter
@@ -28,7 +28,7 @@ class TensorBoard(Observer):
         self.output, self._open = Output(root), SummaryWriter
         self._writer: SummaryWriter | None = None
 
-    def begin(self, beginning: Beginning) -> None:
+    def begin(self, beginning: RunStart) -> None:
         purged = beginning.iteration + 1 if beginning.iteration else 0
         self._writer = self._open(str(self.output.root / "tensorboard"), purge_step=purged)
 

@@ -40,7 +40,7 @@ def know(progress: Progress) -> None:
     _known = progress
     write(progress)
     if _file is not None:
-        write_json(_file, progress.tree())
+        write_json(_file, progress.to_dict())
 
 
 def known() -> Progress:
@@ -59,7 +59,7 @@ def last_word(error: BaseException, status: int | None = None) -> Progress:
     except (OSError, errors.TailorPOError):
         if _file is not None:  # the disk is full, but what it holds already may be changed
             with suppress(OSError):
-                overwrite(_file, (json.dumps(last.tree(), ensure_ascii=False) + "\n").encode())
+                overwrite(_file, (json.dumps(last.to_dict(), ensure_ascii=False) + "\n").encode())
     return last
 
 
@@ -91,7 +91,7 @@ def read(path: Path) -> Progress | None:
 def encode(progress: Progress) -> bytes:
     """At most `LIMIT` bytes of JSON: the error's text gives way first, then where things are, never how far it is."""
     for dropped in range(len(LEAST) + 1):
-        tree = progress.tree()
+        tree = progress.to_dict()
         for key in LEAST[:dropped]:
             tree.pop(key, None)
         data = _fitted(tree)

@@ -3,20 +3,20 @@
 from collections.abc import Mapping
 from typing import Any
 
-from tailorpo_trainer.checkpoint import Attempt, Manifest, Stream
+from tailorpo_trainer.checkpoint import Attempt, BackgroundWriter, Manifest
 from tailorpo_trainer.checkpoint.attempt import Groups
 from tailorpo_trainer.results.publishing import Publisher
 from tailorpo_trainer.results.run_folder import Output
 from tailorpo_trainer.spec.job import Checkpoint
-from tailorpo_trainer.training.recorder import Record
+from tailorpo_trainer.training.recorder import Recorder
 
 
 class Saving:
     """The writer's side of a session: of several processes one has it."""
 
-    def __init__(self, attempt: Attempt, record: Record, kept: Checkpoint, publisher: Publisher | None) -> None:
+    def __init__(self, attempt: Attempt, record: Recorder, kept: Checkpoint, publisher: Publisher | None) -> None:
         self.attempt, self.record, self.publisher = attempt, record, publisher
-        self.stream = Stream(
+        self.stream = BackgroundWriter(
             attempt,
             kept.keep,
             kept.max_failures,

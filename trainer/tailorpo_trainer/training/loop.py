@@ -15,7 +15,7 @@ from tailorpo_trainer.results import locations
 from tailorpo_trainer.spec.job import TailorPOJob
 from tailorpo_trainer.telemetry import termination
 from tailorpo_trainer.telemetry.display import Kind
-from tailorpo_trainer.telemetry.exporters import Watch, onlookers
+from tailorpo_trainer.telemetry.exporters import TelemetryOptions, open_exporters
 from tailorpo_trainer.training.session import Session
 from tailorpo_trainer.training.setup import beginning, open_session
 from tailorpo_trainer.training.updater import check_beginning
@@ -28,7 +28,7 @@ def run(
     base: Path | None = None,
     fresh: bool = False,
     display: Kind = "auto",
-    watch: Watch | None = None,
+    watch: TelemetryOptions | None = None,
 ) -> None:
     """Train what the document says, going on from its newest checkpoint unless `fresh`.
 
@@ -50,7 +50,7 @@ def run(
         try:
             with world.together(), world.held():  # a wish to stop waits until there is something that could be saved
                 place = locations.choose(job, output, base)
-                observers = stack.enter_context(onlookers(place.output, watch)) if watch and world.first else []
+                observers = stack.enter_context(open_exporters(place.output, watch)) if watch and world.first else []
                 session = open_session(job, place, base, fresh, display, world, observers)
             to_the_end(session)
         except BaseException as error:

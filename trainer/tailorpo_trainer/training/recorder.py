@@ -16,13 +16,13 @@ from tailorpo_trainer.results.run_folder import Output, append_metrics, finite, 
 from tailorpo_trainer.rollout.scoring import Scorer
 from tailorpo_trainer.spec.progress import Checkpoint, Metrics, Progress, Rates, redact
 from tailorpo_trainer.telemetry import alarms, termination
-from tailorpo_trainer.telemetry.observer import Beginning, Observer
+from tailorpo_trainer.telemetry.observer import Observer, RunStart
 from tailorpo_trainer.telemetry.timing import Phases
 from tailorpo_trainer.training.updater import UpdateFacts
 from tailorpo_trainer.versions import now
 
 
-class Record:
+class Recorder:
     """Writes a run's figures where people and programs look for them, and tells the observers.
 
     Attributes:
@@ -61,7 +61,7 @@ class Record:
             rewrite_metrics(self.output.metrics, self.lines)
             self.output.forget_samples(line["iteration"] for line in self._kinds["evaluation"])
         for observer in self.observers:
-            observer.begin(Beginning(attempt, iteration, self.totals, self.lines))
+            observer.begin(RunStart(attempt, iteration, self.totals, self.lines))
         known = checkpoint if self.speaks else None  # others never hear of newer ones, and would tell of an old one
         self._know(phase="Running", attempt=attempt, step=iteration, resumed_from=checkpoint, checkpoint=known)
         self._since = time.perf_counter()
@@ -177,7 +177,7 @@ class Record:
             running = changes.get("phase", before.phase) == "Running"
             last: dict[str, Any] = next(reversed(self._kinds["iteration"]), {})
             measured: dict[str, Any] = next(reversed(self._kinds["evaluation"]), {})
-            progress = before.having(
+            progress = before.replace(
                 percent=round(100 * step / self.iterations, 2),
                 eta_seconds=self._eta(step) if running else None,
                 rates=Rates(images_per_second=last.get("images_per_second")),

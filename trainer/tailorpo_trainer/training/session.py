@@ -20,7 +20,7 @@ from tailorpo_trainer.rollout.scoring import Scorer, rechecked
 from tailorpo_trainer.spec.job import Spec, TailorPOJob
 from tailorpo_trainer.telemetry.display import Display
 from tailorpo_trainer.training.checkpointing import Saving
-from tailorpo_trainer.training.recorder import Record
+from tailorpo_trainer.training.recorder import Recorder
 from tailorpo_trainer.training.updater import Updater
 
 
@@ -44,7 +44,7 @@ class Session:
     watched: RewardSum | None
     prompts: list[str]
     held_out: list[str]
-    record: Record
+    record: Recorder
     display: Display
     world: World
     saving: Saving | None
@@ -70,7 +70,7 @@ class Session:
         names = self.watched.names if self.watched else ()
         return tuple(name for name in names if name not in self.reward.names)
 
-    def scene(self) -> methods.Scene:
+    def scene(self) -> methods.RolloutContext:
         """This process' share of what this iteration rolls out: a function of the seed and the iteration alone."""
         training, sampling = self.run.training, self.run.sampling
         drawn = prompts.draw(self.prompts, training.seed, self.iteration, training.prompts_per_iteration)
@@ -84,7 +84,7 @@ class Session:
         assert steps.count is not None
         assert steps.choose is not None
         trained = choose_steps(self.policy.sampler, steps.count, steps.choose, noise.uniform())
-        return methods.Scene(
+        return methods.RolloutContext(
             policy=self.policy,
             text=self.policy.embed(text),
             prompts=torch.tensor(chosen, device=self.policy.device),
@@ -94,13 +94,13 @@ class Session:
             ),
             trained=trained,
             progress=self.iteration / self.iterations,
-            keep_graph=methods.can_keep_graph(training, self.policy.portions, trained, len(mine)),
+            keep_graph=methods.can_keep_graph(training, self.policy.batch_sizes, trained, len(mine)),
             gather=self.world.gather,
         )
 
-    def roll_out(self, scene: methods.Scene) -> Any:
+    def roll_out(self, scene: methods.RolloutContext) -> Any:
         """The method's rollout, in batches where the document asks for them; what is drawn does not depend on them."""
-        size = self.policy.portions.sampling
+        size = self.policy.batch_sizes.sampling
         parts = [slice(start, start + size) for start in range(0, len(scene.text), size)]
         return merge([self.method.roll_out(scene.part(part)) for part in parts])
 
@@ -113,7 +113,7 @@ class Session:
             self.held_out,
             self.run.evaluation.images,
             training.seed,
-            batch=self.policy.portions.sampling,
+            batch=self.policy.batch_sizes.sampling,
             world=self.world,
         )
 

@@ -9,7 +9,7 @@ from tailorpo_trainer import checkpoint, document, methods, models, prompts, rew
 from tailorpo_trainer.distributed.world import World
 from tailorpo_trainer.errors import ConfigurationError
 from tailorpo_trainer.results import publishing
-from tailorpo_trainer.results.locations import Places
+from tailorpo_trainer.results.locations import Locations
 from tailorpo_trainer.results.run_folder import Output, write_json, write_text
 from tailorpo_trainer.spec import rules
 from tailorpo_trainer.spec.job import Spec, TailorPOJob
@@ -18,14 +18,14 @@ from tailorpo_trainer.telemetry.display import Display, Kind, open_display
 from tailorpo_trainer.telemetry.observer import Observer
 from tailorpo_trainer.training.checkpointing import Saving
 from tailorpo_trainer.training.environment import environment
-from tailorpo_trainer.training.recorder import Record
+from tailorpo_trainer.training.recorder import Recorder
 from tailorpo_trainer.training.session import Session
 from tailorpo_trainer.training.updater import Updater
 
 
 def open_session(
     job: TailorPOJob,
-    place: Places,
+    place: Locations,
     base: Path | None,
     fresh: bool,
     display_kind: Kind,
@@ -43,7 +43,7 @@ def open_session(
         output.create()
         storage = checkpoint.open_run(place.open(), job)
         start = None if fresh else storage.latest()
-    record = Record(output, beginning(job), speaks=world.first)
+    record = Recorder(output, beginning(job), speaks=world.first)
     start = _shared(start, world)
     models.quiet()
     device = models.pick_device()

@@ -116,7 +116,7 @@ class Updater:
     def _accumulate(self, rows: Any, text: Tensor, everywhere: int) -> tuple[float, dict[str, Tensor]]:
         """Leave the gradient of the mean loss of `everywhere` rows, of which these are this process'; and that loss."""
         total, facts = torch.zeros(1, dtype=torch.float64), []
-        size = self.policy.portions.training
+        size = self.policy.batch_sizes.training
         for start in range(0, len(rows), size):
             self.world.check()
             batch = take(rows, slice(start, start + size))
