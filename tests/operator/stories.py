@@ -192,7 +192,7 @@ class Story:
 
     @property
     def events(self) -> list[tuple[str, str]]:
-        return [(each.kind, each.reason) for each in self.made.announce]
+        return [(each.kind, each.reason) for each in self.made.events]
 
     @property
     def last(self) -> Attempt:

@@ -154,7 +154,7 @@ class Reconciler:
         # Of many new jobs all get their pods first, and then are told of them. Of others an end may have been judged.
         if made.create and not job.status.attempts and self.queue.put_off(key):
             return
-        for announcement in made.announce:
+        for announcement in made.events:
             await self._announce(job, announcement)
         if not await self._write(key, job, made):
             return
@@ -167,8 +167,8 @@ class Reconciler:
                     await self._cluster.delete_pod(key.namespace, pod, force=force)
                 case DeleteJob():
                     await self._cluster.delete_job(job)
-        if made.look is not None:
-            self.queue.add_after(key, (made.look - now()).total_seconds())
+        if made.requeue_at is not None:
+            self.queue.add_after(key, (made.requeue_at - now()).total_seconds())
 
     async def _create(self, job: Job, creation: CreateService | CreateAttempt) -> None:
         match creation:

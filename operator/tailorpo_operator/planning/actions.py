@@ -63,13 +63,13 @@ class Plan:
 
     Attributes:
         status: what the job's status should be.
-        look: when to plan again, even if nothing happens until then.
+        requeue_at: when to plan again, even if nothing happens until then.
         fresh: nothing may be done on what a watch has shown: plan again with what the API server says now.
     """
 
     status: Status
     create: tuple[Create, ...] = ()
-    announce: tuple[RecordEvent, ...] = ()
+    events: tuple[RecordEvent, ...] = ()
     delete: tuple[Delete, ...] = ()
-    look: datetime | None = None
+    requeue_at: datetime | None = None
     fresh: bool = False

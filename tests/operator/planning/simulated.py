@@ -283,7 +283,7 @@ class Operator:
                     made = self.plan(fresh=True, refused=QUOTA)
                     break
                 self.attempt_jobs[creation.number] = self.cluster.create(creation.number)
-        for announcement in made.announce:
+        for announcement in made.events:
             self.write()
             self.told.add(announcement.key)
         self.write()
@@ -301,8 +301,8 @@ class Operator:
                     self.cluster.delete(each.name, force=force)
                 case DeleteJob():
                     self.cluster.gone = True
-        if made.look is not None:
-            self.look = (made.look - at(0)).total_seconds()
+        if made.requeue_at is not None:
+            self.look = (made.requeue_at - at(0)).total_seconds()
         self.twice()
 
     def twice(self) -> None:

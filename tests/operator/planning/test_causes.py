@@ -181,7 +181,7 @@ def test_what_a_pod_says_is_one_line_of_plain_characters(text: str) -> None:
     story = Story(running(), backoffLimit=0)
     story.look(60, attempt_job(failed=True), exited(70, text=text), pod(1))
     messages = [story.last.message, story.status.message, *(each.message for each in story.status.conditions)]
-    messages += [event(story.job, each, NOON)["message"] for each in story.made.announce]
+    messages += [event(story.job, each, NOON)["message"] for each in story.made.events]
     assert sum("Succeeded" in (each or "") for each in messages) >= 4
     for message in messages:
         assert (message or "").isprintable()

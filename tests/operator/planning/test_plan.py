@@ -54,7 +54,7 @@ def test_a_whole_life() -> None:
     assert CreateService() in story.made.create
     assert story.events == [("Normal", "AttemptStarted")]
     assert (story.phase, story.status.message) == ("Starting", "attempt 1: 2 pods starting")
-    assert story.made.look == at(2)
+    assert story.made.requeue_at == at(2)
 
     story.look(2, attempt_job(), pending(), pending(1))
     assert (story.phase, story.events) == ("Starting", [])
@@ -147,7 +147,7 @@ def test_the_message_while_the_next_attempt_is_waited_for() -> None:
     story.look(10, attempt_job(failed=True), exited(ExitCode.UNAVAILABLE), exited(STOPPED, 1))
     assert story.status.message == "attempt 1 ended: the trainer says 69; the next begins at 12:00:20 UTC"
     assert (story.phase, story.status.next_attempt_time) == ("Restarting", at(20))
-    assert story.made.look == at(20)
+    assert story.made.requeue_at == at(20)
     assert story.events == [("Warning", "Unavailable")]
     ended = (attempt_job(failed=True), exited(ExitCode.UNAVAILABLE), exited(STOPPED, 1))
     story.look(19, *ended)
@@ -283,7 +283,7 @@ def test_a_lost_node_is_waited_for_and_then_given_up() -> None:
     gone = pod(1, ready=False, terminating=at(40))
     story.look(40, attempt_job(failed=True), exited(ExitCode.STALLED), gone)
     assert story.deletes(force=True) == []
-    assert story.made.look == at(40 + LOST)
+    assert story.made.requeue_at == at(40 + LOST)
     story.look(40 + LOST, attempt_job(failed=True), exited(ExitCode.STALLED), gone)
     assert story.deletes(force=True) == [gone.name]
     assert (story.last.reason, story.last.node, story.begins) == ("NodeLost", "node-1", [])
@@ -346,7 +346,7 @@ def test_the_last_word_of_a_pod_is_kept_before_the_pod_goes() -> None:
     word = last_word(STOPPED, step=52)
     story.look(20, attempt_job(workers=1, deleting=True), exited(STOPPED, text=word, terminating=at(10)), fresh=False)
     assert not story.made.fresh
-    assert story.made.look == at(20), "and then it is judged"
+    assert story.made.requeue_at == at(20), "and then it is judged"
     story.look(20, report=report(50), fresh=True)
     assert story.last.step_to == 52
     assert story.phase == "Suspended"
@@ -437,7 +437,7 @@ def test_workers_that_run_on_after_the_leader_is_done_are_stopped() -> None:
     story = running_story(terminationGracePeriodSeconds=60)
     story.look(10, attempt_job(), exited(0), pod(1))
     assert (story.deletes(force=False), story.stops) == ([], [])
-    assert story.made.look == at(70)
+    assert story.made.requeue_at == at(70)
     story.look(70, attempt_job(), exited(0), pod(1))
     assert story.deletes(force=False) == [pod(1).name]
     dying = pod(1, terminating=at(70))
@@ -497,9 +497,9 @@ def test_pending_says_why_and_looks_again_and_fails_after_its_deadline(stuck: Po
     assert story.says("PodsReady") == ("False", reason)
     assert stuck.name in str(story.status.message)
     assert story.events == [("Warning", reason)]
-    assert story.made.look == (at(60) if stuck.node is None else at(20)), "events of nodes are not watched"
+    assert story.made.requeue_at == (at(60) if stuck.node is None else at(20)), "events of nodes are not watched"
     story.look(50, attempt_job(), pod(), stuck)
-    assert story.made.look == at(60), "the deadline"
+    assert story.made.requeue_at == at(60), "the deadline"
     story.look(60, attempt_job(), pod(), stuck)
     assert (story.last.reason, story.stops) == ("StartDeadlineExceeded", [1])
     story.look(70)
@@ -527,7 +527,7 @@ def test_a_creation_that_is_refused() -> None:
         assert (story.begins, story.status.attempts) == ([], [])
         assert (story.phase, story.says("PodsReady")) == ("Pending", ("False", "QuotaExceeded"))
         assert story.events == [("Warning", "QuotaExceeded")]
-        assert story.made.look == at(look)
+        assert story.made.requeue_at == at(look)
     story.look(60, refused=refused)
     assert story.phase == "Failed"
     assert "exceeded quota: jobs" in str(story.status.message)
@@ -572,7 +572,7 @@ def test_a_straggler_that_comes_late_does_not_stay() -> None:
     story = running_story()
     late = pod(2, created=at(1), terminating=at(1))
     story.look(LOST, attempt_job(), pod(), pod(1), foreign_pods=(late,))
-    assert (story.deletes(force=True), story.made.look) == ([], at(1 + LOST))
+    assert (story.deletes(force=True), story.made.requeue_at) == ([], at(1 + LOST))
     story.look(1 + LOST, attempt_job(), pod(), pod(1), foreign_pods=(late,))
     assert (story.deletes(force=True), story.phase) == ([late.name], "Running")
 
@@ -605,7 +605,7 @@ def test_suspend_and_resume() -> None:
     assert (story.phase, story.last.counted, story.status.failures) == ("Suspended", False, 0)
     assert [story.says("Suspended"), story.says("Running")] == [("True", "Suspended"), ("False", "Suspended")]
     assert story.status.next_attempt_time is None
-    assert story.made.look is None
+    assert story.made.requeue_at is None
     story.look(5000)
     assert (story.begins, story.phase) == ([], "Suspended")
     story.edit(suspend=False)
@@ -690,9 +690,9 @@ def test_each_suspension_is_told() -> None:
     story, told = Story(), set[str]()
     for seconds in (10, 20, 30):
         story.edit(suspend=True)
-        told |= keys(story.look(seconds).announce)
+        told |= keys(story.look(seconds).events)
         story.edit(suspend=False)
-        told |= keys(story.look(seconds + 5, refused=Reason("Forbidden", "no")).announce)
+        told |= keys(story.look(seconds + 5, refused=Reason("Forbidden", "no")).events)
     assert len(told) == 7, "three times suspended and resumed, and refused once"
 
 
@@ -754,7 +754,7 @@ def test_a_queue_may_take_back_pods_that_never_ran() -> None:
 def test_the_active_deadline() -> None:
     story = running_story(activeDeadlineSeconds=60)
     story.look(30, attempt_job(), pod(), pod(1))
-    assert story.made.look == at(60)
+    assert story.made.requeue_at == at(60)
     story.look(60, attempt_job(), pod(), pod(1))
     assert (story.last.reason, story.stops) == ("DeadlineExceeded", [1])
     story.look(70)
@@ -801,7 +801,7 @@ def test_clocks_that_differ() -> None:
 def test_a_trainer_that_answers_and_makes_no_step() -> None:
     story = running_story(stallTimeoutSeconds=60)
     story.look(60, attempt_job(), pod(), pod(1), report=report(10, moved=at(20), told=at(55)))
-    assert (story.last.reason, story.made.look) == (None, at(140))
+    assert (story.last.reason, story.made.requeue_at) == (None, at(140))
     story.look(140, attempt_job(), pod(), pod(1), report=report(10, moved=at(20), told=at(140)))
     assert (story.last.reason, story.last.counted, story.stops) == ("NoProgress", True, [1])
     story.look(
@@ -815,7 +815,7 @@ def test_a_trainer_out_of_reach_is_not_stalled() -> None:
     story = running_story(stallTimeoutSeconds=60)
     story.look(9000, attempt_job(), pod(), pod(1), report=report(10, moved=at(20), told=at(30)))
     assert story.last.reason is None
-    assert story.made.look == at(9030)
+    assert story.made.requeue_at == at(9030)
 
 
 @pytest.mark.parametrize("phase", ["Starting", "Succeeded"])
@@ -834,7 +834,7 @@ def test_time_to_live() -> None:
     story = Story(finished(), ttlSecondsAfterFinished=60)
     story.look(10)
     assert DeleteJob() not in story.made.delete
-    assert story.made.look == at(60)
+    assert story.made.requeue_at == at(60)
     story.look(60)
     assert DeleteJob() in story.made.delete
 
@@ -855,7 +855,7 @@ def test_no_job_goes_before_its_pods_that_may_hang_on_a_lost_node() -> None:
     assert (story.stops, DeleteJob() in story.made.delete) == ([1], False)
     story.look(20, attempt_job(deleting=True), *terminating([pod()]))
     assert DeleteJob() not in story.made.delete
-    assert story.made.look == at(LOST)
+    assert story.made.requeue_at == at(LOST)
     story.look(LOST, attempt_job(deleting=True), *terminating([pod()]))
     assert story.deletes(force=True) == [pod().name]
     assert DeleteJob() not in story.made.delete
@@ -866,7 +866,7 @@ def test_no_job_goes_before_its_pods_that_may_hang_on_a_lost_node() -> None:
 def test_the_time_to_live_counts_from_the_end_on() -> None:
     story = running_story(ttlSecondsAfterFinished=60)
     story.look(10, attempt_job(complete=True), exited(0), exited(0, 1))
-    assert story.made.look == at(70)
+    assert story.made.requeue_at == at(70)
 
 
 @pytest.mark.parametrize("kind", ["Succeeded", "Failed"])
@@ -876,7 +876,7 @@ def test_terminal_stays_terminal_and_leaves_no_pods(kind: Any) -> None:
     story.look(10, attempt_job(), pod(), pod(1))
     assert (story.stops, story.begins) == ([1], [])
     story.look(20, attempt_job(deleting=True), *terminating([pod()]))
-    assert story.made.look == at(LOST)
+    assert story.made.requeue_at == at(LOST)
     story.look(LOST, attempt_job(deleting=True), *terminating([pod()]))
     assert story.deletes(force=True) == [pod().name]
     story.look(LOST + 1, attempt_job(2, suspended=True))
@@ -889,7 +889,7 @@ def test_a_job_that_is_being_deleted_is_left_alone(status: Status) -> None:
     made = job(status)
     made.metadata["deletionTimestamp"] = "2026-01-01T12:00:00Z"
     planned = plan(made, children(attempt_job(), pod(), pod(1)), at(10))
-    assert (planned.create, planned.delete, planned.announce, planned.status) == ((), (), (), status)
+    assert (planned.create, planned.delete, planned.events, planned.status) == ((), (), (), status)
 
 
 # Nothing is lost by a crash
@@ -947,7 +947,7 @@ def test_what_is_to_be_stopped_is_stopped_though_nobody_came_to_do_it() -> None:
 def test_nothing_is_decided_on_what_is_missing_until_it_was_read_afresh(status: Status, seen: list[Any]) -> None:
     made = plan(job(status), children(*seen, fresh=False), at(900))
     assert made.fresh
-    assert (made.create, made.announce, made.delete, made.status) == ((), (), (), status)
+    assert (made.create, made.events, made.delete, made.status) == ((), (), (), status)
     again = plan(job(status), children(*seen, fresh=True), at(900))
     assert not again.fresh
     assert again.status != status
@@ -1034,7 +1034,7 @@ def test_each_refused_attempt_is_told() -> None:
     """A quota may refuse the first attempt for a while, and the second a day later."""
     refused = Reason("Forbidden", "exceeded quota: jobs")
     first, second = Story(), Story(running(over(1)))
-    told = keys(first.look(0, refused=refused).announce) | keys(second.look(9000, refused=refused).announce)
+    told = keys(first.look(0, refused=refused).events) | keys(second.look(9000, refused=refused).events)
     assert len(told) == 2
 
 
@@ -1044,14 +1044,14 @@ def test_a_trouble_is_told_once_in_an_attempt() -> None:
     story.look(0)
     for seconds in range(10, 100, 10):
         message = f"0/{seconds} nodes are available"
-        told |= keys(story.look(seconds, attempt_job(), pending(unscheduled=Reason("Unschedulable", message))).announce)
+        told |= keys(story.look(seconds, attempt_job(), pending(unscheduled=Reason("Unschedulable", message))).events)
     assert len(told) == 1
 
 
 def test_two_jobs_of_the_same_name_tell_their_own() -> None:
     one, other = job(), job()
     other.metadata["uid"] = "another"
-    assert not keys(plan(one, children(), NOON).announce) & keys(plan(other, children(), NOON).announce)
+    assert not keys(plan(one, children(), NOON).events) & keys(plan(other, children(), NOON).events)
 
 
 def test_a_time_zone_changes_nothing() -> None:

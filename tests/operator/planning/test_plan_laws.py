@@ -323,21 +323,21 @@ def judged(made: Job, found: Observed, now: datetime) -> None:
     planned = plan(made, found, now)
     if planned.fresh:
         assert not found.fresh
-        assert (planned.create, planned.announce, planned.delete, planned.status) == ((), (), (), made.status)
+        assert (planned.create, planned.events, planned.delete, planned.status) == ((), (), (), made.status)
         planned = plan(made, replace(found, fresh=True), now)
     status = planned.status
     assert not planned.fresh
     assert size(status) <= MAX_BYTES
     assert Status.model_validate(status.to_dict()) == status
-    assert planned.look is None or planned.look >= now
-    assert all(each.reason and each.message for each in planned.announce)
+    assert planned.requeue_at is None or planned.requeue_at >= now
+    assert all(each.reason and each.message for each in planned.events)
     assert all(each.reason for each in status.conditions)
     if finished(made.status):
         assert not planned.create
         assert outcome(status) == outcome(made.status)
     assert status.failures - made.status.failures in (0, 1)
     suspended = made.spec.run_policy.suspend and not found.living
-    acts = planned.create or planned.delete or planned.look
+    acts = planned.create or planned.delete or planned.requeue_at
     waits = found.living or any(not (each.failed or each.complete or each.deleting) for each in found.attempt_jobs)
     assert acts or waits or finished(status) or suspended or status != made.status
 
