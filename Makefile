@@ -33,13 +33,13 @@ ifeq ($(origin KUBECONFIG),command line)
 export TAILORPO_TEST_KUBECONFIG := $(KUBECONFIG)
 endif
 
-test: $(READY) ## Run the tests but the long ones; T="tests/test_spec.py -k typo" passes arguments to pytest
+test: $(READY) ## Run the tests but the long ones; T="tests/trainer/spec -k label" passes arguments to pytest
 	$(BIN)/pytest $(if $(T),,$(PARALLEL)) $(PYTEST_ARGS) $(T)
 
 soak: $(READY) ## Run the long tests alone
 	$(BIN)/pytest -m soak $(PYTEST_ARGS) $(T)
 
-lint: $(READY) ## Check style, types and that rooms import downward only
+lint: $(READY) ## Check style, types and that folders import downward only
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy

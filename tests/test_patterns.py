@@ -30,9 +30,9 @@ from tests.operator.stories import exited
 
 ROOT = Path(__file__).parents[1]
 SOURCES = {
-    f"{path.relative_to(ROOT / room).with_suffix('')}".replace("/", "."): path.read_text()
-    for room in ("operator", "trainer")
-    for path in sorted((ROOT / room).rglob("*.py"))
+    f"{path.relative_to(ROOT / package).with_suffix('')}".replace("/", "."): path.read_text()
+    for package in ("operator", "trainer")
+    for path in sorted((ROOT / package).rglob("*.py"))
 }
 
 OURS = {"tailorpo_operator.api.cel"}
