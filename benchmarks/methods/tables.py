@@ -37,31 +37,6 @@ def of_reward(results: Sequence[Result], reward: str) -> Iterator[str]:
     yield from _besides(by_method, reward, [at for axis, at in points if axis == "flops"])
 
 
-def in_short(results: Sequence[Result]) -> Iterator[str]:
-    """Of each reward and budget the best of the methods that keep pictures whole."""
-    yield "| | equal images | equal reward queries | equal FLOPs, as tuned for | equal FLOPs, at the end |"
-    yield "|---|---|---|---|---|"
-    for reward in plan.REWARDS:
-        finals = analysis.of(results, stage="final", reward=reward)
-        cells = [_best(finals, reward, point) for point in analysis.points(finals)]
-        yield f"| `{reward}` | " + " | ".join(cells) + " |"
-
-
-def _best(finals: Sequence[Result], reward: str, point: tuple[str, float]) -> str:
-    by_method = {method: analysis.of(finals, method=method) for method in plan.METHODS}
-    rises = {
-        method: analysis.read(runs, *point, reward)
-        for method, runs in by_method.items()
-        if analysis.read(runs, *point, "named").mean >= -plan.SPOILT
-    }
-    if not any(rise.mean > 0 and rise.differs_from_zero for rise in rises.values()):
-        return "none"
-    order = sorted(rises, key=lambda method: -rises[method].mean)
-    alike = [other for one, other in analysis.indistinct({m: rises[m] for m in order}) if one == order[0]]
-    text = f"`{order[0]}` {_signed(rises[order[0]], DECIMALS[reward])}"
-    return text + (f" (≈ {', '.join(f'`{method}`' for method in alike)})" if alike else "")
-
-
 def _verdict(readings: Mapping[str, Reading]) -> str:
     """The order by mean, and the shorter list: of pairs that are told apart, or of those that are not."""
     order = sorted(readings, key=lambda method: -readings[method].mean)
