@@ -1,12 +1,12 @@
-# Two images: `docker build --target trainer -t tailorpo-trainer:0.1.0 .`, and the same with `operator`.
-# BASE may be any Debian or Ubuntu with a Python that pyproject.toml allows; PyTorch brings its own CUDA libraries.
+# Builds two images: `docker build --target trainer -t tailorpo-trainer:0.1.0 .`, and the same with `operator`.
+# BASE may be any Debian or Ubuntu with a Python that pyproject.toml allows; PyTorch includes its own CUDA libraries.
 ARG BASE=python:3.12-slim-bookworm
 
 FROM ${BASE} AS build
 ENV UV_PYTHON_DOWNLOADS=never UV_LINK_MODE=copy UV_COMPILE_BYTECODE=1 UV_PROJECT_ENVIRONMENT=/opt/tailorpo
 RUN python3 -m venv /opt/uv && /opt/uv/bin/pip install --no-cache-dir "uv>=0.9,<1"
 WORKDIR /src
-# What is locked comes first, so that a change of ours does not install PyTorch again.
+# The locked packages are installed first, so that a change in this repository does not install PyTorch again.
 COPY pyproject.toml uv.lock ./
 
 FROM build AS build-operator

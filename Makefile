@@ -1,12 +1,12 @@
-# Everything a person or a machine does here, from a bare clone, with Python 3.11-3.13 and make alone:
-# no root, no account. `make` lists the targets. Works with GNU make 3.81 too, which macOS ships.
+# All tasks of developers and CI, in a new clone, with only Python 3.11-3.13 and make: no root, no account.
+# `make` lists the targets. This file also works with GNU make 3.81, which macOS ships.
 
-# `make PYTHON=/path/to/python3.12` chooses an interpreter, VENV=/big/disk/venv another place for the environment.
+# `make PYTHON=/path/to/python3.12` selects an interpreter, VENV=/big/disk/venv another folder for the environment.
 VENV ?= .venv
 DEMO_JOB := examples/demo.yaml
 DEMO_OUTPUT := runs/demo
 
-# Each test file stays in one process. PARALLEL= runs all in one.
+# All tests of a file run in the same process. PARALLEL= runs all files in one process.
 PARALLEL ?= --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
 BIN := $(VENV)/bin
@@ -22,21 +22,21 @@ unexport VIRTUAL_ENV
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
 
-setup: $(READY) ## Install what is locked into .venv; nothing to do while the lock stays the same
+setup: $(READY) ## Install the locked packages into .venv; does nothing while the lock stays the same
 
 demo: $(READY) ## Align the shipped model on this machine, then show the report
 	$(BIN)/tailorpo run $(DEMO_JOB) --output $(DEMO_OUTPUT)
 	@sh -euc "$$SHOW" show "$(CURDIR)/$(DEMO_OUTPUT)/report.html"
 
-# Named on make's command line, never taken from the environment: no test touches a developer's cluster by accident.
+# Taken from make's command line only, never from the environment, so that no test uses a developer's own cluster.
 ifeq ($(origin KUBECONFIG),command line)
 export TAILORPO_TEST_KUBECONFIG := $(KUBECONFIG)
 endif
 
-test: $(READY) ## Run the tests but the long ones; T="tests/trainer/spec -k label" passes arguments to pytest
+test: $(READY) ## Run all tests except the long ones; T="tests/trainer/spec -k label" passes arguments to pytest
 	$(BIN)/pytest $(if $(T),,$(PARALLEL)) $(PYTEST_ARGS) $(T)
 
-soak: $(READY) ## Run the long tests alone
+soak: $(READY) ## Run only the long tests
 	$(BIN)/pytest -m soak $(PYTEST_ARGS) $(T)
 
 lint: $(READY) ## Check style, types and that folders import downward only
@@ -45,29 +45,29 @@ lint: $(READY) ## Check style, types and that folders import downward only
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-format: $(READY) ## Put the code into the one style
+format: $(READY) ## Format the code
 	$(BIN)/ruff check --fix-only
 	$(BIN)/ruff format
 
-generate: $(READY) ## Write what is generated from the models: the definition and the reference page
+generate: $(READY) ## Generate files from the models: the definition and the reference page
 	mkdir -p manifests
 	$(BIN)/python -m tailorpo_operator.api.crd > manifests/crd.yaml
 	$(BIN)/python -m tailorpo_trainer.document.reference > docs/reference.md
 
-bench: $(READY) ## Measure our loop against a plain one, and the operator with thousands of jobs; BENCH_ARGS passes arguments
+bench: $(READY) ## Measure the training loop against a plain one, the operator with many jobs; BENCH_ARGS passes arguments
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.operator.scale
 	$(BIN)/python -m benchmarks.operator.takeover
 
-clean: ## Remove the environment and the tools' caches; runs/ stays
+clean: ## Remove the environment and the tools' caches; keeps runs/
 	rm -rf "$(VENV)" build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-# The stamp lives inside the environment, so that both go together; an edited lock or pyproject makes it stale.
+# The stamp is inside the environment, so both are removed together. It is outdated when the lock or pyproject changes.
 $(READY): uv.lock pyproject.toml
 	@sh -euc "$$SET_UP"
 	@touch "$@"
 
-# Finds a Python; takes uv from PATH, else from our cache folder, else installs it there once; syncs.
+# Finds a Python. Uses uv from PATH or from the project's cache folder, or installs it there once. Then syncs.
 define SET_UP
 fail() { echo "tailorpo: $$*" >&2; exit 1; }
 
@@ -79,7 +79,7 @@ done
 [ -n "$$python" ] || fail "needs Python 3.11, 3.12 or 3.13, and $${PYTHON:-python3} is" \
   "$$("$${PYTHON:-python3}" --version 2>/dev/null || echo missing); install one, or name it: make setup PYTHON=/path/to/python3.12"
 
-# Asked inside the project, uv checks itself against `required-version` of pyproject.toml.
+# When uv runs inside the project, it checks its own version against `required-version` of pyproject.toml.
 reads_lock() { "$$1" python find --offline --no-python-downloads "$$python" >/dev/null 2>&1; }
 kept=$${XDG_CACHE_HOME:-$$HOME/.cache}/tailorpo/uv
 if command -v uv >/dev/null && reads_lock uv; then uv=uv
@@ -106,7 +106,7 @@ fi
 endef
 export SET_UP
 
-# A browser opens for a person at a desktop only.
+# A browser opens only if standard output is a terminal on a desktop.
 define SHOW
 echo "Report: $$1"
 [ -t 1 ] || exit 0
