@@ -54,7 +54,7 @@ generate: $(READY) ## Generate files from the models: the definition and the ref
 	$(BIN)/python -m tailorpo_operator.api.crd > manifests/crd.yaml
 	$(BIN)/python -m tailorpo_trainer.document.reference > docs/reference.md
 
-bench: $(READY) ## Measure the training loop against a plain one, the operator with many jobs; BENCH_ARGS passes arguments
+bench: $(READY) ## Measure the loop against a plain one, and the operator with many jobs; BENCH_ARGS passes arguments
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.operator.scale
 	$(BIN)/python -m benchmarks.operator.takeover
