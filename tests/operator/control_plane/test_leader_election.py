@@ -205,15 +205,15 @@ def test_one_that_was_paused_and_leads_again_is_elected_again(monkeypatch: pytes
     """What was to be done while it did not lead was left, for whoever is elected looks at all jobs."""
     clock = SimpleNamespace(now=0.0)
     monkeypatch.setattr(leader_election, "time", SimpleNamespace(monotonic=lambda: clock.now))
-    monkeypatch.setattr(leader_election, "RENEW_SECONDS", 0)
+    monkeypatch.setattr(leader_election, "RETRY_PERIOD", 0)
 
     async def pause() -> None:
-        wire: Any = Leases()
+        transport: Any = Leases()
         begun: asyncio.Queue[None] = asyncio.Queue()
-        candidate = leader_election.LeaderElection(wire, "team", "lease", "me")
+        candidate = leader_election.LeaderElection(transport, "team", "lease", "me")
         running = asyncio.create_task(candidate.run(lambda: begun.put_nowait(None)))
         await asyncio.wait_for(begun.get(), 10)
-        clock.now += 2 * leader_election.DEADLINE_SECONDS
+        clock.now += 2 * leader_election.RENEW_DEADLINE
         await asyncio.wait_for(begun.get(), 10)
         running.cancel()
         with contextlib.suppress(asyncio.CancelledError):

@@ -168,8 +168,8 @@ def prepare(skew: float) -> None:
     for module in (leader_election, progress_poller, reconciler):
         assert getattr(module, "datetime", None) is datetime, f"{module.__name__} tells the time in another way"
         module.datetime = Skewed  # type: ignore[attr-defined]
-    leader_election.LEASE_SECONDS, leader_election.DEADLINE_SECONDS = LEASE, DEADLINE
-    leader_election.RENEW_SECONDS = leader_election.PAUSE_SECONDS = RETRY  # type: ignore[assignment]
+    leader_election.LEASE_DURATION, leader_election.RENEW_DEADLINE = LEASE, DEADLINE
+    leader_election.RETRY_PERIOD = leader_election.ACQUIRE_PERIOD = RETRY  # type: ignore[assignment]
 
 
 def _leads(operator: WarmOperator) -> bool:
