@@ -31,13 +31,13 @@ def place(
 
 @pytest.fixture(scope="module")
 def undisturbed(place: Place) -> Followed:
-    """A job that nothing happens to; it has just begun when the first test asks for it."""
+    """A job without any fault; it starts when the first test asks for it."""
     return place.start(place.document("undisturbed"))
 
 
 @pytest.fixture(scope="module")
 def expected(place: Place, undisturbed: Followed) -> dict[str, str]:
-    """What every other run has to end with."""
+    """The result that every other run must have."""
     place.gate.open(undisturbed.name, 1)
     return place.result(undisturbed)
 
@@ -83,7 +83,7 @@ def scraped(place: Place, pod: Fields, **labels: str) -> dict[str, float]:
 
 
 def counted(place: Place, metric: str, label: str) -> float:
-    """A figure of the operator's."""
+    """A metric of the operator."""
     families = text_string_to_metric_families(place.operator.ask("/metrics")[1])
     counts = {(each.name, *each.labels.values()): each.value for family in families for each in family.samples}
     return counts[metric, label]
@@ -107,7 +107,7 @@ def test_an_undisturbed_run(place: Place, undisturbed: Followed) -> None:
     for pod in (leader, other):
         look = "id -u; ls -d /var/run/secrets 2>/dev/null || echo nothing"
         assert kubectl("exec", pod["metadata"]["name"], "--", "sh", "-c", look) == "65532\nnothing\n"
-    with pytest.raises(OSError, match=r"reset|refused|closed"):  # the first worker alone tells
+    with pytest.raises(OSError, match=r"reset|refused|closed"):  # only the first worker serves metrics
         scraped(place, other)
 
     place.gate.open(job.name, 1)
@@ -167,7 +167,7 @@ def test_a_power_cut_then_a_drain(place: Place, expected: dict[str, str], mortal
     document["spec"]["runPolicy"] = {"backoffLimit": 0, "terminationGracePeriodSeconds": 5}
     job = place.start(document, hold=[1, 2])
     kept = trains(job, 1)["checkpoint"]
-    patch(job, {"runPolicy": {"terminationGracePeriodSeconds": 60}})  # for those that will be able to stop
+    patch(job, {"runPolicy": {"terminationGracePeriodSeconds": 60}})  # for workers that can stop in time
     mortal_node.power_off()
     place.gate.open(job.name, 1)
     end = job.ended(1)
@@ -187,7 +187,7 @@ def test_a_power_cut_then_a_drain(place: Place, expected: dict[str, str], mortal
         end = job.ended(2)
         assert (end["reason"], end["exitCode"], end["counted"], end["node"]) == ("Drained", 75, False, node)
         assert end["stepTo"] >= again["checkpoint"]["step"]
-        assert job.status["checkpoint"]["step"] == end["stepTo"]  # saved on the way out
+        assert job.status["checkpoint"]["step"] == end["stepTo"]  # saved before the end
         assert place.result(job) == expected
         assert job.status["resumedFrom"]["step"] == end["stepTo"]
         assert {pod["spec"]["nodeName"] for pod in pods(job, 3)} == {mortal_node.name}

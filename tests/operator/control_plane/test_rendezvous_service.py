@@ -1,4 +1,4 @@
-"""The Service that no job owns: there when workers need it, whoever deletes what when, and gone after the last job."""
+"""The Service that no job owns: it exists while workers need it, even if it was deleted, and goes with the last job."""
 
 import asyncio
 import json
@@ -38,7 +38,7 @@ def of_two() -> Object:
 
 
 class Server:
-    """Has at most one Service, and the jobs it is given. before: happens while a request is on its way."""
+    """Has at most one Service, and jobs. before: called while a request is in flight."""
 
     def __init__(self) -> None:
         self.service: Object | None = None
@@ -131,7 +131,7 @@ def test_it_goes_when_neither_a_job_nor_a_gang_needs_it() -> None:
 
 @pytest.mark.parametrize(("workers", "asked"), [(1, ["list", "delete"]), (2, ["list"])])
 def test_a_job_that_no_watch_has_shown_keeps_it(workers: int, asked: list[str]) -> None:
-    """As after a start: the first of all watches tells of the Service."""
+    """For example after a start, when the watch of Services is the first to report."""
 
     async def story(server: Server, rendezvous: Rendezvous, cache: Cache) -> None:
         server.service = service_tree()
