@@ -20,7 +20,7 @@ from tests.cluster.processes import Family
 
 REPORT_SECONDS = 15.0
 KEPT, KEPT_DAYS = 2, 30
-"""Builds that stay whatever their age, and days without use after which any other goes."""
+"""Builds that are kept whatever their age, and days without use after which another is deleted."""
 
 Report = Callable[[str], None]
 
@@ -125,7 +125,7 @@ def _hold(build: Path) -> bool:
 
 
 def _prune(cache: Path, report: Report) -> None:
-    """Deletes what nobody has used for long: builds but for the newest, and what was left of builders that died."""
+    """Deletes builds that were not used for long, except the newest, and the remains of builders that died."""
     found = [folder for folder in cache.iterdir() if re.fullmatch(r"[0-9a-f]{16}(\.build-\w+)?", folder.name)]
     builds = sorted((folder for folder in found if not folder.suffix), key=lambda folder: folder.stat().st_mtime)
     for folder in {*found}.difference(builds[-KEPT:]):
@@ -166,7 +166,7 @@ def _key(go: str, programs: Programs) -> str:
 
 @contextmanager
 def alone(path: Path, what: str, report: Report = say) -> Iterator[None]:
-    """One process at a time; the lock goes with its process, however that ends."""
+    """One process at a time; the lock is released when its process ends, even if it is killed."""
     with path.open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -109,7 +109,7 @@ def control_plane(logs: Path | None = None, options: Options | None = None) -> I
 
 
 def new_folder() -> Path:
-    """A folder for what goes with a cluster: in memory where there is room."""
+    """A folder for the files of a cluster: in memory if there is enough."""
     return Path(tempfile.mkdtemp(prefix="tailorpo-cluster-", dir=_memory()))
 
 

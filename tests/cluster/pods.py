@@ -133,7 +133,7 @@ class PodDriver:
         return until(living, f"{count} pods of {namespace} are scheduled")
 
     def run(self, pod: V1Pod, address: str | None = None) -> None:
-        """The pod's containers run and are ready. address: its IP, where somebody answers for it."""
+        """The pod's containers run and are ready. address: its IP, at which a test's server answers."""
         now, number = self._now(), next(_addresses)
         self._report(
             pod,
@@ -159,7 +159,7 @@ class PodDriver:
         self._report(pod, phase=phase, conditions=_conditions(now, False), containerStatuses=statuses)
 
     def oom(self, pod: V1Pod) -> None:
-        """The first container goes beyond its memory limit."""
+        """The first container exceeds its memory limit."""
         self.end(pod, OOM_EXIT, reason="OOMKilled")
 
     def refuse_image(self, pod: V1Pod, reason: str = "ImagePullBackOff", message: str = "not found") -> None:

@@ -76,9 +76,9 @@ def test_jobs_run_and_a_rollout_disturbs_none(installed: Kubectl, kubectl: Kubec
     with installed.popen("logs", "--follow", old) as following:
         installed("rollout", "restart", OPERATOR)
         installed("rollout", "status", OPERATOR, f"--timeout={PATIENCE:.0f}s")
-        said = messages(following.communicate(timeout=PATIENCE)[0])
-    assert "leading" in said
-    assert said[-2:] == ["stopping", "stopped"]
+        logged = messages(following.communicate(timeout=PATIENCE)[0])
+    assert "leading" in logged
+    assert logged[-2:] == ["stopping", "stopped"]
 
     [after] = operators(installed)
     new = after["metadata"]["name"]

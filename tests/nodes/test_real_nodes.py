@@ -103,10 +103,10 @@ def test_the_trainer_runs_in_a_pod_that_may_do_nothing(kubectl: Kubectl):
         ),
     )
     assert ended(kubectl, "trainer", IMPORT_SECONDS)["exitCode"] == 0, kubectl("logs", "trainer")
-    said = kubectl("logs", "trainer")
-    assert said.startswith("tailorpo ")
-    assert "/job/job.yaml" in said
-    assert said.endswith("tensor([1., 1.])\n")
+    output = kubectl("logs", "trainer")
+    assert output.startswith("tailorpo ")
+    assert "/job/job.yaml" in output
+    assert output.endswith("tensor([1., 1.])\n")
 
 
 def test_pods_of_two_nodes_find_each_other_by_name(kubectl: Kubectl, real_cluster: RealCluster):

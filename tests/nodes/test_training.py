@@ -66,8 +66,8 @@ def told_to_stop(job: Followed, attempt: int) -> None:
     """Waits until a kubelet has sent SIGTERM to the first worker of an attempt."""
     name = pods(job, attempt)[0]["metadata"]["name"]
     selector = f"--field-selector=involvedObject.name={name},reason=Killing"
-    told = f"{name} is told to stop"
-    until(lambda: job.kubectl.json("get", "events", selector)["items"], told, PATIENCE, INTERVAL)
+    event = f"{name} is told to stop"
+    until(lambda: job.kubectl.json("get", "events", selector)["items"], event, PATIENCE, INTERVAL)
 
 
 def patch(job: Followed, spec: Fields) -> None:
@@ -118,22 +118,22 @@ def test_an_undisturbed_run(place: Place, undisturbed: Followed) -> None:
     assert [reason for reason, _ in job.events()] == ["AttemptStarted", "Running", "Succeeded"]
     place.result(job)
     assert place.objects("undisturbed/attempt-0001/output/report.html")
-    said = kubectl("logs", f"--selector={naming.JOB}={job.name}", "--prefix", "--tail=-1")
-    assert f"iteration {ITERATIONS}/{ITERATIONS}" in said
+    output = kubectl("logs", f"--selector={naming.JOB}={job.name}", "--prefix", "--tail=-1")
+    assert f"iteration {ITERATIONS}/{ITERATIONS}" in output
     until(lambda: counted(place, "tailorpo_operator_jobs", "Succeeded"), "the operator counts the job")
     assert counted(place, "tailorpo_operator_attempts_total", "Completed")
 
 
 def test_no_secret_is_told(place: Place, undisturbed: Followed, expected: dict[str, str]) -> None:
     """Nor written: to statuses, events, logs, the results."""
-    told = place.kubectl("get", "tpj,jobs,pods,services,events", "--output=yaml")
-    told += place.kubectl("logs", f"--selector={naming.JOB}", "--tail=-1")
-    told += place.operator.log.read_text()
+    shown = place.kubectl("get", "tpj,jobs,pods,services,events", "--output=yaml")
+    shown += place.kubectl("logs", f"--selector={naming.JOB}", "--tail=-1")
+    shown += place.operator.log.read_text()
     kept = b"".join(place.objects("").values())
     for value in (place.server.access_key, place.server.secret_key):
-        assert value not in told
+        assert value not in shown
         assert value.encode() not in kept
-    assert SECRET in told
+    assert SECRET in shown
 
 
 def test_too_little_memory_then_a_killed_worker(place: Place, expected: dict[str, str]) -> None:
