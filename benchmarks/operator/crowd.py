@@ -35,13 +35,13 @@ async def by_many(requests: Iterable[Awaitable[object]], clients: int) -> None:
     await asyncio.gather(*(client() for _ in range(clients)))
 
 
-async def run(wire: Transport, pods: Iterable[Object], clients: int = 16) -> None:
+async def run(transport: Transport, pods: Iterable[Object], clients: int = 16) -> None:
     """Writes what a kubelet would, for pods of plans without nodes: all run, and are ready."""
 
     async def report(number: int, pod: Object) -> None:
         meta = pod["metadata"]
         path = f"/api/v1/namespaces/{meta['namespace']}/pods/{meta['name']}/status"
-        await wire.request("patch", path, {"status": _running(pod, address(number))})
+        await transport.request("patch", path, {"status": _running(pod, address(number))})
 
     await by_many((report(number, pod) for number, pod in enumerate(pods)), clients)
 

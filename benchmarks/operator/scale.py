@@ -137,18 +137,18 @@ class Operator:
         self._log.close()
 
 
-async def count(wire: Transport, path: str) -> int:
+async def count(transport: Transport, path: str) -> int:
     """How many objects there are."""
-    page = await wire.request("list", path, query={"limit": "1"})
+    page = await transport.request("list", path, query={"limit": "1"})
     return len(page["items"]) + int(page["metadata"].get("remainingItemCount", 0))
 
 
-async def create(wire: Transport, made: Iterable[Object]) -> None:
-    await crowd.by_many((wire.request("create", path_of(tree), tree) for tree in made), CLIENTS)
+async def create(transport: Transport, made: Iterable[Object]) -> None:
+    await crowd.by_many((transport.request("create", path_of(tree), tree) for tree in made), CLIENTS)
 
 
-async def until_there(wire: Transport, path: str, total: int) -> None:
-    while await count(wire, path) < total:
+async def until_there(transport: Transport, path: str, total: int) -> None:
+    while await count(transport, path) < total:
         await asyncio.sleep(0.2)
 
 
@@ -238,20 +238,20 @@ def less(after: dict[str, float], before: dict[str, float]) -> dict[str, float]:
 
 async def jobs_arrive(plane: ControlPlane, made: Sequence[Object]) -> Arrival:
     """Jobs, made directly."""
-    async with administrator(plane) as wire:
+    async with administrator(plane) as transport:
         begun, before = time.monotonic(), cost(plane)
-        await create(wire, made)
-        await until_there(wire, PODS, WORKERS * len(made))
+        await create(transport, made)
+        await until_there(transport, PODS, WORKERS * len(made))
         return Arrival(time.monotonic() - begun, less(cost(plane), before))
 
 
-async def ours_arrive(plane: ControlPlane, wire: Transport, operator: Operator, jobs: int) -> Arrival:
+async def ours_arrive(plane: ControlPlane, transport: Transport, operator: Operator, jobs: int) -> Arrival:
     """TailorPOJobs; the operator runs."""
-    services = await count(wire, SERVICES)
+    services = await count(transport, SERVICES)
     mark, before, begun = plane.audit.mark(), cost(plane, operator), time.monotonic()
-    await create(wire, [ours(number) for number in range(jobs)])
-    await until_there(wire, PODS, WORKERS * jobs)
-    await until_there(wire, SERVICES, services + min(jobs, len(NAMESPACES)))
+    await create(transport, [ours(number) for number in range(jobs)])
+    await until_there(transport, PODS, WORKERS * jobs)
+    await until_there(transport, SERVICES, services + min(jobs, len(NAMESPACES)))
     seconds, used = time.monotonic() - begun, less(cost(plane, operator), before)
     return Arrival(seconds, used, sum(writes(plane, mark).values()) / jobs)
 
@@ -259,11 +259,11 @@ async def ours_arrive(plane: ControlPlane, wire: Transport, operator: Operator, 
 @asynccontextmanager
 async def started(plane: ControlPlane, user: Path, log: Path) -> AsyncIterator[tuple[Transport, Operator]]:
     """An administrator, and an operator that has started and does nothing."""
-    async with administrator(plane) as wire:
+    async with administrator(plane) as transport:
         operator = Operator(user, log)
         try:
             await asyncio.sleep(8)
-            yield wire, operator
+            yield transport, operator
         finally:
             operator.stop()
 
@@ -291,13 +291,13 @@ async def figure(operator: Operator, name: str) -> float | None:
     return float(found[1]) if found else None
 
 
-async def apply_alone(wire: Transport, number: int) -> float:
+async def apply_alone(transport: Transport, number: int) -> float:
     """Seconds from a job's creation to its pods'."""
     begun = time.monotonic()
     tree, query = ours(number), {"labelSelector": f"{naming.JOB}=job-{number}"}
-    await wire.request("create", path_of(tree), tree)
+    await transport.request("create", path_of(tree), tree)
     pods = f"/api/v1/namespaces/{tree['metadata']['namespace']}/pods"
-    while len((await wire.request("list", pods, query=query))["items"]) < WORKERS:
+    while len((await transport.request("list", pods, query=query))["items"]) < WORKERS:
         await asyncio.sleep(0.01)
     return time.monotonic() - begun
 
@@ -330,26 +330,26 @@ def by_operator(track: Track, jobs: int, live_on: bool) -> None:
 
 
 async def _by_operator(track: Track, plane: ControlPlane, user: Path, jobs: int, log: Path, live_on: bool) -> None:
-    async with started(plane, user, log) as (wire, operator):
+    async with started(plane, user, log) as (transport, operator):
         mark = plane.audit.mark()
         track.ready([operator.process.pid, *(server.pid for server in plane.servers.values())])
-        track.done(await ours_arrive(plane, wire, operator, jobs))
+        track.done(await ours_arrive(plane, transport, operator, jobs))
         if not live_on:
             return
         rss = operator.rss
         await quiet(operator)
         late = sum(writes(plane, mark).values()) / jobs
-        alone = [await apply_alone(wire, jobs + number) for number in range(ALONE)]
+        alone = [await apply_alone(transport, jobs + number) for number in range(ALONE)]
         await quiet(operator)
         idle, idle_rss = await watched(operator, IDLE), operator.rss
     mark, begun = plane.audit.mark(), time.monotonic()
-    async with administrator(plane) as wire:
+    async with administrator(plane) as transport:
         operator = Operator(user, log)
         await reconciled(operator, jobs + ALONE)
         restart = time.monotonic() - begun
         await quiet(operator)
         again, restart_rss = writes(plane, mark), operator.rss
-        await crowd.run(wire, (await wire.all(PODS))[0])
+        await crowd.run(transport, (await transport.list_all(PODS))[0])
         with crowd.answering():
             await asyncio.sleep(SETTLE)  # each is found to run, and is asked for the first time
             mark = plane.audit.mark()

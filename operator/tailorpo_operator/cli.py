@@ -1,4 +1,4 @@
-"""The operator's commands, beside the trainer's. Nothing large is imported before one runs."""
+"""The operator's commands. Large modules are imported only when a command runs."""
 
 import json
 import os
@@ -18,7 +18,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 @click.command(short_help="Show what a document becomes on a cluster.")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option(
-    "--attempt", type=click.IntRange(1, 2**31 - 1), default=1, show_default=True, help="Of this attempt, from 1."
+    "--attempt", type=click.IntRange(1, 2**31 - 1), default=1, show_default=True, help="Number of the attempt, from 1."
 )
 @click.option(
     "--image", default=naming.IMAGE, show_default=True, help="Trainer image, where spec.template.image names none."
@@ -32,9 +32,9 @@ Command = TypeVar("Command", bound=Callable[..., Any])
     help="Override a field, such as spec.workers=2; may be repeated. Without VALUE: its default.",
 )
 def render(file: Path, attempt: int, image: str, namespace: str | None, overrides: tuple[str, ...]) -> None:
-    """Print as YAML what the operator makes of the jobs in FILE, without a cluster.
+    """Print as YAML the objects that the operator creates for the jobs in FILE, without a cluster.
 
-    Only the reference to the job itself, with which its children are deleted, is missing.
+    Only the owner references to the job are missing.
     """
     from tailorpo_operator.api.types import Job
     from tailorpo_operator.children import indexed_job
@@ -46,10 +46,10 @@ def render(file: Path, attempt: int, image: str, namespace: str | None, override
     for read in document.read_all(file, overrides):
         job = Job(metadata=read.metadata.model_dump(exclude_none=True), spec=read.spec)
         try:
-            made = [indexed_job.service(job), indexed_job.attempt(job, attempt, image)]
+            children = [indexed_job.service(job), indexed_job.attempt(job, attempt, image)]
         except indexed_job.TooLarge as error:
             raise ConfigurationError(f"{click.format_filename(file)}: {read.metadata.name}: {error}") from None
-        pages += [document.dump_values(child) for child in made if child]
+        pages += [document.dump_values(child) for child in children if child]
         for warning in indexed_job.warnings(job):
             message(f"{read.metadata.name}: {warning}", "warning")
     click.echo("---\n".join(pages), nl=False)
@@ -74,7 +74,7 @@ def seconds(name: str, default: float, text: str) -> Callable[[Command], Command
     multiple=True,
     envvar="TAILORPO_WATCH_NAMESPACES",
     show_envvar=True,
-    help="Namespace whose jobs are acted on; may be repeated. Default: all.",
+    help="Namespace whose jobs are reconciled; may be repeated. Default: all.",
 )
 @click.option(
     "--image",
@@ -86,33 +86,37 @@ def seconds(name: str, default: float, text: str) -> Callable[[Command], Command
 )
 @click.option("--host", default="0.0.0.0", show_default=True, help="Address of /healthz, /readyz and /metrics.")
 @click.option(
-    "--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="Port of them; 0 takes any free one."
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8080,
+    show_default=True,
+    help="Port of these; 0 takes any free one.",
 )
 @click.option(
-    "--workers", type=click.IntRange(1, 1000), default=16, show_default=True, help="Jobs looked at at the same time."
+    "--workers", type=click.IntRange(1, 1000), default=16, show_default=True, help="Jobs reconciled at the same time."
 )
 @click.option(
     "--requests-per-second",
     type=click.FloatRange(0, min_open=True),
     default=200,
     show_default=True,
-    help="Most requests to the API server, watches left out.",
+    help="Limit of requests to the API server, without watches.",
 )
-@seconds("--retry-seconds", 10, "Before the second attempt; twice as long before each further one.")
-@seconds("--retry-seconds-max", 360, "Before any attempt, at most.")
-@seconds("--lost-seconds", 30, "After its grace period, until a pod that does not end is deleted by force.")
-@seconds("--progress-seconds", 15, "Between two questions to a running job for its progress.")
-@seconds("--status-seconds", 30, "Between two writes of a job's status that only tell of progress, at least.")
+@seconds("--retry-seconds", 10, "Delay before the second attempt; doubled before each further one.")
+@seconds("--retry-seconds-max", 360, "Longest delay before an attempt.")
+@seconds("--lost-seconds", 30, "Time after its grace period until a pod that does not end is deleted by force.")
+@seconds("--progress-seconds", 15, "Time between two requests to a running job for its progress.")
+@seconds("--status-seconds", 30, "Shortest time between two writes of a job's status that change only its progress.")
 @seconds(
     "--request-timeout-seconds",
     30,
-    "Until a request that the API server does not answer is tried again. Watches are begun anew as often.",
+    "Time until an unanswered request to the API server is retried. Watches are restarted as often.",
 )
-@seconds("--resync-seconds", 300, "Between lists of everything, which find what watches missed.")
+@seconds("--resync-seconds", 300, "Time between full lists of jobs, which find what watches missed.")
 @click.option(
     "--leader-elect/--no-leader-elect",
     default=None,
-    help="Whether of several operators one works, by a Lease. Default: in a pod, yes; else no.",
+    help="Elect a leader among several operators, by a Lease. Default: in a pod yes, otherwise no.",
 )
 @click.option(
     "--lease-namespace",
@@ -145,8 +149,8 @@ def operator(
     log: str,
     verbose: bool,
 ) -> None:
-    """Act on all TailorPOJobs of a cluster until SIGTERM or Ctrl-C."""
-    _need_operator()
+    """Reconcile all TailorPOJobs of a cluster until SIGTERM or Ctrl-C."""
+    _require_operator()
     import asyncio
 
     from tailorpo_operator import logs
@@ -154,7 +158,7 @@ def operator(
     from tailorpo_operator.planning.backoff import Retries
     from tailorpo_operator.settings import Lease, Settings
 
-    logs.begin(verbose=verbose, as_json=None if log == "auto" else log == "json")
+    logs.configure(verbose=verbose, as_json=None if log == "auto" else log == "json")
     elect = "KUBERNETES_SERVICE_HOST" in os.environ if leader_elect is None else leader_elect
     settings = Settings(
         namespaces=namespaces,
@@ -176,7 +180,7 @@ def operator(
     asyncio.run(run())
 
 
-def _need_operator() -> None:
+def _require_operator() -> None:
     from importlib.util import find_spec
 
     if find_spec("kopf") is None:
@@ -184,4 +188,4 @@ def _need_operator() -> None:
 
 
 COMMANDS: tuple[click.Command, ...] = (render, operator)
-"""What `tailorpo` has besides the trainer's commands."""
+"""The commands that `tailorpo` has besides the trainer's."""

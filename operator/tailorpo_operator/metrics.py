@@ -17,17 +17,17 @@ REQUESTS = Counter(
 )
 RECONCILE = Histogram(
     "tailorpo_operator_reconcile_seconds",
-    "Time of one look at one job, with its requests.",
+    "Time to reconcile one job, with its requests.",
     buckets=(0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
 )
-FAILED = Counter("tailorpo_operator_reconcile_errors_total", "Looks that ended in an error, and were repeated.")
-ATTEMPTS = Counter("tailorpo_operator_attempts_total", "Attempts that have ended, by why.", ("reason",))
-LEADING = Gauge("tailorpo_operator_leading", "1 where this operator acts, 0 where it stands by.")
-QUEUE = Gauge("tailorpo_operator_queue_length", "Jobs that wait to be looked at.")
+RECONCILE_ERRORS = Counter("tailorpo_operator_reconcile_errors_total", "Reconciles that failed, and were requeued.")
+ATTEMPTS = Counter("tailorpo_operator_attempts_total", "Attempts that have ended, by reason.", ("reason",))
+LEADING = Gauge("tailorpo_operator_leading", "1 if this operator is the leader, 0 if it is not.")
+QUEUE = Gauge("tailorpo_operator_queue_length", "Jobs that wait to be reconciled.")
 
 
-class Figure(NamedTuple):
-    """Of a job. pending: seconds it has waited for its pods; None: it does not."""
+class JobSample(NamedTuple):
+    """One job. pending: seconds that it has waited for its pods; None if it does not wait."""
 
     namespace: str
     name: str
@@ -35,18 +35,18 @@ class Figure(NamedTuple):
     pending: float | None
 
 
-class Jobs(Collector):
-    """Figures of all jobs, made when they are asked for. `source` is set by whoever knows them."""
+class JobsCollector(Collector):
+    """Metrics of all jobs, computed at each scrape from `source`, which the manager sets."""
 
     def __init__(self) -> None:
-        self.source: Callable[[], Iterable[Figure]] = tuple
+        self.source: Callable[[], Iterable[JobSample]] = tuple
 
     def collect(self) -> Iterable[GaugeMetricFamily]:
-        figures = list(self.source())
+        samples = list(self.source())
         jobs = GaugeMetricFamily(
-            "tailorpo_operator_jobs", "Jobs in each phase; of the operator that acts.", labels=["phase"]
+            "tailorpo_operator_jobs", "Jobs in each phase; reported by the leader only.", labels=["phase"]
         )
-        phases = Counts(figure.phase for figure in figures)
+        phases = Counts(sample.phase for sample in samples)
         for phase in PHASES:
             jobs.add_metric([phase], phases[phase])
         yield jobs
@@ -55,11 +55,11 @@ class Jobs(Collector):
             "How long a job has waited for its pods.",
             labels=["namespace", "job"],
         )
-        for figure in figures:
-            if figure.pending is not None:
-                pending.add_metric([figure.namespace, figure.name], figure.pending)
+        for sample in samples:
+            if sample.pending is not None:
+                pending.add_metric([sample.namespace, sample.name], sample.pending)
         yield pending
 
 
-JOBS = Jobs()
+JOBS = JobsCollector()
 REGISTRY.register(JOBS)

@@ -8,7 +8,7 @@ from tailorpo_operator.planning.backoff import Retries
 
 @dataclass(frozen=True)
 class Lease:
-    """Where operators agree on who works."""
+    """The Lease of the leader election."""
 
     namespace: str
     name: str = "tailorpo-operator"
@@ -16,21 +16,21 @@ class Lease:
 
 @dataclass(frozen=True)
 class Settings:
-    """How the operator works. Seconds, unless it says otherwise.
+    """How the operator works. Times are in seconds.
 
     Attributes:
-        namespaces: watched ones; none: all.
-        image: the trainer's, for jobs that name none.
-        workers: jobs that are looked at at the same time.
-        requests_per_second, burst: to the API server, watches left out.
-        request_timeout: until a request that is not answered is tried again; a watch is begun anew as often.
-        resync: between lists of everything, which find what watches have missed.
-        progress_interval: between two questions to the same job's first worker, on average.
-        progress_connections: questions at the same time.
-        status_interval: between two writes of a job's status that only tell of progress.
-        status_rate: such writes a second, of all jobs.
-        lease: whoever holds it works, of several; None: this one does.
-        stale: without a turn of the loops, after which the operator is not alive any more.
+        namespaces: the watched ones; empty for all.
+        image: the trainer image of jobs that name none.
+        workers: jobs that are reconciled at the same time.
+        requests_per_second, burst: limits of requests to the API server, without watches.
+        request_timeout: until an unanswered request is retried. Watches end and start again within this time.
+        resync: time between full lists of jobs, which find what watches have missed.
+        progress_interval: average time between two progress requests to a job's first worker.
+        progress_connections: progress requests at the same time.
+        status_interval: time between two writes of a job's status that change only its progress.
+        status_rate: such writes a second, for all jobs together.
+        lease: the Lease of the leader election; None: this operator acts without an election.
+        stale: time without a turn of the event loop after which `/healthz` fails.
     """
 
     namespaces: tuple[str, ...] = ()

@@ -71,5 +71,5 @@ def _played(nodes: int, run_pods: bool, options: Options) -> Iterator[ControlPla
 if __name__ == "__main__":
     try:
         main()
-    except (AssertionError, build.BuildError, ServerError, UnfitError) as error:  # the first: not ready in time
+    except (AssertionError, build.BuildError, ServerError, UnfitError) as error:  # AssertionError: not ready in time
         sys.exit(f"tests.cluster: {error}")

@@ -17,7 +17,7 @@ TOKEN_SECONDS = 24 * 3600
 
 
 class Cluster:
-    """A cluster and its administrator's kubeconfig; `folder` keeps what is made on the way."""
+    """A cluster and its administrator's kubeconfig; `folder` keeps the files of other users."""
 
     def __init__(self, admin: Path, folder: Path) -> None:
         self.kubeconfig = admin
@@ -52,11 +52,11 @@ class Cluster:
 
 
 class KubectlError(AssertionError):
-    """kubectl refused; the text is what it said."""
+    """kubectl failed; the text is its standard error."""
 
 
 class Kubectl:
-    """The real kubectl, for one user and namespace, with nothing of this machine's own settings."""
+    """The real kubectl, for one user and namespace, without this machine's own settings."""
 
     def __init__(self, user: Path, namespace: str, cache: Path) -> None:
         self.namespace = namespace
@@ -82,7 +82,7 @@ class Kubectl:
         return done.stdout
 
     def popen(self, *arguments: str) -> "subprocess.Popen[str]":
-        """One that goes on, such as `logs --follow`, and its output."""
+        """A command that does not end by itself, such as `logs --follow`, and its output."""
         return subprocess.Popen(
             [*self._command, *arguments],
             stdin=subprocess.DEVNULL,
@@ -92,10 +92,10 @@ class Kubectl:
         )
 
     def json(self, *arguments: str) -> Any:
-        """What it prints with `--output=json`, read."""
+        """Its output with `--output=json`, parsed."""
         return json.loads(self(*arguments, "--output=json"))
 
     def apply(self, *objects: Mapping[str, Any]) -> str:
-        """`kubectl apply` of objects as they would stand in YAML."""
+        """`kubectl apply` of these objects."""
         items = {"apiVersion": "v1", "kind": "List", "items": list(objects)}
         return self("apply", "--filename=-", stdin=json.dumps(items))

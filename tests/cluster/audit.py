@@ -1,4 +1,4 @@
-"""What was asked of the API server, from its audit log."""
+"""The requests to the API server, from its audit log."""
 
 import json
 import uuid
@@ -47,7 +47,7 @@ class AuditLog:
         self._get = get
 
     def mark(self) -> int:
-        """A place in the log behind everything that was answered before this call."""
+        """A position in the log after every request that was answered before this call."""
         sign = uuid.uuid4().hex
         start = self.path.stat().st_size
         self._get(f"/version?mark={sign}")
@@ -61,7 +61,7 @@ class AuditLog:
         return until(place, "the audit log records a request")
 
     def since(self, mark: int) -> list[Request]:
-        """What was asked after the mark and is answered by now."""
+        """The requests after the mark that are answered by now."""
         end = self.mark()
         with self.path.open("rb") as log:
             log.seek(mark)

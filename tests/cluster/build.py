@@ -20,7 +20,7 @@ from tests.cluster.processes import Family
 
 REPORT_SECONDS = 15.0
 KEPT, KEPT_DAYS = 2, 30
-"""Builds that stay whatever their age, and days without use after which any other goes."""
+"""Builds that are kept whatever their age, and days without use after which another is deleted."""
 
 Report = Callable[[str], None]
 
@@ -94,7 +94,7 @@ def binaries(programs: Programs = SERVERS, report: Report = say) -> Path:
                     half.rename(ready)
                 finally:
                     family.end()
-                with suppress(OSError):  # somebody else deletes as well; what is old costs space and no more
+                with suppress(OSError):  # another process deletes too; an old build costs only space
                     _prune(cache, report)
     return ready
 
@@ -108,7 +108,7 @@ def _hold(build: Path) -> bool:
         folder = os.open(build, os.O_RDONLY)
     except FileNotFoundError:
         return False
-    fcntl.flock(folder, fcntl.LOCK_SH)  # waits for who deletes it
+    fcntl.flock(folder, fcntl.LOCK_SH)  # waits for a process that deletes it
     with suppress(OSError):  # a cache that is shared, and not ours
         os.utime(folder)
     try:
@@ -125,7 +125,7 @@ def _hold(build: Path) -> bool:
 
 
 def _prune(cache: Path, report: Report) -> None:
-    """Deletes what nobody has used for long: builds but for the newest, and what was left of builders that died."""
+    """Deletes builds that were not used for long, except the newest, and the remains of builders that died."""
     found = [folder for folder in cache.iterdir() if re.fullmatch(r"[0-9a-f]{16}(\.build-\w+)?", folder.name)]
     builds = sorted((folder for folder in found if not folder.suffix), key=lambda folder: folder.stat().st_mtime)
     for folder in {*found}.difference(builds[-KEPT:]):
@@ -133,7 +133,7 @@ def _prune(cache: Path, report: Report) -> None:
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.fstat(held).st_mtime < time.time() - KEPT_DAYS * 86_400:
-                # First its name: nobody may take for a build what is half deleted.
+                # Renamed first, so that nothing takes a half deleted folder for a build.
                 shutil.rmtree(folder.rename(folder.with_suffix(f".build-{os.getpid()}")))
                 report(f"deleted {folder}, which nobody has used for {KEPT_DAYS} days")
         except BlockingIOError:
@@ -158,7 +158,7 @@ def _environment() -> dict[str, str]:
 
 
 def _key(go: str, programs: Programs) -> str:
-    """Names everything that makes the result: modules, compiler with its system and architecture, flags."""
+    """Identifies all inputs of a build: modules, compiler with its system and architecture, flags."""
     version = subprocess.run([go, "version"], env=_environment(), capture_output=True, text=True, check=True).stdout
     parts = [path.read_text() for path in sorted(programs.module.rglob("*")) if path.is_file()]
     return hashlib.sha256(json.dumps([*parts, version, _flags(programs)]).encode()).hexdigest()[:16]
@@ -166,7 +166,7 @@ def _key(go: str, programs: Programs) -> str:
 
 @contextmanager
 def alone(path: Path, what: str, report: Report = say) -> Iterator[None]:
-    """One process at a time; the lock goes with its process, however that ends."""
+    """One process at a time; the lock is released when its process ends, even if it is killed."""
     with path.open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

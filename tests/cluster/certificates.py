@@ -25,7 +25,7 @@ class KeyPair:
 
 
 class Authority:
-    """Signs what it is asked to sign; lives in memory, so that its key is on no disk."""
+    """Signs certificates; its key is kept in memory and never written to a disk."""
 
     def __init__(self) -> None:
         self._key = ec.generate_private_key(ec.SECP256R1())

@@ -69,7 +69,7 @@ class ControlPlane(Cluster):
         for server in (etcd, api_server):
             server.start()
         until(self.serves, f"the API server is ready (logs: {self.logs})", START_SECONDS)
-        for server in clients:  # they give up on an API server that is long in coming
+        for server in clients:  # these end if the API server takes long to start
             server.start()
         until(self.ready, f"the control plane is ready (logs: {self.logs})", START_SECONDS)
 
@@ -109,7 +109,7 @@ def control_plane(logs: Path | None = None, options: Options | None = None) -> I
 
 
 def new_folder() -> Path:
-    """A folder for what goes with a cluster: in memory where there is room."""
+    """A folder for the files of a cluster: in memory if there is enough."""
     return Path(tempfile.mkdtemp(prefix="tailorpo-cluster-", dir=_memory()))
 
 
@@ -119,7 +119,7 @@ def new_logs() -> Path:
 
 @contextmanager
 def reserved_port() -> Iterator[int]:
-    """A free port of 127.0.0.1 that nobody else gets meanwhile, even while the API server is down.
+    """A free port of 127.0.0.1 that no other process gets, even while the API server is down.
 
     The socket is bound and does not listen; SO_REUSEPORT lets the API server of the same user listen there.
     """
@@ -138,7 +138,7 @@ def _tls(endpoint: Endpoint, user: KeyPair, folder: Path) -> ssl.SSLContext:
 
 
 def _memory() -> Path | None:
-    """The tmpfs of this machine if it has one with room, else None: etcd waits for no disk there."""
+    """The tmpfs of this machine if it has enough space, otherwise None: etcd does not wait for a disk there."""
     shared = Path("/dev/shm")
     try:
         return shared if shutil.disk_usage(shared).free >= MEMORY_NEEDED else None

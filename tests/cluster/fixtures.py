@@ -24,7 +24,7 @@ VARIABLE = "TAILORPO_TEST_KUBECONFIG"
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Builds the servers before the first test that needs them, where its progress is seen and no timeout runs."""
+    """Builds the servers before the first test that needs them: its progress is shown, and no timeout applies."""
     if VARIABLE in os.environ or session.config.option.collectonly:
         return
     if any("cluster" in getattr(item, "fixturenames", ()) for item in session.items):
@@ -35,7 +35,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Says at each failure where the servers' logs are."""
+    """Adds to each failure the path of the servers' logs."""
     report = yield
     plane = getattr(item, "funcargs", {}).get("cluster")
     if report.failed and isinstance(plane, ControlPlane):

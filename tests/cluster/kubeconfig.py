@@ -1,4 +1,4 @@
-"""Files that say how to reach an API server and as whom, complete in themselves."""
+"""Kubeconfigs: the address of an API server and the credentials of a user, in one file."""
 
 import json
 import os

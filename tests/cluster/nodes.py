@@ -47,7 +47,7 @@ def set_ready(api: client.ApiClient, name: str, status: str, reason: str) -> Non
 
 
 def create_lease(api: client.ApiClient, name: str) -> None:
-    """What the node controller of another cluster goes by; it goes with the node."""
+    """The Lease by which a node controller knows that a node is alive; deleted with the node."""
     node = client.CoreV1Api(api).read_node(name)
     owner = {"apiVersion": "v1", "kind": "Node", "name": name, "uid": node.metadata.uid}
     meta = {"name": name, "ownerReferences": [owner]}
@@ -61,7 +61,7 @@ def renew_lease(api: client.ApiClient, name: str) -> None:
 
 
 def drive_out(api: client.ApiClient, name: str, away: bool) -> None:
-    """The node's pods leave at once, not after the five minutes for which they usually tolerate one that is lost."""
+    """Evicts the node's pods at once, not after the five minutes for which they tolerate an unreachable node."""
     core = client.CoreV1Api(api)
     others = [each for each in core.read_node(name).spec.taints or [] if each.key != GONE]
     taints = [*api.sanitize_for_serialization(others), *([{"key": GONE, "effect": "NoExecute"}] if away else [])]

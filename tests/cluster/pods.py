@@ -1,4 +1,4 @@
-"""Plays the kubelet of Node objects that have none: reports how their pods fare, and confirms their deletion."""
+"""Simulates the kubelets of Node objects: reports the status of their pods, and confirms their deletion."""
 
 import contextlib
 import itertools
@@ -43,7 +43,7 @@ class PodDriver:
     def __init__(
         self, api: ApiClient, *, run_all: bool = False, sigterm_exit: int = SIGTERM_EXIT, among_others: bool = False
     ) -> None:
-        """among_others: in a cluster with other nodes, and a patience of its own with those that are silent.
+        """among_others: in a cluster with other nodes, and silent nodes are tolerated for a time of its own.
 
         Pods then have to ask for `selector`, the label of this driver's nodes.
         """
@@ -95,11 +95,11 @@ class PodDriver:
         return name
 
     def alive(self, node: str | None) -> bool:
-        """Whether it is one of this driver's, and not lost."""
+        """Whether it is a node of this driver that has power."""
         return node is not None and self._alive.get(node, False)
 
     def lose(self, node: str) -> None:
-        """Power cut: the node is no longer heard of, and nothing is reported or confirmed for its pods."""
+        """A power failure: the node sends no heartbeat, and nothing is reported or confirmed for its pods."""
         self._alive[node] = False
         set_ready(self._api, node, "Unknown", "NodeStatusUnknown")
         self._drive_out(node, True)
@@ -133,7 +133,7 @@ class PodDriver:
         return until(living, f"{count} pods of {namespace} are scheduled")
 
     def run(self, pod: V1Pod, address: str | None = None) -> None:
-        """The pod's containers run and are ready. address: its IP, where somebody answers for it."""
+        """The pod's containers run and are ready. address: its IP, at which a test's server answers."""
         now, number = self._now(), next(_addresses)
         self._report(
             pod,
@@ -159,15 +159,15 @@ class PodDriver:
         self._report(pod, phase=phase, conditions=_conditions(now, False), containerStatuses=statuses)
 
     def oom(self, pod: V1Pod) -> None:
-        """The first container goes beyond its memory limit."""
+        """The first container exceeds its memory limit."""
         self.end(pod, OOM_EXIT, reason="OOMKilled")
 
     def refuse_image(self, pod: V1Pod, reason: str = "ImagePullBackOff", message: str = "not found") -> None:
-        """The first container waits for an image that cannot be had."""
+        """The first container waits for an image that cannot be pulled."""
         self.wait(pod, reason, f"{pod.spec.containers[0].image}: {message}")
 
     def wait(self, pod: V1Pod, reason: str, message: str) -> None:
-        """The first container cannot be made."""
+        """The first container cannot be created."""
         first, *others = pod.spec.containers
         waiting = {"waiting": {"reason": reason, "message": message}}
         creating = {"waiting": {"reason": "ContainerCreating"}}
@@ -175,7 +175,7 @@ class PodDriver:
         self._report(pod, phase="Pending", conditions=_conditions(self._now(), False), containerStatuses=statuses)
 
     def disrupt(self, pod: V1Pod, reason: str = "TerminationByKubelet", message: str = "") -> None:
-        """Says that the pod is about to end for a cause outside of it; the end is a call of its own."""
+        """Sets the condition DisruptionTarget: the pod will end for an external cause. Its end is a call of its own."""
         self._report(pod, conditions=[_condition(self._now(), "DisruptionTarget", True, reason, message)])
 
     def evict(self, pod: V1Pod, message: str = "The node was low on resource: memory.") -> None:
@@ -197,9 +197,9 @@ class PodDriver:
             drive_out(self._api, node, away)
 
     def _follow(self) -> None:
-        """Sees each pod once and at every change, until the end of the driver; survives an API server's restart."""
+        """Watches the pods until the end of the driver, across restarts of the API server."""
         while not self._stopping.is_set():
-            # From no version on: the first events are the pods that exist. The last line may be half a line.
+            # From no version on: the first events are the pods that exist. The last line may be incomplete.
             with contextlib.suppress(ApiException, HTTPError, json.JSONDecodeError):
                 for event in self._watch.stream(self._core.list_pod_for_all_namespaces, field_selector=SCHEDULED):
                     if self._stopping.is_set():
@@ -209,13 +209,13 @@ class PodDriver:
             self._stopping.wait(RECONNECT_SECONDS)
 
     def _attend(self, pod: V1Pod) -> None:
-        """One step towards what is asked of the pod; the next follows when its change is seen."""
+        """One step towards the requested state of the pod; the next follows when the change is observed."""
         if not self.alive(pod.spec.node_name):
             return
         if pod.metadata.deletion_timestamp is not None:
             if pod.status.phase not in DONE:
                 self.end(pod, self.sigterm_exit, self.last_words)
-            elif pod.metadata.deletion_grace_period_seconds:  # else deleted already, and held by a finalizer
+            elif pod.metadata.deletion_grace_period_seconds:  # otherwise only a finalizer keeps it
                 self._remove(pod)
         elif self.run_all and pod.status.phase == "Pending":
             self.run(pod)
@@ -239,7 +239,7 @@ class PodDriver:
 
 @contextlib.contextmanager
 def _unless_gone() -> Iterator[None]:
-    """As for a kubelet, it is no error that the pod went meanwhile, or that another one has its name."""
+    """As for a kubelet, it is no error if the pod was deleted meanwhile, or if another pod has its name."""
     try:
         yield
     except ApiException as error:

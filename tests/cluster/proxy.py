@@ -1,4 +1,4 @@
-"""A proxy before an API server, which sees every request of one user and may spoil it."""
+"""A proxy before an API server, which records each request of one user and can let it fail."""
 
 import asyncio
 import base64
@@ -30,7 +30,7 @@ class Asked:
 
     @property
     def creates(self) -> str | None:
-        """The name of what it would make."""
+        """The name of the object that it would create."""
         return str(json.loads(self.body)["metadata"]["name"]) if self.method == "POST" else None
 
     @property
@@ -39,9 +39,9 @@ class Asked:
 
 
 Rule = Callable[[Asked], int]
-"""What becomes of a request: 0 to let it through, a status to answer with, or one of these."""
+"""How to answer a request: 0 passes it on, a status answers with it, or one of these."""
 DROP, DEAF, HELD = -1, -2, -3
-"""Breaks off the connection without asking the server, or when it has answered; or lets it wait for `release`."""
+"""Closes the connection before the request reaches the server, or after the answer; or holds it until `release`."""
 REASONS = {409: "Conflict", 429: "TooManyRequests", 500: "InternalError"}
 
 
@@ -86,7 +86,7 @@ class ApiProxy:
         return self
 
     def cut(self) -> None:
-        """Breaks off all requests that are under way, as watches."""
+        """Closes all requests that are in flight, such as watches."""
         for task in list(self._forwarding):
             self._loop.call_soon_threadsafe(task.cancel)
 
@@ -99,7 +99,7 @@ class ApiProxy:
         asyncio.run_coroutine_threadsafe(asyncio.sleep(0), self._loop).result()
 
     def hold_watches(self) -> None:
-        """Keeps back what watches tell, until `release_watches`."""
+        """Holds back the events of watches until `release_watches`."""
         self._loop.call_soon_threadsafe(self._flowing.clear)
 
     def release_watches(self) -> None:
@@ -144,8 +144,8 @@ class ApiProxy:
             await asyncio.sleep(self.delay)
         verdict = self.rule(asked)
         if verdict > 0:
-            told = {"kind": "Status", "code": verdict, "reason": REASONS.get(verdict, ""), "message": "injected"}
-            return web.json_response(told, status=verdict)
+            status = {"kind": "Status", "code": verdict, "reason": REASONS.get(verdict, ""), "message": "injected"}
+            return web.json_response(status, status=verdict)
         if verdict == HELD:
             self.held.append(asked)
             await self._released.wait()

@@ -30,7 +30,7 @@ def commands(
 ) -> Commands:
     """By name, the commands that serve a control plane on a port of 127.0.0.1; writes into folder what they read.
 
-    etcd listens on sockets in the folder, so that nobody else reaches it; the others serve nothing.
+    etcd listens on sockets in the folder, so that no other user reaches it; the others serve nothing.
     """
     endpoint = kubeconfig.Endpoint(f"https://127.0.0.1:{port}", authority.certificate)
     for user in (MANAGER, SCHEDULER):

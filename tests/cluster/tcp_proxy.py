@@ -28,7 +28,7 @@ class Way(Enum):
 
 @dataclass(eq=False)
 class _Link:
-    """A client's connection and ours to the server. lost: what comes on it goes nowhere, and neither side is told."""
+    """A client's connection and ours to the server. lost: its bytes are dropped, without an error for either side."""
 
     near: asyncio.StreamWriter
     far: asyncio.StreamWriter | None = None
@@ -56,7 +56,7 @@ class TcpProxy:
         self._do(self._silence(Way.SILENT if new else Way.THROUGH))
 
     def half_open(self) -> None:
-        """The server's ends are closed, and the client is never told."""
+        """Closes the server's ends, without an error for the client."""
         self._do(self._silence(Way.THROUGH, close=True))
 
     def reset(self) -> None:

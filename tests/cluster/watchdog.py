@@ -1,4 +1,4 @@
-"""Stops a cluster whose owner is gone, however it went: a program of its own, started by processes.py.
+"""Stops a cluster whose owner has ended, even if it was killed: a program of its own, started by processes.py.
 
 Its arguments are the folder to remove, and cgroups to remove; its input names, a line each, a process that started
 (+pid) or was stopped (-pid). The input ends when the owner closes it or dies.

@@ -1,4 +1,4 @@
-"""Where gangs train: a namespace on real nodes, an operator at work, and a storage that the test has a hand on."""
+"""A namespace on real nodes with a running operator, and a storage that the test controls."""
 
 import hashlib
 import re
@@ -23,8 +23,8 @@ from tests.operator.operating import Followed, OperatorProcess
 ROOT = Path(__file__).parents[2]
 NAMESPACE, BUCKET, SECRET = "research", "models", "s3-keys"
 ITERATIONS = 12
-PATIENCE = 300.0  # that a busy machine may need until a gang trains, or is done
-INTERVAL = 0.5  # between looks: kubectl, too, takes from what the gang trains with
+PATIENCE = 300.0  # seconds that a busy machine may need until a job trains, or is done
+INTERVAL = 0.5  # seconds between polls: kubectl too takes processor time from the trainer
 
 Fields = dict[str, Any]
 
@@ -46,7 +46,7 @@ class Gate:
         self._held[job, attempt].set()
 
     def rule(self, method: str, path: str) -> Fault | None:
-        """What the proxy does with a request."""
+        """The proxy's answer to a request."""
         found = re.match(rf"/{BUCKET}/([^/]+)/attempt-(\d+)/step-(\d+)/", path)
         if found is None or method != "PUT":
             return None
@@ -58,7 +58,7 @@ class Gate:
 
 @dataclass(frozen=True)
 class Place:
-    """A namespace for trainers, with the operator at work and the keys of a bucket."""
+    """A namespace for trainers, with a running operator and the keys of a bucket."""
 
     kubectl: Kubectl
     operator: OperatorProcess
@@ -97,13 +97,13 @@ class Place:
         return document
 
     def start(self, document: Mapping[str, Any], hold: Iterable[int] = (1,)) -> Followed:
-        """hold: attempts that stay at work until the gate is opened for them."""
+        """hold: attempts that do not end until the gate is opened for them."""
         for attempt in hold:
             self.gate.hold(document["metadata"]["name"], attempt)
         return Followed(self.kubectl, document, PATIENCE, INTERVAL)
 
     def objects(self, prefix: str) -> dict[str, bytes]:
-        """What the bucket holds below a prefix."""
+        """The objects in the bucket below a prefix."""
         client = self.server.client()
         pages = client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=prefix)
         keys = [entry["Key"] for page in pages for entry in page.get("Contents", ())]
@@ -133,7 +133,7 @@ def digest(content: bytes) -> str:
 
 @contextmanager
 def working(cluster: RealCluster, operator_user: Path, server: S3Server, log: Path) -> Iterator[Place]:
-    """The place, with the operator's log in a file."""
+    """A `Place`; the operator's log is in a file."""
     admin, kubectl = cluster.kubectl(), cluster.kubectl(NAMESPACE)
     admin("create", "namespace", NAMESPACE)
     admin("label", "namespace", NAMESPACE, "pod-security.kubernetes.io/enforce=restricted")

@@ -19,8 +19,8 @@ from tests.operator.operating import Followed, job
 MANIFESTS = Path(__file__).parents[2] / "manifests"
 OPERATOR = "deployment/tailorpo-operator"
 SELECTOR = "--selector=app.kubernetes.io/name=tailorpo-operator"
-PATIENCE = 180.0  # that a busy machine may need until a pod of the operator is ready
-# In the trainer's place: it is done when it is told so, and heeds SIGTERM.
+PATIENCE = 180.0  # seconds that a busy machine may need until a pod of the operator is ready
+# Replaces the trainer: it ends at a request, and handles SIGTERM.
 STAND_IN = "#!/bin/sh\ntrap 'exit 75' TERM\nuntil [ -e /tmp/done ]; do sleep 0.1; done\n"
 
 Fields = dict[str, Any]
@@ -44,7 +44,7 @@ def installed(real_cluster: RealCluster, tmp_path_factory: pytest.TempPathFactor
 
 
 def operators(kubectl: Kubectl) -> list[Fields]:
-    """Its pods that are not on their way out."""
+    """Its pods that are not being deleted."""
     found = kubectl.json("get", "pods", SELECTOR)["items"]
     return [pod for pod in found if "deletionTimestamp" not in pod["metadata"]]
 
@@ -76,9 +76,9 @@ def test_jobs_run_and_a_rollout_disturbs_none(installed: Kubectl, kubectl: Kubec
     with installed.popen("logs", "--follow", old) as following:
         installed("rollout", "restart", OPERATOR)
         installed("rollout", "status", OPERATOR, f"--timeout={PATIENCE:.0f}s")
-        said = messages(following.communicate(timeout=PATIENCE)[0])
-    assert "leading" in said
-    assert said[-2:] == ["stopping", "stopped"]
+        logged = messages(following.communicate(timeout=PATIENCE)[0])
+    assert "leading" in logged
+    assert logged[-2:] == ["stopping", "stopped"]
 
     [after] = operators(installed)
     new = after["metadata"]["name"]

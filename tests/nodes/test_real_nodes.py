@@ -24,9 +24,9 @@ from tests.cluster.real.programs import UnfitError
 from tests.cluster.waiting import PATIENCE, until
 
 ROOT = Path(__file__).parents[2]
-IMPORT_SECONDS = 240.0  # that a busy machine may need for `import torch`
+IMPORT_SECONDS = 240.0  # seconds that a busy machine may need for `import torch`
 KEEP = "tests.tailorpo.dev/keep"
-# The first process of a container heeds SIGTERM only where it says how.
+# The first process of a container ignores SIGTERM unless it has a handler.
 WORK = "trap 'echo saved > /dev/termination-log; exit 75' TERM; echo up; while :; do sleep .1; done"
 SERVE = """exec python -c '
 import socket
@@ -71,7 +71,7 @@ def script(code: str) -> str:
 
 
 def is_up(kubectl: Kubectl, name: str) -> bool:
-    """Whether the pod runs and has said `up`."""
+    """Whether the pod runs and has printed `up`."""
     return bool(kubectl.json("get", "pod", name)["status"]["phase"] == "Running" and kubectl("logs", name) == "up\n")
 
 
@@ -103,10 +103,10 @@ def test_the_trainer_runs_in_a_pod_that_may_do_nothing(kubectl: Kubectl):
         ),
     )
     assert ended(kubectl, "trainer", IMPORT_SECONDS)["exitCode"] == 0, kubectl("logs", "trainer")
-    said = kubectl("logs", "trainer")
-    assert said.startswith("tailorpo ")
-    assert "/job/job.yaml" in said
-    assert said.endswith("tensor([1., 1.])\n")
+    output = kubectl("logs", "trainer")
+    assert output.startswith("tailorpo ")
+    assert "/job/job.yaml" in output
+    assert output.endswith("tensor([1., 1.])\n")
 
 
 def test_pods_of_two_nodes_find_each_other_by_name(kubectl: Kubectl, real_cluster: RealCluster):
@@ -156,7 +156,7 @@ def test_a_service_has_an_address_that_leads_to_its_pod(kubectl: Kubectl, real_c
 
 
 def test_a_pod_with_an_account_reaches_the_api_server(kubectl: Kubectl):
-    """As every client in a cluster does it."""
+    """As every client in a cluster."""
     code = (
         "from kubernetes import client, config\n"
         "config.load_incluster_config()\n"
@@ -216,7 +216,7 @@ def test_a_power_cut_loses_the_pods_until_the_node_is_back(
     until(lambda: condition(kubectl, "DisruptionTarget", "pod", "worker"), "the pod is given up")
     lost = kubectl.json("get", "pod", "worker")
     assert lost["metadata"]["deletionTimestamp"]
-    assert lost["status"]["phase"] == "Running"  # as far as anybody knows
+    assert lost["status"]["phase"] == "Running"  # the last known phase
 
     mortal_node.power_on()
     real_cluster.wait_ready(mortal_node)
@@ -268,7 +268,7 @@ def test_a_drained_node_lets_its_pods_end(kubectl: Kubectl, mortal_node: Node):
 
 @pytest.fixture
 def server() -> Iterator[int]:
-    """The port of 127.0.0.1 on which this process says `hello`."""
+    """The port of 127.0.0.1 on which this process answers `hello`."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:

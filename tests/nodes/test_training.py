@@ -31,13 +31,13 @@ def place(
 
 @pytest.fixture(scope="module")
 def undisturbed(place: Place) -> Followed:
-    """A job that nothing happens to; it has just begun when the first test asks for it."""
+    """A job without any fault; it starts when the first test asks for it."""
     return place.start(place.document("undisturbed"))
 
 
 @pytest.fixture(scope="module")
 def expected(place: Place, undisturbed: Followed) -> dict[str, str]:
-    """What every other run has to end with."""
+    """The result that every other run must have."""
     place.gate.open(undisturbed.name, 1)
     return place.result(undisturbed)
 
@@ -66,8 +66,8 @@ def told_to_stop(job: Followed, attempt: int) -> None:
     """Waits until a kubelet has sent SIGTERM to the first worker of an attempt."""
     name = pods(job, attempt)[0]["metadata"]["name"]
     selector = f"--field-selector=involvedObject.name={name},reason=Killing"
-    told = f"{name} is told to stop"
-    until(lambda: job.kubectl.json("get", "events", selector)["items"], told, PATIENCE, INTERVAL)
+    event = f"{name} is told to stop"
+    until(lambda: job.kubectl.json("get", "events", selector)["items"], event, PATIENCE, INTERVAL)
 
 
 def patch(job: Followed, spec: Fields) -> None:
@@ -83,7 +83,7 @@ def scraped(place: Place, pod: Fields, **labels: str) -> dict[str, float]:
 
 
 def counted(place: Place, metric: str, label: str) -> float:
-    """A figure of the operator's."""
+    """A metric of the operator."""
     families = text_string_to_metric_families(place.operator.ask("/metrics")[1])
     counts = {(each.name, *each.labels.values()): each.value for family in families for each in family.samples}
     return counts[metric, label]
@@ -107,7 +107,7 @@ def test_an_undisturbed_run(place: Place, undisturbed: Followed) -> None:
     for pod in (leader, other):
         look = "id -u; ls -d /var/run/secrets 2>/dev/null || echo nothing"
         assert kubectl("exec", pod["metadata"]["name"], "--", "sh", "-c", look) == "65532\nnothing\n"
-    with pytest.raises(OSError, match=r"reset|refused|closed"):  # the first worker alone tells
+    with pytest.raises(OSError, match=r"reset|refused|closed"):  # only the first worker serves metrics
         scraped(place, other)
 
     place.gate.open(job.name, 1)
@@ -118,22 +118,22 @@ def test_an_undisturbed_run(place: Place, undisturbed: Followed) -> None:
     assert [reason for reason, _ in job.events()] == ["AttemptStarted", "Running", "Succeeded"]
     place.result(job)
     assert place.objects("undisturbed/attempt-0001/output/report.html")
-    said = kubectl("logs", f"--selector={naming.JOB}={job.name}", "--prefix", "--tail=-1")
-    assert f"iteration {ITERATIONS}/{ITERATIONS}" in said
+    output = kubectl("logs", f"--selector={naming.JOB}={job.name}", "--prefix", "--tail=-1")
+    assert f"iteration {ITERATIONS}/{ITERATIONS}" in output
     until(lambda: counted(place, "tailorpo_operator_jobs", "Succeeded"), "the operator counts the job")
     assert counted(place, "tailorpo_operator_attempts_total", "Completed")
 
 
 def test_no_secret_is_told(place: Place, undisturbed: Followed, expected: dict[str, str]) -> None:
     """Nor written: to statuses, events, logs, the results."""
-    told = place.kubectl("get", "tpj,jobs,pods,services,events", "--output=yaml")
-    told += place.kubectl("logs", f"--selector={naming.JOB}", "--tail=-1")
-    told += place.operator.log.read_text()
+    shown = place.kubectl("get", "tpj,jobs,pods,services,events", "--output=yaml")
+    shown += place.kubectl("logs", f"--selector={naming.JOB}", "--tail=-1")
+    shown += place.operator.log.read_text()
     kept = b"".join(place.objects("").values())
     for value in (place.server.access_key, place.server.secret_key):
-        assert value not in told
+        assert value not in shown
         assert value.encode() not in kept
-    assert SECRET in told
+    assert SECRET in shown
 
 
 def test_too_little_memory_then_a_killed_worker(place: Place, expected: dict[str, str]) -> None:
@@ -167,7 +167,7 @@ def test_a_power_cut_then_a_drain(place: Place, expected: dict[str, str], mortal
     document["spec"]["runPolicy"] = {"backoffLimit": 0, "terminationGracePeriodSeconds": 5}
     job = place.start(document, hold=[1, 2])
     kept = trains(job, 1)["checkpoint"]
-    patch(job, {"runPolicy": {"terminationGracePeriodSeconds": 60}})  # for those that will be able to stop
+    patch(job, {"runPolicy": {"terminationGracePeriodSeconds": 60}})  # for workers that can stop in time
     mortal_node.power_off()
     place.gate.open(job.name, 1)
     end = job.ended(1)
@@ -187,7 +187,7 @@ def test_a_power_cut_then_a_drain(place: Place, expected: dict[str, str], mortal
         end = job.ended(2)
         assert (end["reason"], end["exitCode"], end["counted"], end["node"]) == ("Drained", 75, False, node)
         assert end["stepTo"] >= again["checkpoint"]["step"]
-        assert job.status["checkpoint"]["step"] == end["stepTo"]  # saved on the way out
+        assert job.status["checkpoint"]["step"] == end["stepTo"]  # saved before the end
         assert place.result(job) == expected
         assert job.status["resumedFrom"]["step"] == end["stepTo"]
         assert {pod["spec"]["nodeName"] for pod in pods(job, 3)} == {mortal_node.name}

@@ -1,4 +1,4 @@
-"""pytest's fixtures of what `manifests/` puts into a cluster; a conftest.py imports them beside the cluster's."""
+"""Fixtures of the manifests in a cluster; a conftest.py imports them with the cluster's."""
 
 from pathlib import Path
 

@@ -27,7 +27,7 @@ from tests.cluster.waiting import INTERVAL, PATIENCE, until
 Fields = dict[str, Any]
 
 QUICK = ("--retry-seconds=0.3", "--retry-seconds-max=2", "--lost-seconds=2", "--progress-seconds=0.5")
-"""Nobody waits for minutes in a test."""
+"""Short delays, so that no test takes minutes."""
 
 
 GRACE = 30.0
@@ -35,14 +35,14 @@ GRACE = 30.0
 
 
 class Serving:
-    """What an operator serves, as its log says where."""
+    """The HTTP server of an operator; its log names the port."""
 
     log: Path
     starts: int
 
     @property
     def port(self) -> int:
-        """Of its last start."""
+        """The port since its last start."""
 
         def look() -> int | None:
             found = re.findall(r'on port (\d+)"', self.log.read_text() if self.log.exists() else "")
@@ -51,7 +51,7 @@ class Serving:
         return until(look, "the operator serves its metrics")
 
     def ask(self, path: str) -> tuple[int, str]:
-        """Status and text of what it answers."""
+        """Status and text of the answer."""
         try:
             with urlopen(f"http://{self._address()}{path}", timeout=10) as answer:
                 return answer.status, answer.read().decode()
@@ -67,7 +67,7 @@ class OperatorProcess(Serving):
     """`tailorpo operator`, which can be killed and started again."""
 
     def __init__(self, kubeconfig: Path, log: Path, *arguments: str, network: Network | None = None) -> None:
-        """network: of real nodes, whose pods it then reaches."""
+        """network: of real nodes; the operator then runs in it and reaches their pods."""
         self.log = log
         self._arguments = [f"--kubeconfig={kubeconfig}", "--host=127.0.0.1", "--port=0", *QUICK, *arguments]
         self._network = network
@@ -103,13 +103,13 @@ class OperatorProcess(Serving):
         return self._network.reach("127.0.0.1", self.port) if self._network else super()._address()
 
     def kill(self) -> None:
-        """As a power cut would."""
+        """Kills it, as a power failure would."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
 
     def stop(self) -> int:
-        """As a kubelet would; returns its exit status."""
+        """Stops it as a kubelet would; returns its exit status."""
         assert self._process is not None
         self._process.send_signal(signal.SIGTERM)
         return self._process.wait(60)
@@ -122,10 +122,10 @@ class OperatorProcess(Serving):
 
 
 class WarmOperator(Serving):
-    """The same, forked from a process that has imported everything: it starts at once, and dies as really."""
+    """The same, forked from a process that has imported everything, so that it starts at once; it can be killed too."""
 
     def __init__(self, kubeconfig: Path, log: Path, *arguments: str, prepare: Callable[[], None] | None = None) -> None:
-        """prepare: is called in the new process first."""
+        """prepare: called first in the new process."""
         self._prepare = prepare
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(
@@ -149,7 +149,7 @@ class WarmOperator(Serving):
             self._process.join()
 
     def kill_soon(self, pid: int) -> None:
-        """From any thread, if it is still that process; `running` then waits until it is dead."""
+        """Kills it from any thread, if it still has this pid; `running` then waits for its end."""
         if self.pid == pid:
             self._dying = True
             os.kill(pid, signal.SIGKILL)
@@ -168,7 +168,7 @@ class WarmOperator(Serving):
         os.kill(self.pid, number)
 
     def stop(self) -> int | None:
-        """As a kubelet would; returns its exit status, or None if it does not end in time."""
+        """Stops it as a kubelet would; returns its exit status, or None if it does not end in time."""
         self._process.terminate()
         self._process.join(GRACE)
         code: int | None = self._process.exitcode
@@ -218,7 +218,7 @@ def job(name: str = "animals", **spec: Any) -> Fields:
 
 
 def progress(step: int, **fields: Any) -> Progress:
-    """What a trainer says of itself at that step."""
+    """A trainer's progress at this step."""
     kept = Checkpoint(uri=f"s3://models/animals/step-{step:08d}", step=step, time="2026-01-01T00:00:00Z")
     return Progress(
         **{"attempt": 1, "phase": "Running", "step": step, "of": 100, "percent": step, "checkpoint": kept, **fields}
@@ -226,7 +226,7 @@ def progress(step: int, **fields: Any) -> Progress:
 
 
 def last_words(code: int, text: str = "", step: int = 40, **fields: Any) -> str:
-    """The termination message of a trainer that ends so."""
+    """The termination message of a trainer that ends with this exit code."""
     made = progress(step, **fields)
     if code:
         made = made.ended_by(Error(class_="AnyError", text=text or f"what exit code {code} means", exit_code=code))
@@ -236,7 +236,7 @@ def last_words(code: int, text: str = "", step: int = 40, **fields: Any) -> str:
 
 
 class Followed:
-    """A job in a test's namespace, as kubectl shows it."""
+    """A job in a test's namespace, read by kubectl."""
 
     def __init__(
         self, kubectl: Kubectl, document: Mapping[str, Any], patience: float = PATIENCE, interval: float = INTERVAL
@@ -256,7 +256,7 @@ class Followed:
         return found
 
     def attempt(self, number: int) -> Fields:
-        """An attempt of the status; none yet is an AssertionError, which `until` takes for "not yet"."""
+        """An attempt in the status; raises AssertionError if there is none yet, after which `until` retries."""
         found = [each for each in self.status.get("attempts", []) if each["number"] == number]
         assert found, f"no attempt {number} yet"
         return dict(found[0])
@@ -277,7 +277,7 @@ class Followed:
         return dict(found[0])
 
     def ended(self, attempt: int) -> Fields:
-        """Waits until an attempt was judged."""
+        """Waits until an attempt's end is in the status."""
 
         def look() -> Fields | None:
             found = self.attempt(attempt)
@@ -298,7 +298,7 @@ class Followed:
 
 
 def _on(selector: Mapping[str, str], document: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The job, on nodes with these labels only."""
+    """The job, restricted to nodes with these labels."""
     if not selector:
         return document
     spec = document["spec"]
@@ -308,7 +308,7 @@ def _on(selector: Mapping[str, str], document: Mapping[str, Any]) -> Mapping[str
 
 
 class Watched(Followed):
-    """One whose pods the test plays."""
+    """A job whose pods are simulated by the test."""
 
     def __init__(self, kubectl: Kubectl, driver: PodDriver, document: Mapping[str, Any]) -> None:
         super().__init__(kubectl, _on(driver.selector, document))
@@ -320,7 +320,7 @@ class Watched(Followed):
         return self.driver.scheduled(self.kubectl.namespace, self.workers if count is None else count, selector)
 
     def run(self, attempt: int) -> list[V1Pod]:
-        """The same, and makes them run until the status says so."""
+        """The same, and makes them run; waits until the status shows it."""
         pods = self.pods(attempt)
         for pod in pods:
             self.driver.run(pod)
@@ -328,7 +328,7 @@ class Watched(Followed):
         return pods
 
     def finish(self, attempt: int, step: int = 100) -> Fields:
-        """All pods of an attempt end well."""
+        """All pods of an attempt succeed."""
         for pod in self.pods(attempt):
             self.driver.end(pod, ExitCode.DONE, last_words(0, step=step))
         return self.phase("Succeeded")

@@ -1,5 +1,7 @@
 """Names that the children of a job have, and by which operator, users and Prometheus find them."""
 
+from typing import NamedTuple
+
 JOB = "tailorpo.dev/job"
 ATTEMPT = "tailorpo.dev/attempt"
 DOCUMENT = "tailorpo.dev/document"
@@ -20,6 +22,13 @@ INDEX = "batch.kubernetes.io/job-completion-index"
 
 IMAGE = "tailorpo-trainer:0.1.0"
 """The trainer's image where neither a job nor the operator's settings name one."""
+
+
+class Key(NamedTuple):
+    """A namespaced name; mostly that of a job."""
+
+    namespace: str
+    name: str
 
 
 def attempt_name(name: str, attempt: int) -> str:

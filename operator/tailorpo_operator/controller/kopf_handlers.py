@@ -15,9 +15,10 @@ from typing import Any
 
 import kopf
 
+from tailorpo_operator.api.naming import Key
 from tailorpo_operator.api.types import GROUP, PLURAL, VERSION
-from tailorpo_operator.kube.cache import Cache, Key
-from tailorpo_operator.kube.transport import CONNECT_SECONDS, PAGE, WATCH, WATCH_GRACE
+from tailorpo_operator.kube.cache import Cache
+from tailorpo_operator.kube.transport import CONNECT_SECONDS, PAGE_SIZE, WATCH_GRACE, WATCH_SHARES
 
 log = logging.getLogger(__name__)
 
@@ -102,13 +103,13 @@ class _Indifferent(kopf.DiffBaseStorage):
 
 def settings(timeout: float) -> kopf.OperatorSettings:
     made = kopf.OperatorSettings()
-    made.watching.server_timeout = math.ceil(max(WATCH) * timeout)
+    made.watching.server_timeout = math.ceil(max(WATCH_SHARES) * timeout)
     made.watching.client_timeout = made.watching.server_timeout + WATCH_GRACE * timeout
     made.watching.connect_timeout = made.networking.connect_timeout = min(CONNECT_SECONDS, timeout)
     made.networking.request_timeout = timeout
     made.networking.error_backoffs = BACKOFFS
     # Else it holds all jobs at once when it starts, each for as long as its worker waits for more of it.
-    made.watching.chunk_size = PAGE
+    made.watching.chunk_size = PAGE_SIZE
     made.queueing.idle_timeout = IDLE_SECONDS
     made.scanning.disabled = True  # needs rights on definitions and namespaces of the whole cluster
     made.posting.enabled = False

@@ -14,12 +14,13 @@ from typing import Any
 from kubernetes.aio.client import ApiClient
 
 from tailorpo_operator import metrics
+from tailorpo_operator.api.naming import Key
 from tailorpo_operator.controller import health, kopf_handlers
 from tailorpo_operator.controller.progress_poller import ProgressPoller
 from tailorpo_operator.controller.reconciler import Reconciler, now
 from tailorpo_operator.kube import kubeconfig as kube_config
-from tailorpo_operator.kube.cache import Cache, Key, Object
-from tailorpo_operator.kube.client import Cluster
+from tailorpo_operator.kube.cache import Cache, Object
+from tailorpo_operator.kube.client import KubeClient
 from tailorpo_operator.kube.leader_election import LeaderElection
 from tailorpo_operator.kube.rate_limit import RateLimit
 from tailorpo_operator.kube.reflector import Reflector, relist
@@ -67,11 +68,11 @@ class Operator:
         configuration.trace_configs = [writing_only_if(self._leads)]
         async with (
             health.serving(host, port, self._beats.late, self._unready) as served,
-            self._wire(configuration, self.settings.requests_per_second, self.settings.burst) as wire,
+            self._transport(configuration, self.settings.requests_per_second, self.settings.burst) as transport,
             self._electing(),
         ):
             log.info("serving /healthz, /readyz and /metrics on port %d", served)
-            cluster = Cluster(wire)
+            cluster = KubeClient(transport)
             reconciler = Reconciler(cluster, self._cache, self.settings, self._leads)
             loops = self._keep_turning(), self._defined(cluster), self._stop.wait()
             turning, defined, stop = (asyncio.create_task(each) for each in loops)
@@ -86,7 +87,7 @@ class Operator:
         log.info("stopped")
 
     @contextlib.asynccontextmanager
-    async def _wire(self, configuration: Any, rate: float, burst: int) -> AsyncIterator[Transport]:
+    async def _transport(self, configuration: Any, rate: float, burst: int) -> AsyncIterator[Transport]:
         renew = partial(kube_config.renew, configuration, self._kubeconfig, self._context)
         async with ApiClient(configuration) as client:
             yield Transport(client, RateLimit(rate, burst), renew, timeout=self.settings.request_timeout)
@@ -99,11 +100,11 @@ class Operator:
             yield
             return
         own = await kube_config.load(self._kubeconfig, self._context)
-        async with self._wire(own, ELECTION_RATE, ELECTION_BURST) as wire:
-            self._election = LeaderElection(wire, lease.namespace, lease.name, _identity())
+        async with self._transport(own, ELECTION_RATE, ELECTION_BURST) as transport:
+            self._election = LeaderElection(transport, lease.namespace, lease.name, _identity())
             yield
 
-    async def _work(self, cluster: Cluster, reconciler: Reconciler) -> None:
+    async def _work(self, cluster: KubeClient, reconciler: Reconciler) -> None:
         progresses = ProgressPoller(
             self._leaders,
             reconciler.reports,
@@ -127,7 +128,7 @@ class Operator:
         others = [asyncio.create_task(loop) for loop in loops]
         stop = asyncio.create_task(self._stop.wait())
         for reflector in reflectors:  # nothing is decided before all children are known
-            listed = asyncio.create_task(reflector.listed.wait())
+            listed = asyncio.create_task(reflector.synced.wait())
             await asyncio.wait([stop, listed, *others], return_when=asyncio.FIRST_COMPLETED)
             listed.cancel()
         reconciler.rendezvous.look_at_all()
@@ -150,13 +151,13 @@ class Operator:
         for task in done - {stop}:
             task.result()
 
-    async def _defined(self, cluster: Cluster) -> None:
+    async def _defined(self, cluster: KubeClient) -> None:
         """Waits until the API server serves TailorPOJobs."""
         said = None
         while True:
             self._beats.beat("list")
             try:
-                await cluster.serves(self._namespaces[0])
+                await cluster.check_served(self._namespaces[0])
                 return
             except RefusedError as refusal:
                 words = "apply manifests/crd.yaml" if refusal.status == 404 else "see manifests/rbac.yaml"
@@ -170,7 +171,7 @@ class Operator:
                 said = problem
             await asyncio.sleep(START_PAUSE)
 
-    async def _watch(self, cluster: Cluster, reconciler: Reconciler) -> None:
+    async def _watch(self, cluster: KubeClient, reconciler: Reconciler) -> None:
         """Watches until it is cancelled, and begins anew where kopf gives up."""
         made = kopf_handlers.registry(
             self._cache, reconciler.queue.add, kube_config.login(self._kubeconfig, self._context)
@@ -184,21 +185,21 @@ class Operator:
             await asyncio.sleep(WATCH_PAUSE)
             await self._resync(cluster, reconciler)
 
-    async def _keep_looking(self, cluster: Cluster, reconciler: Reconciler) -> None:
+    async def _keep_looking(self, cluster: KubeClient, reconciler: Reconciler) -> None:
         while True:
             await asyncio.sleep(self.settings.resync)
             await self._resync(cluster, reconciler)
 
-    async def _resync(self, cluster: Cluster, reconciler: Reconciler) -> None:
+    async def _resync(self, cluster: KubeClient, reconciler: Reconciler) -> None:
         """Lists all jobs, and looks at each. What cannot be listed now is left for the next time."""
         for namespace in self._namespaces:
             self._beats.beat("list")  # one after the other may take long where nobody answers
             try:
                 await relist(
-                    partial(cluster.jobs, namespace),
+                    partial(cluster.list_jobs, namespace),
                     put=self._cache.put_job,
-                    keep=partial(self._cache.keep_jobs, namespace=namespace),
-                    news=lambda key: reconciler.queue.add(key, can_wait=key in self._cache.jobs),
+                    drop_unlisted=partial(self._cache.drop_unlisted_jobs, namespace=namespace),
+                    on_change=lambda key: reconciler.queue.add(key, can_wait=key in self._cache.jobs),
                 )
             except (UnreachableError, RefusedError) as problem:
                 self._complain("cannot list TailorPOJobs", str(problem))
@@ -212,7 +213,7 @@ class Operator:
             log.warning("%s: %s", what, words)
             self._said[what] = words
 
-    def _reflectors(self, cluster: Cluster, reconciler: Reconciler) -> Iterator[Reflector]:
+    def _reflectors(self, cluster: KubeClient, reconciler: Reconciler) -> Iterator[Reflector]:
         cache, rendezvous, child = self._cache, reconciler.rendezvous, partial(self._child_told, reconciler)
 
         def put_pod(tree: Object) -> Key | None:
@@ -223,11 +224,19 @@ class Operator:
 
         jobs, pods, services = CHILDREN
         kinds = (
-            (jobs, cluster.attempt_jobs, cluster.watch_gangs, cache.put_gang, cache.drop_gang, cache.keep_gangs, child),
-            (pods, cluster.pods, cluster.watch_pods, put_pod, cache.drop_pod, cache.keep_pods, child),
+            (
+                jobs,
+                cluster.list_attempt_jobs,
+                cluster.watch_attempt_jobs,
+                cache.put_attempt_job,
+                cache.drop_attempt_job,
+                cache.drop_unlisted_attempt_jobs,
+                child,
+            ),
+            (pods, cluster.list_pods, cluster.watch_pods, put_pod, cache.drop_pod, cache.drop_unlisted_pods, child),
             (
                 services,
-                cluster.services,
+                cluster.list_services,
                 cluster.watch_services,
                 rendezvous.put,
                 rendezvous.drop,
@@ -243,13 +252,13 @@ class Operator:
                     partial(watch, namespace),
                     put=put,
                     drop=drop,
-                    keep=partial(keep, namespace=namespace),
-                    news=news,
-                    heard=partial(self._word.beat, name),
+                    drop_unlisted=partial(keep, namespace=namespace),
+                    on_change=news,
+                    on_contact=partial(self._word.beat, name),
                 )
 
     def _child_told(self, reconciler: Reconciler, key: Key) -> None:
-        reconciler.queue.add(key, can_wait=self._cache.waits(key))
+        reconciler.queue.add(key, can_wait=self._cache.awaits_pods(key))
         reconciler.rendezvous.heard_of(key)
 
     async def _keep_turning(self) -> None:
@@ -258,19 +267,19 @@ class Operator:
             self._beats.beat("turn")
             await asyncio.sleep(TURN_SECONDS)
 
-    def _figures(self) -> Iterator[metrics.Figure]:
+    def _figures(self) -> Iterator[metrics.JobSample]:
         """Of all jobs, if we act: else each would count for each operator."""
         for key, known in self._cache.jobs.items() if self._leads() else ():
-            pending = None if known.unready is None else max(0.0, (now() - known.unready).total_seconds())
-            yield metrics.Figure(*key, known.phase, pending)
+            pending = None if known.unready_since is None else max(0.0, (now() - known.unready_since).total_seconds())
+            yield metrics.JobSample(*key, known.phase, pending)
 
     def _leaders(self) -> dict[Key, Pod]:
         """The first worker of each running job."""
         running = self._cache.running if self._leads() else ()
-        return {key: pod for key in running if (pod := self._cache.leader(key)) is not None}
+        return {key: pod for key in running if (pod := self._cache.rank_zero_pod(key)) is not None}
 
     def _leads(self) -> bool:
-        return self._election is None or self._election.held
+        return self._election is None or self._election.is_leader
 
     def _look_at_all(self, reconciler: Reconciler) -> None:
         for key in self._cache.jobs:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 import aiohttp
 
 from tailorpo_operator.api import naming
-from tailorpo_operator.kube.cache import Key
+from tailorpo_operator.api.naming import Key
 from tailorpo_operator.planning.observed import Pod, Report
 from tailorpo_trainer.spec.progress import MAX_BYTES, MESSAGE_LENGTH, Progress, line
 

@@ -13,13 +13,14 @@ from pydantic import ValidationError
 
 from tailorpo_operator import metrics
 from tailorpo_operator.api.conditions import is_true
+from tailorpo_operator.api.naming import Key
 from tailorpo_operator.api.types import Job
 from tailorpo_operator.children import indexed_job
 from tailorpo_operator.controller.rendezvous_service import Rendezvous
 from tailorpo_operator.controller.worker import Worker
 from tailorpo_operator.controller.workqueue import WorkQueue
-from tailorpo_operator.kube.cache import Cache, Key
-from tailorpo_operator.kube.client import Cluster
+from tailorpo_operator.kube.cache import Cache
+from tailorpo_operator.kube.client import KubeClient
 from tailorpo_operator.kube.rate_limit import RateLimit
 from tailorpo_operator.kube.transport import RefusedError
 from tailorpo_operator.planning import pending_reason
@@ -50,7 +51,7 @@ class Reconciler:
     """Everything it knows of the cluster it may forget: after a restart it is found again."""
 
     def __init__(
-        self, cluster: Cluster, cache: Cache, settings: Settings, leads: Callable[[], bool] = lambda: True
+        self, cluster: KubeClient, cache: Cache, settings: Settings, leads: Callable[[], bool] = lambda: True
     ) -> None:
         self.queue: WorkQueue[Key] = WorkQueue()
         self.reports: dict[Key, Report] = {}
@@ -99,7 +100,8 @@ class Reconciler:
     # What there is
 
     async def _seen(self, key: Key, job: Job) -> Observed:
-        seen, report = self._cache.children(job), self.reports.get(key)
+        seen, report = self._cache.observe(job), self.reports.get(key)
+        self._cache.forget_departed_pods(job)
         if report is not None and any(pod.uid == report.pod for pod in seen.pods):  # else of a job that had this name
             seen = replace(seen, report=report)
         attempt = present(job.status)
@@ -121,7 +123,7 @@ class Reconciler:
         asked, told = self._trouble.get(uid, (0.0, None))
         young = (now() - created).total_seconds() < 1.0
         if not young and clock - asked > TROUBLE_SECONDS:
-            told = await self._cluster.warning(namespace, uid)
+            told = await self._cluster.latest_warning(namespace, uid)
             self._trouble[uid] = (clock, told)
             while len(self._trouble) > REMEMBERED_EVENTS:
                 del self._trouble[next(iter(self._trouble))]
@@ -130,13 +132,13 @@ class Reconciler:
     async def _look(self, key: Key) -> tuple[Job, Observed] | None:
         """The job and its children as they are in the API server now."""
         before = self._cache.jobs.get(key)
-        tree = await self._cluster.job(key.namespace, key.name)
+        tree = await self._cluster.get_job(key.namespace, key.name)
         if tree is None:
             known = self._cache.jobs.get(key)
             if known is not None and before is not None and known.uid == before.uid:  # else it was applied again since
                 self._cache.forget_job(key)
             return None
-        attempt_jobs, pods, listed = await self._cluster.children(key.namespace, key.name)
+        attempt_jobs, pods, listed = await self._cluster.list_children(key.namespace, key.name)
         self._cache.put_job(tree)
         self._cache.replace_children(key, attempt_jobs, pods, listed, now())
         job = await self._understood(key, tree)
@@ -150,7 +152,7 @@ class Reconciler:
                 await self._create(job, creation)
         except RefusedError as refusal:
             log.warning("refused: %s", refusal, extra=_about(key))
-            made = plan(job, replace(seen, refused=refusal.told, fresh=True), now(), self._settings.retries)
+            made = plan(job, replace(seen, refused=refusal.as_reason, fresh=True), now(), self._settings.retries)
         # Of many new jobs all get their pods first, and then are told of them. Of others an end may have been judged.
         if made.create and not job.status.attempts and self.queue.put_off(key):
             return
@@ -161,8 +163,8 @@ class Reconciler:
         for deletion in made.delete:
             match deletion:
                 case StopAttempt(attempt_job):
-                    await self._cluster.stop(key.namespace, attempt_job)
-                    self._cache.stopping(key, attempt_job)
+                    await self._cluster.delete_attempt_job(key.namespace, attempt_job)
+                    self._cache.mark_deleting(key, attempt_job)
                 case DeletePod(pod, force):
                     await self._cluster.delete_pod(key.namespace, pod, force=force)
                 case DeleteJob():
@@ -182,12 +184,12 @@ class Reconciler:
                 attempt_job = indexed_job.owned(attempt_job, job)
                 if job.spec.scheduling.gang == "Required" and indexed_job.wants_gang(job):
                     await self._require_gangs(attempt_job)
-                self._cache.put_gang(await self._cluster.create(attempt_job))
+                self._cache.put_attempt_job(await self._cluster.create_attempt_job(attempt_job))
                 self.rendezvous.heard_of(Key(job.namespace, job.name))  # somebody may have deleted it meanwhile
 
     async def _require_gangs(self, attempt_job: dict[str, Any]) -> None:
         try:
-            if await self._cluster.keeps_gangs(attempt_job):
+            if await self._cluster.supports_gang_scheduling(attempt_job):
                 return
         except RefusedError as refusal:
             if refusal.reason == "AlreadyExists":
@@ -203,7 +205,7 @@ class Reconciler:
         if announcement.key in self._sent:
             return
         try:
-            await self._cluster.announce(event(job, announcement, now()))
+            await self._cluster.create_event(event(job, announcement, now()))
         except RefusedError as refusal:  # as by a quota: a status matters more
             log.warning("event refused: %s", refusal, extra=_about(Key(job.namespace, job.name)))
         self._sent[announcement.key] = None
@@ -245,7 +247,7 @@ class Reconciler:
             if refusal.status != 409:
                 raise
             # Somebody wrote meanwhile: what they wrote comes by the watch, or was missed by it.
-            if (newest := await self._cluster.job(key.namespace, key.name)) is not None:
+            if (newest := await self._cluster.get_job(key.namespace, key.name)) is not None:
                 self._cache.put_job(newest)
                 self.queue.add(key)
             return False

@@ -13,11 +13,13 @@ from collections.abc import Callable, Iterable, Mapping, Set
 from typing import Any, NamedTuple
 
 from tailorpo_operator.api import naming
+from tailorpo_operator.api.naming import Key
 from tailorpo_operator.children.indexed_job import is_rendezvous, rendezvous
 from tailorpo_operator.controller.worker import Worker
 from tailorpo_operator.controller.workqueue import WorkQueue
-from tailorpo_operator.kube.cache import Cache, Key, note, several, version
-from tailorpo_operator.kube.client import Cluster
+from tailorpo_operator.kube.cache import Cache, is_multi_worker
+from tailorpo_operator.kube.child_store import remember, resource_version
+from tailorpo_operator.kube.client import KubeClient
 from tailorpo_operator.kube.transport import RefusedError
 
 log = logging.getLogger(__name__)
@@ -40,7 +42,7 @@ class _Seen(NamedTuple):
 class Rendezvous:
     """By namespace. `put`, `drop` and `keep` are told by a watch."""
 
-    def __init__(self, cluster: Cluster, cache: Cache, acts: Callable[[], bool]) -> None:
+    def __init__(self, cluster: KubeClient, cache: Cache, acts: Callable[[], bool]) -> None:
         self.queue: WorkQueue[str] = WorkQueue()
         self._cluster, self._cache = cluster, cache
         self._seen: dict[str, _Seen] = {}
@@ -75,7 +77,7 @@ class Rendezvous:
     async def reconcile(self, namespace: str) -> None:
         """One look at one namespace."""
         if self._needed(namespace):
-            if not self._serves(namespace) and namespace in self._cache.gathering:
+            if not self._serves(namespace) and namespace in self._cache.rendezvous_namespaces:
                 await self.ensure(namespace)
         elif (seen := self._seen.get(namespace)) is not None and seen.ours:
             await self._delete(namespace, seen.uid)
@@ -83,7 +85,7 @@ class Rendezvous:
     async def _delete(self, namespace: str, uid: str) -> None:
         """Unless there is a job that no watch has shown yet. Whoever needs it meanwhile finds it, or makes it anew."""
         asked_for: list[bool] = []
-        await self._cluster.jobs(namespace, lambda tree: asked_for.append(several(tree)))
+        await self._cluster.list_jobs(namespace, lambda tree: asked_for.append(is_multi_worker(tree)))
         if any(asked_for) or self._needed(namespace):
             return
         await self._cluster.delete_service(namespace, naming.RENDEZVOUS, uid)
@@ -93,13 +95,13 @@ class Rendezvous:
 
     def look_at_all(self) -> None:
         """Whatever was missed."""
-        for namespace in self._seen.keys() | self._cache.gathering:
+        for namespace in self._seen.keys() | self._cache.rendezvous_namespaces:
             self.queue.add(namespace)
 
     def heard_of(self, key: Key) -> None:
         """Of a job or its children, which is often: looks at the namespace if that may matter."""
         there = self._serves(key.namespace)
-        if not self._cache.has_several(key.namespace) if there else self._cache.gathers(key):
+        if not self._cache.has_multi_worker_jobs(key.namespace) if there else self._cache.needs_rendezvous(key):
             self.queue.add(key.namespace)
 
     # What a watch tells
@@ -108,10 +110,10 @@ class Rendezvous:
         """A Service as it was seen or made, unless a newer one is known."""
         key, meta = _key(tree), tree["metadata"]
         known = self._seen.get(key.namespace)
-        if meta["uid"] not in self._gone and (known is None or version(tree) >= known.version):
+        if meta["uid"] not in self._gone and (known is None or resource_version(tree) >= known.version):
             serves = "deletionTimestamp" not in meta and is_rendezvous(tree)
             ours = naming.COMMON.items() <= meta.get("labels", {}).items()
-            self._seen[key.namespace] = _Seen(version(tree), meta["uid"], serves, ours)
+            self._seen[key.namespace] = _Seen(resource_version(tree), meta["uid"], serves, ours)
         return key
 
     def drop(self, tree: Object) -> Key:
@@ -130,12 +132,12 @@ class Rendezvous:
 
     def _bury(self, namespace: str, uid: str) -> None:
         """An answer or an event that comes late must not bring it back."""
-        note(self._gone, uid)
+        remember(self._gone, uid)
         if (seen := self._seen.get(namespace)) is not None and seen.uid == uid:
             del self._seen[namespace]
 
     def _needed(self, namespace: str) -> bool:
-        return self._cache.has_several(namespace) or self._cache.has_gangs(namespace)
+        return self._cache.has_multi_worker_jobs(namespace) or self._cache.has_multi_worker_attempts(namespace)
 
     def _serves(self, namespace: str) -> bool:
         seen = self._seen.get(namespace)

@@ -57,7 +57,7 @@ class Worker(Generic[Key]):
         self._failures.pop(key, None)
 
     def _again(self, key: Key, error: Exception) -> None:
-        metrics.FAILED.inc()
+        metrics.RECONCILE_ERRORS.inc()
         count = self._failures.get(key, 0)
         self._failures[key] = count + 1
         delay = min(FIRST_RETRY * 2.0 ** min(count, DOUBLINGS), LAST_RETRY)

@@ -1,4 +1,4 @@
-"""How the API server is reached, for `kubernetes.aio` and for kopf alike."""
+"""Address and credentials of the API server, for `kubernetes.aio` and for kopf."""
 
 import logging
 import os
@@ -19,55 +19,55 @@ IN_POD = "KUBERNETES_SERVICE_HOST"
 
 
 async def load(kubeconfig: Path | None, context: str | None) -> Configuration:
-    """That of a kubeconfig if one is named, else the pod's own service account, else the user's kubeconfig.
+    """Of a kubeconfig if one is named, otherwise of the pod's own service account or the user's kubeconfig.
 
     Raises `ConfigurationError`.
     """
-    made: Any = Configuration()
-    made.connection_pool_maxsize = 0  # no bound: each watch holds one for minutes
-    where = str(kubeconfig or os.environ.get("KUBECONFIG") or "~/.kube/config")
+    configuration: Any = Configuration()
+    configuration.connection_pool_maxsize = 0  # unbounded: each watch holds a connection for minutes
+    path = str(kubeconfig or os.environ.get("KUBECONFIG") or "~/.kube/config")
     in_pod = kubeconfig is None and context is None and IN_POD in os.environ
-    if not in_pod and not any(Path(each).expanduser().is_file() for each in where.split(os.pathsep)):
-        raise ConfigurationError(f"there is no kubeconfig {where}, and this is no pod: name one with --kubeconfig")
+    if not in_pod and not any(Path(each).expanduser().is_file() for each in path.split(os.pathsep)):
+        raise ConfigurationError(f"there is no kubeconfig {path}, and this is no pod: name one with --kubeconfig")
     try:
         if in_pod:
-            load_incluster_config(client_configuration=made)
+            load_incluster_config(client_configuration=configuration)
         else:
             await load_kube_config(
                 config_file=None if kubeconfig is None else str(kubeconfig),
                 context=context,
-                client_configuration=made,
+                client_configuration=configuration,
                 persist_config=False,
             )
     except ConfigException as error:
-        words = str(error).removeprefix("Invalid kube-config file. ")
-        raise ConfigurationError(f"{'service account' if in_pod else f'kubeconfig {where}'}: {words}") from None
-    except Exception as error:  # what its parsers raise at a file that is something else
-        raise ConfigurationError(f"kubeconfig {where} is none, or damaged ({type(error).__name__})") from None
-    made.proxy = made.proxy or _proxy(str(made.host))
-    made.client_session_kwargs = {"trust_env": False}  # it would look for proxies and .netrc at each request
-    return made
+        message = str(error).removeprefix("Invalid kube-config file. ")
+        raise ConfigurationError(f"{'service account' if in_pod else f'kubeconfig {path}'}: {message}") from None
+    except Exception as error:  # whatever its parsers raise for a file of another kind
+        raise ConfigurationError(f"kubeconfig {path} is none, or damaged ({type(error).__name__})") from None
+    configuration.proxy = configuration.proxy or _proxy(str(configuration.host))
+    configuration.client_session_kwargs = {"trust_env": False}  # or it searches for proxies and .netrc at each request
+    return configuration
 
 
 def _proxy(server: str) -> str | None:
-    """The one that the environment names for a server."""
+    """The proxy that the environment names for a server."""
     address = urlsplit(server)
     return None if proxy_bypass(address.netloc) else getproxies().get(address.scheme)
 
 
-async def renew(known: Any, kubeconfig: Path | None, context: str | None) -> None:
-    """Takes over the credentials that hold now; the ones that are known if there are no others."""
+async def renew(configuration: Any, kubeconfig: Path | None, context: str | None) -> None:
+    """Replaces the credentials of a configuration by the current ones; keeps them if these cannot be read."""
     try:
-        made: Any = await load(kubeconfig, context)
+        current: Any = await load(kubeconfig, context)
     except ConfigurationError as error:
         log.warning("credentials cannot be renewed: %s", error)
         return
     for name in ("api_key", "api_key_prefix", "refresh_api_key_hook", "username", "password"):
-        setattr(known, name, getattr(made, name))
+        setattr(configuration, name, getattr(current, name))
 
 
 def login(kubeconfig: Path | None, context: str | None) -> Any:
-    """kopf's login handler. It is called again when a token is refused, as one that has been replaced."""
+    """kopf's login handler. kopf calls it again when the API server rejects a token, which may have been replaced."""
 
     async def handler(**kwargs: Any) -> kopf.ConnectionInfo:
         configuration = await load(kubeconfig, context)

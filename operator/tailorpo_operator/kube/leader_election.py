@@ -1,7 +1,7 @@
-"""Which of several operators works: who holds a Lease, and only while it surely does.
+"""Leader election by a Lease: of several operators one acts, and only while it surely holds the Lease.
 
 The rules are client-go's. Not `kubernetes.aio.leaderelection`: in 37.0 it cannot create a Lease, ends at the first
-connection that breaks, and gives nothing back at the end.
+broken connection, and does not release the Lease at its end.
 """
 
 import asyncio
@@ -16,93 +16,98 @@ from tailorpo_operator.kube.transport import RefusedError, Transport, Unreachabl
 
 log = logging.getLogger(__name__)
 
-LEASE_SECONDS, DEADLINE_SECONDS, RENEW_SECONDS = 15, 10, 2
-"""As Kubernetes' own controllers: others wait for the first after a renewal, we act for the second."""
-TRY_SECONDS, PAUSE_SECONDS = 4, 1
-"""A renewal that nobody answers leaves time for another, by another connection. Who stands by looks at every pause."""
+LEASE_DURATION, RENEW_DEADLINE, RETRY_PERIOD = 15, 10, 2
+"""Seconds, as in Kubernetes' own controllers: after a renewal other candidates wait for the lease duration, and the
+leader acts until the renew deadline.
+"""
+TRY_TIMEOUT, ACQUIRE_PERIOD = 4, 1
+"""Seconds. A renewal without an answer leaves time for another one, by a new connection, before the renew deadline. A
+candidate that does not lead tries to acquire the Lease once each acquire period.
+"""
 
 Object = dict[str, Any]
 
 
 class LeaderElection:
-    """A candidate. `held` is asked before every write: a process that was stopped for a while wakes up deposed."""
+    """A candidate. `is_leader` is asked before each write: a process that was paused may have lost the Lease."""
 
-    def __init__(self, wire: Transport, namespace: str, name: str, identity: str) -> None:
-        self._wire, self._name, self._identity = wire, name, identity
-        self._path = f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases"
+    def __init__(self, transport: Transport, namespace: str, name: str, identity: str) -> None:
+        self._transport, self._name, self._identity = transport, name, identity
+        self._leases = f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases"
+        self._path = f"{self._leases}/{name}"
         self._renewed: float | None = None
-        self._seen: tuple[str, float] = ("", 0.0)
+        self._observed_version, self._observed_time = "", 0.0
 
     @property
-    def held(self) -> bool:
-        """Whether the lease is ours, by a clock that goes on while a process is stopped."""
-        return self._renewed is not None and time.monotonic() - self._renewed < DEADLINE_SECONDS
+    def is_leader(self) -> bool:
+        """Whether this candidate holds the Lease, by a clock that continues while the process is paused."""
+        return self._renewed is not None and time.monotonic() - self._renewed < RENEW_DEADLINE
 
-    async def run(self, elected: Callable[[], None]) -> None:
-        """Until it is cancelled. elected: called whenever it begins to lead."""
+    async def run(self, on_started_leading: Callable[[], None]) -> None:
+        """Runs until it is cancelled. on_started_leading: called whenever it begins to lead."""
         led = False
         while True:
-            led = self._told(led, elected)  # it may have ended while this process was stopped
+            led = self._transition(led, on_started_leading)  # it may have ended while this process was paused
             asked, renewed = time.monotonic(), False
             try:
-                async with asyncio.timeout(TRY_SECONDS):  # before Python 3.12 wait_for may miss a cancellation
-                    renewed = await self._try()
+                async with asyncio.timeout(TRY_TIMEOUT):  # before Python 3.12 wait_for may miss a cancellation
+                    renewed = await self._try_acquire_or_renew()
             except (UnreachableError, RefusedError, TimeoutError) as error:
                 log.debug("lease: %s", error)
             if renewed:
                 self._renewed = asked
-            led = self._told(led, elected)
-            await asyncio.sleep(RENEW_SECONDS if renewed else PAUSE_SECONDS)
+            led = self._transition(led, on_started_leading)
+            await asyncio.sleep(RETRY_PERIOD if renewed else ACQUIRE_PERIOD)
 
-    def _told(self, led: bool, elected: Callable[[], None]) -> bool:
-        """Says what has changed; returns whether it leads now."""
-        held = self.held
-        if held and not led:
+    def _transition(self, led: bool, on_started_leading: Callable[[], None]) -> bool:
+        """Logs a change of leadership; returns whether this candidate leads now."""
+        leads = self.is_leader
+        if leads and not led:
             log.info("leading")
-            elected()
-        elif led and not held:
+            on_started_leading()
+        elif led and not leads:
             log.warning("not leading any more: the lease was not renewed in time")
-        return held
+        return leads
 
     async def release(self) -> None:
-        """Give the lease back, so that another need not wait for its end."""
-        held, self._renewed = self.held, None
-        if not held:
+        """Releases the Lease, so that another candidate need not wait for its end."""
+        leads, self._renewed = self.is_leader, None
+        if not leads:
             return
-        with suppress(UnreachableError, RefusedError, TimeoutError):  # then they wait
-            await asyncio.wait_for(self._give_back(), TRY_SECONDS)
+        with suppress(UnreachableError, RefusedError, TimeoutError):  # then the others wait for the lease duration
+            await asyncio.wait_for(self._clear_holder(), TRY_TIMEOUT)
 
-    async def _give_back(self) -> None:
-        lease = await self._wire.request("get", f"{self._path}/{self._name}")
+    async def _clear_holder(self) -> None:
+        lease = await self._transport.request("get", self._path)
         if lease["spec"].get("holderIdentity") == self._identity:
             lease["spec"] = {"leaseTransitions": lease["spec"].get("leaseTransitions", 0)}
-            await self._wire.request("update", f"{self._path}/{self._name}", lease)
+            await self._transport.request("update", self._path, lease)
 
-    async def _try(self) -> bool:
-        """Take the lease, or renew it. Two who try at once meet in a conflict of versions."""
+    async def _try_acquire_or_renew(self) -> bool:
+        """Whether it holds the Lease now. When two candidates try at once, one gets a conflict of versions."""
         try:
-            lease = await self._wire.request("get", f"{self._path}/{self._name}")
+            lease = await self._transport.request("get", self._path)
         except RefusedError as refusal:
             if refusal.status != 404:
                 raise
-            made = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": self._name}}
-            await self._wire.request("create", self._path, made | {"spec": self._spec({})})
+            lease = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": self._name}}
+            await self._transport.request("create", self._leases, lease | {"spec": self._spec({})})
             return True
         holder, version = lease["spec"].get("holderIdentity"), lease["metadata"]["resourceVersion"]
-        if version != self._seen[0]:  # by our own clock, for others' may differ
-            self._seen = (version, time.monotonic())
-        if holder and holder != self._identity and time.monotonic() - self._seen[1] < LEASE_SECONDS:
+        if version != self._observed_version:  # timed by our own clock, for the holder's may differ
+            self._observed_version, self._observed_time = version, time.monotonic()
+        if holder and holder != self._identity and time.monotonic() - self._observed_time < LEASE_DURATION:
             return False
-        await self._wire.request("update", f"{self._path}/{self._name}", lease | {"spec": self._spec(lease["spec"])})
+        await self._transport.request("update", self._path, lease | {"spec": self._spec(lease["spec"])})
         return True
 
     def _spec(self, before: Object) -> Object:
         now = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
-        mine = before.get("holderIdentity") == self._identity
+        renewal = before.get("holderIdentity") == self._identity
         return {
             "holderIdentity": self._identity,
-            "leaseDurationSeconds": LEASE_SECONDS,
-            "acquireTime": before.get("acquireTime", now) if mine else now,
+            "leaseDurationSeconds": LEASE_DURATION,
+            "acquireTime": before.get("acquireTime", now) if renewal else now,
             "renewTime": now,
-            "leaseTransitions": before.get("leaseTransitions", 0) + (0 if mine or not before else 1),
+            "leaseTransitions": before.get("leaseTransitions", 0) + (0 if renewal or not before else 1),
         }

@@ -1,10 +1,10 @@
-"""How fast the operator may go."""
+"""A limit on the operator's requests."""
 
 import asyncio
 
 
 class RateLimit:
-    """A token bucket: `rate` a second in the long run, `burst` at once."""
+    """A token bucket: `rate` tokens a second in the long run, `burst` at once."""
 
     def __init__(self, rate: float, burst: int) -> None:
         self.rate, self.burst = rate, burst
@@ -12,14 +12,14 @@ class RateLimit:
         self._filled: float | None = None
 
     async def take(self) -> None:
-        """Waits for a token. Who comes first is served first."""
+        """Waits for a token. Tokens are given in the order of the calls."""
         self._fill()
         self._tokens -= 1
         if self._tokens < 0:
             await asyncio.sleep(-self._tokens / self.rate)
 
     def try_take(self) -> bool:
-        """A token if there is one now."""
+        """Takes a token if there is one now; returns whether it did."""
         self._fill()
         if self._tokens < 1:
             return False

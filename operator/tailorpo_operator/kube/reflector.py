@@ -1,7 +1,7 @@
-"""Keeps the store equal to what the API server has of gangs and pods: a list, then a watch from there on, and again.
+"""Keeps the cache equal to the API server's objects of a kind: a list, then watches from its version (ListAndWatch).
 
-Not kopf's watch: after a break it lists too, but never tells what was deleted meanwhile, and a pod that is thought to
-live holds the next attempt back for ever.
+Not kopf's watch: after a break kopf lists too, but it never reports what was deleted meanwhile, and a pod that is
+believed to live would hold back the next attempt for ever.
 """
 
 import asyncio
@@ -11,21 +11,21 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from contextlib import aclosing
 from typing import Any
 
-from tailorpo_operator.kube.cache import Key
+from tailorpo_operator.api.naming import Key
 from tailorpo_operator.kube.transport import RefusedError, UnreachableError
 
 log = logging.getLogger(__name__)
 
-PAUSE = 1.0
-LONGER = 4
-"""Times that a pause is doubled, while one watch after the other is refused that a list had just been made for."""
-UNWATCHED = 2
-"""After so many of them lists are no sign any more that what is known is up to date."""
+BACKOFF = 1.0
+MAX_DOUBLINGS = 4
+"""Of the backoff, while each watch is refused that starts from a new list."""
+MAX_REFUSED_WATCHES = 2
+"""After so many refused watches a list is no sign any more that the cache stays up to date."""
 FORBIDDEN = 403
 GONE = 410
-"""The version to go on from is too old."""
+"""The resource version to watch from is too old."""
 BUSY = (429, 502, 503, 504)
-"""It is still good: who lists everything instead makes a busy server busier."""
+"""The resource version stays valid: a new list of everything would make a busy server busier."""
 
 Object = Mapping[str, Any]
 List = Callable[[Callable[[Object], None]], Awaitable[int]]
@@ -36,32 +36,33 @@ async def relist(
     list_: List,
     *,
     put: Callable[[Object], Key | None],
-    keep: Callable[[Set[str], int], Iterable[Key]],
-    news: Callable[[Key], None],
+    drop_unlisted: Callable[[Set[str], int], Iterable[Key]],
+    on_change: Callable[[Key], None],
 ) -> int:
-    """Takes one object after the other: there may be thousands. Returns the version of the list.
+    """Replaces the cache's objects by a list, one at a time, as there may be thousands. Returns the list's version.
 
-    list_: calls what it is given with each object, and returns the list's version.
-    keep: drops all but these uids, as far as they are not newer than that version, and returns whose they were.
+    list_: calls its argument with each object, and returns the resource version of the list.
+    drop_unlisted: drops every object that is not newer than that version and whose uid is not among these; returns the
+    keys of the jobs that they belonged to.
     """
     uids = set[str]()
 
-    def use(tree: Object) -> None:
-        uids.add(tree["metadata"]["uid"])
-        if (key := put(tree)) is not None:
-            news(key)
+    def use(raw: Object) -> None:
+        uids.add(raw["metadata"]["uid"])
+        if (key := put(raw)) is not None:
+            on_change(key)
 
     version = await list_(use)
-    for key in keep(uids, version):
-        news(key)
+    for key in drop_unlisted(uids, version):
+        on_change(key)
     return version
 
 
 class Reflector:
-    """Of one kind in one namespace, or in all.
+    """Of one kind of objects, in one namespace or in all.
 
     Attributes:
-        listed: set once the store has all there is.
+        synced: set once the cache has all objects of the first list.
     """
 
     def __init__(
@@ -72,61 +73,65 @@ class Reflector:
         *,
         put: Callable[[Object], Key | None],
         drop: Callable[[Object], Key | None],
-        keep: Callable[[Set[str], int], Iterable[Key]],
-        news: Callable[[Key], None],
-        heard: Callable[[], None],
+        drop_unlisted: Callable[[Set[str], int], Iterable[Key]],
+        on_change: Callable[[Key], None],
+        on_contact: Callable[[], None],
     ) -> None:
-        """list_, keep: see `relist`. heard: called at each sign that what it knows is up to date."""
+        """list_, drop_unlisted: see `relist`. on_contact: called at each sign that the cache is up to date."""
         self.name = name
-        self.listed = asyncio.Event()
-        self._said: str | None = None
-        self._version: int | None = None
-        self._unwatched = 0
+        self.synced = asyncio.Event()
+        self._logged: str | None = None
+        self._resource_version: int | None = None
+        self._refused_watches = 0
         self._list, self._watch = list_, watch
-        self._put, self._drop, self._keep, self._news, self._heard = put, drop, keep, news, heard
+        self._put, self._drop, self._drop_unlisted = put, drop, drop_unlisted
+        self._on_change, self._on_contact = on_change, on_contact
 
     async def run(self) -> None:
-        """Until it is cancelled."""
+        """Runs until it is cancelled."""
         while True:
             try:
-                if self._version is None:
-                    self._version = await relist(self._list, put=self._put, keep=self._keep, news=self._news)
-                    self.listed.set()
-                    if self._unwatched < UNWATCHED:
-                        self._heard()
-                await self._follow(self._version)
+                if self._resource_version is None:
+                    self._resource_version = await relist(
+                        self._list, put=self._put, drop_unlisted=self._drop_unlisted, on_change=self._on_change
+                    )
+                    self.synced.set()
+                    if self._refused_watches < MAX_REFUSED_WATCHES:
+                        self._on_contact()
+                await self._watch_from(self._resource_version)
             except RefusedError as refusal:
-                watched = self._version is not None
+                watched = self._resource_version is not None
                 if refusal.status not in BUSY:
-                    self._version = None
+                    self._resource_version = None
                 if refusal.status != GONE:
-                    await self._pause(refusal)
-                    self._unwatched += watched and self._version is None
-            except UnreachableError as away:  # what was missed is asked for from the last version on
-                await self._pause(away)
+                    await self._back_off(refusal)
+                    self._refused_watches += watched and self._resource_version is None
+            except UnreachableError as error:  # the next watch starts from the last version, so nothing is missed
+                await self._back_off(error)
 
-    async def _follow(self, version: int) -> None:
-        """One watch."""
+    async def _watch_from(self, version: int) -> None:
+        """One watch, until the server ends it."""
         async with aclosing(self._watch(version)) as events:  # type: ignore[type-var]
-            async for kind, tree in events:
+            async for kind, raw in events:
                 if kind == "ERROR":
-                    raise RefusedError(int(tree.get("code", 500)), str(tree.get("reason")), str(tree.get("message")))
-                self._told()
+                    raise RefusedError(int(raw.get("code", 500)), str(raw.get("reason")), str(raw.get("message")))
+                self._watch_succeeded()
                 if kind != "BOOKMARK":
-                    key = self._drop(tree) if kind == "DELETED" else self._put(tree)
+                    key = self._drop(raw) if kind == "DELETED" else self._put(raw)
                     if key is not None:
-                        self._news(key)
-                self._version = int(tree["metadata"]["resourceVersion"])
-        self._told()
+                        self._on_change(key)
+                self._resource_version = int(raw["metadata"]["resourceVersion"])
+        self._watch_succeeded()
 
-    def _told(self) -> None:
-        """All is well again."""
-        self._said, self._unwatched = None, 0
-        self._heard()
+    def _watch_succeeded(self) -> None:
+        self._logged, self._refused_watches = None, 0
+        self._on_contact()
 
-    async def _pause(self, problem: Exception) -> None:
-        if str(problem) != self._said:  # once, however long it lasts
-            lacks = isinstance(problem, RefusedError) and problem.status == FORBIDDEN
-            log.warning("watching %s: %s%s", self.name, problem, ": see manifests/rbac.yaml" if lacks else "")
-            self._said = str(problem)
-        await asyncio.sleep(PAUSE * 2 ** min(self._unwatched, LONGER) * random.uniform(0.5, 1.5))
+    async def _back_off(self, problem: Exception) -> None:
+        if str(problem) != self._logged:  # the same problem is logged once, however long it lasts
+            lacks_rights = isinstance(problem, RefusedError) and problem.status == FORBIDDEN
+            hint = ": see manifests/rbac.yaml" if lacks_rights else ""
+            log.warning("watching %s: %s%s", self.name, problem, hint)
+            self._logged = str(problem)
+        doublings = min(self._refused_watches, MAX_DOUBLINGS)
+        await asyncio.sleep(BACKOFF * 2**doublings * random.uniform(0.5, 1.5))

@@ -1,8 +1,8 @@
-"""Requests to the API server, through `kubernetes.aio`: one at a time, at a limited rate, with retries.
+"""Requests to the API server, through `kubernetes.aio`: at a limited rate, with retries.
 
-What the server does not take is `RefusedError`; what it does not answer is tried again, and then
-`UnreachableError`. JSON goes in and out as it is: the package's typed models cost more than everything else that is
-done with a job.
+A request that the server rejects raises `RefusedError`; one that it does not answer is retried, and then raises
+`UnreachableError`. JSON is passed through unchanged: the package's typed models would cost more than all other work
+on a job.
 """
 
 import asyncio
@@ -25,18 +25,19 @@ Verb = Literal["get", "list", "create", "update", "patch", "delete"]
 Object = dict[str, Any]
 
 TRIES = 5
-FIRST_PAUSE, LAST_PAUSE = 0.2, 5.0
-"""Seconds between tries, which double."""
-LONGEST_PAUSE = 60.0
+FIRST_BACKOFF, MAX_BACKOFF = 0.2, 5.0
+"""Seconds between tries; doubled after each."""
+MAX_RETRY_AFTER = 60.0
 """Seconds that a server may ask for with `Retry-After`."""
 CONNECT_SECONDS = 10.0
-WATCH, WATCH_GRACE = (1 / 2, 2 / 3), 1 / 4
-"""Of the time for a request: how long a watch lasts until the server ends it with a bookmark, and how much longer until
-we do. Who says nothing may have nothing to say or be dead, so each goes on anew before that matters; it lists nothing.
+WATCH_SHARES, WATCH_GRACE = (1 / 2, 2 / 3), 1 / 4
+"""Shares of a request's timeout: after how long (drawn between the two) the server ends a watch with a bookmark, and
+how much later we end it. A silent connection may be idle or dead, so each watch is soon replaced by a new one, which
+needs no new list.
 """
-PAGE = 200
-"""Objects of a list at a time. A pod takes some 40 kB as Python's objects, and lists of three kinds come at once."""
-AGAIN = (429, 500, 502, 503, 504)
+PAGE_SIZE = 200
+"""Objects in a page of a list. A pod takes some 40 kB as Python objects, and three kinds are listed at once."""
+RETRIABLE = (429, 500, 502, 503, 504)
 METHODS: dict[Verb, str] = {
     "get": "GET",
     "list": "GET",
@@ -48,23 +49,23 @@ METHODS: dict[Verb, str] = {
 
 
 class RefusedError(Exception):
-    """The API server's word that it does not take something."""
+    """The API server rejected a request. retry_after: seconds that it asks to wait."""
 
     def __init__(self, status: int, reason: str, message: str, retry_after: float = 0.0) -> None:
         super().__init__(message)
         self.status, self.reason, self.retry_after = status, reason, retry_after
 
     @property
-    def told(self) -> Reason:
+    def as_reason(self) -> Reason:
         return Reason(self.reason or f"Status{self.status}", str(self))
 
 
 class UnreachableError(Exception):
-    """The API server does not answer, or is too busy, after all tries."""
+    """The API server did not answer, or was too busy, at each try."""
 
 
 class Transport:
-    """A connection as one user. renew: takes over the credentials that hold now."""
+    """Requests as one user."""
 
     def __init__(
         self,
@@ -74,41 +75,43 @@ class Transport:
         *,
         timeout: float = 30.0,
     ) -> None:
-        """timeout: seconds for a request, from its connection to the end of its answer."""
+        """renew: reads the current credentials. timeout: seconds from a request's connection to its answer's end."""
         self._client, self._limit, self._renew = client, limit, renew
         connect = min(CONNECT_SECONDS, timeout)
         self._timeout = aiohttp.ClientTimeout(total=timeout, connect=connect)
-        self._watch_seconds = [math.ceil(share * timeout) for share in WATCH]
-        self._watching = aiohttp.ClientTimeout(total=max(self._watch_seconds) + WATCH_GRACE * timeout, connect=connect)
-        self._renewing, self._renewals = asyncio.Lock(), 0
+        self._watch_seconds = [math.ceil(share * timeout) for share in WATCH_SHARES]
+        self._watch_timeout = aiohttp.ClientTimeout(
+            total=max(self._watch_seconds) + WATCH_GRACE * timeout, connect=connect
+        )
+        self._renew_lock, self._renewals = asyncio.Lock(), 0
 
-    async def all(self, path: str, **query: str) -> tuple[list[Object], int]:
-        """The items of all pages, and the version of the list. For thousands there is `each`."""
+    async def list_all(self, path: str, **query: str) -> tuple[list[Object], int]:
+        """The items of all pages, and the resource version of the list. For thousands of items use `list_each`."""
         items: list[Object] = []
-        return items, await self.each(path, items.append, **query)
+        return items, await self.list_each(path, items.append, **query)
 
-    async def each(self, path: str, use: Callable[[Object], object], **query: str) -> int:
-        """Calls `use` with each item as its page comes, and keeps none. Returns the version of the list."""
-        more = ""
+    async def list_each(self, path: str, use: Callable[[Object], object], **query: str) -> int:
+        """Calls `use` with each item, page by page, and keeps none. Returns the resource version of the list."""
+        token = ""
         while True:
             page = await self.request(
-                "list", path, query={**query, "limit": str(PAGE), **({"continue": more} if more else {})}
+                "list", path, query={**query, "limit": str(PAGE_SIZE), **({"continue": token} if token else {})}
             )
             for item in page["items"]:
                 use(item)
-            more = page["metadata"].get("continue", "")
-            if not more:
+            token = page["metadata"].get("continue", "")
+            if not token:
                 return int(page["metadata"]["resourceVersion"])
 
     async def watch(self, path: str, version: int, **query: str) -> AsyncIterator[tuple[str, Object]]:
-        """Kinds and objects of what happens after a version, until the server ends the watch.
+        """The events after a resource version, as type and object, until the server ends the watch.
 
-        Raises `RefusedError`; `UnreachableError` if the connection breaks, or nothing is heard for too long.
+        Raises `RefusedError`; `UnreachableError` if the connection breaks, or lasts longer than the server was asked.
         """
-        more = {"watch": "true", "allowWatchBookmarks": "true", "resourceVersion": str(version)}
-        more["timeoutSeconds"] = str(random.randint(*self._watch_seconds))
+        options = {"watch": "true", "allowWatchBookmarks": "true", "resourceVersion": str(version)}
+        options["timeoutSeconds"] = str(random.randint(*self._watch_seconds))
         try:
-            answer = await self._send("list", path, None, {**query, **more}, self._watching)
+            answer = await self._send("list", path, None, {**query, **options}, self._watch_timeout)
             async with answer.response as response:
                 if response.status != 200:
                     raise _refusal(response.status, response.headers, await response.read())
@@ -119,32 +122,37 @@ class Transport:
             raise UnreachableError(f"watch {path}: {type(error).__name__} {error}") from error
 
     async def request(self, verb: Verb, path: str, body: Any = None, query: Mapping[str, str] | None = None) -> Object:
-        """Tried again while the server is away or busy: everything sent here may be sent twice."""
-        pause, renewals = FIRST_PAUSE, self._renewals
+        """Retries while the server is unreachable or busy, so each request must bear to be sent twice."""
+        backoff, renewals = FIRST_BACKOFF, self._renewals
         for tried in range(1, TRIES + 1):
             await self._limit.take()
-            asked = 0.0
+            retry_after = 0.0
             try:
                 return await self._once(verb, path, body, query)
             except RefusedError as refusal:
-                if refusal.status == 401 and tried == 1:  # a token that has been replaced
-                    await self._renewed(renewals)
+                if refusal.status == 401 and tried == 1:  # the token may have been replaced
+                    await self._renew_once(renewals)
                     continue
-                if refusal.status not in AGAIN:
+                if refusal.status not in RETRIABLE:
                     raise
                 problem: Exception = refusal
-                asked = min(refusal.retry_after, LONGEST_PAUSE)
-            except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:  # the last: a proxy's page
+                retry_after = min(refusal.retry_after, MAX_RETRY_AFTER)
+            except (
+                aiohttp.ClientError,
+                TimeoutError,
+                OSError,
+                ValueError,
+            ) as error:  # ValueError: the page of a proxy is not JSON
                 REQUESTS.labels(verb, "error").inc()
                 problem = error
             if tried < TRIES:
-                await asyncio.sleep(max(asked, pause * random.uniform(0.5, 1.5)))
-                pause = min(2 * pause, LAST_PAUSE)
+                await asyncio.sleep(max(retry_after, backoff * random.uniform(0.5, 1.5)))
+                backoff = min(2 * backoff, MAX_BACKOFF)
         raise UnreachableError(f"{verb} {path}: {problem}") from problem
 
-    async def _renewed(self, renewals: int) -> None:
-        """Renews, unless it was done meanwhile: of many requests that are refused at once, one does it for all."""
-        async with self._renewing:
+    async def _renew_once(self, renewals: int) -> None:
+        """Renews the credentials, unless another request has done it since there were so many renewals."""
+        async with self._renew_lock:
             if self._renewals == renewals:
                 await self._renew()
                 self._renewals += 1
@@ -154,8 +162,8 @@ class Transport:
         text = await answer.read()
         REQUESTS.labels(verb, str(answer.status)).inc()
         if 200 <= answer.status < 300:
-            tree: Object = orjson.loads(text)
-            return tree
+            raw: Object = orjson.loads(text)
+            return raw
         raise _refusal(answer.status, answer.headers, text)
 
     async def _send(
@@ -175,23 +183,23 @@ class Transport:
 
 
 def writing_only_if(may: Callable[[], bool]) -> aiohttp.TraceConfig:
-    """For a client's configuration: asked when a request has its connection, just before its first byte is sent.
+    """For a client's configuration: raises `UnreachableError` for a write that `may` forbids.
 
-    Any sooner, and a process that is paused while a write waits for that would wake up to send it.
-    Raises `UnreachableError`.
+    `may` is asked once a request has its connection, just before its first byte is sent. If it were asked earlier, a
+    process that is paused while a write waits for a connection would still send it afterwards.
     """
 
     async def before_sending(_: object, __: object, request: aiohttp.TraceRequestHeadersSentParams) -> None:
         if request.method != METHODS["get"] and not may():
             raise UnreachableError(f"{request.method} {request.url.path}: left to another operator, which leads now")
 
-    made = aiohttp.TraceConfig()
-    made.on_request_headers_sent.append(before_sending)
-    return made
+    config = aiohttp.TraceConfig()
+    config.on_request_headers_sent.append(before_sending)
+    return config
 
 
 def merge_patch(old: Mapping[str, Any], new: Mapping[str, Any]) -> Object:
-    """The JSON merge patch (RFC 7396) that makes one of the other."""
+    """The JSON merge patch (RFC 7396) that changes `old` to `new`."""
     patch: Object = {key: None for key in old if key not in new}
     for key, value in new.items():
         before = old.get(key)
@@ -204,10 +212,10 @@ def merge_patch(old: Mapping[str, Any], new: Mapping[str, Any]) -> Object:
 
 
 def _refusal(status: int, headers: Mapping[str, str], text: bytes) -> RefusedError:
-    asked = headers.get("Retry-After", "")
-    wait = float(asked) if asked.isdecimal() else 0.0
+    header = headers.get("Retry-After", "")
+    retry_after = float(header) if header.isdecimal() else 0.0
     try:
-        told = orjson.loads(text)
-        return RefusedError(status, str(told.get("reason") or ""), str(told.get("message") or ""), wait)
-    except (ValueError, AttributeError):  # a proxy's page
-        return RefusedError(status, "", text[:200].decode(errors="replace"), wait)
+        answer = orjson.loads(text)
+        return RefusedError(status, str(answer.get("reason") or ""), str(answer.get("message") or ""), retry_after)
+    except (ValueError, AttributeError):  # the page of a proxy
+        return RefusedError(status, "", text[:200].decode(errors="replace"), retry_after)

@@ -1,4 +1,4 @@
-"""The definition as the API server takes it: fresh, small, complete, and in the words of the laptop."""
+"""The definition on a real API server: current, small, complete, and with the laptop's messages."""
 
 import json
 import re
@@ -40,7 +40,7 @@ def test_the_definition_is_small_enough_for_client_side_apply() -> None:
 
 
 def schemas(schema: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every schema of a tree with its path."""
+    """Every nested schema with its path."""
     yield path, schema
     for name, field in schema.get("properties", {}).items():
         yield from schemas(field, f"{path}.{name}")
@@ -54,7 +54,7 @@ SCHEMAS = dict(schemas(VERSION["schema"]["openAPIV3Schema"]))
 
 
 def test_everything_has_bounds_and_every_field_a_description() -> None:
-    """What has no bounds makes CEL too dear, and objects too large."""
+    """Fields without bounds make CEL rules too expensive, and objects too large."""
     for path, schema in SCHEMAS.items():
         kind = schema.get("type", "amount")
         bounded = {"string": {"maxLength", "enum", "format"}, "array": {"maxItems"}}.get(kind, set())
@@ -87,7 +87,7 @@ def test_each_rule_has_its_twin() -> None:
 
 
 def refusal(kubectl: Kubectl, data: dict[str, Any]) -> list[str]:
-    """What the API server says is wrong, as `path: message`."""
+    """The errors that the API server reports, as `path: message`."""
     with pytest.raises(KubectlError) as caught:
         kubectl("create", "--dry-run=server", "--filename=-", stdin=json.dumps(data))
     lines = str(caught.value).replace(" is invalid: ", " is invalid: \n* ", 1).splitlines()

@@ -1,4 +1,4 @@
-"""All workers or none: by Kubernetes' own gang scheduling where it is on, by a queue, or one by one."""
+"""All workers or none: by Kubernetes' gang scheduling where it is enabled, by a queue, or one by one."""
 
 import json
 import re
@@ -42,7 +42,7 @@ def scheduling_gangs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Contr
 
 @dataclass(frozen=True)
 class Room:
-    """Where there is place for so many pods of one CPU, and for no other test's."""
+    """Nodes for so many pods of one CPU, reserved for this test."""
 
     kubectl: Kubectl
     driver: PodDriver
@@ -128,7 +128,7 @@ def test_without_the_feature_required_waits_and_says_why(
 
 
 def hold(kubectl: Kubectl, held: bool) -> None:
-    """As Kueue does: its webhook when a Job is made, its controller later."""
+    """As Kueue does: by its webhook when a Job is created, by its controller later."""
     patch = json.dumps({"spec": {"suspend": held}})
     kubectl("patch", "job", "animals-0001", "--type=merge", f"--patch={patch}")
 
@@ -187,7 +187,7 @@ def priorities(kubectl: Kubectl) -> tuple[str, str]:
 
 @pytest.mark.parametrize("workers", [2, 1])
 def test_a_gang_makes_way_for_a_higher_priority(room: Room, workers: int) -> None:
-    """The real scheduler preempts what it needs, be it one pod of two, and the whole gang goes, waits and goes on."""
+    """The real scheduler may preempt only one pod of two; then the whole gang is stopped, waits and restarts."""
     low_class, high_class = priorities(room.kubectl)
     room.driver.sigterm_exit, room.driver.last_words = ExitCode.STOPPED, last_words(ExitCode.STOPPED, step=40)
     room.grow(2)
@@ -203,7 +203,7 @@ def test_a_gang_makes_way_for_a_higher_priority(room: Room, workers: int) -> Non
         assert (status.get("phase"), condition["reason"]) == ("Restarting", "Unschedulable"), status
         assert "Insufficient cpu" in status["message"] or "minCount (2)" in status["message"], status
         living = room.living("low")
-        assert [attempt for attempt, _ in living] == [2, 2]  # no half of a gang stays
+        assert [attempt for attempt, _ in living] == [2, 2]  # no part of a gang remains
         assert len([node for node in living.values() if node]) == (0 if room.for_gangs else 2 - workers)
         return True
 

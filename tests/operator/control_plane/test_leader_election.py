@@ -1,4 +1,4 @@
-"""Two replicas: one acts, the other stands by and takes over; one that was paused for long writes nothing any more."""
+"""Two replicas: one leads, the other takes over when it dies; one that was paused for long writes nothing any more."""
 
 import asyncio
 import contextlib
@@ -34,7 +34,7 @@ def no_lease(kubectl: Kubectl) -> None:
 
 @contextmanager
 def replicas(user: Path, folder: Path, first: Path | None = None) -> Iterator[tuple[WarmOperator, WarmOperator]]:
-    """A leader, and one that stands by. first: the kubeconfig of the leader."""
+    """A leader, and a replica that does not lead. first: the kubeconfig of the leader."""
     with WarmOperator(first or user, folder / "one", *ELECT) as one:
         until(lambda: "leading" in one.logged(), "the first leads")
         with WarmOperator(user, folder / "other", *ELECT) as other:
@@ -137,7 +137,7 @@ def test_a_write_that_arrives_when_another_leads_does_no_harm(
     no_lease: None,
     tmp_path: Path,
 ) -> None:
-    """Nobody can call back what is on its way: here a gang, of an attempt that is long over."""
+    """A request in flight cannot be cancelled: here the creation of an attempt Job whose attempt has ended."""
     with ApiProxy(alone, tmp_path) as proxy, replicas(alone, tmp_path, proxy.kubeconfig) as (one, _):
         proxy.rule = lambda asked: HELD if asked.creates == "animals-0002" else 0
         mark = control_plane.audit.mark()
@@ -202,18 +202,18 @@ class Leases:
 
 
 def test_one_that_was_paused_and_leads_again_is_elected_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was to be done while it did not lead was left, for whoever is elected looks at all jobs."""
+    """It skipped work while it did not lead; an elected operator therefore reconciles all jobs."""
     clock = SimpleNamespace(now=0.0)
     monkeypatch.setattr(leader_election, "time", SimpleNamespace(monotonic=lambda: clock.now))
-    monkeypatch.setattr(leader_election, "RENEW_SECONDS", 0)
+    monkeypatch.setattr(leader_election, "RETRY_PERIOD", 0)
 
     async def pause() -> None:
-        wire: Any = Leases()
+        transport: Any = Leases()
         begun: asyncio.Queue[None] = asyncio.Queue()
-        candidate = leader_election.LeaderElection(wire, "team", "lease", "me")
+        candidate = leader_election.LeaderElection(transport, "team", "lease", "me")
         running = asyncio.create_task(candidate.run(lambda: begun.put_nowait(None)))
         await asyncio.wait_for(begun.get(), 10)
-        clock.now += 2 * leader_election.DEADLINE_SECONDS
+        clock.now += 2 * leader_election.RENEW_DEADLINE
         await asyncio.wait_for(begun.get(), 10)
         running.cancel()
         with contextlib.suppress(asyncio.CancelledError):

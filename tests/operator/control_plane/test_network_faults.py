@@ -1,4 +1,4 @@
-"""What may be between the operator and the API server: it recovers by itself, and nothing is done twice."""
+"""Network faults between operator and API server: it recovers by itself, and does nothing twice."""
 
 import json
 import random
@@ -100,7 +100,7 @@ def story(kubectl: Kubectl, pod_driver: PodDriver, control_plane: ControlPlane, 
 
 
 def cut_off(operator: WarmOperator) -> None:
-    """Waits until it says so; it is alive all the same, for a restart would mend nothing."""
+    """Waits until it is not ready; it stays alive, for a restart would not help."""
 
     def look() -> bool:
         status, text = operator.ask("/readyz")
@@ -116,7 +116,7 @@ def reached(operator: WarmOperator) -> None:
 
 SOAK = [pytest.mark.soak, pytest.mark.timeout(600)]
 SPEEDS = [pytest.param(QUICK, id="quick"), pytest.param((), id="defaults", marks=SOAK)]
-"""In both the operator notices by itself; with its defaults that takes up to a minute."""
+"""The operator notices both by itself; with its defaults that takes up to a minute."""
 
 
 @contextmanager
@@ -185,7 +185,7 @@ def test_watches_that_begin_anew_list_nothing(
 
         def watches(mark: int) -> list[Request] | None:
             found = [each for each in control_plane.audit.since(mark) if each.user.endswith(":tailorpo-operator")]
-            found = [each for each in found if each.namespace == kubectl.namespace]  # another may watch them all
+            found = [each for each in found if each.namespace == kubectl.namespace]  # another operator may watch all
             kinds = Counter(each.resource for each in found if each.verb == "watch")
             return found if min(kinds[kind] for kind in ("jobs", "pods", PLURAL)) >= 2 else None
 
@@ -198,7 +198,7 @@ def test_watches_that_begin_anew_list_nothing(
 def test_open_connections_that_say_nothing_any_more(
     kubectl: Kubectl, story: Callable[[], Story], alone: Path, tmp_path: Path, arguments: tuple[str, ...]
 ) -> None:
-    """Nobody mends or closes them; new ones are as usual."""
+    """Old connections stay open without any answer; new ones work."""
     with far_away(alone, tmp_path, kubectl.namespace, *arguments) as (proxy, operator):
         lived = story()
         proxy.silence(new=False)
@@ -264,7 +264,7 @@ def test_a_stall_of_half_a_minute(kubectl: Kubectl, story: Callable[[], Story], 
 def test_a_version_that_the_server_does_not_know_any_more(
     kubectl: Kubectl, story: Callable[[], Story], control_plane: ControlPlane, alone: Path, tmp_path: Path
 ) -> None:
-    """A server that was started anew remembers nothing from before, and has no watch go on from there."""
+    """A restarted server has no history, so that no watch can resume from an old resource version."""
     groups = (("api/v1", "pods"), ("apis/batch/v1", "jobs"), (f"apis/{GROUP}/{VERSION}", PLURAL))
     paths = [f"/{group}/namespaces/{kubectl.namespace}/{plural}" for group, plural in groups]
     with far_away(alone, tmp_path, kubectl.namespace, *QUICK) as (proxy, _):
@@ -308,7 +308,7 @@ def test_every_tenth_request_is_not_served(
 
 
 def test_answers_that_get_lost(kubectl: Kubectl, story: Callable[[], Story], alone: Path, tmp_path: Path) -> None:
-    """Each write is done, and the operator never learns of it: it asks again for what is there already."""
+    """Each write succeeds without an answer, so the operator repeats requests for what exists already."""
     told = set[Asked]()
 
     def rule(asked: Asked) -> int:

@@ -1,4 +1,4 @@
-"""What the operator lets people and machines see: progress, metrics, health, logs; and what nobody may see."""
+"""What the operator shows: progress, metrics, health, logs; and the secrets that it must not show."""
 
 import base64
 import json
@@ -26,7 +26,7 @@ from tests.operator.operating import OperatorProcess, WarmOperator, Watched, job
 
 @contextmanager
 def trainer(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The trainer's own server, at an address that a pod may have; `termination.know` is what it tells."""
+    """The trainer's own server, at an address that a pod may have; it serves what `termination.know` was given."""
     monkeypatch.setenv(termination.VARIABLE, "")
     address = f"127.{random.randrange(1, 255)}.{random.randrange(1, 255)}.{random.randrange(2, 255)}"
     termination.begin(Progress())
@@ -92,7 +92,7 @@ def test_progress_is_written_now_and_then(
         thread.join()
         assert watched.get()["metadata"]["resourceVersion"] == version
         pod_driver.end(watched.pods(1)[0], ExitCode.UNAVAILABLE, last_words(ExitCode.UNAVAILABLE, step=60))
-        assert watched.ended(1)["stepTo"] == 60  # what matters is written at once
+        assert watched.ended(1)["stepTo"] == 60  # the end of an attempt is written at once
 
 
 def test_a_stalled_trainer_that_answers_is_stopped(

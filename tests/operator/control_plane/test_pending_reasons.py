@@ -1,4 +1,4 @@
-"""What keeps an attempt from running is said, in the words of whoever refuses; past a deadline the job fails of it."""
+"""The status shows why an attempt does not run, with the original message; after a deadline the job fails."""
 
 import json
 from typing import Any
@@ -53,7 +53,7 @@ def test_an_image_that_cannot_be_pulled(kubectl: Kubectl, pod_driver: PodDriver)
     for pod in watched.pods(1):
         pod_driver.refuse_image(pod)
     says(watched, "ImagePullBackOff", "example.invalid/none:1")
-    watched.run(1)  # somebody has pushed it
+    watched.run(1)  # the image was pushed meanwhile
 
 
 def test_a_secret_that_is_missing(kubectl: Kubectl, pod_driver: PodDriver) -> None:
@@ -67,7 +67,7 @@ def test_a_secret_that_is_missing(kubectl: Kubectl, pod_driver: PodDriver) -> No
 def test_no_node_has_room(kubectl: Kubectl, pod_driver: PodDriver) -> None:
     template = {"resources": {"limits": {"nvidia.com/gpu": 64}}}
     watched = Watched(kubectl, pod_driver, job(template=template))
-    # A scheduler's first look may find nodes that it has not heard of, or whose taint has not gone yet.
+    # The scheduler's first try may not know the new nodes yet, or may still know their taint.
     says(watched, "Unschedulable", "Insufficient nvidia.com/gpu", first="available")
 
 
@@ -122,7 +122,7 @@ def test_a_pod_template_that_the_server_refuses(kubectl: Kubectl, pod_driver: Po
 
 
 def test_a_misspelt_field_of_a_pod_template(kubectl: Kubectl, pod_driver: PodDriver) -> None:
-    """What is passed on unread is not dropped in silence either."""
+    """Fields that the operator does not read are not dropped silently either."""
     watched = Watched(kubectl, pod_driver, job(template={"securityContext": {"runAsNonroot": True}}))
     says(watched, "Invalid", 'unknown field "spec.template.spec.containers[0].securityContext.runAsNonroot"')
 

@@ -1,4 +1,4 @@
-"""The Service that no job owns: there when workers need it, whoever deletes what when, and gone after the last job."""
+"""The Service that no job owns: it exists while workers need it, even if it was deleted, and goes with the last job."""
 
 import asyncio
 import json
@@ -12,7 +12,7 @@ from tailorpo_operator.api import naming
 from tailorpo_operator.children import indexed_job
 from tailorpo_operator.controller.rendezvous_service import Rendezvous
 from tailorpo_operator.kube.cache import Cache
-from tailorpo_operator.kube.client import Cluster
+from tailorpo_operator.kube.client import KubeClient
 from tailorpo_operator.kube.transport import RefusedError, UnreachableError
 from tests.cluster.api import Kubectl
 from tests.cluster.control_plane import ControlPlane
@@ -38,7 +38,7 @@ def of_two() -> Object:
 
 
 class Server:
-    """Has at most one Service, and the jobs it is given. before: happens while a request is on its way."""
+    """Has at most one Service, and jobs. before: called while a request is in flight."""
 
     def __init__(self) -> None:
         self.service: Object | None = None
@@ -46,10 +46,10 @@ class Server:
         self.asked: list[str] = []
         self.before: Callable[[str], Awaitable[None] | None] = lambda what: None
         self._version = 100
-        self.cluster = AsyncMock(spec=Cluster)
+        self.cluster = AsyncMock(spec=KubeClient)
         self.cluster.create_service.side_effect = self._create
         self.cluster.delete_service.side_effect = self._delete
-        self.cluster.jobs.side_effect = self._jobs
+        self.cluster.list_jobs.side_effect = self._jobs
 
     async def _ask(self, what: str) -> None:
         self.asked.append(what)
@@ -112,17 +112,17 @@ def test_a_stranger_of_its_name_is_refused_and_left_alone() -> None:
 def test_it_goes_when_neither_a_job_nor_a_gang_needs_it() -> None:
     async def story(server: Server, rendezvous: Rendezvous, cache: Cache) -> None:
         cache.put_job(of_two())
-        cache.put_gang(gang_tree())
+        cache.put_attempt_job(gang_tree())
         await rendezvous.ensure("team")
         await rendezvous.reconcile("team")
-        cache.drop_gang(gang_tree())
+        cache.drop_attempt_job(gang_tree())
         await rendezvous.reconcile("team")
         assert server.asked == ["create"], "its job is still there"
-        cache.put_gang(gang_tree(attempt=2))
+        cache.put_attempt_job(gang_tree(attempt=2))
         cache.drop_job(of_two())
         await rendezvous.reconcile("team")
         assert server.asked == ["create"], "its gang is still there"
-        cache.drop_gang(gang_tree(attempt=2))
+        cache.drop_attempt_job(gang_tree(attempt=2))
         await rendezvous.reconcile("team")
         await rendezvous.reconcile("team")
 
@@ -131,7 +131,7 @@ def test_it_goes_when_neither_a_job_nor_a_gang_needs_it() -> None:
 
 @pytest.mark.parametrize(("workers", "asked"), [(1, ["list", "delete"]), (2, ["list"])])
 def test_a_job_that_no_watch_has_shown_keeps_it(workers: int, asked: list[str]) -> None:
-    """As after a start: the first of all watches tells of the Service."""
+    """For example after a start, when the watch of Services is the first to report."""
 
     async def story(server: Server, rendezvous: Rendezvous, cache: Cache) -> None:
         server.service = service_tree()
@@ -152,7 +152,7 @@ def test_an_attempt_that_begins_while_it_is_deleted_has_one(when: str, asked: li
             if what == when:
                 await rendezvous.ensure("team")
                 cache.put_job(of_two())
-                cache.put_gang(gang_tree())
+                cache.put_attempt_job(gang_tree())
 
         server.before = begin
         await rendezvous.reconcile("team")
@@ -196,7 +196,7 @@ def test_what_is_heard_of_a_job_is_looked_at_where_it_may_matter() -> None:
         assert not looks()
         cache.put_job(of_two())
         assert not looks(), "nobody needs it yet"
-        cache.put_gang(gang_tree())
+        cache.put_attempt_job(gang_tree())
         assert looks(), "another operator may have made the gang"
         await rendezvous.reconcile(await rendezvous.queue.get())
         rendezvous.queue.done("team")
@@ -235,7 +235,7 @@ def test_deleted_by_somebody_it_comes_again_while_a_gang_may_need_it(attempt_job
     async def story(server: Server, rendezvous: Rendezvous, cache: Cache) -> None:
         rendezvous.put(service_tree())
         cache.put_job(of_two())
-        cache.put_gang(attempt_job)
+        cache.put_attempt_job(attempt_job)
         rendezvous.drop(service_tree())
         await rendezvous.reconcile("team")
 

@@ -105,7 +105,7 @@ def test_a_job_may_be_deleted_at_any_moment(kubectl: Kubectl, pod_driver: PodDri
         pods = watched.run(1)
         if when == "restarting":
             pod_driver.end(pods[0], ExitCode.INTERNAL, last_words(ExitCode.INTERNAL))
-    kubectl("delete", "tpj", "animals", "--timeout=10s")  # nothing holds it
+    kubectl("delete", "tpj", "animals", "--timeout=10s")  # no finalizer keeps it
     gone(watched, "tpj", "jobs", "pods", "services")
 
 

@@ -1,4 +1,4 @@
-"""What the operator bears: definitions and rights that go and come back, and objects that it does not understand."""
+"""Definitions and rights that are removed and restored, and objects that the operator does not understand."""
 
 import json
 from pathlib import Path
@@ -37,7 +37,7 @@ def test_rights_that_go_and_come_back(kubectl: Kubectl, pod_driver: PodDriver, a
         proxy.rule = lambda asked: 403 if asked.path == JOBS else 0
         proxy.cut()
         until(lambda: "begins anew" in operator.log.read_text(), "kopf has given up")
-        first.finish(1)  # what it has seen it goes on with
+        first.finish(1)  # it continues with the jobs in its cache
         proxy.rule = lambda asked: 0
         Watched(kubectl, pod_driver, job("second")).run(1)
         assert operator.running
@@ -46,7 +46,7 @@ def test_rights_that_go_and_come_back(kubectl: Kubectl, pod_driver: PodDriver, a
 def test_a_status_that_it_does_not_understand(
     kubectl: Kubectl, pod_driver: PodDriver, operator: OperatorProcess
 ) -> None:
-    """As of a newer operator, before somebody went back to this one."""
+    """For example of a newer operator, before a downgrade to this one."""
     strange = Watched(kubectl, pod_driver, job("strange", runPolicy={"suspend": True}))
     strange.phase("Suspended")
     condition = {"type": "Enchanted", "status": "True", "reason": "Spell", "lastTransitionTime": "2026-01-01T00:00:00Z"}
@@ -61,7 +61,7 @@ def test_a_status_that_it_does_not_understand(
 def test_a_pod_that_is_none_of_ours(
     cluster: Cluster, kubectl: Kubectl, pod_driver: PodDriver, alone: Path, tmp_path: Path
 ) -> None:
-    """Whoever may make pods may give them any label."""
+    """A user who may create pods may give them any label."""
     metadata = {
         "name": "odd",
         "labels": {naming.JOB: "other", naming.ATTEMPT: "first"},

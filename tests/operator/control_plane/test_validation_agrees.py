@@ -1,4 +1,4 @@
-"""The laptop and the API server judge a document alike: what one takes, the other takes.
+"""The laptop and the API server validate a document alike: both accept it, or both refuse it.
 
 What only one of them judges is no part of these documents. The laptop alone: characters that no file or environment
 can hold, more bytes or depth than its reader takes. The API server alone: its own metadata, beside the name.
@@ -149,7 +149,7 @@ def test_both_take_the_same_ten_thousand_documents(server: Judge, laptop: Judge,
 
 
 def test_the_documents_are_of_both_kinds(server: Judge, laptop: Judge) -> None:
-    """Else the tests above would say little."""
+    """Otherwise the tests above would prove little."""
     found = Counter(compare(seed, server, laptop) for seed in range(100))
     assert found[True] > 20
     assert found[False] > 20

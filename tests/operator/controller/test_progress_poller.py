@@ -11,8 +11,8 @@ from dataclasses import replace
 import pytest
 
 from tailorpo_operator.api import naming
+from tailorpo_operator.api.naming import Key
 from tailorpo_operator.controller.progress_poller import ProgressPoller
-from tailorpo_operator.kube.cache import Key
 from tailorpo_operator.planning.observed import Pod, Report
 from tailorpo_trainer.spec.progress import MAX_BYTES, Checkpoint, Progress
 from tests.operator.stories import pod

@@ -4,9 +4,10 @@ import asyncio
 from typing import Any
 from unittest.mock import AsyncMock
 
+from tailorpo_operator.api.naming import Key
 from tailorpo_operator.controller.reconciler import Reconciler
-from tailorpo_operator.kube.cache import Cache, Key
-from tailorpo_operator.kube.client import Cluster
+from tailorpo_operator.kube.cache import Cache
+from tailorpo_operator.kube.client import KubeClient
 from tailorpo_operator.planning.backoff import Retries
 from tailorpo_operator.settings import Settings
 from tests.operator.kube.test_cache import KEY, ended_tree, gang_tree, job_tree
@@ -18,15 +19,15 @@ SETTINGS = Settings(retries=Retries(first=0))
 
 def look(job: dict[str, Any], attempt_jobs: list[dict[str, Any]], pods: list[dict[str, Any]]) -> AsyncMock:
     """One look at a job in a crowd; returns what was asked of the cluster."""
-    cluster = AsyncMock(spec=Cluster)
-    cluster.job.return_value = job
-    cluster.children.return_value = attempt_jobs, pods, 20
+    cluster = AsyncMock(spec=KubeClient)
+    cluster.get_job.return_value = job
+    cluster.list_children.return_value = attempt_jobs, pods, 20
 
     def created(child: dict[str, Any]) -> dict[str, Any]:
         made = {"uid": child["metadata"]["name"], "resourceVersion": "30", "creationTimestamp": "2026-01-01T12:00:00Z"}
         return {**child, "metadata": {**child["metadata"], **made}}
 
-    cluster.create.side_effect = created
+    cluster.create_attempt_job.side_effect = created
     cluster.create_service.side_effect = created
     cluster.write_status.side_effect = lambda tree, status: {**job, "status": status}
 
@@ -34,7 +35,7 @@ def look(job: dict[str, Any], attempt_jobs: list[dict[str, Any]], pods: list[dic
         cache = Cache()
         cache.put_job(job)
         for attempt_job in attempt_jobs:
-            cache.put_gang(attempt_job)
+            cache.put_attempt_job(attempt_job)
         for pod in pods:
             cache.put_pod(pod, NOON)
         reconciler = Reconciler(cluster, cache, SETTINGS)
@@ -47,14 +48,14 @@ def look(job: dict[str, Any], attempt_jobs: list[dict[str, Any]], pods: list[dic
 
 
 def made(cluster: AsyncMock) -> list[str]:
-    return [call.args[0]["metadata"]["name"] for call in cluster.create.await_args_list]
+    return [call.args[0]["metadata"]["name"] for call in cluster.create_attempt_job.await_args_list]
 
 
 def test_a_new_job_is_told_of_after_those_that_wait_for_pods() -> None:
     cluster = look(job_tree(), [], [])
     assert "animals-0001" in made(cluster)
     cluster.write_status.assert_not_awaited()
-    cluster.announce.assert_not_awaited()
+    cluster.create_event.assert_not_awaited()
 
 
 def test_the_end_of_an_attempt_is_written_with_the_next_one() -> None:
@@ -70,13 +71,13 @@ def test_the_end_of_an_attempt_is_written_with_the_next_one() -> None:
 
 def test_a_job_applied_again_while_the_last_is_found_gone_is_not_forgotten() -> None:
     job = job_tree() | {"status": {"phase": "Running", "attempts": [FIRST]}}
-    cluster, cache = AsyncMock(spec=Cluster), Cache()
+    cluster, cache = AsyncMock(spec=KubeClient), Cache()
 
     def gone(namespace: str, name: str) -> None:
         cache.drop_job(job)
         cache.put_job(job_tree(40, uid="again"))
 
-    cluster.job.side_effect = gone
+    cluster.get_job.side_effect = gone
 
     async def story() -> None:
         cache.put_job(job)

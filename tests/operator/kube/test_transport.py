@@ -1,4 +1,4 @@
-"""Requests to a server that is busy, or does not know the token any more."""
+"""Requests to a server that is busy, or does not accept the token any more."""
 
 import asyncio
 import json
@@ -14,7 +14,7 @@ from kubernetes.aio.client import ApiClient
 
 from tailorpo_operator.kube import kubeconfig as kube_config
 from tailorpo_operator.kube import transport
-from tailorpo_operator.kube.client import Cluster
+from tailorpo_operator.kube.client import KubeClient
 from tailorpo_operator.kube.rate_limit import RateLimit
 from tailorpo_operator.kube.transport import RefusedError, Transport, UnreachableError
 
@@ -34,10 +34,10 @@ def kubeconfig(folder: Path, port: int, token: str) -> Path:
 
 
 @asynccontextmanager
-async def wired(
+async def connected(
     folder: Path, answer: Answer, may_write: Callable[[], bool] | None = None, rate: float = 1000, pool: int = 0
 ) -> AsyncIterator[tuple[Transport, Callable[[str], object]]]:
-    """A wire to a server that answers so; and what replaces the token in the kubeconfig."""
+    """A transport to a server with this handler; and a function that replaces the token in the kubeconfig."""
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", answer)
     runner = web.AppRunner(app)
@@ -67,16 +67,16 @@ def test_a_token_that_was_replaced_is_taken_over(tmp_path: Path) -> None:
 
     async def story() -> None:
         nonlocal valid
-        async with wired(tmp_path, answer) as (one, replace):
-            await one.request("get", "/any")
+        async with connected(tmp_path, answer) as (sender, replace):
+            await sender.request("get", "/any")
             valid = "second"
-            with pytest.raises(RefusedError) as refused:  # nobody has written it yet
-                await one.request("get", "/any")
+            with pytest.raises(RefusedError) as refused:  # the kubeconfig has the old one still
+                await sender.request("get", "/any")
             assert refused.value.status == 401
             replace("second")
-            await asyncio.gather(*(one.request("get", "/any") for _ in range(3)))
+            await asyncio.gather(*(sender.request("get", "/any") for _ in range(3)))
             asked.clear()
-            await one.request("get", "/any")
+            await sender.request("get", "/any")
             assert asked == ["second"]
 
     asyncio.run(story())
@@ -87,10 +87,10 @@ def test_a_kubeconfig_that_went_does_not_end_anything(tmp_path: Path) -> None:
         return web.json_response({"message": "Unauthorized"}, status=401)
 
     async def story() -> None:
-        async with wired(tmp_path, answer) as (one, _):
+        async with connected(tmp_path, answer) as (sender, _):
             (tmp_path / "kubeconfig").unlink()
             with pytest.raises(RefusedError, match="Unauthorized"):
-                await one.request("get", "/any")
+                await sender.request("get", "/any")
 
     asyncio.run(story())
 
@@ -111,32 +111,32 @@ def test_a_busy_server_says_when_to_come_again(tmp_path: Path, monkeypatch: pyte
     done = web.json_response({"kind": "Any"})
 
     async def story() -> None:
-        async with wired(tmp_path, answer) as (one, _):
+        async with connected(tmp_path, answer) as (sender, _):
             monkeypatch.setattr(asyncio, "sleep", sleep)
-            assert await one.request("get", "/any") == {"kind": "Any"}
+            assert await sender.request("get", "/any") == {"kind": "Any"}
 
     asyncio.run(story())
-    assert slept[:2] == [7.0, transport.LONGEST_PAUSE]
+    assert slept[:2] == [7.0, transport.MAX_RETRY_AFTER]
     assert 0 < slept[2] < 7
 
 
 def test_a_page_that_is_no_answer_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As of a proxy that cannot reach the server, and does not say so by its status."""
+    """For example of a proxy that cannot reach the server, and answers with the status 200."""
     pages = ["<html>", "", '{"kind": "Any"}']
 
     async def answer(request: web.Request) -> web.Response:
         return web.Response(text=pages.pop(0), content_type="application/json")
 
     async def story() -> None:
-        async with wired(tmp_path, answer) as (one, _):
-            monkeypatch.setattr(transport, "FIRST_PAUSE", 0.01)
-            assert await one.request("get", "/any") == {"kind": "Any"}
+        async with connected(tmp_path, answer) as (sender, _):
+            monkeypatch.setattr(transport, "FIRST_BACKOFF", 0.01)
+            assert await sender.request("get", "/any") == {"kind": "Any"}
 
     asyncio.run(story())
 
 
 def test_more_watches_than_a_pool_has_connections(tmp_path: Path) -> None:
-    """With many namespaces each watch holds one connection, and a request finds another."""
+    """With many namespaces each watch holds one connection, and a request gets another."""
     count, held, over = 120, 0, asyncio.Event()
 
     async def answer(request: web.Request) -> web.Response:
@@ -147,11 +147,11 @@ def test_more_watches_than_a_pool_has_connections(tmp_path: Path) -> None:
         return web.json_response({})
 
     async def story() -> None:
-        async with wired(tmp_path, answer) as (one, _):
-            watches = [asyncio.create_task(one.request("get", "/watch")) for _ in range(count)]
+        async with connected(tmp_path, answer) as (sender, _):
+            watches = [asyncio.create_task(sender.request("get", "/watch")) for _ in range(count)]
             while held < count:
                 await asyncio.sleep(0.01)
-            await one.request("get", "/any")
+            await sender.request("get", "/any")
             over.set()
             await asyncio.gather(*watches)
 
@@ -159,27 +159,27 @@ def test_more_watches_than_a_pool_has_connections(tmp_path: Path) -> None:
 
 
 def test_a_server_before_gangs_makes_a_job_without_one(tmp_path: Path) -> None:
-    made = list[str]()
+    fields = list[str]()
 
     async def answer(request: web.Request) -> web.Response:
         spec = (await request.json())["spec"]
-        made.extend(spec)
+        fields.extend(spec)
         if "scheduling" in spec and request.query["fieldValidation"] == "Strict":
             return web.json_response({"message": 'strict decoding error: unknown field "spec.scheduling"'}, status=400)
         return web.json_response({"kind": "Job"})
 
     async def story() -> None:
-        async with wired(tmp_path, answer) as (one, _):
+        async with connected(tmp_path, answer) as (sender, _):
             child = {
                 "apiVersion": "batch/v1",
                 "kind": "Job",
                 "metadata": {"namespace": "any", "name": "any"},
                 "spec": {"scheduling": {}, "completions": 2},
             }
-            assert await Cluster(one).create(child) == {"kind": "Job"}
+            assert await KubeClient(sender).create_attempt_job(child) == {"kind": "Job"}
 
     asyncio.run(story())
-    assert made == ["scheduling", "completions", "completions"]
+    assert fields == ["scheduling", "completions", "completions"]
 
 
 @pytest.mark.parametrize("limits", [{"rate": 1}, {"pool": 1}], ids=["for its turn", "for a connection"])
@@ -193,13 +193,13 @@ def test_a_write_that_waits_while_another_takes_over_is_not_sent(tmp_path: Path,
         return web.json_response({})
 
     async def story() -> None:
-        async with wired(tmp_path, answer, lambda: leads, **limits) as (one, _):
-            both = one.request("get", "/any"), one.request("create", "/any", {})
+        async with connected(tmp_path, answer, lambda: leads, **limits) as (sender, _):
+            both = sender.request("get", "/any"), sender.request("create", "/any", {})
             read, written = await asyncio.gather(*both, return_exceptions=True)
             assert read == {}
             assert isinstance(written, UnreachableError)
             assert asked == ["GET"]
-            await one.request("get", "/any")  # reading is for everybody
+            await sender.request("get", "/any")  # an operator that does not lead may read
 
     asyncio.run(story())
 
@@ -214,9 +214,9 @@ def test_a_write_is_not_tried_again_when_another_has_taken_over(tmp_path: Path) 
         return web.json_response({}, status=503)
 
     async def story() -> None:
-        async with wired(tmp_path, answer, lambda: leads) as (one, _):
+        async with connected(tmp_path, answer, lambda: leads) as (sender, _):
             with pytest.raises(UnreachableError, match="left to another operator"):
-                await one.request("create", "/any", {})
+                await sender.request("create", "/any", {})
 
     asyncio.run(story())
     assert asked == ["POST"]

@@ -1,4 +1,4 @@
-"""What must never happen to a job, change by change; and how its attempts must have ended, from all that was seen.
+"""Invariants of each change of a job; and how its attempts must have ended, from all changes that were observed.
 
 Independent of the operator's plan: from `docs/operator.md` and from what the API server has shown.
 """
@@ -37,7 +37,7 @@ EXPLAINS = [
     *("Preempted", "OOMKilled", "ConfigurationError", "DataError", "NotFinite", "UsageError", "Killed", "Error"),
     *("OutOfResources", "InternalError", "Unavailable", "PodDeleted", "Stalled", "Interrupted", "Stopped"),
 ]
-"""The topmost explains the others. Disruptions are equals, and so are deletions."""
+"""The first one explains the others. All disruptions are equal, and so are all deletions."""
 WISHED = ("Suspended", "DeadlineExceeded", "StartDeadlineExceeded")
 DONE = ("Completed", "Extended")
 FATAL = ("ConfigurationError", "DataError", "NotFinite", "UsageError", "DeadlineExceeded", "StartDeadlineExceeded")
@@ -48,26 +48,26 @@ OVER = ("Succeeded", "Failed")
 
 
 class Laws:
-    """Of one kind of object at a time, as its changes come."""
+    """Checks the changes of one kind of object after the other, in their order."""
 
     def __init__(self) -> None:
         self._jobs: dict[str, Object] = {}
         self._ended: dict[str, dict[int, Object]] = defaultdict(dict)
-        self._gangs: dict[str, list[int]] = defaultdict(list)
+        self._attempt_jobs: dict[str, list[int]] = defaultdict(list)
 
     def __call__(self, seen: Seen) -> None:
         if seen.kind == "TailorPOJob" and seen.how != "DELETED":
             before = self._jobs.get(seen.uid, {})
-            self._jobs[seen.uid] = seen.tree
-            status(before.get("status") or {}, seen.tree, self._ended[seen.uid])
+            self._jobs[seen.uid] = seen.raw
+            status(before.get("status") or {}, seen.raw, self._ended[seen.uid])
         elif seen.kind == "Job" and seen.how == "ADDED":
             self._begins(seen)
 
     def _begins(self, seen: Seen) -> None:
-        """A gang whose number the status may not know, and that was deleted at once, leaves no trace."""
-        owners = [each["uid"] for each in seen.tree["metadata"].get("ownerReferences", [])]
+        """An attempt Job that was deleted at once, before the status had its number, leaves no trace."""
+        owners = [each["uid"] for each in seen.raw["metadata"].get("ownerReferences", [])]
         assert len(owners) == 1, f"{seen.name} is owned by {owners}"
-        number, earlier = attempt(seen.tree), self._gangs[owners[0]]
+        number, earlier = attempt(seen.raw), self._attempt_jobs[owners[0]]
         assert number >= max(earlier, default=0), f"attempt {number} begins after {earlier}"
         known = [each["number"] for each in (self._jobs.get(owners[0], {}).get("status") or {}).get("attempts", [])]
         ended = self._ended[owners[0]]
@@ -146,7 +146,7 @@ def _times(before: Object, after: Object) -> None:
 
 
 def look_back(history: Iterable[Seen]) -> Iterator[str]:
-    """What must not have happened, in the order of versions."""
+    """The violations, in the order of resource versions."""
     past = _Past()
     for seen in history:
         if seen.kind == "Pod":
@@ -158,32 +158,32 @@ def look_back(history: Iterable[Seen]) -> Iterator[str]:
 
 
 class _Past:
-    """What there is at a version, and what there was."""
+    """The objects that exist at a resource version, and those that existed before."""
 
     def __init__(self) -> None:
         self._pods: dict[str, Object] = {}
         self._histories: dict[str, list[Object]] = defaultdict(list)
         self._jobs: dict[str, list[Object]] = defaultdict(list)
-        self._gangs: dict[str, set[str]] = defaultdict(set)
+        self._attempt_jobs: dict[str, set[str]] = defaultdict(set)
         self._deleted: set[str] = set()
         self._gone: set[str] = set()
         self._ghosts: set[str] = set()
 
     def pod(self, seen: Seen) -> Iterator[str]:
-        if seen.uid not in self._histories and gang_of(seen.tree) in self._gone:
-            self._ghosts.add(seen.uid)  # the Job controller did not know yet; the garbage collector does soon
-        self._histories[seen.uid].append(seen.tree)
-        self._pods[seen.uid] = seen.tree
+        if seen.uid not in self._histories and attempt_job_of(seen.raw) in self._gone:
+            self._ghosts.add(seen.uid)  # created before the deletion was observed; soon deleted
+        self._histories[seen.uid].append(seen.raw)
+        self._pods[seen.uid] = seen.raw
         if seen.how == "DELETED":
             del self._pods[seen.uid]
         living = self._living()
-        if len({gang_of(each) for each in living}) > 1 and seen.how == "ADDED":
-            yield f"two gangs at a time: {_names(living)}"
+        if len({attempt_job_of(each) for each in living}) > 1 and seen.how == "ADDED":
+            yield f"two attempt Jobs at a time: {_names(living)}"
 
     def attempt_job(self, seen: Seen) -> Iterator[str]:
-        owner = seen.tree["metadata"]["ownerReferences"][0]["uid"]
-        named = f"{owner} {attempt(seen.tree)}"
-        self._gangs[named].add(seen.uid)
+        owner = seen.raw["metadata"]["ownerReferences"][0]["uid"]
+        named = f"{owner} {attempt(seen.raw)}"
+        self._attempt_jobs[named].add(seen.uid)
         if seen.how == "ADDED":
             if living := self._living():
                 yield f"{seen.name} is made while {_names(living)} may run"
@@ -192,15 +192,19 @@ class _Past:
                 yield f"{seen.name} is made for a job that is {jobs[-1]['status']['phase']}"
         if seen.how == "DELETED":
             self._gone.add(seen.uid)
-        if seen.how == "DELETED" or "deletionTimestamp" in seen.tree["metadata"]:
+        if seen.how == "DELETED" or "deletionTimestamp" in seen.raw["metadata"]:
             self._deleted.add(named)
 
     def job(self, seen: Seen) -> Iterator[str]:
         before = self._jobs[seen.uid][-1] if self._jobs[seen.uid] else {}
-        self._jobs[seen.uid].append(seen.tree)
-        for each in _judged(before, seen.tree):
+        self._jobs[seen.uid].append(seen.raw)
+        for each in _judged(before, seen.raw):
             named = f"{seen.uid} {each['number']}"
-            own = {uid: trees for uid, trees in self._histories.items() if gang_of(trees[0]) in self._gangs[named]}
+            own = {
+                uid: trees
+                for uid, trees in self._histories.items()
+                if attempt_job_of(trees[0]) in self._attempt_jobs[named]
+            }
             present = [self._pods[uid] for uid in own if uid in self._pods]
             yield from _rightly(each, list(own.values()), present, self._jobs[seen.uid], named in self._deleted)
 
@@ -219,38 +223,38 @@ def _judged(before: Object, after: Object) -> list[Object]:
 
 
 def _rightly(
-    judged: Object, histories: list[list[Object]], present: list[Object], jobs: list[Object], gang_gone: bool
+    judged: Object, histories: list[list[Object]], present: list[Object], jobs: list[Object], attempt_job_deleted: bool
 ) -> Iterator[str]:
-    """Whether an attempt has ended as its pods say. present: those that were there when it was judged."""
-    reason, words = judged["reason"], f"attempt {judged['number']} ended as {judged['reason']}"
-    owned = [each for each in present if each["metadata"].get("ownerReferences")]  # others were orphaned by a wish
+    """Whether an attempt ended as its pods show. present: the pods that existed when its end was decided."""
+    reason, message = judged["reason"], f"attempt {judged['number']} ended as {judged['reason']}"
+    owned = [each for each in present if each["metadata"].get("ownerReferences")]  # the others were orphaned on purpose
     living = [each["metadata"]["name"] for each in owned if alive(each)]
     if living:
-        yield f"{words} while {living} may run"
-    said = {evidence(tree) for trees in histories for tree in trees} - {None}
-    if any("deletionTimestamp" in tree["metadata"] for trees in histories for tree in trees):
-        said |= {"PodDeleted", "NodeLost"}
+        yield f"{message} while {living} may run"
+    shown = {evidence(raw) for trees in histories for raw in trees} - {None}
+    if any("deletionTimestamp" in raw["metadata"] for trees in histories for raw in trees):
+        shown |= {"PodDeleted", "NodeLost"}
     if len(histories) > len(present):
-        said |= {"PodDeleted"}
-    said |= {"JobDeleted"} if gang_gone else set()
+        shown |= {"PodDeleted"}
+    shown |= {"JobDeleted"} if attempt_job_deleted else set()
     policies = [each["spec"].get("runPolicy", {}) for each in jobs]
-    said |= {"Suspended"} if any(each.get("suspend") for each in policies) else set()
-    said |= {"DeadlineExceeded"} if any("activeDeadlineSeconds" in each for each in policies) else set()
-    said |= {"StartDeadlineExceeded"} if any("startDeadlineSeconds" in each for each in policies) else set()
-    said |= {"Extended"} if "Completed" in said else set()
-    if reason not in said:
-        yield f"{words}, and nothing says so but {sorted(map(str, said))}"
+    shown |= {"Suspended"} if any(each.get("suspend") for each in policies) else set()
+    shown |= {"DeadlineExceeded"} if any("activeDeadlineSeconds" in each for each in policies) else set()
+    shown |= {"StartDeadlineExceeded"} if any("startDeadlineSeconds" in each for each in policies) else set()
+    shown |= {"Extended"} if "Completed" in shown else set()
+    if reason not in shown:
+        yield f"{message}, and the evidence is only {sorted(map(str, shown))}"
     present_words = [evidence(each) for each in owned]
     if "Completed" in present_words and reason not in DONE:
-        yield f"{words}, and its first worker is done"
-    told = [each for each in present_words if each is not None and each not in ("PodDeleted", *DONE)]
-    worst = min(told, key=_weight, default=None)
+        yield f"{message}, and its first worker is done"
+    evident = [each for each in present_words if each is not None and each not in ("PodDeleted", *DONE)]
+    worst = min(evident, key=_weight, default=None)
     if worst is not None and reason not in (*WISHED, *DONE) and _weight(worst) < _weight(reason):
-        yield f"{words}, and {worst} explains it"
+        yield f"{message}, and {worst} explains it"
 
 
 def evidence(pod: Object) -> str | None:
-    """What a pod says of the end of its attempt."""
+    """What a pod shows of the end of its attempt."""
     state = pod.get("status") or {}
     ends = [
         each["state"]["terminated"]
@@ -296,6 +300,6 @@ def index(pod: Object) -> int:
     return int(pod["metadata"]["annotations"]["batch.kubernetes.io/job-completion-index"])
 
 
-def gang_of(pod: Object) -> str:
-    """The uid of the Job that has made it, also if it was orphaned since."""
+def attempt_job_of(pod: Object) -> str:
+    """The uid of the Job that created it, even if it was orphaned since."""
     return str(pod["metadata"]["labels"]["batch.kubernetes.io/controller-uid"])

@@ -1,4 +1,4 @@
-"""One operator, or two that elect a leader, each behind a proxy: killed, paused, refused, and left waiting."""
+"""One operator, or two that elect a leader, each behind a proxy that can refuse and delay its requests."""
 
 import signal
 from collections.abc import Callable
@@ -14,17 +14,17 @@ from tests.operator.operating import WarmOperator
 
 ELECT = ("--leader-elect", "--lease-namespace=tailorpo-system")
 LEASE, DEADLINE, RETRY = 4, 3, 0.5
-"""Seconds of an election in a walk, where nobody waits for 15."""
+"""Seconds of an election in a walk; the defaults would take too long."""
 
 
 class Replicas:
-    """The same processes live through one walk after the other, unless a walk wants others or has killed them."""
+    """The processes are reused by the next walk, unless it wants others or they were killed."""
 
     def __init__(self, user: Path, folder: Path, forget_lease: Callable[[], None]) -> None:
         self._folder, self._forget_lease = folder, forget_lease
-        for place in ("one", "other"):
-            (folder / place).mkdir()
-        self._proxies = [ApiProxy(user, folder / place) for place in ("one", "other")]
+        for name in ("one", "other"):
+            (folder / name).mkdir()
+        self._proxies = [ApiProxy(user, folder / name) for name in ("one", "other")]
         self._paused: set[int] = set()
         self._kind: tuple[int, float] | None = None
         self._operators: list[WarmOperator] = []
@@ -42,7 +42,7 @@ class Replicas:
             proxy.__exit__(kind, error, trace)
 
     def begin(self, count: int, skew: float) -> None:
-        """So many operators, whose clocks are wrong by `skew` seconds, undisturbed."""
+        """Runs so many operators, whose clocks are wrong by `skew` seconds, without faults."""
         if self._kind != (count, skew):
             self._end()
             self._forget_lease()
@@ -59,7 +59,7 @@ class Replicas:
         self.heal()
 
     def heal(self) -> None:
-        """All run, and nothing disturbs them."""
+        """Starts all operators, without faults."""
         self.undisturb()
         for number in range(len(self._operators)):
             self.start(number)
@@ -68,16 +68,16 @@ class Replicas:
         for proxy in self._proxies:
             proxy.rule, proxy.delay = through, 0.0
             proxy.release_watches()
-            proxy.wait()  # a rule that is just being asked may kill
+            proxy.wait()  # a rule that is being evaluated may kill an operator
 
     def __len__(self) -> int:
         return len(self._operators)
 
-    # What happens to one
+    # Faults of one operator
 
     @property
     def acting(self) -> int | None:
-        """The one that works, or of two who has said so last; None while none does."""
+        """The operator that leads: of two the one whose last log line about it says so; None if none leads."""
         running = [number for number, each in enumerate(self._operators) if each.running and number not in self._paused]
         if len(self) == 1:
             return running[0] if running else None
@@ -96,7 +96,7 @@ class Replicas:
         self._operators[number].kill()
 
     def stop(self, number: int) -> None:
-        """As a kubelet would."""
+        """Stops it as a kubelet would."""
         if self._operators[number].running and number not in self._paused:
             self._operators[number].stop()
 
@@ -110,16 +110,16 @@ class Replicas:
         if self._operators[number].running:
             self._operators[number].signal(signal.SIGCONT)
 
-    def kill_at_write(self, number: int, left: int, *, heard: bool) -> None:
-        """Killed when it sends its next write but `left`. heard: by the server, which does it."""
+    def kill_at_write(self, number: int, left: int, *, received: bool) -> None:
+        """Kills it when it sends a write, after `left` further ones. received: by the server."""
         operator = self._operators[number]
         if operator.running:
-            self._proxies[number].rule = _dies(operator, left, heard)
+            self._proxies[number].rule = _dies(operator, left, received)
 
-    # What happens to their requests
+    # Faults of their requests
 
     def answer(self, verdict: int, writes: int) -> None:
-        """What becomes of their next writes, so many of each."""
+        """Answers the next `writes` writes of each operator with this verdict."""
         for proxy in self._proxies:
             proxy.rule = _answers(verdict, writes)
 
@@ -132,7 +132,7 @@ class Replicas:
             proxy.cut()
 
     def hold(self) -> None:
-        """Their watches show nothing new."""
+        """Holds back the events of their watches."""
         for proxy in self._proxies:
             proxy.hold_watches()
 
@@ -141,7 +141,7 @@ class Replicas:
             proxy.release_watches()
 
     def leading(self) -> int:
-        """Waits until one of them works; returns which."""
+        """Waits until one of them leads; returns its number."""
 
         def look() -> int | None:
             number = self.acting
@@ -156,7 +156,7 @@ class Replicas:
 
 
 def prepare(skew: float) -> None:
-    """In the operator's process: its clock is wrong by so many seconds, and elections are quick."""
+    """Runs in the operator's process: shifts its clock by so many seconds, and makes elections quick."""
     from tailorpo_operator.controller import progress_poller, reconciler
     from tailorpo_operator.kube import leader_election
 
@@ -166,22 +166,22 @@ def prepare(skew: float) -> None:
             return datetime.now(tz) + timedelta(seconds=skew)
 
     for module in (leader_election, progress_poller, reconciler):
-        assert getattr(module, "datetime", None) is datetime, f"{module.__name__} tells the time in another way"
+        assert getattr(module, "datetime", None) is datetime, f"{module.__name__} does not use datetime any more"
         module.datetime = Skewed  # type: ignore[attr-defined]
-    leader_election.LEASE_SECONDS, leader_election.DEADLINE_SECONDS = LEASE, DEADLINE
-    leader_election.RENEW_SECONDS = leader_election.PAUSE_SECONDS = RETRY  # type: ignore[assignment]
+    leader_election.LEASE_DURATION, leader_election.RENEW_DEADLINE = LEASE, DEADLINE
+    leader_election.RETRY_PERIOD = leader_election.ACQUIRE_PERIOD = RETRY  # type: ignore[assignment]
 
 
 def _leads(operator: WarmOperator) -> bool:
-    said = [line for line in operator.logged() if line == "leading" or "serving" in line or "not leading" in line]
-    return said[-1:] == ["leading"]
+    lines = [line for line in operator.logged() if line == "leading" or "serving" in line or "not leading" in line]
+    return lines[-1:] == ["leading"]
 
 
 def _writes(asked: Asked) -> bool:
     return asked.writes and "/leases" not in asked.path
 
 
-def _dies(operator: WarmOperator, left: int, heard: bool) -> Rule:
+def _dies(operator: WarmOperator, left: int, received: bool) -> Rule:
     pid = operator.pid
 
     def rule(asked: Asked) -> int:
@@ -191,7 +191,7 @@ def _dies(operator: WarmOperator, left: int, heard: bool) -> Rule:
         left -= 1
         if left == -1:
             operator.kill_soon(pid)
-        return 0 if left >= 0 else DEAF if heard and left == -1 else DROP
+        return 0 if left >= 0 else DEAF if received and left == -1 else DROP
 
     return rule
 

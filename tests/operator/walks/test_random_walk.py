@@ -31,11 +31,11 @@ from tests.operator.walks.world import NODES, Stage, World
 
 SEED, STEPS = "TAILORPO_WALK_SEED", 24
 THE_SAME = 1
-"""The seed where chance has no say."""
+"""The seed of a run that must be reproducible."""
 BATCH = 8
-"""After ten walks hypothesis prefers variations of those that it has had, which repeat a step again and again."""
+"""After ten walks hypothesis prefers variations of earlier walks, which repeat one step again and again."""
 LAST_CODES = [0, *(int(code) for code in ExitCode if CODES.get(code) in FATAL)]
-"""Exit codes after which a job is over; with the others it goes on, as often as it may."""
+"""Exit codes after which a job fails; after the others it restarts, within its limit of restarts."""
 OTHER_CODES = sorted({1, *CODES} - set(LAST_CODES))
 LARGEST = 3
 
@@ -53,7 +53,7 @@ edits: st.SearchStrategy[dict[str, Any]] = st.sampled_from(
 
 
 class Event(NamedTuple):
-    """A method of `Walk`, and what it is given."""
+    """A method of `Walk`, and its arguments."""
 
     name: str
     arguments: dict[str, Any]
@@ -66,7 +66,7 @@ def _event(name: str, **arguments: st.SearchStrategy[Any]) -> st.SearchStrategy[
     return st.fixed_dictionaries(arguments).map(lambda given: Event(name, given))
 
 
-# One rule for all: of several, hypothesis leaves out most of a walk's.
+# One rule for all events: of several rules hypothesis would leave out most in a walk.
 events = st.one_of(
     *[_event("pods_run")] * 3,
     _event("a_pod_runs", worker=workers),
@@ -79,7 +79,9 @@ events = st.one_of(
     _event("suspend"),
     _event("resume"),
     _event("delete_pod", worker=workers, force=st.booleans()),
-    _event("delete_gang", back=st.integers(0, 1), policy=st.sampled_from(["Background", "Foreground", "Orphan"])),
+    _event(
+        "delete_attempt_job", back=st.integers(0, 1), policy=st.sampled_from(["Background", "Foreground", "Orphan"])
+    ),
     _event("delete_service"),
     _event("delete_and_apply"),
     _event("disrupt", worker=workers, reason=st.sampled_from([*DISRUPTIONS, "Unheard"])),
@@ -91,7 +93,7 @@ events = st.one_of(
     _event("kill", again=again),
     _event("stop", again=again),
     _event("pause", again=again),
-    _event("kill_at_write", left=st.integers(0, 4), heard=st.booleans()),
+    _event("kill_at_write", left=st.integers(0, 4), received=st.booleans()),
     *[_event("start")] * 2,
     _event("spoil_writes", verdict=st.sampled_from([409, 429, 500, DROP, DEAF]), writes=st.integers(1, 6)),
     _event("delay", seconds=st.sampled_from([0.05, 0.5])),
@@ -104,7 +106,7 @@ events = st.one_of(
 
 
 class Walk(RuleBasedStateMachine):
-    """Drawn without a look at the cluster: what cannot happen does not."""
+    """Drawn without reading the cluster: an event that is impossible at its time is skipped."""
 
     stage: Stage
 
@@ -185,8 +187,8 @@ class Walk(RuleBasedStateMachine):
     def delete_pod(self, worker: int, force: bool) -> None:
         self.there.delete_pod(worker, force=force)
 
-    def delete_gang(self, back: int, policy: str) -> None:
-        self.there.delete_gang(back, policy)
+    def delete_attempt_job(self, back: int, policy: str) -> None:
+        self.there.delete_attempt_job(back, policy)
 
     def delete_service(self) -> None:
         self.there.delete_service()
@@ -215,10 +217,10 @@ class Walk(RuleBasedStateMachine):
     def a_node_is_back(self, node: int) -> None:
         self.there.recover(self.there.nodes[node])
 
-    # The operator, and what it hears
+    # The operator, and the answers to its requests
 
     def kill(self, again: bool) -> None:
-        """The one that works."""
+        """The operator that leads."""
         self._to_the_acting("kill -9", self.stage.replicas.kill, again)
 
     def stop(self, again: bool) -> None:
@@ -227,10 +229,10 @@ class Walk(RuleBasedStateMachine):
     def pause(self, again: bool) -> None:
         self._to_the_acting("SIGSTOP", self.stage.replicas.pause, again)
 
-    def kill_at_write(self, left: int, heard: bool) -> None:
+    def kill_at_write(self, left: int, received: bool) -> None:
         if (number := self.stage.replicas.acting) is not None:
-            self._act(f"kill -9 of operator {number} after {left} writes, at the next ({heard=})")
-            self.stage.replicas.kill_at_write(number, left, heard=heard)
+            self._act(f"kill -9 of operator {number} after {left} writes, at the next ({received=})")
+            self.stage.replicas.kill_at_write(number, left, received=received)
 
     def start(self) -> None:
         self._act("all operators start")
@@ -258,7 +260,7 @@ class Walk(RuleBasedStateMachine):
         self.stage.replicas.undisturb()
 
     def wait(self) -> None:
-        """As long as things happen."""
+        """Waits while there are changes."""
         self.there.wait(20, 2.0)
 
     def settle(self) -> None:
@@ -277,7 +279,7 @@ class Walk(RuleBasedStateMachine):
         if self.world is None:
             return
         try:
-            if sys.exception() is None:  # else it is over already
+            if sys.exception() is None:  # otherwise the walk has failed already
                 self._act("the end")
                 self.world.settle()
                 self.world.finish()
@@ -292,12 +294,12 @@ class Walk(RuleBasedStateMachine):
         assert self.world is not None
         return self.world
 
-    def _act(self, words: str) -> None:
-        self.there.witness.act(words)
+    def _act(self, text: str) -> None:
+        self.there.witness.act(text)
 
-    def _to_the_acting(self, words: str, act: Callable[[int], None], again: bool) -> None:
+    def _to_the_acting(self, text: str, act: Callable[[int], None], again: bool) -> None:
         if (number := self.stage.replicas.acting) is not None:
-            self._act(f"{words} of operator {number}" + (", and start again" if again else ""))
+            self._act(f"{text} of operator {number}" + (", and start again" if again else ""))
             act(number)
             if again:
                 self.stage.replicas.start(number)

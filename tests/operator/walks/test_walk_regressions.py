@@ -22,7 +22,7 @@ def patch(kubectl: Kubectl, kind: str, name: str, change: object) -> None:
 def test_a_worker_that_is_done_before_the_others_does_not_keep_them_from_being_suspended(
     kubectl: Kubectl, pod_driver: PodDriver, operator: OperatorProcess
 ) -> None:
-    """The others ran on: the Job controller stops a gang at a pod that fails, not at one that is done."""
+    """The others continued: the Job controller stops all pods when one fails, not when one is done."""
     watched = Watched(kubectl, pod_driver, job())
     pods = watched.run(1)
     pod_driver.end(pods[1], ExitCode.DONE, last_words(0))
@@ -35,7 +35,9 @@ def test_a_worker_that_is_done_before_the_others_does_not_keep_them_from_being_s
 def test_what_is_left_of_an_attempt_that_nobody_wrote_down_says_nothing_of_the_next(
     kubectl: Kubectl, pod_driver: PodDriver, alone: Path, tmp_path: Path
 ) -> None:
-    """The operator dies between a gang and the status, somebody deletes the gang: its number is taken again."""
+    """The operator dies after creating an attempt Job and before writing the status; then the Job is deleted. The next
+    attempt has its number again.
+    """
     with ApiProxy(alone, tmp_path) as proxy:
         operator = WarmOperator(proxy.kubeconfig, tmp_path / "log", f"--watch-namespace={kubectl.namespace}")
         proxy.rule = lambda asked: DROP if asked.writes and asked.path.endswith("/status") else 0
@@ -58,7 +60,7 @@ def test_what_is_left_of_an_attempt_that_nobody_wrote_down_says_nothing_of_the_n
 def test_a_leader_that_was_paused_and_still_leads_sees_what_it_has_missed(
     kubectl: Kubectl, pod_driver: PodDriver, alone: Path, tmp_path: Path
 ) -> None:
-    """It let go of what came before it had its lease again, and nobody else had taken it."""
+    """Changes before it held its Lease again were lost, although no other operator had acquired it."""
     kubectl("delete", "lease", "tailorpo-operator", "--namespace=tailorpo-system", "--ignore-not-found")
 
     def lapsed() -> bool:
@@ -79,7 +81,7 @@ def test_a_leader_that_was_paused_and_still_leads_sees_what_it_has_missed(
 def test_a_pod_that_never_began_on_a_lost_node_keeps_no_job_from_its_end(
     kubectl: Kubectl, pod_driver: PodDriver, operator: OperatorProcess
 ) -> None:
-    """Kubernetes' Job controller kept it for ever, as it was deleted and had not failed."""
+    """Kubernetes' Job controller kept the pod for ever, because it was deleted and had not failed."""
     watched = Watched(kubectl, pod_driver, job(runPolicy={"terminationGracePeriodSeconds": 1}))
     leader, other = watched.pods(1)
     pod_driver.lose(other.spec.node_name)
@@ -93,7 +95,7 @@ def test_a_pod_that_never_began_on_a_lost_node_keeps_no_job_from_its_end(
 def test_a_job_that_is_applied_again_waits_for_pods_that_no_watch_has_shown(
     kubectl: Kubectl, pod_driver: PodDriver, alone: Path, tmp_path: Path
 ) -> None:
-    """Connections were cut: its first attempt began beside the last one of the job that had its name."""
+    """After connections broke, its first attempt started beside the last attempt of the earlier job of its name."""
     with ApiProxy(alone, tmp_path) as proxy:
         arguments = (f"--watch-namespace={kubectl.namespace}",)
         with OperatorProcess(proxy.kubeconfig, tmp_path / "log", *arguments) as operator:

@@ -1,9 +1,9 @@
-"""Whether a status says what the cluster is, once nobody changes anything."""
+"""Whether a status agrees with the cluster, once nothing changes any more."""
 
 from collections.abc import Collection, Iterator
 from typing import Any
 
-from tests.operator.walks.laws import OVER, alive, attempt, gang_of
+from tests.operator.walks.laws import OVER, alive, attempt, attempt_job_of
 
 Object = dict[str, Any]
 
@@ -11,9 +11,9 @@ Object = dict[str, Any]
 def lies(
     job: Object, attempt_jobs: list[Object], pods: list[Object], left: Collection[str], dark: Collection[str]
 ) -> Iterator[str]:
-    """What is not as the status says, or not yet as the spec wants it.
+    """What differs from the status, or is not yet as the spec wants it.
 
-    left: gangs (by uid) whose pods were left alone by somebody's wish, who has to end them.
+    left: uids of attempt Jobs whose pods a user has orphaned, and has to end.
     dark: nodes without power.
     """
     status, spec = job.get("status") or {}, job["spec"]
@@ -21,14 +21,14 @@ def lies(
     held = {kind for kind, each in conditions.items() if each["status"] == "True"}
     open_ = [each for each in status.get("attempts", []) if "end" not in each]
     own = [each for each in attempt_jobs if job["metadata"]["uid"] in owners(each)]
-    orphans = sorted(each["metadata"]["name"] for each in pods if alive(each) and gang_of(each) in left)
-    living = sorted(each["metadata"]["name"] for each in pods if alive(each) and gang_of(each) not in left)
+    orphans = sorted(each["metadata"]["name"] for each in pods if alive(each) and attempt_job_of(each) in left)
+    living = sorted(each["metadata"]["name"] for each in pods if alive(each) and attempt_job_of(each) not in left)
     if status.get("observedGeneration") != job["metadata"]["generation"]:
         yield "it is about an older spec"
     if going := [each["metadata"]["name"] for each in _going(attempt_jobs, pods, dark)]:
         yield f"{going} are on their way out"
     if len(own) > 2:
-        yield f"there are gangs of {[attempt(each) for each in own]}"
+        yield f"there are attempt Jobs of {[attempt(each) for each in own]}"
     if orphans and not held & set(OVER):
         if open_ or any(name not in str(status.get("message")) for name in orphans[:3]):
             yield f"it waits for {orphans}, and says {status.get('message')}"
@@ -51,24 +51,26 @@ def lies(
     number = open_[0]["number"]
     newest = max(own, key=attempt, default=None)
     if newest is None or attempt(newest) != number:
-        yield f"attempt {number} has no gang"
+        yield f"attempt {number} has no Job"
         return
     mine = [each for each in pods if newest["metadata"]["uid"] in owners(each)]
     if foreign_pods := sorted(set(living) - {each["metadata"]["name"] for each in mine}):
         yield f"{foreign_pods} may run beside attempt {number}"
-    yield from _gang(status, conditions, newest, mine)
+    yield from _open_attempt(status, conditions, newest, mine)
 
 
 def unnamed(attempt_jobs: list[Object], services: list[Object]) -> Iterator[str]:
-    """Gangs whose workers could not find the first of theirs."""
+    """Attempt Jobs whose workers could not find rank 0, for there is no Service."""
     for each in attempt_jobs:
         conditions = (each.get("status") or {}).get("conditions") or []
-        ends = "deletionTimestamp" in each["metadata"] or any(said["status"] == "True" for said in conditions)
+        ends = "deletionTimestamp" in each["metadata"] or any(held["status"] == "True" for held in conditions)
         if each["spec"]["completions"] > 1 and not ends and not services:
             yield f"{each['metadata']['name']} has no Service"
 
 
-def _gang(status: Object, conditions: dict[str, Object], attempt_job: Object, pods: list[Object]) -> Iterator[str]:
+def _open_attempt(
+    status: Object, conditions: dict[str, Object], attempt_job: Object, pods: list[Object]
+) -> Iterator[str]:
     """Of an attempt that is open."""
     held = {kind for kind, each in conditions.items() if each["status"] == "True"}
     workers = attempt_job["spec"]["completions"]
@@ -87,13 +89,13 @@ def _gang(status: Object, conditions: dict[str, Object], attempt_job: Object, po
     if not ready and first and "Running" not in held and status.get("phase") not in ("Pending", "Starting"):
         yield f"the first attempt has not begun to run, and it is {status.get('phase')}"
     if unscheduled := [each["metadata"]["name"] for each in pods if _unschedulable(each)]:
-        said = conditions.get("PodsReady", {})
-        if said.get("reason") != "Unschedulable":
-            yield f"{unscheduled} find no node, and PodsReady says {said}"
+        condition = conditions.get("PodsReady", {})
+        if condition.get("reason") != "Unschedulable":
+            yield f"{unscheduled} find no node, and PodsReady says {condition}"
 
 
 def _going(attempt_jobs: list[Object], pods: list[Object], dark: Collection[str]) -> Iterator[Object]:
-    """What is being deleted, but for what has to wait for power."""
+    """Objects that are being deleted, without those that have to wait for their node's power."""
     waiting = [each for each in pods if waits_for_power(each, dark)]
     held = {uid for each in waiting for uid in owners(each)}
     for each in [*attempt_jobs, *pods]:
@@ -102,12 +104,12 @@ def _going(attempt_jobs: list[Object], pods: list[Object], dark: Collection[str]
 
 
 def waits_for_power(pod: Object, dark: Collection[str]) -> bool:
-    """Whether nothing of it runs any more, and only its node, which has no power, could confirm that it is gone."""
+    """Whether a pod does not run any more, but only its node, which has no power, could confirm its deletion."""
     return "deletionTimestamp" in pod["metadata"] and not alive(pod) and pod["spec"].get("nodeName") in dark
 
 
-def owners(tree: Object) -> list[str]:
-    return [each["uid"] for each in tree["metadata"].get("ownerReferences", [])]
+def owners(raw: Object) -> list[str]:
+    return [each["uid"] for each in raw["metadata"].get("ownerReferences", [])]
 
 
 def _ready(pod: Object) -> bool:

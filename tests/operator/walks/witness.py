@@ -1,4 +1,4 @@
-"""Sees every change of every object of a namespace, and tells the story afterwards."""
+"""Records every change of every object of a namespace, and prints the history."""
 
 import contextlib
 import json
@@ -21,25 +21,25 @@ Law = Callable[["Seen"], None]
 
 @dataclass(frozen=True)
 class Seen:
-    """A change: versions of all kinds are of one count, which etcd keeps."""
+    """A change. The resource versions of all kinds are comparable: they come from one counter of etcd."""
 
     version: int
     kind: str
     how: str
-    tree: Object
+    raw: Object
     at: float
 
     @property
     def name(self) -> str:
-        return str(self.tree["metadata"]["name"])
+        return str(self.raw["metadata"]["name"])
 
     @property
     def uid(self) -> str:
-        return str(self.tree["metadata"]["uid"])
+        return str(self.raw["metadata"]["uid"])
 
 
 class Witness:
-    """Watches with threads of its own a namespace in which nothing is yet. law: is asked about each change."""
+    """Watches an empty namespace, with threads of its own. law: checks each change."""
 
     def __init__(self, api: client.ApiClient, namespace: str, law: Law) -> None:
         self.begun = time.monotonic()
@@ -74,49 +74,49 @@ class Witness:
                     each.stop()
                 thread.join(0.02)
 
-    def act(self, words: str) -> None:
-        """Somebody does something."""
-        self._acts.append((time.monotonic(), words))
+    def act(self, text: str) -> None:
+        """Records an action of the walk."""
+        self._acts.append((time.monotonic(), text))
 
     @property
     def history(self) -> list[Seen]:
-        """All changes, in the order in which they were made."""
+        """All changes, in the order of their resource versions."""
         with self._lock:
             return sorted(self._seen, key=lambda each: each.version)
 
     def now(self) -> dict[str, list[Object]]:
-        """What there is, as far as it was seen."""
+        """The objects that exist now, as far as they were observed."""
         found: dict[str, dict[str, Object]] = {kind: {} for kind in self._lists}
         for each in self.history:
             if each.how == "DELETED":
                 found[each.kind].pop(each.uid, None)
             else:
-                found[each.kind][each.uid] = each.tree
+                found[each.kind][each.uid] = each.raw
         return {kind: list(trees.values()) for kind, trees in found.items()}
 
     def story(self) -> str:
-        """Acts, and what was seen of their consequences."""
-        lines = [(at, f"> {words}") for at, words in self._acts]
+        """The actions, and the observed changes after each."""
+        lines = [(at, f"> {text}") for at, text in self._acts]
         before: dict[str, str] = {}
         for each in self.history:
-            words = _words(each)
-            if words and before.get(each.uid) != words:
-                lines.append((each.at, f"    {words}"))
-                before[each.uid] = words
-        return "\n".join(f"{at - self.begun:6.2f} {words}" for at, words in sorted(lines, key=lambda line: line[0]))
+            text = _text(each)
+            if text and before.get(each.uid) != text:
+                lines.append((each.at, f"    {text}"))
+                before[each.uid] = text
+        return "\n".join(f"{at - self.begun:6.2f} {text}" for at, text in sorted(lines, key=lambda line: line[0]))
 
     def _follow(self, kind: str) -> None:
         list_, where = self._lists[kind]
         known = self._versions[kind]
         while not self._over.is_set():
-            # The last line may be half a line.
+            # The last line may be incomplete.
             with contextlib.suppress(ApiException, HTTPError, OSError, json.JSONDecodeError):
                 for event in self._watches[kind].stream(list_, *where, resource_version=str(known), deserialize=False):
                     if self._over.is_set():
                         return
-                    tree = event["object"]
-                    known = int(tree["metadata"]["resourceVersion"])
-                    self._see(Seen(known, kind, event["type"], tree, time.monotonic()))
+                    raw = event["object"]
+                    known = int(raw["metadata"]["resourceVersion"])
+                    self._see(Seen(known, kind, event["type"], raw, time.monotonic()))
 
     def _see(self, seen: Seen) -> None:
         with self._lock:
@@ -132,29 +132,29 @@ def _version(listed: Any) -> int:
     return int(listed["metadata"]["resourceVersion"] if isinstance(listed, dict) else listed.metadata.resource_version)
 
 
-def _words(seen: Seen) -> str:
+def _text(seen: Seen) -> str:
     return "".join(_parts(seen))
 
 
 def _parts(seen: Seen) -> Iterator[str]:
-    tree = seen.tree
-    status = tree.get("status") or {}
+    raw = seen.raw
+    status = raw.get("status") or {}
     yield f"{seen.kind} {seen.name}"
     if seen.how == "DELETED":
         yield " is gone"
         return
-    if "deletionTimestamp" in tree["metadata"]:
+    if "deletionTimestamp" in raw["metadata"]:
         yield " is being deleted"
     if seen.kind == "TailorPOJob":
         attempts = [f"{each['number']} {each.get('reason', 'open')}" for each in status.get("attempts", [])]
         yield f": {status.get('phase')}, attempts {attempts}, failures {status.get('failures')}: "
         yield str(status.get("message"))
-        yield f" (suspend {tree['spec'].get('runPolicy', {}).get('suspend', False)})"
+        yield f" (suspend {raw['spec'].get('runPolicy', {}).get('suspend', False)})"
     elif seen.kind == "Job":
         held = [each["type"] for each in status.get("conditions") or [] if each["status"] == "True"]
         yield f" {held}" if held else ""
     elif seen.kind == "Pod":
-        yield f" {status.get('phase')}" + (f" on {tree['spec']['nodeName']}" if "nodeName" in tree["spec"] else "")
+        yield f" {status.get('phase')}" + (f" on {raw['spec']['nodeName']}" if "nodeName" in raw["spec"] else "")
         for each in status.get("containerStatuses") or []:
             ended = each["state"].get("terminated")
             yield f" {ended['reason']} {ended['exitCode']}" if ended else " ready" if each["ready"] else ""

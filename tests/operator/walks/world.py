@@ -1,4 +1,4 @@
-"""A job on a real control plane, and all that may happen to it. What cannot happen now does not, and is no error."""
+"""A job on a real control plane, and the events of a walk. An event that is impossible at its time is skipped."""
 
 import contextlib
 import json
@@ -27,7 +27,7 @@ from tests.operator.walks.replicas import Replicas
 from tests.operator.walks.witness import Witness
 
 TRUTHFUL_SECONDS = 30.0
-"""In which a status says what the cluster is, once nothing more is changed; longer on a machine that is busy."""
+"""Until a status agrees with the cluster after the last change; longer on a busy machine."""
 SOON = 5.0
 """Seconds to wait for pods to have nodes, where they may come."""
 REFUSED = (HTTPStatus.BAD_REQUEST, HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.UNPROCESSABLE_ENTITY)
@@ -39,7 +39,7 @@ Object = dict[str, Any]
 
 @dataclass
 class Stage:
-    """What one walk after the other happens on."""
+    """The control plane and operators that all walks share."""
 
     plane: ControlPlane
     replicas: Replicas
@@ -58,7 +58,7 @@ class Stage:
 
 
 class LawError(Exception):
-    """What happened must not; no AssertionError, for which `until` waits."""
+    """An invariant is violated. Not an AssertionError, after which `until` would retry."""
 
 
 class World:
@@ -95,22 +95,22 @@ class World:
     def close(self) -> None:
         self._stack.close()
 
-    # What is seen
+    # Checks
 
     def check(self) -> None:
-        """Raises what was seen that must not be."""
+        """Raises LawError if an observed change violates an invariant."""
         _lawful(self.witness.broken)
 
     def wait(self, changes: int, seconds: float) -> None:
-        """Until so many changes were seen, or nothing is to come for so long."""
+        """Waits for so many changes, at most for so many seconds."""
         before = len(self.witness.history)
         with contextlib.suppress(AssertionError):
             until(lambda: len(self.witness.history) >= before + changes, "things happen", seconds)
 
     def settle(self) -> None:
-        """All operators run and nothing is changed: soon the status tells the truth."""
+        """With all operators running and no more changes, the status soon agrees with the cluster."""
         self.replicas.heal()
-        until(self._truthful, "the status says what the cluster is", patience())
+        until(self._truthful, "the status says what the cluster is", settle_seconds())
         _lawful(laws.look_back(self.witness.history))
 
     def _truthful(self) -> bool:
@@ -134,7 +134,7 @@ class World:
         return True
 
     def finish(self) -> None:
-        """Everybody does what they do in the end: the job ends, all that was seen was right, and nothing stays."""
+        """Lets the job end; all changes were right, and nothing remains after its deletion."""
         self.driver.skew = timedelta()
         for node in self.nodes:
             self.recover(node)
@@ -143,11 +143,11 @@ class World:
             if pod.metadata.labels["batch.kubernetes.io/controller-uid"] in self._left:
                 self._delete(pod, {})
         self.settle()
-        until(self._finishing, "the job comes to an end", 2 * patience())
+        until(self._finishing, "the job comes to an end", 2 * settle_seconds())
         self.settle()
         _lawful(self._refusals())
         self.delete_job()
-        until(self._nothing_left, "all that belongs to the job is gone", 2 * patience())
+        until(self._nothing_left, "all that belongs to the job is gone", 2 * settle_seconds())
         self.check()
 
     def _finishing(self) -> bool:
@@ -171,7 +171,7 @@ class World:
         return True
 
     def _refusals(self) -> list[str]:
-        """What the operator should not have asked for."""
+        """Requests of the operator that the API server had to refuse."""
         asked = self._plane.audit.since(self._mark)
         ours = [each for each in asked if each.namespace == self.namespace and "tailorpo-operator" in each.user]
         return [str(each) for each in ours if each.code in REFUSED]
@@ -179,7 +179,7 @@ class World:
     def story(self) -> str:
         return self.witness.story()
 
-    # What people do
+    # Actions of users
 
     def apply(self) -> None:
         self.witness.act("kubectl apply")
@@ -211,9 +211,9 @@ class World:
         with _unless_refused(HTTPStatus.NOT_FOUND):
             self._custom.delete_namespaced_custom_object(GROUP, VERSION, self.namespace, PLURAL, NAME)
 
-    def delete_gang(self, back: int, policy: str) -> None:
+    def delete_attempt_job(self, back: int, policy: str) -> None:
         """back: 0 for the newest."""
-        attempt_jobs = self._gangs()
+        attempt_jobs = self._attempt_jobs()
         if back < len(attempt_jobs):
             name, uid = attempt_jobs[-1 - back].metadata.name, attempt_jobs[-1 - back].metadata.uid
             self.witness.act(f"kubectl delete job {name} ({policy})")
@@ -238,10 +238,10 @@ class World:
                 body = {"metadata": {"name": pod.metadata.name, "namespace": self.namespace}}
                 self._core.create_namespaced_pod_eviction(pod.metadata.name, self.namespace, body)
 
-    # What nodes do
+    # Actions of nodes
 
     def run(self) -> None:
-        """All pods of the newest gang run, once they have nodes."""
+        """All pods of the newest attempt run, once they have nodes."""
         pods = self._scheduled()
         self.witness.act(f"{[pod.metadata.name for pod in pods]} run")
         for pod in pods:
@@ -266,7 +266,7 @@ class World:
             self._report(pod, self.driver.oom)
 
     def succeed(self) -> None:
-        """All workers end well."""
+        """All workers succeed."""
         pods = [pod for number in range(self._workers()) if (pod := self._running(number)) is not None]
         self.witness.act(f"{[pod.metadata.name for pod in pods]} end with 0")
         for pod in pods:
@@ -297,7 +297,7 @@ class World:
         self.witness.act(f"{node} is back")
         self.driver.recover(node)
 
-    # The parts
+    # Helpers
 
     def _has_account(self) -> bool:
         accounts = self._core.list_namespaced_service_account(self.namespace).items
@@ -308,27 +308,27 @@ class World:
         return found[0] if found else None
 
     def _last_job(self) -> Object:
-        return [each.tree for each in self.witness.history if each.kind == "TailorPOJob"][-1]
+        return [each.raw for each in self.witness.history if each.kind == "TailorPOJob"][-1]
 
     def _there(self) -> dict[str, list[Object]]:
-        """What there is, by kind, as JSON."""
+        """All objects, by kind, as JSON."""
         raw = self._core.api_client.sanitize_for_serialization
         jobs = self._custom.list_namespaced_custom_object(GROUP, VERSION, self.namespace, PLURAL)["items"]
         services = self._core.list_namespaced_service(self.namespace).items
         return {
             "TailorPOJob": jobs,
-            "Job": raw(self._gangs()),
+            "Job": raw(self._attempt_jobs()),
             "Pod": raw(self._core.list_namespaced_pod(self.namespace).items),
             "Service": raw(services),
         }
 
-    def _gangs(self) -> list[V1Job]:
+    def _attempt_jobs(self) -> list[V1Job]:
         """By attempt."""
         return sorted(self._batch.list_namespaced_job(self.namespace).items, key=lambda each: str(each.metadata.name))
 
     def _pods(self) -> list[V1Pod]:
-        """Those of the newest gang, by index."""
-        attempt_jobs = self._gangs()
+        """Those of the newest attempt, by index."""
+        attempt_jobs = self._attempt_jobs()
         if not attempt_jobs:
             return []
         selector = f"batch.kubernetes.io/controller-uid={attempt_jobs[-1].metadata.uid}"
@@ -341,11 +341,11 @@ class World:
         return pods[number % len(pods)] if pods else None
 
     def _workers(self) -> int:
-        attempt_jobs = self._gangs()
+        attempt_jobs = self._attempt_jobs()
         return int(attempt_jobs[-1].spec.completions) if attempt_jobs else 0
 
     def _scheduled(self) -> list[V1Pod]:
-        """The pods of the newest gang, once all have living nodes, if that may be soon."""
+        """The pods of the newest attempt; waits until all have living nodes, if that can be soon."""
 
         def look() -> list[V1Pod]:
             pods = self._pods()
@@ -364,7 +364,7 @@ class World:
         return waits and self.replicas.acting is not None and all(map(self.driver.alive, self.nodes))
 
     def _running(self, number: int) -> V1Pod | None:
-        """A worker that runs, and was made to if need be."""
+        """A worker that runs; a pending one is started first."""
         pods = self._scheduled()
         if number >= len(pods) or pods[number].status.phase in DONE:
             return None
@@ -376,14 +376,14 @@ class World:
         self._step += 1
         document = json.loads(pod.metadata.annotations[naming.DOCUMENT])
         of = document["spec"]["training"]["iterations"]
-        words = last_words(code, step=of if code == 0 else self._step, of=of)
-        self._report(pod, lambda pod: self.driver.end(pod, code, words))
+        message = last_words(code, step=of if code == 0 else self._step, of=of)
+        self._report(pod, lambda pod: self.driver.end(pod, code, message))
 
-    def _report(self, pod: V1Pod, tell: Callable[[V1Pod], None]) -> None:
-        """A kubelet's word; too late where the pod has ended meanwhile."""
+    def _report(self, pod: V1Pod, report: Callable[[V1Pod], None]) -> None:
+        """Reports as the pod's kubelet would; too late if the pod has ended meanwhile."""
         if self.driver.alive(pod.spec.node_name):
             with _unless_refused(HTTPStatus.UNPROCESSABLE_ENTITY):
-                tell(pod)
+                report(pod)
 
     def _delete(self, pod: V1Pod, options: Object) -> None:
         with _unless_refused(HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT):
@@ -392,7 +392,7 @@ class World:
 
 
 def _collects_garbage(kubectl: Kubectl) -> None:
-    """Waits until the garbage collector knows of TailorPOJobs: it looks for new definitions every 30 s."""
+    """Waits until the garbage collector knows TailorPOJobs: it reads new definitions every 30 s."""
     kubectl.apply(job("probe", runPolicy={"suspend": True}))
     uid = kubectl.json("get", "tpj", "probe")["metadata"]["uid"]
     owner = {"apiVersion": f"{GROUP}/{VERSION}", "kind": "TailorPOJob", "name": "probe", "uid": uid}
@@ -405,7 +405,7 @@ def _collects_garbage(kubectl: Kubectl) -> None:
 
 @contextlib.contextmanager
 def _unless_refused(*known: HTTPStatus) -> Iterator[None]:
-    """It came too late, or asks for what cannot be."""
+    """Ignores refusals with these codes: the request came too late, or is impossible now."""
     try:
         yield
     except ApiException as error:
@@ -418,5 +418,5 @@ def _lawful(broken: Iterable[str]) -> None:
         raise LawError("\n".join(found))
 
 
-def patience() -> float:
+def settle_seconds() -> float:
     return TRUTHFUL_SECONDS * min(max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)), 3.0)
