@@ -49,10 +49,11 @@ format: $(READY) ## Put the code into the one style
 	$(BIN)/ruff check --fix-only
 	$(BIN)/ruff format
 
-generate: $(READY) ## Write what is generated from the models: the definition and the reference page
+generate: $(READY) ## Write what is generated from the models: the definition and the pages
 	mkdir -p manifests
 	$(BIN)/python -m tailorpo_operator.api.crd > manifests/crd.yaml
 	$(BIN)/python -m tailorpo_trainer.document.reference > docs/reference.md
+	$(BIN)/python -m tools.reason_tables
 
 bench: $(READY) ## Measure our loop against a plain one, and the operator with thousands of jobs; BENCH_ARGS passes arguments
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
