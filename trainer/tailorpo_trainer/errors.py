@@ -63,7 +63,7 @@ OTHER_SIGNAL = EndCause(
     "Killed",
     Verdict.COUNTED,
     "killed by another signal, such as SIGSEGV (139) or SIGABRT (134); the code is 128 + the signal's number",
-    "look at the logs: it is a fault of a native library, most likely",
+    "read the logs: most likely it is a fault of a native library",
 )
 OTHER_CODE = EndCause(
     None,
@@ -132,7 +132,7 @@ END_CAUSES = (
         Verdict.COUNTED,
         "a service did not answer after all retries: a reward's endpoint, a model hub, the checkpoints' storage "
         "(`checkpoint.maxFailures` checkpoints in a row, or the last one)",
-        "look at the service; the next run goes on from the last checkpoint",
+        "check the service; the next run goes on from the last checkpoint",
     ),
     EndCause(
         ExitCode.STALLED,
@@ -164,7 +164,7 @@ END_CAUSES = (
 1. 78, 65, 76 and 2 come first: every further attempt would end in the same way.
 2. Signals come next, since a killed process leaves no message, and its peers only report that it is lost. SIGKILL comes
    before other signals, since a library may abort its process when a peer was killed.
-3. A process that ends with 71 or 70 states what failed. Any other code, such as 1, tells less, so it comes after them.
+3. A process that ends with 71 or 70 states what failed. Any other code, such as 1, does not, so it comes after them.
 4. 69, a service that did not answer, comes after the failures of a process itself.
 5. 74, 130, 143 and 75 come last: a failure makes the peers of a process end so.
 """

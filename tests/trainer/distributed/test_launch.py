@@ -44,9 +44,9 @@ def message(code: int) -> dict[str, Any]:
 def test_the_code_that_explains_the_others_is_passed_on(
     failed: dict[int, int], messages: dict[int, dict[str, Any]], expected: tuple[int, int]
 ) -> None:
-    rank, code, said = decide(failed, messages)
+    rank, code, message_of_rank = decide(failed, messages)
     assert (rank, code) == expected
-    assert said == messages.get(rank, {})
+    assert message_of_rank == messages.get(rank, {})
 
 
 RUNNING = {
@@ -148,10 +148,10 @@ def test_stopped_it_says_so_and_goes_on_to_the_end(job: Callable[..., list[str]]
             if json.loads(line)["kind"] == "iteration":
                 launched.send_signal(signal.SIGTERM)
                 break
-        said = launched.stderr.read()
+        stderr = launched.stderr.read()
         launched.stdout.read()
-    assert launched.returncode == ExitCode.STOPPED, said
-    assert "Traceback" not in said
+    assert launched.returncode == ExitCode.STOPPED, stderr
+    assert "Traceback" not in stderr
     found = checkpoint.latest(checkpoint.open_store(tmp_path / "out"))
     assert found is not None
     done = found.step
@@ -193,8 +193,8 @@ def test_between_two_machines_the_real_code_of_the_first_failure_comes_out(
     ended = [(node.communicate(timeout=110)[1], node.returncode) for node in nodes]
     assert ExitCode.UNAVAILABLE in {code for _, code in ended}, ended
     assert {code for _, code in ended} <= {ExitCode.UNAVAILABLE, ExitCode.STALLED}
-    assert all("Traceback" not in said for said, _ in ended)
-    assert any("ended first, with exit code 69" in said for said, _ in ended)
+    assert all("Traceback" not in stderr for stderr, _ in ended)
+    assert any("ended first, with exit code 69" in stderr for stderr, _ in ended)
     for rank, (_, code) in enumerate(ended):
         left = termination.read(tmp_path / f"log-{rank}")
         assert left is not None

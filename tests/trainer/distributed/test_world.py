@@ -84,8 +84,8 @@ def test_a_stop_of_one_stops_all_wherever_they_are(run_all: RunAll, stopped: int
             return [world.stop.requested, world.run_ended, world.collective_failed]
         return None
 
-    words = ["SIGTERM" if rank == stopped else f"SIGTERM at rank {stopped}" for rank in range(2)]
-    assert run_all(2, in_world(work)) == [[word, True, False] for word in words]
+    requests = ["SIGTERM" if rank == stopped else f"SIGTERM at rank {stopped}" for rank in range(2)]
+    assert run_all(2, in_world(work)) == [[request, True, False] for request in requests]
 
 
 def test_a_stop_is_heard_between_two_denoiser_calls(run_all: RunAll) -> None:
