@@ -49,10 +49,11 @@ format: $(READY) ## Format the code
 	$(BIN)/ruff check --fix-only
 	$(BIN)/ruff format
 
-generate: $(READY) ## Generate files from the models: the definition and the reference page
+generate: $(READY) ## Generate files from the models: the definition and the pages
 	mkdir -p manifests
 	$(BIN)/python -m tailorpo_operator.api.crd > manifests/crd.yaml
 	$(BIN)/python -m tailorpo_trainer.document.reference > docs/reference.md
+	$(BIN)/python -m tools.reason_tables
 
 bench: $(READY) ## Measure the loop against a plain one, and the operator with many jobs; BENCH_ARGS passes arguments
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)

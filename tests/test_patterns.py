@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from tailorpo_operator.planning import causes
-from tailorpo_trainer.distributed.world import reason
+from tailorpo_trainer.distributed.torch_errors import first_sentence
 from tailorpo_trainer.document.messages import nearest
 from tailorpo_trainer.document.source import resolve
 from tailorpo_trainer.errors import ConfigurationError
@@ -105,11 +105,11 @@ READERS: dict[str, Callable[[str], object]] = {
     "a text with secrets": redact,
     "a line of the status": lambda text: line(text, 512),
     "the last word of a process": lambda text: termination.encode(Progress().ended(ConfigurationError(text))),
-    "a termination message": lambda text: causes.of(exited(1, text=text)),
+    "a termination message": lambda text: causes.of_pod(exited(1, text=text)),
     "the report's document": reproduce.yaml,
     "a scalar of YAML": resolve,
     "an unknown name": lambda text: nearest(text, ["storage", "secretName"]),
-    "an error of torch": lambda text: reason(RuntimeError(text)),
+    "an error of torch": lambda text: first_sentence(RuntimeError(text)),
 }
 
 

@@ -1,6 +1,6 @@
-"""What the report computes: functions of plain numbers, without numpy, so that tests can hold it against numpy.
+"""The statistics of the report: functions of plain numbers, without numpy, so that tests can compare them with numpy.
 
-A missing or non-finite value is None everywhere and takes part in nothing.
+A missing or non-finite value is None everywhere, and is left out of every result.
 """
 
 import math
@@ -16,8 +16,8 @@ class Difference:
     """After minus before, with its 95 % interval.
 
     Attributes:
-        paired: by picture on the same noise and prompt; otherwise from two means and their standard errors.
-        better: pictures that went up, of `count`; None where there are no pairs.
+        paired: from pairs of pictures of the same noise and prompt; otherwise from two means and their standard errors.
+        better: pictures of `count` whose value rose; None where there are no pairs.
     """
 
     mean: float
@@ -33,14 +33,14 @@ class Difference:
 
 
 def paired(before: Sequence[Value], after: Sequence[Value]) -> Difference | None:
-    """The mean of the differences picture by picture; None if there are not two, or no pairs."""
+    """The mean of the differences picture by picture; None without pairs, or with fewer than two."""
     if len(before) != len(after):
         return None
     gains = [b - a for a, b in zip(before, after, strict=True) if a is not None and b is not None]
     if len(gains) < 2:
         return None
-    middle, width = mean(gains), t_quantile(len(gains) - 1) * standard_error(gains)
-    return Difference(middle, middle - width, middle + width, len(gains), True, sum(gain > 0 for gain in gains))
+    center, width = mean(gains), t_quantile(len(gains) - 1) * standard_error(gains)
+    return Difference(center, center - width, center + width, len(gains), True, sum(gain > 0 for gain in gains))
 
 
 def unpaired(before: Value, before_error: Value, after: Value, after_error: Value, count: int) -> Difference | None:
@@ -56,21 +56,21 @@ def mean(values: Sequence[float]) -> float:
 
 
 def standard_error(values: Sequence[float]) -> float:
-    """Of the mean, from the sample's standard deviation; at least two values."""
-    middle = mean(values)
-    return math.sqrt(math.fsum((value - middle) ** 2 for value in values) / (len(values) - 1) / len(values))
+    """The standard error of the mean, from the sample's standard deviation; needs at least two values."""
+    center = mean(values)
+    return math.sqrt(math.fsum((value - center) ** 2 for value in values) / (len(values) - 1) / len(values))
 
 
 def wilson(count: int, of: int) -> tuple[float, float]:
-    """The 95 % interval of a share (Wilson 1927): honest at 0 and 1 too, and never beyond them."""
+    """The 95 % interval of a share (Wilson 1927): valid at 0 and 1 too, and never beyond them."""
     z, share = 1.959963984540054, count / of
-    middle, half = share + z**2 / (2 * of), z * math.sqrt(share * (1 - share) / of + z**2 / (4 * of**2))
-    return max(0.0, (middle - half) / (1 + z**2 / of)), min(1.0, (middle + half) / (1 + z**2 / of))
+    center, half = share + z**2 / (2 * of), z * math.sqrt(share * (1 - share) / of + z**2 / (4 * of**2))
+    return max(0.0, (center - half) / (1 + z**2 / of)), min(1.0, (center + half) / (1 + z**2 / of))
 
 
 @lru_cache(maxsize=256)
 def t_quantile(freedom: int) -> float:
-    """Student's t that 95 % of draws stay within (two-sided)."""
+    """The t that 95 % of draws from Student's distribution are within (two-sided)."""
     if freedom > 30:  # Cornish-Fisher; exact to six digits here
         z = 1.959963984540054
         return (
@@ -87,7 +87,7 @@ def t_quantile(freedom: int) -> float:
 
 
 def _within(t: float, freedom: int) -> float:
-    """P(|T| < t), the finite sum for whole degrees of freedom (Abramowitz and Stegun 26.7.3, 26.7.4)."""
+    """P(|T| < t), as a finite sum for integer degrees of freedom (Abramowitz and Stegun 26.7.3, 26.7.4)."""
     angle = math.atan(t / math.sqrt(freedom))
     cosine, odd = math.cos(angle), freedom % 2
     term = cosine if odd else 1.0
@@ -100,12 +100,12 @@ def _within(t: float, freedom: int) -> float:
 
 
 def histogram(*samples: Sequence[Value]) -> tuple[list[float], list[list[int]]]:
-    """Edges of bins that all samples share, and each sample's counts; no edges if there is nothing to count."""
+    """Edges of bins that all samples share, and each sample's counts; no edges if all samples are empty."""
     clean = [[value for value in sample if value is not None] for sample in samples]
-    everything = [value for sample in clean for value in sample]
-    if not everything:
+    values = [value for sample in clean for value in sample]
+    if not values:
         return [], []
-    low, high = min(everything), max(everything)
+    low, high = min(values), max(values)
     if high - low <= 1e-12 * max(1.0, abs(high)):
         low, high = low - 0.5, high + 0.5
     bins = min(30, max(6, round(1.5 * math.sqrt(max(len(sample) for sample in clean)))))
@@ -118,15 +118,15 @@ def histogram(*samples: Sequence[Value]) -> tuple[list[float], list[list[int]]]:
 
 
 def bins(length: int, at_most: int) -> list[range]:
-    """`length` neighbours in at most `at_most` groups of about the same size."""
+    """The indices below `length`, in at most `at_most` groups of neighbours of about the same size."""
     groups = min(length, at_most)
     return [range(k * length // groups, (k + 1) * length // groups) for k in range(groups)]
 
 
 def bin_mean(values: Sequence[Value], group: range) -> Value:
-    """Mean of what is there."""
-    there = [value for value in (values[index] for index in group) if value is not None]
-    return mean(there) if there else None
+    """The mean of the values of a group that are not missing."""
+    present = [value for value in (values[index] for index in group) if value is not None]
+    return mean(present) if present else None
 
 
 def pick(length: int, at_most: int) -> list[int]:
@@ -139,6 +139,6 @@ def pick(length: int, at_most: int) -> list[int]:
 
 
 def moving_mean(values: Sequence[Value], width: int) -> list[Value]:
-    """Centred mean over `width` (odd) neighbours, fewer at the ends."""
+    """The mean over `width` (odd) neighbours around each value, fewer at both ends."""
     half = width // 2
     return [bin_mean(values, range(max(0, k - half), min(len(values), k + half + 1))) for k in range(len(values))]

@@ -1,4 +1,4 @@
-"""When something was written, and by which software. No torch."""
+"""The time and the versions of software that a written file records. No torch."""
 
 import platform
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 PACKAGES = ("tailorpo", "torch", "diffusers", "peft", "transformers", "safetensors", "numpy")
-"""What decides the numbers of a run, beside Python itself."""
+"""The packages that determine the numbers of a run, besides Python itself."""
 
 
 def now() -> str:
@@ -25,10 +25,10 @@ def installed(package: str) -> str | None:
 
 
 def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
-    """Those of the packages that are installed, each with its version."""
-    return {package: found for package in packages if (found := installed(package)) is not None}
+    """The packages that are installed, each with its version."""
+    return {package: number for package in packages if (number := installed(package)) is not None}
 
 
 def software() -> dict[str, str]:
-    """What is installed of all that decides the numbers of a run."""
+    """The versions of Python and of all packages that determine the numbers of a run."""
     return {"python": platform.python_version(), **versions()}

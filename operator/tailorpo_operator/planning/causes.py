@@ -1,27 +1,25 @@
 """How an attempt ended: a reason that a person understands, and whether to try again. Pure.
 
-Each pod's end is one piece of evidence; the piece that explains the others is the attempt's (`worst`). When one pod
-fails, the others are stopped, and then say so; when a node is gone, its peers miss it long before it is called lost.
+Each pod's end is one piece of evidence; the one that explains the others is the attempt's (`decisive`).
+When one pod fails, the others are stopped, and end so; when a node is lost, its peers notice it long before Kubernetes.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from enum import StrEnum
 
 from tailorpo_operator.api.types import Attempt
 from tailorpo_operator.planning.observed import Exit, Pod
-from tailorpo_trainer.errors import ExitCode
+from tailorpo_trainer.errors import (
+    END_CAUSES,
+    OTHER_CODE,
+    SIGKILLED,
+    EndCause,
+    ExitCode,
+    describe_exit,
+    end_cause,
+)
+from tailorpo_trainer.errors import Verdict as Verdict
 from tailorpo_trainer.spec.progress import redact
-
-
-class Verdict(StrEnum):
-    """What follows."""
-
-    DONE = "done"
-    FATAL = "fatal"  # another attempt would end the same
-    COUNTED = "counted"  # against backoffLimit
-    FREE = "free"  # the cluster's doing, or a person's: tried again, and not counted
-    OURS = "ours"  # we ended it: what follows is known already
 
 
 @dataclass(frozen=True)
@@ -40,101 +38,137 @@ class Cause:
 DISRUPTIONS = {
     "PreemptionByScheduler": ("Preempted", "made way for pods of a higher priority"),
     "DeletionByTaintManager": ("NodeLost", "was lost: its node does not answer, or was tainted"),
-    "DeletionByPodGC": ("NodeLost", "was lost: its node is gone"),
+    "DeletionByPodGC": ("NodeLost", "was lost: its node was deleted"),
     "EvictionByEvictionAPI": ("Drained", "was evicted, as when a node is drained"),
     "TerminationByKubelet": ("Evicted", "was evicted: its node ran short of something, or was shut down"),
 }
 """From the reason of `DisruptionTarget`."""
 
-LOST_SIGHT = ("ContainerStatusUnknown", "Unknown")
-"""Reasons with which a kubelet finds a container ended after its node was away, as after a reboot."""
-
-SIGKILLED = 128 + 9
-TERMINATED = 128 + 15
+STATUS_UNKNOWN = ("ContainerStatusUnknown", "Unknown")
+"""Reasons that a kubelet gives for a container that ended while its node was away, as in a reboot."""
 
 _LOWER = "lower training.microBatchSize, samplingBatchSize or decodeBatchSize, or set training.gradientCheckpointing"
-
-# (exit code, reason, verdict), what explains the others first; None: any other code.
-_EXITS = (
-    (ExitCode.CONFIGURATION, "ConfigurationError", Verdict.FATAL),
-    (ExitCode.BAD_DATA, "DataError", Verdict.FATAL),
-    (ExitCode.NOT_FINITE, "NotFinite", Verdict.FATAL),
-    (ExitCode.USAGE, "UsageError", Verdict.FATAL),
-    (SIGKILLED, "Killed", Verdict.COUNTED),
-    (None, "Error", Verdict.COUNTED),
-    (ExitCode.OUT_OF_RESOURCES, "OutOfResources", Verdict.COUNTED),
-    (ExitCode.INTERNAL, "InternalError", Verdict.COUNTED),
-    (ExitCode.UNAVAILABLE, "Unavailable", Verdict.COUNTED),
-    (ExitCode.STALLED, "Stalled", Verdict.COUNTED),
-    (ExitCode.INTERRUPTED, "Interrupted", Verdict.COUNTED),
-    (TERMINATED, "Stopped", Verdict.FREE),
-    (ExitCode.STOPPED, "Stopped", Verdict.FREE),
-)
 _STEP = 10
-_BY_CODE = {code: (_STEP * place, reason, verdict) for place, (code, reason, verdict) in enumerate(_EXITS, start=1)}
-
-OURS, DISRUPTED, OUT_OF_MEMORY, REJECTED = 0, 1, 2, 3
-GANG_DELETED = _BY_CODE[ExitCode.INTERRUPTED][0] + 1  # explains that pods were stopped, and nothing worse
-VANISHED = GANG_DELETED + 1
-SEEN_FIRST = _BY_CODE[ExitCode.STALLED][0] - 1  # a deletion that was seen before anything failed: its peers miss it
-DONE = 1000
-"""Weights beside those of exit codes."""
-
-_REMEMBERED = {
-    **{reason: (weight, verdict) for weight, reason, verdict in reversed(_BY_CODE.values())},
-    **{reason: (DISRUPTED, Verdict.FREE) for reason, _ in DISRUPTIONS.values()},
-    "Disrupted": (DISRUPTED, Verdict.FREE),
-    "Requeued": (DISRUPTED, Verdict.FREE),
-    "OOMKilled": (OUT_OF_MEMORY, Verdict.COUNTED),
-    "PodDeleted": (SEEN_FIRST, Verdict.FREE),
-    "JobDeleted": (SEEN_FIRST, Verdict.FREE),
-    "Suspended": (OURS, Verdict.OURS),
-    "DeadlineExceeded": (OURS, Verdict.FATAL),
-    "StartDeadlineExceeded": (OURS, Verdict.FATAL),
-    "NoProgress": (OURS, Verdict.COUNTED),
-    "NotStarted": (_BY_CODE[None][0], Verdict.COUNTED),
-    "Completed": (DONE, Verdict.DONE),
-}
-"""Weight and verdict of every reason but those that a kubelet finds for a pod that it does not take."""
 
 
-def of(pod: Pod) -> Cause | None:
-    """What a pod says about the end of its attempt; None if it says nothing (yet)."""
+def _weight(end: EndCause) -> int:
+    """The weights of exit codes leave room for others before and after each."""
+    return _STEP * (END_CAUSES.index(end) + 1)
+
+
+BY_OPERATOR, DISRUPTED, OUT_OF_MEMORY, REJECTED = 0, 1, 2, 3
+JOB_DELETED = _weight(end_cause(ExitCode.INTERRUPTED)) + 1  # explains why pods were stopped, and no failure
+POD_MISSING = JOB_DELETED + 1
+OBSERVED_FIRST = _weight(end_cause(ExitCode.STALLED)) - 1  # deleted before anything failed: the peers then end with 74
+STOPPED = _weight(end_cause(ExitCode.STOPPED))
+DONE = _weight(end_cause(ExitCode.DONE))
+"""Weights besides those of exit codes."""
+
+
+@dataclass(frozen=True)
+class EndReason:
+    """A reason of `status.attempts`. meaning, what_to_do: for `docs/operator.md`."""
+
+    reason: str
+    weight: int
+    verdict: Verdict
+    meaning: str
+    what_to_do: str = ""
+
+
+_MORE_MEMORY = "raise `template.resources.limits.memory`, or lower what it needs as for `OutOfResources`"
+REASONS = (
+    EndReason("Extended", DONE, Verdict.DONE, "the same, and `training.iterations` has grown: goes on at once"),
+    EndReason("Suspended", BY_OPERATOR, Verdict.SUSPENDED, "`runPolicy.suspend`", "set it to false"),
+    EndReason(
+        "DeadlineExceeded",
+        BY_OPERATOR,
+        Verdict.FATAL,
+        "`runPolicy.activeDeadlineSeconds`",
+        "apply it again with a longer one: it goes on from its storage",
+    ),
+    EndReason(
+        "StartDeadlineExceeded",
+        BY_OPERATOR,
+        Verdict.FATAL,
+        "`runPolicy.startDeadlineSeconds`",
+        "find out what kept the pods from running",
+    ),
+    EndReason(
+        "NoProgress",
+        BY_OPERATOR,
+        Verdict.COUNTED,
+        "`/progress` answers, and its step stood still for twice `stallTimeoutSeconds`",
+        "read the logs; set a longer timeout for slow models",
+    ),
+    EndReason("Preempted", DISRUPTED, Verdict.FREE, "pods of a higher priority took the place"),
+    EndReason("Drained", DISRUPTED, Verdict.FREE, "an eviction, as by `kubectl drain`"),
+    EndReason(
+        "Evicted",
+        DISRUPTED,
+        Verdict.FREE,
+        "the node ran short of memory or disk, or was shut down",
+        "set requests as high as what is used",
+    ),
+    EndReason(
+        "NodeLost",
+        DISRUPTED,
+        Verdict.FREE,
+        "the node does not answer, is deleted or has rebooted; or a pod does not confirm its deletion in time",
+    ),
+    EndReason("Requeued", DISRUPTED, Verdict.FREE, "the queue took the place back"),
+    EndReason("Disrupted", DISRUPTED, Verdict.FREE, "any other disruption that Kubernetes names"),
+    EndReason("OOMKilled", OUT_OF_MEMORY, Verdict.COUNTED, "beyond the container's memory limit", _MORE_MEMORY),
+    EndReason(
+        "OutOfcpu", REJECTED, Verdict.FREE, "the node did not take the pod, for this or another reason of its own"
+    ),
+    EndReason("NotStarted", _weight(OTHER_CODE), Verdict.COUNTED, "a container that was put before ours failed"),
+    EndReason("PodDeleted", OBSERVED_FIRST, Verdict.FREE, "by hand or by a clean-up, before any pod had failed"),
+    EndReason("JobDeleted", OBSERVED_FIRST, Verdict.FREE, "the same, of the attempt's Job"),
+    *(EndReason(end.reason, _weight(end), end.verdict, end.meaning, end.what_to_do) for end in END_CAUSES),
+)
+_BY_REASON = {each.reason: each for each in reversed(REASONS)}
+"""The first row of each reason: the one with the least weight."""
+
+
+def of_pod(pod: Pod) -> Cause | None:
+    """The cause that a pod shows for the end of its attempt; None if it shows none (yet)."""
     if pod.succeeded:  # in spite of a disruption, too
         return _cause(pod, "Completed", "is done", Verdict.DONE, DONE)
     if pod.disruption is not None:
-        reason, words = DISRUPTIONS.get(pod.disruption.reason, ("Disrupted", pod.disruption.message))
-        return _cause(pod, reason, words, Verdict.FREE, DISRUPTED)
+        reason, message = DISRUPTIONS.get(pod.disruption.reason, ("Disrupted", pod.disruption.message))
+        return _cause(pod, reason, message, Verdict.FREE, DISRUPTED)
     if pod.phase == "Failed" or pod.exit is not None:
         return _failed(pod)
     if pod.terminating is not None:
-        return _cause(pod, "PodDeleted", "was deleted", Verdict.FREE, VANISHED)
+        return _cause(pod, "PodDeleted", "was deleted", Verdict.FREE, POD_MISSING)
     return None
 
 
-def worst(causes: Iterable[Cause]) -> Cause | None:
-    """The one that explains the others: of equals the one of the lowest index."""
+def decisive(causes: Iterable[Cause]) -> Cause | None:
+    """The cause that explains the others: the first of those with the least weight."""
     return min(causes, key=lambda cause: cause.weight, default=None)
 
 
-def remembered(attempt: Attempt) -> Cause | None:
+def recorded(attempt: Attempt) -> Cause | None:
     """The cause that the status holds; None while it holds none."""
     if not attempt.reason:
         return None
-    weight, verdict = _REMEMBERED.get(attempt.reason, (REJECTED, Verdict.FREE))
+    known = _BY_REASON.get(attempt.reason)
+    weight, verdict = (known.weight, known.verdict) if known is not None else (REJECTED, Verdict.FREE)
     if attempt.counted is False and verdict in (Verdict.COUNTED, Verdict.FATAL):
         weight, verdict = REJECTED, Verdict.FREE  # a kubelet's reason that reads like one of ours
     message = attempt.message or ""
     return Cause(attempt.reason, message, verdict, weight, attempt.exit_code, attempt.rank, attempt.node)
 
 
-def gang_deleted() -> Cause:
-    """By hand, or by somebody's clean-up."""
-    return Cause("JobDeleted", "the attempt's Job was deleted", Verdict.FREE, GANG_DELETED)
+def job_deleted() -> Cause:
+    """Deleted by hand, or by a clean-up that is not ours."""
+    return Cause("JobDeleted", "the attempt's Job was deleted", Verdict.FREE, JOB_DELETED)
 
 
 def completed() -> Cause:
-    """Every pod has succeeded, by the word of the Job controller."""
+    """Every pod has succeeded, according to the Job controller."""
     return Cause("Completed", "all pods are done", Verdict.DONE, DONE)
 
 
@@ -143,55 +177,56 @@ def requeued() -> Cause:
     return Cause("Requeued", "its queue has taken back its place", Verdict.FREE, DISRUPTED)
 
 
-def vanished(index: int) -> Cause:
-    """A pod is gone, and nobody has seen how."""
-    return Cause("PodDeleted", f"the pod of worker {index} was deleted", Verdict.FREE, VANISHED)
+def pod_missing(index: int) -> Cause:
+    """A pod does not exist any more, and how it ended was not observed."""
+    return Cause("PodDeleted", f"the pod of worker {index} was deleted", Verdict.FREE, POD_MISSING)
 
 
-def lost(pod: Pod) -> Cause:
+def node_lost(pod: Pod) -> Cause:
     """A pod that does not end though it was asked to."""
-    words = f"does not confirm its deletion after {pod.grace:.0f} s of grace: its node is taken for lost"
-    return _cause(pod, "NodeLost", words, Verdict.FREE, DISRUPTED)
+    message = f"does not confirm its deletion after {pod.grace:.0f} s of grace: its node is taken for lost"
+    return _cause(pod, "NodeLost", message, Verdict.FREE, DISRUPTED)
 
 
 def _failed(pod: Pod) -> Cause:
     end = pod.exit
-    if end is None or end.reason in LOST_SIGHT:
+    if end is None or end.reason in STATUS_UNKNOWN:
         if pod.ended is not None:  # the kubelet refused or evicted it
             return _cause(pod, pod.ended.reason or "Rejected", pod.ended.message, Verdict.FREE, REJECTED)
         if pod.terminating is not None:  # before its container ran, as by the Job controller when another has failed
-            return _cause(pod, "PodDeleted", "was deleted", Verdict.FREE, VANISHED)
-        if pod.waiting is not None:  # a container that somebody put before ours
-            words = f"failed before its container began ({pod.waiting.reason})"
-            return _cause(pod, "NotStarted", words, Verdict.COUNTED, _BY_CODE[None][0])
-        return _cause(pod, "NodeLost", "was lost: its node lost sight of it, as in a reboot", Verdict.FREE, DISRUPTED)
+            return _cause(pod, "PodDeleted", "was deleted", Verdict.FREE, POD_MISSING)
+        if pod.waiting is not None:  # on an init container that is not ours
+            message = f"failed before its container began ({pod.waiting.reason})"
+            return _cause(pod, "NotStarted", message, Verdict.COUNTED, _weight(OTHER_CODE))
+        return _cause(
+            pod, "NodeLost", "was lost: its node does not know how it ended, as after a reboot", Verdict.FREE, DISRUPTED
+        )
     if end.reason == "OOMKilled":
         limit = f"its limit of {pod.memory}" if pod.memory else "the memory of its node"
-        words = f"was killed for its memory ({limit}): raise template.resources.limits.memory, or {_LOWER}"
-        return _cause(pod, "OOMKilled", words, Verdict.COUNTED, OUT_OF_MEMORY)
+        message = f"was killed for its memory ({limit}): raise template.resources.limits.memory, or {_LOWER}"
+        return _cause(pod, "OOMKilled", message, Verdict.COUNTED, OUT_OF_MEMORY)
     if end.code == SIGKILLED and pod.terminating is not None:
-        words = "did not stop within its grace period and was killed"
-        return _cause(pod, "Stopped", words, Verdict.FREE, _BY_CODE[ExitCode.STOPPED][0])
-    weight, reason, verdict = _BY_CODE.get(end.code, _BY_CODE[None])
-    return _cause(pod, reason, _words(end), verdict, weight)
+        return _cause(pod, "Stopped", "did not stop within its grace period and was killed", Verdict.FREE, STOPPED)
+    known = end_cause(end.code)
+    return _cause(pod, known.reason, _exit_message(end), known.verdict, _weight(known))
 
 
-def _words(end: Exit) -> str:
+def _exit_message(end: Exit) -> str:
     last = end.progress
     if last is not None and last.error is not None:
         return last.error.text
-    if last is not None:  # the message of a process that was killed
-        return f"ended with exit code {end.code} after step {last.step}"
+    if last is not None:  # the process was killed: its message has no error
+        return f"{describe_exit(end.code)} after step {last.step}"
     tail = redact(end.text.strip())[-200:]
-    return f"ended with exit code {end.code}" + (f": {tail}" if tail else "")
+    return describe_exit(end.code) + (f": {tail}" if tail else "")
 
 
-def _cause(pod: Pod, reason: str, words: str, verdict: Verdict, weight: int) -> Cause:
+def _cause(pod: Pod, reason: str, message: str, verdict: Verdict, weight: int) -> Cause:
     error = pod.exit.progress.error if pod.exit and pod.exit.progress else None
-    said = error is not None and words == error.text
+    from_trainer = error is not None and message == error.text
     return Cause(
         reason,
-        words if said else f"pod {pod.name} {words}" if words else f"pod {pod.name} failed",
+        message if from_trainer else f"pod {pod.name} {message}" if message else f"pod {pod.name} failed",
         verdict,
         weight,
         pod.exit.code if pod.exit else None,

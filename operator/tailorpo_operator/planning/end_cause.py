@@ -8,19 +8,19 @@ from tailorpo_operator.api.conditions import is_true
 from tailorpo_operator.api.types import Attempt
 from tailorpo_operator.planning.builder import PlanBuilder
 from tailorpo_operator.planning.causes import (
-    GANG_DELETED,
-    LOST_SIGHT,
-    OURS,
-    VANISHED,
+    BY_OPERATOR,
+    JOB_DELETED,
+    POD_MISSING,
+    STATUS_UNKNOWN,
     Cause,
     Verdict,
     completed,
-    gang_deleted,
-    of,
-    remembered,
+    decisive,
+    job_deleted,
+    of_pod,
+    pod_missing,
+    recorded,
     requeued,
-    vanished,
-    worst,
 )
 from tailorpo_operator.planning.observed import AttemptJob, Pod, Reason
 from tailorpo_operator.planning.pending_reason import why as why_waiting
@@ -34,11 +34,11 @@ ASKED = 30.0
 def why(builder: PlanBuilder, attempt: Attempt) -> Cause | None:
     """The cause that explains the others; None while the attempt goes on."""
     attempt_job, pods = builder.observed.attempt_job(attempt.number), builder.observed.pods_of(attempt.number)
-    pods_with_evidence, known = builder.observed.pods_with_evidence(attempt.number), remembered(attempt)
+    pods_with_evidence, known = builder.observed.pods_with_evidence(attempt.number), recorded(attempt)
     leader = next((pod for pod in pods_with_evidence if pod.index == 0 and pod.succeeded), None)
     if leader is not None:  # what it has written is the result, whatever the others say
-        return of(leader)
-    if known is not None and known.verdict in (Verdict.DONE, Verdict.OURS):
+        return of_pod(leader)
+    if known is not None and known.verdict in (Verdict.DONE, Verdict.SUSPENDED):
         return known
     if attempt_job is not None and attempt_job.complete:
         return completed()
@@ -48,8 +48,8 @@ def why(builder: PlanBuilder, attempt: Attempt) -> Cause | None:
         return asked
     # Of equal weight what is gone: the Job controller deletes the others after it.
     found = [*([known] if known is not None else []), *_missing(builder, attempt_job, pods, known), *found]
-    cause = worst(found)
-    if cause is not None and known is None and cause.weight in (GANG_DELETED, VANISHED):
+    cause = decisive(found)
+    if cause is not None and known is None and cause.weight in (JOB_DELETED, POD_MISSING):
         # What is not there may not have been seen yet; and the Job controller deletes pods too, when one has failed.
         builder.require_fresh()
     return _with_exit(known, pods_with_evidence) if known is not None and cause is known else cause
@@ -87,7 +87,7 @@ def _told(attempt_job: AttemptJob | None, pods: tuple[Pod, ...]) -> Iterator[Cau
     if queued and any(pod.ran for pod in pods):
         yield requeued()
     for pod in pods:
-        cause = of(pod)
+        cause = of_pod(pod)
         # A queue may take back pods that never ran, and make them again.
         if cause is not None and cause.verdict is not Verdict.DONE and (pod.ran or not queued):
             yield cause
@@ -98,7 +98,7 @@ def _with_exit(known: Cause, pods: tuple[Pod, ...]) -> Cause:
     if known.exit_code is not None:
         return known
     exits = (pod.exit for pod in pods if (pod.index, pod.node) == (known.rank, known.node) and pod.exit is not None)
-    end = next((each for each in exits if each.reason not in LOST_SIGHT), None)
+    end = next((each for each in exits if each.reason not in STATUS_UNKNOWN), None)
     return known if end is None else replace(known, exit_code=end.code)
 
 
@@ -108,7 +108,7 @@ def _asked(
     """An end that the job itself asks for."""
     policy, status = builder.policy, builder.status
     if policy.suspend:
-        return _ours("Suspended", "runPolicy.suspend is true", Verdict.OURS)
+        return _ours("Suspended", "runPolicy.suspend is true", Verdict.SUSPENDED)
     limit, began = policy.active_deadline_seconds, status.start_time
     if attempt_job is None or attempt_job.suspended:  # no deadline passes in a queue
         return None
@@ -134,7 +134,7 @@ def _stalled(builder: PlanBuilder, attempt: Attempt) -> Cause | None:
         builder.requeue_with_backoff(builder.now, ASKED, ASKED)
         return None
     words = f"no step for {timedelta(seconds=limit)}, though the trainer answers"
-    return Cause("NoProgress", f"{words}: stopped at step {report.progress.step}", Verdict.COUNTED, OURS)
+    return Cause("NoProgress", f"{words}: stopped at step {report.progress.step}", Verdict.COUNTED, BY_OPERATOR)
 
 
 def _missing(
@@ -143,16 +143,16 @@ def _missing(
     """What was there and is gone."""
     if attempt_job is None or attempt_job.deleting:
         if known is None:  # else we have deleted it ourselves
-            yield gang_deleted()
+            yield job_deleted()
         return
     old = {pod.index for pod in pods if pod.phase != "Pending"}
     if is_true(builder.status, "Running"):
         # Gone, or replaced: a gang with a new member cannot go on.
-        yield from (vanished(index) for index in range(attempt_job.workers) if index not in old)
+        yield from (pod_missing(index) for index in range(attempt_job.workers) if index not in old)
     elif attempt_job.failed and len(old) < attempt_job.workers:
         # Pods that fail stay: this one was deleted, by a drain or by hand, while nobody looked.
-        yield vanished(min(set(range(attempt_job.workers)) - old))
+        yield pod_missing(min(set(range(attempt_job.workers)) - old))
 
 
 def _ours(reason: str, message: str, verdict: Verdict) -> Cause:
-    return Cause(reason, message, verdict, OURS)
+    return Cause(reason, message, verdict, BY_OPERATOR)

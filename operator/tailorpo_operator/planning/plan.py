@@ -18,7 +18,7 @@ from tailorpo_operator.planning import attempts, end_cause, pending_reason, stop
 from tailorpo_operator.planning.actions import DeleteJob, DeletePod, Plan, StopAttempt
 from tailorpo_operator.planning.backoff import AS_KUBERNETES, Retries
 from tailorpo_operator.planning.builder import PlanBuilder
-from tailorpo_operator.planning.causes import Cause, Verdict, lost, worst
+from tailorpo_operator.planning.causes import Cause, Verdict, decisive, node_lost
 from tailorpo_operator.planning.next_attempt import FIRST_LOOK, LAST_LOOK, between, resume
 from tailorpo_operator.planning.observed import Observed
 
@@ -124,7 +124,7 @@ def _ended(builder: PlanBuilder, attempt: Attempt, cause: Cause) -> bool:
     attempt_job, pods = builder.observed.attempt_job(attempt.number), builder.observed.pods_of(attempt.number)
     living = [pod for pod in pods if not pod.done]
     if cause.verdict is not Verdict.DONE:
-        cause = worst([cause, *map(lost, stopping.overdue(builder, living))]) or cause
+        cause = decisive([cause, *map(node_lost, stopping.overdue(builder, living))]) or cause
     stop = stopping.must_stop(attempt_job, pods, cause)
     news = attempts.hear(builder, attempt)
     if news and not builder.observed.fresh and any(pod.terminating is not None for pod in pods):

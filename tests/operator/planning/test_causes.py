@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from datetime import timedelta
+from itertools import combinations_with_replacement, permutations, product
 
 import pytest
 
@@ -10,15 +11,17 @@ from tailorpo_operator.planning.causes import Cause, Verdict
 from tailorpo_operator.planning.end_cause import noted
 from tailorpo_operator.planning.events import event
 from tailorpo_operator.planning.observed import Exit, Pod, Reason
-from tailorpo_trainer.errors import ExitCode
+from tailorpo_trainer.errors import ExitCode, end_cause
+from tailorpo_trainer.training.launch import decide
 from tests.operator.stories import NOON, Story, attempt_job, begun, exited, last_word, pending, pod, running
+from tools import reason_tables
 
 FATAL, COUNTED, FREE, DONE = Verdict.FATAL, Verdict.COUNTED, Verdict.FREE, Verdict.DONE
 UNKNOWN = "ContainerStatusUnknown"
 
 
 def of(found: Pod) -> Cause:
-    cause = causes.of(found)
+    cause = causes.of_pod(found)
     assert cause is not None
     return cause
 
@@ -48,7 +51,8 @@ def rejected(reason: str) -> Pod:
         (ExitCode.INTERRUPTED, "Interrupted", COUNTED),
         (128, "Error", COUNTED),
         (137, "Killed", COUNTED),
-        (139, "Error", COUNTED),
+        (134, "Killed", COUNTED),
+        (139, "Killed", COUNTED),
         (143, "Stopped", FREE),
         (255, "Error", COUNTED),
     ],
@@ -106,15 +110,20 @@ def test_every_other_end_of_a_pod(ended: Pod, reason: str, verdict: Verdict) -> 
 
 @pytest.mark.parametrize("found", [pod(), pending(), pod(ready=False), pod(phase="Unknown")])
 def test_a_pod_that_goes_on_says_nothing(found: Pod) -> None:
-    assert causes.of(found) is None
+    assert causes.of_pod(found) is None
 
 
 ORDER = [
     [disrupted("PreemptionByScheduler")],
     [exited(137, reason="OOMKilled")],
     [exited(ExitCode.CONFIGURATION), exited(ExitCode.BAD_DATA), exited(ExitCode.NOT_FINITE)],
-    [exited(ExitCode.OUT_OF_RESOURCES), exited(ExitCode.INTERNAL)],
-    [exited(ExitCode.UNAVAILABLE), exited(ExitCode.STALLED)],
+    [exited(137)],
+    [exited(139), exited(134)],
+    [exited(ExitCode.OUT_OF_RESOURCES)],
+    [exited(ExitCode.INTERNAL)],
+    [exited(1), exited(255)],
+    [exited(ExitCode.UNAVAILABLE)],
+    [exited(ExitCode.STALLED)],
     [pod(terminating=NOON)],
     [exited(ExitCode.STOPPED), exited(143), exited(137, terminating=NOON)],
     [exited(ExitCode.DONE)],
@@ -127,27 +136,69 @@ def test_who_explains_whom(place: int) -> None:
     for better in ORDER[place]:
         for worse in [each for group in ORDER[place + 1 :] for each in group]:
             pair = [of(worse), of(better)]
-            assert causes.worst(pair) == causes.worst(reversed(pair)) == of(better)
+            assert causes.decisive(pair) == causes.decisive(reversed(pair)) == of(better)
+
+
+def decided(codes: tuple[int, ...]) -> tuple[str, int | None, int | None]:
+    """Which cause the launcher names for ranks that end with these codes, and the operator for such pods."""
+    rank, code, _ = decide(dict(enumerate(codes)), {})
+    cause = causes.decisive(ENDED[code, index] for index, code in enumerate(codes))
+    assert cause is not None
+    assert (end_cause(code).reason, code, rank) == (cause.reason, cause.exit_code, cause.rank), codes
+    return cause.reason, code, rank
+
+
+ENDED = {(code, index): of(exited(code, index)) for code in range(256) for index in range(3)}
+EACH_ROW = [*(code for code in ExitCode), 1, 255, 134, 137, 139, 143]
+
+
+def test_the_launcher_and_the_operator_name_the_same_cause() -> None:
+    for pair in product(range(256), repeat=2):
+        decided(pair)
+    for three in combinations_with_replacement(EACH_ROW, 3):
+        reasons = {decided(codes)[0] for codes in permutations(three)}
+        assert len(reasons) == 1, three
+
+
+@pytest.mark.parametrize(("codes", "reason"), [
+    ((1, 71), "OutOfResources"),
+    ((71, 139), "Killed"),
+    ((134, 137), "Killed"),
+    ((78, 137), "ConfigurationError"),
+    ((74, 1), "Error"),
+    ((143, 130), "Interrupted"),
+    ((0, 75), "Stopped"),
+])  # fmt: skip
+def test_the_order_of_causes(codes: tuple[int, int], reason: str) -> None:
+    assert decided(codes)[0] == decided(codes[::-1])[0] == reason
+
+
+def test_the_documentation_lists_every_reason_and_is_current() -> None:
+    for page, content in reason_tables.pages().items():
+        assert page.read_text() == content, "run python -m tools.reason_tables"
+        assert content.count("tools.reason_tables") == 1
+    listed = {each.reason for each in causes.REASONS}
+    assert {reason for reason, _ in causes.DISRUPTIONS.values()} | {each.reason for each in ENDED.values()} <= listed
 
 
 def test_of_equals_the_lowest_index_explains() -> None:
     three = [of(exited(ExitCode.INTERNAL, index)) for index in range(3)]
-    assert causes.worst(three) == three[0]
-    assert causes.worst([]) is None
+    assert causes.decisive(three) == three[0]
+    assert causes.decisive([]) is None
 
 
 def test_a_peer_that_was_stopped_before_it_began_hides_no_error() -> None:
     """The Job controller deletes a pod whose image is still being pulled; the kubelet finds no container of it."""
     early = exited(137, 1, reason=UNKNOWN, terminating=NOON)
-    assert causes.worst([of(early), of(exited(ExitCode.CONFIGURATION))]) == of(exited(ExitCode.CONFIGURATION))
+    assert causes.decisive([of(early), of(exited(ExitCode.CONFIGURATION))]) == of(exited(ExitCode.CONFIGURATION))
 
 
 def test_peers_miss_what_was_seen_to_be_deleted_first() -> None:
-    known = causes.remembered(noted(begun(), of(pod(1, terminating=NOON))))
+    known = causes.recorded(noted(begun(), of(pod(1, terminating=NOON))))
     assert known is not None
-    assert causes.worst([of(exited(ExitCode.STALLED)), known]) == known
+    assert causes.decisive([of(exited(ExitCode.STALLED)), known]) == known
     internal = of(exited(ExitCode.INTERNAL))
-    assert causes.worst([internal, known]) == internal
+    assert causes.decisive([internal, known]) == internal
 
 
 def test_out_of_memory_names_the_limit_and_the_way_out() -> None:
@@ -167,6 +218,9 @@ def test_what_is_no_termination_message_is_quoted_without_secrets() -> None:
     assert cause.message == "pod animals-0001-0 ended with exit code 1: exec: s3://store/x: no such file"
     cause = of(exited(9, text=last_word(0)))
     assert cause.message == "pod animals-0001-0 ended with exit code 9 after step 100"
+    cause = of(exited(139, text=last_word(0)))
+    assert cause.message == "pod animals-0001-0 was killed by SIGSEGV after step 100"
+    assert of(exited(137, text=" ")).message == "pod animals-0001-0 was killed by SIGKILL"
 
 
 @pytest.mark.parametrize(
@@ -208,19 +262,19 @@ def test_a_hostile_last_word_is_no_progress(text: str) -> None:
 def test_the_status_remembers_what_follows(found: Pod) -> None:
     """A kubelet's reasons may read like ours: DeadlineExceeded is that of a pod, and no deadline of the job's."""
     cause = of(found)
-    known = causes.remembered(noted(begun(), cause))
+    known = causes.recorded(noted(begun(), cause))
     assert known is not None
     assert (known.reason, known.verdict, known.exit_code) == (cause.reason, cause.verdict, cause.exit_code)
 
 
 def test_nothing_is_remembered_of_an_attempt_that_goes_on() -> None:
-    assert causes.remembered(begun()) is None
+    assert causes.recorded(begun()) is None
 
 
 def test_a_lost_pod_explains_what_its_peers_say() -> None:
-    cause = causes.lost(pod(1, terminating=NOON - timedelta(hours=1)))
+    cause = causes.node_lost(pod(1, terminating=NOON - timedelta(hours=1)))
     assert (cause.reason, cause.verdict, cause.node) == ("NodeLost", FREE, "node-1")
-    assert causes.worst([of(exited(ExitCode.STALLED)), cause]) == cause
+    assert causes.decisive([of(exited(ExitCode.STALLED)), cause]) == cause
 
 
 def test_an_exit_status_that_no_process_has_is_left_out() -> None:

@@ -34,8 +34,8 @@ CODES = {
     75: "Stopped",
 }
 EXPLAINS = [
-    *("Preempted", "OOMKilled", "ConfigurationError", "DataError", "NotFinite", "UsageError", "Killed", "Error"),
-    *("OutOfResources", "InternalError", "Unavailable", "PodDeleted", "Stalled", "Interrupted", "Stopped"),
+    *("Preempted", "OOMKilled", "ConfigurationError", "DataError", "NotFinite", "UsageError", "Killed"),
+    *("OutOfResources", "InternalError", "Error", "Unavailable", "PodDeleted", "Stalled", "Interrupted", "Stopped"),
 ]
 """The first one explains the others. All disruptions are equal, and so are all deletions."""
 WISHED = ("Suspended", "DeadlineExceeded", "StartDeadlineExceeded")
@@ -272,7 +272,7 @@ def evidence(pod: Object) -> str | None:
         return "OOMKilled"
     if ends:
         code = ends[0]["exitCode"]
-        return "Stopped" if code == 137 and deleted else CODES.get(code, "Error")
+        return "Stopped" if code == 137 and deleted else CODES.get(code, "Killed" if 128 < code < 193 else "Error")
     return "PodDeleted" if deleted else None
 
 

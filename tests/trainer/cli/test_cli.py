@@ -248,7 +248,7 @@ def test_python_m_runs_a_job(job: Path) -> None:
         (errors.StoppedError("stopped after iteration 3"), 75, "stopped after iteration 3"),
         (errors.NotFiniteError("the loss is nan"), 76, "error: the loss is nan"),
         (errors.ConfigurationError("two\nlines"), 78, "error: two\nlines"),
-        (MemoryError(), 71, "error: out of memory: no more could be had"),
+        (MemoryError(), 71, "error: out of memory: an allocation failed"),
         (type("OutOfMemoryError", (RuntimeError,), {})("CUDA out"), 71, "error: out of memory: CUDA out"),
         (OSError(28, "Full", "a"), 71, "error: the disk is full: [Errno 28] Full: 'a'"),
         (KeyboardInterrupt(), 130, ""),

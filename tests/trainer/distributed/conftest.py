@@ -14,20 +14,20 @@ from typing import Any, NamedTuple
 import pytest
 
 SECONDS = 60
-"""After which a test's processes are killed: they hang."""
+"""Seconds after which a test's processes are killed, since they hang."""
 
 
 class Ended(NamedTuple):
-    """How one process ended. `said`: what it wrote to standard error."""
+    """How one process ended. `stderr`: what it wrote there."""
 
     code: int
     value: Any
-    said: str
+    stderr: str
     seconds: float
 
 
-class Gang:
-    """Processes under way; `pids` are theirs, by rank."""
+class Processes:
+    """Forked processes; `pids` are theirs, by rank."""
 
     def __init__(self, count: int, work: Callable[[int], Any], folder: Path) -> None:
         self.folder, self.begun = folder, time.monotonic()
@@ -44,18 +44,18 @@ class Gang:
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         code = 70
-        with (self.folder / f"{rank}.said").open("w") as said:
-            os.dup2(said.fileno(), 2)
-            sys.stderr = said
+        with (self.folder / f"{rank}.stderr").open("w") as stderr:
+            os.dup2(stderr.fileno(), 2)
+            sys.stderr = stderr
             try:
                 value = work(rank)
                 (self.folder / f"{rank}.json").write_text(json.dumps(value))
                 code = 0
             except Exception as error:
                 code = int(getattr(error, "exit_code", 70))
-                traceback.print_exc(file=said)
+                traceback.print_exc(file=stderr)
             finally:
-                said.flush()
+                stderr.flush()
                 os._exit(code)
 
     def wait(self) -> list[Ended]:
@@ -71,27 +71,27 @@ class Gang:
                     elif time.monotonic() > deadline:
                         os.kill(pid, 9)
             time.sleep(0.01)
-        return [Ended(codes[rank][0], self._value(rank), self._said(rank), codes[rank][1]) for rank in sorted(codes)]
+        return [Ended(codes[rank][0], self._value(rank), self._stderr(rank), codes[rank][1]) for rank in sorted(codes)]
 
     def _value(self, rank: int) -> Any:
         path = self.folder / f"{rank}.json"
         return json.loads(path.read_text()) if path.exists() else None
 
-    def _said(self, rank: int) -> str:
-        return (self.folder / f"{rank}.said").read_text()
+    def _stderr(self, rank: int) -> str:
+        return (self.folder / f"{rank}.stderr").read_text()
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., Gang]]:
+def start(tmp_path: Path) -> Iterator[Callable[..., Processes]]:
     """start(count, work): `work(rank)` in that many processes, which find each other as under torchrun."""
-    gangs: list[Gang] = []
+    groups: list[Processes] = []
 
-    def begin(count: int, work: Callable[[int], Any]) -> Gang:
-        gangs.append(Gang(count, work, tmp_path / f"gang-{len(gangs)}"))
-        return gangs[-1]
+    def begin(count: int, work: Callable[[int], Any]) -> Processes:
+        groups.append(Processes(count, work, tmp_path / f"group-{len(groups)}"))
+        return groups[-1]
 
     yield begin
-    for pid in (pid for gang in gangs for pid in gang.pids):
+    for pid in (pid for group in groups for pid in group.pids):
         with suppress(ProcessLookupError, ChildProcessError):  # nothing outlives a test that failed
             if os.waitpid(pid, os.WNOHANG) == (0, 0):
                 os.kill(pid, 9)
@@ -99,12 +99,12 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Gang]]:
 
 
 @pytest.fixture
-def together(start: Callable[..., Gang]) -> Callable[..., list[Any]]:
-    """together(count, work): what each process returned; all must have ended well."""
+def run_all(start: Callable[..., Processes]) -> Callable[..., list[Any]]:
+    """run_all(count, work): what each process returned; all must have ended with 0."""
 
     def run(count: int, work: Callable[[int], Any]) -> list[Any]:
         ended = start(count, work).wait()
-        assert [each.code for each in ended] == [0] * count, "\n".join(each.said for each in ended)
+        assert [each.code for each in ended] == [0] * count, "\n".join(each.stderr for each in ended)
         return [each.value for each in ended]
 
     return run

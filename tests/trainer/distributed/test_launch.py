@@ -16,7 +16,7 @@ from tailorpo_trainer import checkpoint
 from tailorpo_trainer.errors import ExitCode, StalledError
 from tailorpo_trainer.spec.job import RunPolicy
 from tailorpo_trainer.telemetry import termination
-from tailorpo_trainer.training.launch import Gang, _await_name, _decide, _tell, launch
+from tailorpo_trainer.training.launch import WorldLayout, _wait_for_address, _write_message, decide, launch
 
 Make = Callable[..., dict[str, Any]]
 
@@ -37,13 +37,16 @@ def message(code: int) -> dict[str, Any]:
     ({0: 1}, {1: message(74)}, (0, 1)),
     ({0: 139}, {1: message(70)}, (0, 139)),
     ({0: 0, 1: 75}, {}, (1, 75)),
+    ({0: 1, 1: 71}, {}, (1, 71)),
+    ({0: 143, 1: 130}, {}, (1, 130)),
+    ({0: 134, 1: 137}, {}, (1, 137)),
 ])  # fmt: skip
 def test_the_code_that_explains_the_others_is_passed_on(
     failed: dict[int, int], messages: dict[int, dict[str, Any]], expected: tuple[int, int]
 ) -> None:
-    rank, code, said = _decide(failed, messages)
+    rank, code, message_of_rank = decide(failed, messages)
     assert (rank, code) == expected
-    assert said == messages.get(rank, {})
+    assert message_of_rank == messages.get(rank, {})
 
 
 RUNNING = {
@@ -64,14 +67,14 @@ PEER = {
 @pytest.mark.parametrize(("rank", "code", "messages", "phase", "text"), [
     (0, 0, {0: RUNNING}, "Succeeded", None),
     (1, 76, {0: RUNNING, 1: PEER}, "Failed", "one\ntwo"),
-    (1, 137, {0: RUNNING, 1: RUNNING}, "Failed", "rank 1 was killed by signal 9 and said nothing"),
-    (1, 75, {0: RUNNING, 1: {"phase": 3}}, "Stopped", "rank 1 ended with exit code 75 and said nothing"),
+    (1, 137, {0: RUNNING, 1: RUNNING}, "Failed", "rank 1 was killed by SIGKILL and left no message"),
+    (1, 75, {0: RUNNING, 1: {"phase": 3}}, "Stopped", "rank 1 ended with exit code 75 and left no message"),
 ])  # fmt: skip
 def test_the_pod_s_last_word_is_how_far_the_first_rank_was_and_why_the_decisive_one_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int, code: int, messages: Any, phase: str, text: str | None
 ) -> None:
     monkeypatch.setenv("TAILORPO_TERMINATION_LOG", str(tmp_path / "log"))
-    _tell(rank, code, messages)
+    _write_message(rank, code, messages)
     left = termination.read(tmp_path / "log")
     assert left is not None
     assert (left.phase, left.step, left.checkpoint and left.checkpoint.step) == (phase, 7, 5)
@@ -81,16 +84,16 @@ def test_the_pod_s_last_word_is_how_far_the_first_rank_was_and_why_the_decisive_
 
 def test_where_nobody_said_anything_it_is_said_for_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TAILORPO_TERMINATION_LOG", str(tmp_path / "log"))
-    _tell(0, 139, {})
+    _write_message(0, 139, {})
     left = termination.read(tmp_path / "log")
     assert left is not None
-    assert left.message == "rank 0 was killed by signal 11 and said nothing"
+    assert left.message == "rank 0 was killed by SIGSEGV and left no message"
 
 
 def test_a_name_that_never_gets_an_address_is_named() -> None:
     with pytest.raises(StalledError, match=r"nowhere.invalid has no address after 0.1 s .*rendezvousTimeoutSeconds"):
-        _await_name("nowhere.invalid", 0.1)
-    _await_name("localhost", 0.1)
+        _wait_for_address("nowhere.invalid", 0.1)
+    _wait_for_address("localhost", 0.1)
 
 
 def test_machines_that_do_not_meet_are_told_where_in_one_line() -> None:
@@ -98,7 +101,7 @@ def test_machines_that_do_not_meet_are_told_where_in_one_line() -> None:
         taken.bind(("127.0.0.1", 0))  # and nobody listens there
         port = taken.getsockname()[1]
         with pytest.raises(StalledError) as caught:
-            launch([], Gang(1, nodes=2, node_rank=1, master_port=port), RunPolicy(rendezvous_timeout_seconds=1))
+            launch([], WorldLayout(1, nodes=2, node_rank=1, master_port=port), RunPolicy(rendezvous_timeout_seconds=1))
     where = f"the 2 nodes did not meet at 127.0.0.1:{port} within 1 s (spec.runPolicy.rendezvousTimeoutSeconds): "
     assert str(caught.value).startswith(where)
     reason = str(caught.value).removeprefix(where)
@@ -107,8 +110,8 @@ def test_machines_that_do_not_meet_are_told_where_in_one_line() -> None:
     assert ".cpp" not in reason
 
 
-def test_a_gang_is_as_large_as_all_its_machines() -> None:
-    assert Gang(2, nodes=3).size == 6
+def test_a_layout_counts_the_processes_of_all_machines() -> None:
+    assert WorldLayout(2, nodes=3).size == 6
 
 
 @pytest.fixture
@@ -145,10 +148,10 @@ def test_stopped_it_says_so_and_goes_on_to_the_end(job: Callable[..., list[str]]
             if json.loads(line)["kind"] == "iteration":
                 launched.send_signal(signal.SIGTERM)
                 break
-        said = launched.stderr.read()
+        stderr = launched.stderr.read()
         launched.stdout.read()
-    assert launched.returncode == ExitCode.STOPPED, said
-    assert "Traceback" not in said
+    assert launched.returncode == ExitCode.STOPPED, stderr
+    assert "Traceback" not in stderr
     found = checkpoint.latest(checkpoint.open_store(tmp_path / "out"))
     assert found is not None
     done = found.step
@@ -190,8 +193,8 @@ def test_between_two_machines_the_real_code_of_the_first_failure_comes_out(
     ended = [(node.communicate(timeout=110)[1], node.returncode) for node in nodes]
     assert ExitCode.UNAVAILABLE in {code for _, code in ended}, ended
     assert {code for _, code in ended} <= {ExitCode.UNAVAILABLE, ExitCode.STALLED}
-    assert all("Traceback" not in said for said, _ in ended)
-    assert any("ended first, with exit code 69" in said for said, _ in ended)
+    assert all("Traceback" not in stderr for stderr, _ in ended)
+    assert any("ended first, with exit code 69" in stderr for stderr, _ in ended)
     for rank, (_, code) in enumerate(ended):
         left = termination.read(tmp_path / f"log-{rank}")
         assert left is not None

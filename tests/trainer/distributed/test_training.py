@@ -33,7 +33,7 @@ from tailorpo_trainer.training.updater import Updater
 
 Make = Callable[..., dict[str, Any]]
 Start = Callable[..., Any]
-Together = Callable[..., list[Any]]
+RunAll = Callable[..., list[Any]]
 
 FOUR = {"iterations": 3, "promptsPerIteration": 4}
 
@@ -58,13 +58,11 @@ def training(job: TailorPOJob, folder: Path) -> Callable[[int], None]:
 
 
 @pytest.mark.parametrize("name", ["tailorpo", "ddpo"])
-def test_one_two_and_four_processes_draw_the_same(
-    document: Make, together: Together, tmp_path: Path, name: str
-) -> None:
+def test_one_two_and_four_processes_draw_the_same(document: Make, run_all: RunAll, tmp_path: Path, name: str) -> None:
     """Pictures, rewards and what they cost. Rounding sets later iterations apart, so only the first is compared."""
     job = parse(document(method={"name": name}, training=FOUR))
     for size in (1, 2, 4):
-        together(size, training(job, tmp_path / str(size)))
+        run_all(size, training(job, tmp_path / str(size)))
     alone, alone_measured = lines(tmp_path / "1"), lines(tmp_path / "1", "evaluation")
     for size in (2, 4):
         found, measured = lines(tmp_path / str(size)), lines(tmp_path / str(size), "evaluation")
@@ -107,7 +105,7 @@ def share(rows: Any, text: Tensor, world: World) -> tuple[Any, Tensor]:
 @pytest.mark.parametrize("updates", [1, 3])
 @pytest.mark.parametrize("name", ["tailorpo", "d3po", "ddpo"])
 def test_the_same_pairs_give_the_same_gradient_in_any_number_of_processes(
-    document: Make, together: Together, tmp_path: Path, name: str, updates: int
+    document: Make, run_all: RunAll, tmp_path: Path, name: str, updates: int
 ) -> None:
     # Row by row, or the shape of a batch would decide how the denoiser rounds.
     options = FOUR | {"updatesPerIteration": updates, "microBatchSize": 1}
@@ -143,7 +141,7 @@ def test_the_same_pairs_give_the_same_gradient_in_any_number_of_processes(
             )
 
     for size in (1, 2, 4):
-        together(size, gradients)
+        run_all(size, gradients)
     *alone, loss, logits, terms = torch.load(tmp_path / "1-0")
     assert len(alone) == updates
     for size in (2, 4):
@@ -157,10 +155,10 @@ def test_the_same_pairs_give_the_same_gradient_in_any_number_of_processes(
 
 
 def test_stopped_at_any_process_and_gone_on_with_is_as_if_never_stopped(
-    document: Make, start: Start, together: Together, tmp_path: Path
+    document: Make, start: Start, run_all: RunAll, tmp_path: Path
 ) -> None:
     job = parse(document(training=FOUR, checkpoint={"everyIterations": 100}))
-    together(2, training(job, tmp_path / "whole"))
+    run_all(2, training(job, tmp_path / "whole"))
 
     def stopped(rank: int) -> None:
         def roll_out(*arguments: Any, **options: Any) -> Any:
@@ -173,20 +171,20 @@ def test_stopped_at_any_process_and_gone_on_with_is_as_if_never_stopped(
             run(job, tmp_path / "parts", display="quiet")
 
     ended = start(2, stopped).wait()
-    assert [each.code for each in ended] == [ExitCode.STOPPED] * 2, ended[0].said
-    assert "stopped by SIGTERM at rank 1 after iteration 1 of 3" in ended[0].said
+    assert [each.code for each in ended] == [ExitCode.STOPPED] * 2, ended[0].stderr
+    assert "stopped by SIGTERM at rank 1 after iteration 1 of 3" in ended[0].stderr
     assert newest(tmp_path / "parts")[0] == 1
-    together(2, training(job, tmp_path / "parts"))
+    run_all(2, training(job, tmp_path / "parts"))
     assert same(newest(tmp_path / "whole")[1], newest(tmp_path / "parts")[1])
 
 
-def kill_and_resume(document: Make, start: Start, together: Together, folder: Path, kills: int) -> None:
+def kill_and_resume(document: Make, start: Start, run_all: RunAll, folder: Path, kills: int) -> None:
     """Any process is killed at any of its denoiser calls, again and again; the end is as if nothing had been."""
     seed = random.SystemRandom().randrange(2**32)
     print(f"seed {seed}")
     drawn = random.Random(seed)
     job = parse(document(training={"iterations": 4, "promptsPerIteration": 4}))
-    together(2, training(job, folder / "whole"))
+    run_all(2, training(job, folder / "whole"))
     killed = 0
     while killed < kills:
         who, call = drawn.randrange(2), drawn.randrange(40)
@@ -208,27 +206,27 @@ def kill_and_resume(document: Make, start: Start, together: Together, folder: Pa
             continue
         assert {who: ended[who].code, 1 - who: ended[1 - who].code} == {who: -signal.SIGKILL, 1 - who: ExitCode.STALLED}
         killed += 1
-    together(2, training(job, folder / "parts"))
+    run_all(2, training(job, folder / "parts"))
     assert same(newest(folder / "whole")[1], newest(folder / "parts")[1])
     print(f"{kills} kills, differences: 0")
 
 
 def test_killed_anywhere_two_processes_end_as_if_they_had_not_been(
-    document: Make, start: Start, together: Together, tmp_path: Path
+    document: Make, start: Start, run_all: RunAll, tmp_path: Path
 ) -> None:
-    kill_and_resume(document, start, together, tmp_path, kills=3)
+    kill_and_resume(document, start, run_all, tmp_path, kills=3)
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(1200)
-def test_killed_twenty_times(document: Make, start: Start, together: Together, tmp_path: Path) -> None:
-    kill_and_resume(document, start, together, tmp_path, kills=20)
+def test_killed_twenty_times(document: Make, start: Start, run_all: RunAll, tmp_path: Path) -> None:
+    kill_and_resume(document, start, run_all, tmp_path, kills=20)
 
 
-def test_a_run_may_go_on_with_another_number_of_processes(document: Make, together: Together, tmp_path: Path) -> None:
+def test_a_run_may_go_on_with_another_number_of_processes(document: Make, run_all: RunAll, tmp_path: Path) -> None:
     for iterations, size in ((1, 2), (2, 1), (3, 4)):
         job = parse(document(training=FOUR | {"iterations": iterations}))
-        together(size, training(job, tmp_path))
+        run_all(size, training(job, tmp_path))
         assert newest(tmp_path)[0] == iterations
     assert [line["iteration"] for line in lines(tmp_path)] == [1, 2, 3]
 
@@ -236,8 +234,8 @@ def test_a_run_may_go_on_with_another_number_of_processes(document: Make, togeth
 def test_samples_that_cannot_be_shared_equally_are_refused(document: Make, start: Start, tmp_path: Path) -> None:
     ended = start(3, training(parse(document(training=FOUR)), tmp_path)).wait()
     assert [each.code for each in ended] == [ExitCode.CONFIGURATION] * 3
-    assert "4 samples an iteration" in ended[0].said
-    assert "use a multiple of 3" in ended[0].said
+    assert "4 samples an iteration" in ended[0].stderr
+    assert "use a multiple of 3" in ended[0].stderr
 
 
 class Odd:
@@ -275,7 +273,7 @@ def odd_run(document: Make, folder: Path, what: Callable[[], Any], **parts: Any)
 def test_a_failure_in_one_process_ends_all_after_a_checkpoint(document: Make, start: Start, tmp_path: Path) -> None:
     first, second = start(2, odd_run(document, tmp_path, lambda: float("nan"))).wait()
     assert (first.code, second.code) == (ExitCode.STALLED, ExitCode.NOT_FINITE)
-    assert "rank 1 ended the run: " in first.said
+    assert "rank 1 ended the run: " in first.stderr
     assert newest(tmp_path)[0] == 1
     (alarm,) = lines(tmp_path, "alarm")
     assert (alarm["name"], alarm["iteration"]) == ("not-finite", 2)
@@ -297,8 +295,8 @@ def test_a_process_that_hangs_is_ended_and_says_where(document: Make, start: Sta
     work = odd_run(document, tmp_path, lambda: time.sleep(1000), runPolicy={"stallTimeoutSeconds": 2})
     first, second = start(2, work).wait()
     assert (first.code, second.code) == (ExitCode.STALLED, ExitCode.STALLED)
-    assert "rank 1 made no progress for 2 s (spec.runPolicy.stallTimeoutSeconds)" in second.said
-    assert "in __call__" in second.said  # where it hangs
+    assert "rank 1 made no progress for 2 s (spec.runPolicy.stallTimeoutSeconds)" in second.stderr
+    assert "in __call__" in second.stderr  # where it hangs
 
 
 def test_the_first_process_alone_serves_and_counts_for_all(
@@ -316,5 +314,5 @@ def test_the_first_process_alone_serves_and_counts_for_all(
     job = parse(document(training=FOUR, evaluation={"everyIterations": 0}))
     ended = start(2, lambda rank: run(job, tmp_path / "run", display="quiet", watch=TelemetryOptions(port=0))).wait()
     assert [each.code for each in ended] == [0, 0], ended
-    assert ["metrics: http://" in each.said for each in ended] == [True, False]
+    assert ["metrics: http://" in each.stderr for each in ended] == [True, False]
     assert float((tmp_path / "samples").read_text()) == 12

@@ -30,12 +30,12 @@ def test_no_progress_ends_it_and_says_where_every_thread_stands(end: Ending, cap
         end.now = 0.05
         assert end.ended.wait(30)
     assert end.codes == [ExitCode.STALLED]
-    said = capfd.readouterr().err
-    assert "rank 0 made no progress for 0.04 s (spec.runPolicy.stallTimeoutSeconds)" in said
-    assert "test_no_progress_ends_it" in said
+    stderr = capfd.readouterr().err
+    assert "rank 0 made no progress for 0.04 s (spec.runPolicy.stallTimeoutSeconds)" in stderr
+    assert "test_no_progress_ends_it" in stderr
 
 
-class Looks:
+class ObservedClock:
     """The clock as the watchdog reads it, and a way to wait until it has."""
 
     def __init__(self, end: Ending) -> None:
@@ -51,12 +51,12 @@ class Looks:
 
 
 def test_each_beat_begins_the_time_anew(end: Ending) -> None:
-    looks = Looks(end)
-    with watching(0.04, end, looks) as beat:
+    observed_clock = ObservedClock(end)
+    with watching(0.04, end, observed_clock) as beat:
         for _ in range(5):
             end.now += 0.03
             beat()
-            looks.wait(3)
+            observed_clock.wait(3)
     assert end.codes == []
 
 
@@ -68,8 +68,8 @@ def test_it_does_not_outlive_its_launcher(end: Ending, monkeypatch: pytest.Monke
 
 
 def test_it_stays_while_its_launcher_is_there(end: Ending, monkeypatch: pytest.MonkeyPatch) -> None:
-    looks = Looks(end)
+    observed_clock = ObservedClock(end)
     monkeypatch.setenv(LAUNCHER, str(os.getppid()))
-    with watching(0.04, end, looks):
-        looks.wait(3)
+    with watching(0.04, end, observed_clock):
+        observed_clock.wait(3)
     assert end.codes == []

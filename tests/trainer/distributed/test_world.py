@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from tailorpo_trainer.distributed.signals import Stop, StopRequested
-from tailorpo_trainer.distributed.world import World, join, tell
+from tailorpo_trainer.distributed.world import World, announce_failure, join
 from tailorpo_trainer.errors import ConfigurationError, ExitCode, StalledError, TailorPOError
 
-Together = Callable[..., list[Any]]
+RunAll = Callable[..., list[Any]]
 Start = Callable[..., Any]
 
 
@@ -45,7 +45,7 @@ def test_alone_everything_is_what_it_was() -> None:
     world.barrier()
 
 
-def test_sums_rows_bytes_and_totals_are_the_same_everywhere(together: Together) -> None:
+def test_sums_rows_bytes_and_totals_are_the_same_everywhere(run_all: RunAll) -> None:
     def work(world: World) -> Any:
         vector, matrix = torch.full((3,), float(world.rank)), torch.full((2, 2), 10.0 * world.rank)
         world.sum([vector, matrix])
@@ -56,7 +56,7 @@ def test_sums_rows_bytes_and_totals_are_the_same_everywhere(together: Together) 
         return [vector.tolist(), matrix.tolist(), rows.tolist(), sent.decode(), len(empty), world.total({"n": 1})["n"]]
 
     expected = [[3.0] * 3, [[30.0] * 2] * 2, [[1, 1], [2, 2], [2, 2]], "first", 0, 3]
-    assert together(3, in_world(work)) == [expected] * 3
+    assert run_all(3, in_world(work)) == [expected] * 3
 
 
 def test_weights_that_went_apart_are_noticed_by_all(start: Start) -> None:
@@ -65,33 +65,33 @@ def test_weights_that_went_apart_are_noticed_by_all(start: Start) -> None:
 
     ended = start(2, in_world(work)).wait()
     assert [each.code for each in ended] == [ExitCode.INTERNAL] * 2
-    assert all("no longer the same" in each.said for each in ended)
+    assert all("no longer the same" in each.stderr for each in ended)
 
 
 @pytest.mark.parametrize("stopped", [0, 1])
-def test_a_stop_of_one_stops_all_wherever_they_are(together: Together, stopped: int) -> None:
+def test_a_stop_of_one_stops_all_wherever_they_are(run_all: RunAll, stopped: int) -> None:
     """One is between two denoiser calls, the other waits for it in a collective."""
 
     def work(world: World) -> Any:
         try:
-            with world.together():
+            with world.end_together():
                 if world.rank == stopped:
                     os.kill(os.getpid(), signal.SIGTERM)
                     world.check()
                 world.gather(torch.zeros(1))
         except StopRequested:
             world.barrier()
-            return [world.stop.requested, world.parted, world.broken]
+            return [world.stop.requested, world.run_ended, world.collective_failed]
         return None
 
-    words = ["SIGTERM" if rank == stopped else f"SIGTERM at rank {stopped}" for rank in range(2)]
-    assert together(2, in_world(work)) == [[word, True, False] for word in words]
+    requests = ["SIGTERM" if rank == stopped else f"SIGTERM at rank {stopped}" for rank in range(2)]
+    assert run_all(2, in_world(work)) == [[request, True, False] for request in requests]
 
 
-def test_a_stop_is_heard_between_two_denoiser_calls(together: Together) -> None:
+def test_a_stop_is_heard_between_two_denoiser_calls(run_all: RunAll) -> None:
     def work(world: World) -> Any:
         try:
-            with world.together():
+            with world.end_together():
                 if world.first:
                     world.stop.requested = "SIGTERM"
                 deadline = time.monotonic() + 30
@@ -101,35 +101,35 @@ def test_a_stop_is_heard_between_two_denoiser_calls(together: Together) -> None:
             return "stopped"
         return None
 
-    assert together(2, in_world(work)) == ["stopped"] * 2
+    assert run_all(2, in_world(work)) == ["stopped"] * 2
 
 
-def test_a_stop_waits_while_something_is_half_made(together: Together) -> None:
+def test_a_stop_waits_while_something_is_half_made(run_all: RunAll) -> None:
     def work(world: World) -> Any:
         world.stop.requested = "SIGTERM" if world.first else None
-        with world.held():
+        with world.defer_stop():
             world.check()
             rows = world.gather(torch.ones(1))
         try:
-            with world.together():
+            with world.end_together():
                 world.gather(torch.ones(1))
         except StopRequested:
             return rows.tolist()
         return None
 
-    assert together(2, in_world(work)) == [[1, 1]] * 2
+    assert run_all(2, in_world(work)) == [[1, 1]] * 2
 
 
 def test_a_failure_of_one_is_told_to_all_with_its_rank(start: Start) -> None:
     def work(world: World) -> None:
-        with world.together():
+        with world.end_together():
             if not world.first:
                 raise ConfigurationError("the colour is wrong")
             world.gather(torch.zeros(1))
 
     ended = start(2, in_world(work)).wait()
     assert [each.code for each in ended] == [ExitCode.STALLED, ExitCode.CONFIGURATION]
-    assert "rank 1 ended the run: the colour is wrong" in ended[0].said
+    assert "rank 1 ended the run: the colour is wrong" in ended[0].stderr
 
 
 def test_a_peer_that_is_gone_is_noticed_by_who_waits(start: Start) -> None:
@@ -138,15 +138,15 @@ def test_a_peer_that_is_gone_is_noticed_by_who_waits(start: Start) -> None:
         if not world.first:
             os.kill(os.getpid(), signal.SIGKILL)
         try:
-            with world.together():
+            with world.end_together():
                 while True:
                     world.gather(torch.zeros(1))
         except StalledError:
             world.barrier()
-            return f"broken: {world.broken}"
+            return f"failed: {world.collective_failed}"
 
     first, second = start(2, in_world(work)).wait()
-    assert (first.value, second.code) == ("broken: True", -signal.SIGKILL)
+    assert (first.value, second.code) == ("failed: True", -signal.SIGKILL)
 
 
 def test_a_launcher_speaks_for_who_died_far_from_any_exchange(start: Start) -> None:
@@ -154,19 +154,19 @@ def test_a_launcher_speaks_for_who_died_far_from_any_exchange(start: Start) -> N
         world.barrier()
         if not world.first:
             os.kill(os.getpid(), signal.SIGKILL)
-        with world.together():
+        with world.end_together():
             while True:  # a long rollout
                 world.check()
 
-    gang = start(2, in_world(work))
-    assert os.waitstatus_to_exitcode(os.waitpid(gang.pids[1], 0)[1]) == -signal.SIGKILL
-    tell("127.0.0.1", gang.port, 1, "it was killed by signal 9")
-    tell("127.0.0.1", gang.port, 1, "too late")
-    del gang.pids[1]
-    [first] = gang.wait()
+    processes = start(2, in_world(work))
+    assert os.waitstatus_to_exitcode(os.waitpid(processes.pids[1], 0)[1]) == -signal.SIGKILL
+    announce_failure("127.0.0.1", processes.port, 1, "it was killed by SIGKILL")
+    announce_failure("127.0.0.1", processes.port, 1, "too late")
+    del processes.pids[1]
+    [first] = processes.wait()
     assert first.code == ExitCode.STALLED
-    assert "rank 1 ended the run: it was killed by signal 9" in first.said
-    tell("127.0.0.1", gang.port, 1, "nobody is there", timeout=0.1)
+    assert "rank 1 ended the run: it was killed by SIGKILL" in first.stderr
+    announce_failure("127.0.0.1", processes.port, 1, "nobody is there", timeout=0.1)
 
 
 def test_who_does_not_come_is_not_waited_for_for_ever(start: Start) -> None:

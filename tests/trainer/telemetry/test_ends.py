@@ -1,4 +1,4 @@
-"""Every end of a run, provoked: its exit status, and its last word in the termination message and `progress.json`."""
+"""Every end of a run, provoked: its exit status, and what it leaves in the termination message and `progress.json`."""
 
 import json
 import os
@@ -65,14 +65,14 @@ def reward_raises(start: Any, tmp_path: Path, probe: Install) -> int:
 def disk_is_full(start: Any, tmp_path: Path, probe: Install) -> int:
     """Everything that is written from the third iteration on, but what is there already can be changed."""
 
-    def look(call: int) -> None:
+    def fill_disk(call: int) -> None:
         if call == 5:
             run = tmp_path / "run"
             (run / "metrics.jsonl").unlink()
             for name in ("metrics.jsonl", f".progress.json.{os.getpid()}"):
                 (run / name).symlink_to("/dev/full")
 
-    probe(look)
+    probe(fill_disk)
     return int(start())
 
 
@@ -134,24 +134,24 @@ def test_every_end_has_its_code_and_its_last_word(
     step: int,
 ) -> None:
     assert end(start, tmp_path, probe) == code
-    said = last(log)
-    assert (said.phase, said.step) == (phase, step)
+    progress = last(log)
+    assert (progress.phase, progress.step) == (phase, step)
     if kind is None:
-        assert said.error is None
-        assert said.adapter == str(tmp_path / "run" / "adapter")
+        assert progress.error is None
+        assert progress.adapter == str(tmp_path / "run" / "adapter")
     else:
-        assert said.error is not None
-        assert (said.error.class_, said.error.exit_code) == (kind, code)
-        assert text in said.error.text
-        assert said.message == said.error.text.splitlines()[0][:256]
+        assert progress.error is not None
+        assert (progress.error.class_, progress.error.exit_code) == (kind, code)
+        assert text in progress.error.text
+        assert progress.message == progress.error.text.splitlines()[0][:256]
     if step:
-        assert (said.name, said.namespace, said.attempt, said.of) == ("test", "research", 1, 3)
-        assert said.checkpoint is not None
+        assert (progress.name, progress.namespace, progress.attempt, progress.of) == ("test", "research", 1, 3)
+        assert progress.checkpoint is not None
         # Who is stopped at once does not wait for the one that is on its way.
-        assert said.checkpoint.step in ((step - 1, step) if code == ExitCode.INTERRUPTED else (step,))
-        assert Path(said.checkpoint.uri).is_dir()
-        assert said.metrics.reward is not None
-        assert Progress.model_validate(written(tmp_path)) == said
+        assert progress.checkpoint.step in ((step - 1, step) if code == ExitCode.INTERRUPTED else (step,))
+        assert Path(progress.checkpoint.uri).is_dir()
+        assert progress.metrics.reward is not None
+        assert Progress.model_validate(written(tmp_path)) == progress
 
 
 def test_the_page_lists_the_codes_that_are_provoked() -> None:
@@ -179,14 +179,16 @@ def test_memory_that_runs_out_is_told_too(start: Any, log: Path, probe: Install,
 
 
 def test_a_killed_process_has_said_how_far_it_was(start: Any, log: Path, probe: Install) -> None:
-    seen: list[Progress] = []
-    probe(lambda call: seen.append(last(log)))
+    observed: list[Progress] = []
+    probe(lambda call: observed.append(last(log)))
     assert start() == 0
-    assert [(said.phase, said.step) for said in seen] == [("Running", step) for step in (0, 0, 1, 1, 2, 2)]
+    assert [(progress.phase, progress.step) for progress in observed] == [
+        ("Running", step) for step in (0, 0, 1, 1, 2, 2)
+    ]
     # Checkpoints are committed beside the training: they may be noted a little later, and never too early.
-    saved = [said.checkpoint.step if said.checkpoint else 0 for said in seen]
+    saved = [progress.checkpoint.step if progress.checkpoint else 0 for progress in observed]
     assert saved == sorted(saved)
-    assert all(number <= said.step for number, said in zip(saved, seen, strict=True))
+    assert all(number <= progress.step for number, progress in zip(saved, observed, strict=True))
     found = last(log).checkpoint
     assert found is not None
     assert found.step == 3
@@ -199,10 +201,10 @@ def test_an_endless_error_and_its_secrets(
     text = "http://user:hunter22@host/ said wJalrXUtnFEMIK7MDENG" + "é☃" * 50_000
     probe(lambda call: fail(ValueError(text)) if call == 5 else None)
     assert start() == 70
-    said = last(log)
-    assert said.error is not None
-    assert "http://host/ said ***" in said.error.text
-    assert said.step == 2
+    progress = last(log)
+    assert progress.error is not None
+    assert "http://host/ said ***" in progress.error.text
+    assert progress.step == 2
     for file in (log, tmp_path / "run" / "progress.json"):
         assert not {"hunter22", "wJalrXUtnFEMIK7MDENG"} & set(re.findall(r"\w+", file.read_text()))
 
@@ -246,6 +248,6 @@ def test_who_is_ended_by_the_watchdog_has_a_last_word(
     monkeypatch.setattr("tailorpo_trainer.training.loop.os._exit", codes.append)
     termination.begin(Progress(name="test", phase="Running", step=3))
     leave(code)
-    said = last(log)
+    progress = last(log)
     assert codes == [code]
-    assert (said.phase, said.step, said.error and said.error.exit_code) == (phase, 3, code)
+    assert (progress.phase, progress.step, progress.error and progress.error.exit_code) == (phase, 3, code)

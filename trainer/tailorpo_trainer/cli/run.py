@@ -11,7 +11,7 @@ import click
 
 from tailorpo_trainer.cli.error_exit import message
 from tailorpo_trainer.errors import ConfigurationError
-from tailorpo_trainer.training.launch import Gang
+from tailorpo_trainer.training.launch import WorldLayout
 
 if TYPE_CHECKING:
     from tailorpo_trainer.spec.job import TailorPOJob
@@ -31,15 +31,15 @@ def _again(
     return [str(file), *place, *settings, *(["--fresh"] if fresh else []), *shown, *seen]
 
 
-def _launch(job: TailorPOJob, gang: Gang, arguments: list[str]) -> int:
+def _launch(job: TailorPOJob, layout: WorldLayout, arguments: list[str]) -> int:
     from tailorpo_trainer.spec import rules
     from tailorpo_trainer.training import launch
 
-    if problem := rules.shares_problem(job.spec, gang.size):
+    if problem := rules.shares_problem(job.spec, layout.size):
         raise ConfigurationError(f"spec.training.promptsPerIteration: {problem}")
-    rank, code, _ = launch.launch(arguments, gang, job.spec.run_policy)
+    rank, code, _ = launch.launch(arguments, layout, job.spec.run_policy)
     if code:
-        message(f"rank {rank} of {gang.size} ended first, with exit code {code}")
+        message(f"rank {rank} of {layout.size} ended first, with exit code {code}")
     return code
 
 
@@ -138,8 +138,8 @@ def run(
         message(f"{click.format_filename(file)}: only a cluster reads {', '.join(ignored)}: left out here")
     _need_trainer()
     if processes * nodes > 1 and "RANK" not in os.environ:
-        gang = Gang(processes, nodes, node_rank, master_addr, master_port)
-        raise click.exceptions.Exit(_launch(job, gang, _again(file, output, overrides, fresh, display, watch)))
+        layout = WorldLayout(processes, nodes, node_rank, master_addr, master_port)
+        raise click.exceptions.Exit(_launch(job, layout, _again(file, output, overrides, fresh, display, watch)))
     from tailorpo_trainer.training import loop
 
     loop.run(job, output, base=file.parent, fresh=fresh, display=display, watch=watch)

@@ -1,1 +1,1 @@
-"""The processes of one run: how they meet, who watches over them, and how they are asked to stop."""
+"""The processes of one run: their collectives, their watchdog, and how they are asked to stop."""

@@ -1,4 +1,4 @@
-"""A process that hangs, or whose launcher is gone, ends: it must not hold an accelerator for nothing."""
+"""Ends a process that hangs or whose launcher has ended, so that it does not occupy an accelerator for nothing."""
 
 import faulthandler
 import os
@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from tailorpo_trainer.errors import ExitCode
 
 LAUNCHER = "TAILORPO_LAUNCHER"
-"""Process id of the launcher that started this process, where one did."""
+"""Process id of the launcher, if one started this process."""
 
-LOOK_SECONDS = 1.0
+CHECK_SECONDS = 1.0
 
 
 @contextmanager
@@ -22,23 +22,23 @@ def watching(
 ) -> Iterator[Callable[[], None]]:
     """Inside, `seconds` without a call of the yielded function end the process with exit code 74.
 
-    Where every thread stands is written to standard error first. A thread watches, since the one that hangs cannot;
-    code that holds the interpreter's lock for ever is the one thing it cannot see.
+    The stack of every thread is written to standard error first. A thread of its own watches, since the one that hangs
+    cannot. It does not notice code that never releases the interpreter's lock.
     """
-    last = clock()
+    last_beat = clock()
     over = threading.Event()
     launcher = os.environ.get(LAUNCHER)
 
     def beat() -> None:
-        nonlocal last
-        last = clock()
+        nonlocal last_beat
+        last_beat = clock()
 
     def watch() -> None:
-        while not over.wait(min(LOOK_SECONDS, seconds / 4)):
+        while not over.wait(min(CHECK_SECONDS, seconds / 4)):
             if launcher is not None and os.getppid() != int(launcher):
                 end(ExitCode.INTERRUPTED)
                 return
-            if clock() - last > seconds:
+            if clock() - last_beat > seconds:
                 rank = os.environ.get("RANK", "0")
                 print(
                     f"error: rank {rank} made no progress for {seconds:g} s (spec.runPolicy.stallTimeoutSeconds); "

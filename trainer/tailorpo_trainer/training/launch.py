@@ -1,7 +1,7 @@
-"""Start the processes of one machine or pod, and pass on why the first of them ended.
+"""Start the processes of one machine or pod, and report the end that explains those of the others.
 
 torchrun turns every child's exit code into 1. So its agent (`torch.distributed.launcher`) runs in this process: one
-attempt, static rendezvous between pods, and as long a wait between SIGTERM and SIGKILL as a checkpoint may take.
+attempt, static rendezvous among pods, and as long a wait from SIGTERM to SIGKILL as a checkpoint may take.
 """
 
 import json
@@ -20,7 +20,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from tailorpo_trainer.distributed.watchdog import LAUNCHER
-from tailorpo_trainer.errors import ExitCode, StalledError
+from tailorpo_trainer.errors import ExitCode, StalledError, cause_order, describe_exit
 
 if TYPE_CHECKING:
     from tailorpo_trainer.spec.job import RunPolicy
@@ -31,24 +31,10 @@ REPORTS = "TAILORPO_REPORTS"
 MARGIN_SECONDS = 10
 """Of the grace period, left for the launcher itself."""
 
-DECISIVE = (
-    ExitCode.CONFIGURATION,
-    ExitCode.BAD_DATA,
-    ExitCode.NOT_FINITE,
-    137,  # killed: by the kernel for its memory, most likely
-    ExitCode.OUT_OF_RESOURCES,
-    ExitCode.INTERNAL,
-    ExitCode.UNAVAILABLE,
-    ExitCode.STALLED,
-    ExitCode.INTERRUPTED,
-    ExitCode.STOPPED,
-)
-"""Which of several exit codes tells the cause: a failure makes peers say 74, and who is stopped for it says 75."""
-
 
 @dataclass(frozen=True)
-class Gang:
-    """The processes of a run: `processes` on each of `nodes` machines, of which this is number `node_rank`."""
+class WorldLayout:
+    """Where the processes of a run are: `processes` on each of `nodes` machines, of which this is `node_rank`."""
 
     processes: int
     nodes: int = 1
@@ -61,71 +47,75 @@ class Gang:
         return self.processes * self.nodes
 
 
-def launch(arguments: Sequence[str], gang: Gang, policy: "RunPolicy") -> tuple[int, int, dict[str, Any]]:
+def launch(arguments: Sequence[str], layout: WorldLayout, run_policy: "RunPolicy") -> tuple[int, int, dict[str, Any]]:
     """Run `tailorpo run ARGUMENTS` in every process; returns the decisive rank, exit code and termination message.
 
     Raises `StalledError` if the machines do not find each other in time.
     """
-    if gang.nodes > 1:
-        _await_name(gang.master_addr, policy.rendezvous_timeout_seconds)
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the ranks have said it themselves
+    if layout.nodes > 1:
+        _wait_for_address(layout.master_addr, run_policy.rendezvous_timeout_seconds)
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the ranks log their errors themselves
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import elastic_launch
 
-    from tailorpo_trainer.distributed.world import reason, tell
+    from tailorpo_trainer.distributed.torch_errors import first_sentence, is_lost_peer
+    from tailorpo_trainer.distributed.world import announce_failure
 
-    with tempfile.TemporaryDirectory(prefix="tailorpo-") as folder, _environment(gang, folder):
-        failed: dict[int, int] = {}
-        config = _config(gang, policy, folder)
+    with tempfile.TemporaryDirectory(prefix="tailorpo-") as folder, _environment(layout, folder):
+        exit_codes: dict[int, int] = {}
+        config = _config(layout, run_policy, folder)
         try:
             with _interruptible(SignalException):
                 elastic_launch(config, sys.executable)("-m", "tailorpo_trainer", *arguments)
         except ChildFailedError as error:
-            failed = {rank: _as_shell(failure.exitcode) for rank, failure in error.failures.items()}
+            exit_codes = {rank: _shell_exit_code(failure.exitcode) for rank, failure in error.failures.items()}
         except SignalException:
-            failed = {gang.node_rank * gang.processes: ExitCode.STOPPED}
-        except RuntimeError as error:  # the store's: torch raises several of its subclasses
+            exit_codes = {layout.node_rank * layout.processes: ExitCode.STOPPED}
+        except RuntimeError as error:
+            if not is_lost_peer(error):
+                raise
             raise StalledError(
-                f"the {gang.nodes} nodes did not meet at {gang.master_addr}:{gang.master_port} within "
-                f"{policy.rendezvous_timeout_seconds} s (spec.runPolicy.rendezvousTimeoutSeconds): "
-                f"{reason(error)}"
+                f"the {layout.nodes} nodes did not meet at {layout.master_addr}:{layout.master_port} within "
+                f"{run_policy.rendezvous_timeout_seconds} s (spec.runPolicy.rendezvousTimeoutSeconds): "
+                f"{first_sentence(error)}"
             ) from None
-        messages = _read(Path(folder))
-        rank, code, message = _decide(failed, messages)
-        if gang.nodes > 1 and code != _code(message):  # it died without a word, and others may wait for it
-            tell(gang.master_addr, gang.master_port, rank, f"it {_how(code)}")
-        _tell(rank, code, messages)
+        messages = _read_messages(Path(folder))
+        rank, code, message = decide(exit_codes, messages)
+        if layout.nodes > 1 and code != _exit_code(message):  # it announced no end, and processes elsewhere may wait
+            announce_failure(layout.master_addr, layout.master_port, rank, f"it {describe_exit(code)}")
+        _write_message(rank, code, messages)
         return rank, code, message
 
 
-def _config(gang: Gang, policy: "RunPolicy", folder: str) -> Any:
+def _config(layout: WorldLayout, run_policy: "RunPolicy", folder: str) -> Any:
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.launcher.api import LaunchConfig
 
-    alone = gang.nodes == 1
+    single_node = layout.nodes == 1
     return LaunchConfig(
-        min_nodes=gang.nodes,
-        max_nodes=gang.nodes,
-        nproc_per_node=gang.processes,
+        min_nodes=layout.nodes,
+        max_nodes=layout.nodes,
+        nproc_per_node=layout.processes,
         run_id="tailorpo",
-        # Alone, the store takes any free port; between machines all must know it.
-        rdzv_backend="c10d" if alone else "static",
-        rdzv_endpoint="localhost:0" if alone else f"{gang.master_addr}:{gang.master_port}",
-        rdzv_configs={"timeout": policy.rendezvous_timeout_seconds} | ({} if alone else {"rank": gang.node_rank}),
-        local_addr="localhost" if alone else None,
+        # On one machine the store takes any free port; several machines must agree on one.
+        rdzv_backend="c10d" if single_node else "static",
+        rdzv_endpoint="localhost:0" if single_node else f"{layout.master_addr}:{layout.master_port}",
+        rdzv_configs={"timeout": run_policy.rendezvous_timeout_seconds}
+        | ({} if single_node else {"rank": layout.node_rank}),
+        local_addr="localhost" if single_node else None,
         max_restarts=0,
         logs_specs=DefaultLogsSpecs(log_dir=os.path.join(folder, "torch")),
         signals_to_handle="SIGTERM,SIGHUP,SIGQUIT",
-        shutdown_timeout=max(1, policy.termination_grace_period_seconds - MARGIN_SECONDS),
+        shutdown_timeout=max(1, run_policy.termination_grace_period_seconds - MARGIN_SECONDS),
     )
 
 
 @contextmanager
-def _environment(gang: Gang, folder: str) -> Iterator[None]:
-    """What the ranks find in their environment."""
-    given = dict(os.environ)
-    threads = max(1, (os.cpu_count() or 1) // gang.processes)
+def _environment(layout: WorldLayout, folder: str) -> Iterator[None]:
+    """The environment variables of the ranks."""
+    original = dict(os.environ)
+    threads = max(1, (os.cpu_count() or 1) // layout.processes)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     os.environ |= {REPORTS: folder, LAUNCHER: str(os.getpid())}
@@ -133,30 +123,30 @@ def _environment(gang: Gang, folder: str) -> Iterator[None]:
         yield
     finally:
         os.environ.clear()
-        os.environ.update(given)
+        os.environ.update(original)
 
 
 @contextmanager
 def _interruptible(exception: Callable[..., Exception]) -> Iterator[None]:
-    """The first Ctrl-C asks the ranks to stop, a second one leaves; they notice that, and end."""
-    asked = False
+    """The first Ctrl-C asks the ranks to stop. A second one ends this process; the ranks notice that, and end."""
+    interrupted = False
 
-    def take(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        if asked:
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal interrupted
+        if interrupted:
             os._exit(ExitCode.INTERRUPTED)
-        asked = True
+        interrupted = True
         raise exception("interrupted", sigval=signal.SIGINT)
 
-    before = signal.signal(signal.SIGINT, take)
+    previous = signal.signal(signal.SIGINT, handle)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, previous)
 
 
-def _await_name(host: str, seconds: float) -> None:
-    """Until a name has an address: a headless Service knows a pod a little after it has begun."""
+def _wait_for_address(host: str, seconds: float) -> None:
+    """Wait until a name has an address: a headless Service resolves a pod's name a little after the pod has begun."""
     deadline = time.monotonic() + seconds
     while True:
         try:
@@ -171,39 +161,37 @@ def _await_name(host: str, seconds: float) -> None:
             time.sleep(min(1.0, seconds / 10))
 
 
-def _read(folder: Path) -> dict[int, dict[str, Any]]:
+def _read_messages(folder: Path) -> dict[int, dict[str, Any]]:
     """The termination messages of the ranks that left one."""
-    found = {}
+    messages = {}
     for path in folder.glob("*.json"):
         try:
             message = json.loads(path.read_bytes())
         except (OSError, ValueError, RecursionError):
             continue
         if path.stem.isdecimal() and isinstance(message, dict):
-            found[int(path.stem)] = message
-    return found
+            messages[int(path.stem)] = message
+    return messages
 
 
-def _decide(failed: Mapping[int, int], messages: Mapping[int, dict[str, Any]]) -> tuple[int, int, dict[str, Any]]:
-    """The rank whose end explains the others', its exit code and its message."""
-    said = {rank: _code(message) for rank, message in messages.items()}
-    # A message without an error may be that of a process that was killed, and how is known from outside alone.
-    codes = dict(failed) | {rank: code for rank, code in said.items() if code}
+def decide(exit_codes: Mapping[int, int], messages: Mapping[int, dict[str, Any]]) -> tuple[int, int, dict[str, Any]]:
+    """The rank whose end explains the others', its exit code and its message, by `tailorpo_trainer.errors.END_CAUSES`.
+
+    Args:
+        exit_codes: of the ranks that the agent saw end in failure.
+        messages: the termination messages of the ranks that left one.
+    """
+    stated = {rank: _exit_code(message) for rank, message in messages.items()}
+    # A message without an error may be that of a process that was killed, whose exit code only the agent knows.
+    codes = dict(exit_codes) | {rank: code for rank, code in stated.items() if code}
     if not codes:
         return 0, ExitCode.DONE, {}
-    place = {int(code): number for number, code in enumerate(DECISIVE)}
-
-    def order(rank: int) -> tuple[int, int]:
-        code = codes[rank]
-        other = place[137] if code > 128 else place[ExitCode.INTERNAL]
-        return place.get(code, len(place) if code == 0 else other), rank
-
-    rank = min(codes, key=order)
+    rank = min(codes, key=lambda rank: (cause_order(codes[rank]), rank))
     return rank, codes[rank], messages.get(rank, {})
 
 
-def _tell(rank: int, code: int, messages: Mapping[int, dict[str, Any]]) -> None:
-    """The pod's own last word: how far its first rank was, which knows most, and why the decisive one ended."""
+def _write_message(rank: int, code: int, messages: Mapping[int, dict[str, Any]]) -> None:
+    """Write the pod's termination message: the progress of its first rank, and why the decisive rank ended."""
     from pydantic import ValidationError
 
     from tailorpo_trainer.spec.progress import Error, Progress
@@ -220,19 +208,16 @@ def _tell(rank: int, code: int, messages: Mapping[int, dict[str, Any]]) -> None:
         termination.begin(last.replace(phase="Succeeded", eta_seconds=None, error=None))
         return
     if error is None or error.exit_code != code:
-        error = Error(class_="ProcessEnded", text=f"rank {rank} {_how(code)} and said nothing", exit_code=code)
+        text = f"rank {rank} {describe_exit(code)} and left no message"
+        error = Error(class_="ProcessEnded", text=text, exit_code=code)
     termination.begin(last.ended_by(error.model_copy(update={"rank": rank})))
 
 
-def _how(code: int) -> str:
-    return f"was killed by signal {code - 128}" if code > 128 else f"ended with exit code {code}"
-
-
-def _code(message: Mapping[str, Any]) -> int:
+def _exit_code(message: Mapping[str, Any]) -> int:
     error = message.get("error")
     return int(error.get("exitCode", 0)) if isinstance(error, dict) else 0
 
 
-def _as_shell(code: int) -> int:
-    """A process' exit status as a shell says it: 128 + the number of the signal that ended it."""
+def _shell_exit_code(code: int) -> int:
+    """A process' exit status as a shell reports it: 128 + the number of the signal that ended it."""
     return 128 - code if code < 0 else code

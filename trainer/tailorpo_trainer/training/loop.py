@@ -48,7 +48,7 @@ def run(
         ExitStack() as stack,
     ):
         try:
-            with world.together(), world.held():  # a wish to stop waits until there is something that could be saved
+            with world.end_together(), world.defer_stop():  # until there is something that can be saved
                 place = locations.choose(job, output, base)
                 observers = stack.enter_context(open_exporters(place.output, watch)) if watch and world.first else []
                 session = open_session(job, place, base, fresh, display, world, observers)
@@ -62,7 +62,7 @@ def to_the_end(session: Session) -> None:
     """Train and write the result, or end with an error that says after which iteration."""
     world = session.world
     try:
-        with world.together():
+        with world.end_together():
             train(session)
         session.finish()
         world.barrier()
@@ -115,7 +115,7 @@ def train(session: Session) -> None:
         if session.is_beginning():
             check_beginning(facts, scene.noise.size, exact=session.exact)
         session.iteration += 1
-        with session.world.held():
+        with session.world.defer_stop():
             scene.score.pool(session.world)
             done = session.world.total(session.work(since=work))
         session.record.iteration(session.iteration, scene.score, facts, done)

@@ -194,7 +194,7 @@ class Session:
     def last_words(self, error: TailorPOError) -> None:
         """Record why the run ends, and draw the page of what there is."""
         with suppress(TailorPOError, OSError):  # on a full disk there are none, and the cause counts
-            self.record.failed(error, self.world.cause)
+            self.record.failed(error, self.world.peer_exit_code)
             self.write_report()
 
     def finish(self) -> None:

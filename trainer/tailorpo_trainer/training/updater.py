@@ -76,7 +76,7 @@ class Updater:
         collected: list[dict[str, Tensor]] = []
         losses, norms = [], []
         for part in range(count):
-            with self.world.held(part > 0):  # half made: giving up then would lose all since the last checkpoint
+            with self.world.defer_stop(part > 0):  # half made: giving up then would lose all since the last checkpoint
                 chosen = (number % count == part).nonzero().flatten()
                 loss, facts = self._accumulate(take(rows, chosen), text, len(range(part, everywhere, count)))
                 norms.append(self._step(loss))
@@ -84,7 +84,7 @@ class Updater:
                 if len(chosen):
                     order.append(chosen)
                     collected.append(facts)
-        with self.world.held():
+        with self.world.defer_stop():
             return self._facts(rows, torch.cat(order), collected, losses, norms)
 
     def _number(self, rows: Any) -> Tensor:
