@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save
 from torch import nn
 
 from tailorpo_trainer.checkpoint import Run, latest
@@ -157,6 +158,11 @@ def test_a_file_that_is_packed_in_one_copy_is_one_that_the_library_reads(wanted:
     assert header.pop("__metadata__") == {"format": "pt"}
     for name, entry in header.items():  # aligned, so that readers may map the file
         assert entry["data_offsets"][0] % live[name].element_size() == 0
+
+
+def test_an_adapter_is_packed_into_the_bytes_that_the_library_writes() -> None:
+    live = {f"{n}.lora_{side}.weight": torch.randn(3 + n, 4) for n in range(12) for side in "BA"}
+    assert bytes(pack(live)) == save(live, {"format": "pt"})
 
 
 def test_a_type_that_safetensors_does_not_know_is_named() -> None:

@@ -363,6 +363,14 @@ def test_a_problem_within_an_alias_is_where_it_was_written(problems: Problems) -
     ]
 
 
+def test_a_problem_of_an_alias_in_a_list_is_where_the_alias_stands(problems: Problems) -> None:
+    text = GOOD + "  evaluation:\n    rewards:\n    - &r foo\n    - name: x\n    - *r\n"
+    assert problems(text) == [
+        "14: spec.evaluation.rewards[0]: 'foo' must be a mapping",
+        "16: spec.evaluation.rewards[2]: 'foo' must be a mapping",
+    ]
+
+
 def test_merge_keys_fill_in_what_is_not_given(tmp_path: Path) -> None:
     merged = "{<<: [&a {x: 1, y: 1}, {y: 2, z: 2}], z: 3, '<<': text}"
     text = GOOD + f"  template: {{securityContext: {merged}}}\n"
