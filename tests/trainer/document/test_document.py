@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from tailorpo_trainer import document
 from tailorpo_trainer.document import reference
-from tailorpo_trainer.document.schema import fields, part
+from tailorpo_trainer.document.schema import fields, inner_model
 from tailorpo_trainer.document.source import MAX_VALUES, resolve
 from tailorpo_trainer.spec import rules
 from tailorpo_trainer.spec.job import Method, TailorPOJob
@@ -424,8 +424,8 @@ def test_json_files_are_documents(tmp_path: Path, problems: Problems) -> None:
 
 @pytest.mark.parametrize("empty", ["", " null", " ~", " {}"])
 def test_an_object_left_empty_has_its_defaults(tmp_path: Path, empty: str) -> None:
-    parts = ("model", "lora", "sampling", "optimizer", "training", "evaluation", "checkpoint")
-    assert parse(GOOD + "".join(f"  {part}:{empty}\n" for part in parts), tmp_path) == parse(GOOD, tmp_path)
+    names = ("model", "lora", "sampling", "optimizer", "training", "evaluation", "checkpoint")
+    assert parse(GOOD + "".join(f"  {name}:{empty}\n" for name in names), tmp_path) == parse(GOOD, tmp_path)
 
 
 def test_null_is_absent_as_for_the_api_server(tmp_path: Path, problems: Problems) -> None:
@@ -659,7 +659,7 @@ def numeric_bounds(model: type[BaseModel], path: str) -> Iterator[tuple[str, Any
                     yield child, limit, limit + sign * beyond, "small" if kind == "ge" else "large"
                 elif limit is not None:
                     yield child, limit + sign * 1e-9, limit, "small" if kind == "gt" else "large"
-        inner = part(field)
+        inner = inner_model(field)
         if inner is not None:
             yield from numeric_bounds(inner, child + ("[0]" if "list[" in str(field.annotation) else ""))
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from tailorpo_trainer import stats
 from tailorpo_trainer.report import number_format
-from tailorpo_trainer.report.svg_paths import Series, Stroke, stroke
+from tailorpo_trainer.report.svg_paths import Series, SeriesPaths, series_paths
 from tailorpo_trainer.stats import Value
 
 POINTS = 500
@@ -56,12 +56,12 @@ class Variant:
 
     axis: str
     label: str
-    strokes: list[Stroke]
+    paths: list[SeriesPaths]
     ticks: list[tuple[float, str]]
 
 
 @dataclass(frozen=True)
-class Drawn:
+class DrawnChart:
     """All that the template needs; `data` is for the script."""
 
     chart: Chart
@@ -72,7 +72,7 @@ class Drawn:
     data: dict[str, Any]
 
 
-def draw(chart: Chart, grids: Mapping[str, Grid]) -> Drawn | None:
+def draw(chart: Chart, grids: Mapping[str, Grid]) -> DrawnChart | None:
     """All charts on `grids` share their x ranges, so that they line up.
 
     None if the chart has no value, or nothing to draw it against.
@@ -83,15 +83,15 @@ def draw(chart: Chart, grids: Mapping[str, Grid]) -> Drawn | None:
         return None
     variants = []
     for axis, end in ends.items():
-        strokes = [
-            stroke(series, grids[series.grid][axis], end, bottom, top)
+        paths = [
+            series_paths(series, grids[series.grid][axis], end, bottom, top)
             for series in chart.series
             if axis in grids[series.grid]
         ]
         ticks = [(100 * tick / end, text) for tick, text in labels(0, end, 5, axis in WHOLE)]
-        variants.append(Variant(axis, AXES[axis], strokes, ticks))
+        variants.append(Variant(axis, AXES[axis], paths, ticks))
     height, about = top - bottom, 6 if chart.wide or chart.full else 4
-    return Drawn(
+    return DrawnChart(
         chart=chart,
         variants=variants,
         ticks=[(100 * (tick - bottom) / height, text) for tick, text in labels(bottom, top, about)],
@@ -105,9 +105,9 @@ def draw(chart: Chart, grids: Mapping[str, Grid]) -> Drawn | None:
                     "name": series.name,
                     "grid": series.grid,
                     "colour": series.colour,
-                    "y": short(series.y),
-                    "low": None if series.low is None else short(series.low),
-                    "high": None if series.high is None else short(series.high),
+                    "y": rounded(series.y),
+                    "low": None if series.low is None else rounded(series.low),
+                    "high": None if series.high is None else rounded(series.high),
                 }
                 for series in chart.series
             ],
@@ -120,15 +120,15 @@ def x_ends(grids: Mapping[str, Grid]) -> dict[str, float]:
     ends = {}
     for axis in AXES:
         if all(axis in grid for grid in grids.values()):
-            there = [x for grid in grids.values() for x in grid[axis] if x is not None]
-            if there and max(there) > 0:
-                ends[axis] = max(there)
+            present = [x for grid in grids.values() for x in grid[axis] if x is not None]
+            if present and max(present) > 0:
+                ends[axis] = max(present)
     return ends
 
 
 def grid_data(grids: Mapping[str, Grid]) -> dict[str, dict[str, list[Value]]]:
     """The x values for the script."""
-    return {name: {axis: short(x) for axis, x in grid.items()} for name, grid in grids.items()}
+    return {name: {axis: rounded(x) for axis, x in grid.items()} for name, grid in grids.items()}
 
 
 def ticks_of(low: float, high: float, about: int, whole: bool = False) -> list[tuple[float, float]]:
@@ -153,12 +153,12 @@ def labels(low: float, high: float, about: int, whole: bool = False) -> list[tup
 
 def _range(chart: Chart) -> tuple[Value, Value]:
     rows = [y for series in chart.series for y in (series.y, series.low, series.high) if y is not None]
-    there = [y for row in rows for y in row if y is not None]
-    if not there:
+    present = [y for row in rows for y in row if y is not None]
+    if not present:
         return None, None
     if chart.bounds is not None:
         return chart.bounds
-    low, high = min(there), max(there)
+    low, high = min(present), max(present)
     if chart.level is not None:
         low, high = min(low, chart.level), max(high, chart.level)
     margin = 0.07 * (high - low) or 0.1 * abs(high) or 1.0
@@ -168,19 +168,19 @@ def _range(chart: Chart) -> tuple[Value, Value]:
 def _summary(chart: Chart) -> str:
     parts = []
     for series in chart.series:
-        there = [y for y in series.y if y is not None]
-        if there and not series.faint:
-            first, last = number_format.number(there[0]), number_format.number(there[-1])
+        present = [y for y in series.y if y is not None]
+        if present and not series.faint:
+            first, last = number_format.number(present[0]), number_format.number(present[-1])
             parts.append(f"{series.name} from {first} to {last}")
     return f"{chart.title}: " + ("; ".join(parts) or "no value") + "."
 
 
-def short(row: Sequence[Value]) -> list[Value]:
+def rounded(row: Sequence[Value]) -> list[Value]:
     """Six digits are enough to read, and keep the page small."""
     return [None if y is None else float(f"{y:.6g}") for y in row]
 
 
-def thin(rows: Mapping[str, Sequence[Value]]) -> dict[str, list[Value]]:
+def downsample(rows: Mapping[str, Sequence[Value]]) -> dict[str, list[Value]]:
     """Rows of one length, at no more than `POINTS` points: neighbours are averaged."""
     length = len(next(iter(rows.values()), ()))
     if length <= POINTS:

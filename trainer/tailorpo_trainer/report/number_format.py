@@ -3,7 +3,7 @@
 import math
 
 DASH = "–"
-THIN = "\u202f"  # narrow no-break space
+NARROW_SPACE = "\u202f"  # narrow no-break space
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -44,7 +44,7 @@ def count(value: float | None) -> str:
     """A whole number, its thousands apart."""
     if value is None or not math.isfinite(value):
         return DASH
-    return f"{round(value):,}".replace(",", THIN)
+    return f"{round(value):,}".replace(",", NARROW_SPACE)
 
 
 def plural(value: int, noun: str) -> str:
@@ -56,7 +56,7 @@ def share(value: float | None) -> str:
     """A fraction as per cent."""
     if value is None or not math.isfinite(value):
         return DASH
-    return f"{100 * value:.0f}{THIN}%" if value >= 0.0995 or value == 0 else f"{100 * value:.1f}{THIN}%"
+    return f"{100 * value:.0f}{NARROW_SPACE}%" if value >= 0.0995 or value == 0 else f"{100 * value:.1f}{NARROW_SPACE}%"
 
 
 def seconds(value: float | None) -> str:
@@ -64,12 +64,12 @@ def seconds(value: float | None) -> str:
     if value is None or not math.isfinite(value):
         return DASH
     if value < 1:
-        return f"{value:.2g}{THIN}s"
+        return f"{value:.2g}{NARROW_SPACE}s"
     if value < 120:
-        return f"{value:.1f}{THIN}s" if value < 10 else f"{value:.0f}{THIN}s"
+        return f"{value:.1f}{NARROW_SPACE}s" if value < 10 else f"{value:.0f}{NARROW_SPACE}s"
     if value < 7200:
-        return f"{int(value // 60)}{THIN}min {int(value % 60):02d}{THIN}s"
-    return f"{int(value // 3600)}{THIN}h {int(value % 3600 // 60):02d}{THIN}min"
+        return f"{int(value // 60)}{NARROW_SPACE}min {int(value % 60):02d}{NARROW_SPACE}s"
+    return f"{int(value // 3600)}{NARROW_SPACE}h {int(value % 3600 // 60):02d}{NARROW_SPACE}min"
 
 
 def flops(value: float | None) -> str:
@@ -78,8 +78,8 @@ def flops(value: float | None) -> str:
         return DASH
     for factor, prefix in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M")):
         if value >= factor:
-            return f"{value / factor:.3g}{THIN}{prefix}FLOP"
-    return f"{value:.3g}{THIN}FLOP"
+            return f"{value / factor:.3g}{NARROW_SPACE}{prefix}FLOP"
+    return f"{value:.3g}{NARROW_SPACE}FLOP"
 
 
 def tick(value: float, step: float, largest: float) -> str:

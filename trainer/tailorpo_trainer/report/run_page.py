@@ -129,5 +129,5 @@ def _frames(gallery: Gallery | None) -> dict[str, Any] | None:
     return {
         "iterations": gallery.iterations,
         "uris": inner,
-        "scores": [charts.short([picture.score for picture in frame]) for frame in gallery.frames],
+        "scores": [charts.rounded([picture.score for picture in frame]) for frame in gallery.frames],
     }

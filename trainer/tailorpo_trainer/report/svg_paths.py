@@ -23,7 +23,7 @@ class Series:
 
 
 @dataclass(frozen=True)
-class Stroke:
+class SeriesPaths:
     """One series on one x axis, as SVG paths."""
 
     colour: str
@@ -33,7 +33,7 @@ class Stroke:
     faint: bool
 
 
-def stroke(series: Series, x: Sequence[Value], end: float, bottom: float, top: float) -> Stroke:
+def series_paths(series: Series, x: Sequence[Value], end: float, bottom: float, top: float) -> SeriesPaths:
     """One series over x in [0, end] and y in [bottom, top]; what is missing leaves a hole.
 
     Lonely points and those of short series are dots: lines of no length with round ends.
@@ -66,6 +66,6 @@ def stroke(series: Series, x: Sequence[Value], end: float, bottom: float, top: f
     low, high = series.low, series.high
     if low is not None and high is not None:
         for run in runs([low, high]):
-            there = [at(k, high[k] or 0.0) for k in run] + [at(k, low[k] or 0.0) for k in reversed(run)]
-            bands.append("M" + "L".join(there) + "Z")
-    return Stroke(series.colour, "".join(lines), "".join(bands), "".join(dots), series.faint)
+            present = [at(k, high[k] or 0.0) for k in run] + [at(k, low[k] or 0.0) for k in reversed(run)]
+            bands.append("M" + "L".join(present) + "Z")
+    return SeriesPaths(series.colour, "".join(lines), "".join(bands), "".join(dots), series.faint)

@@ -407,11 +407,11 @@ class Spec(TrainingSpec):
 CLUSTER_FIELDS = tuple(name for name in Spec.model_fields if name not in TrainingSpec.model_fields)
 """Fields of `Spec` that say where a run runs, not what it is."""
 
-TRAINER_POLICY = ("rendezvous_timeout_seconds", "stall_timeout_seconds", "termination_grace_period_seconds")
+TRAINER_RUN_POLICY = ("rendezvous_timeout_seconds", "stall_timeout_seconds", "termination_grace_period_seconds")
 """Fields of `RunPolicy` that the trainer reads, too."""
 
-LEFT_OUT: dict[str, Any] = dict.fromkeys((*CLUSTER_FIELDS, "evaluation", "checkpoint"), True)
-LEFT_OUT["training"] = {
+NOT_IN_EXPERIMENT: dict[str, Any] = dict.fromkeys((*CLUSTER_FIELDS, "evaluation", "checkpoint"), True)
+NOT_IN_EXPERIMENT["training"] = {
     "iterations",
     "micro_batch_size",
     "sampling_batch_size",

@@ -56,7 +56,7 @@ def redact(text: str) -> str:
     for secret in _own_secrets():  # before anything is cut: half of one would not be known
         text = text.replace(secret, "***")
     # Names of files may hold bytes that are no text, which JSON cannot say.
-    text = _searched(text).encode("utf-8", "backslashreplace").decode()
+    text = _searched_text(text).encode("utf-8", "backslashreplace").decode()
     text = _QUERY.sub(lambda url: url[1] + ("?…" if url[2] else ""), _USER.sub("://", text))
     return _CONTROL.sub(" ", _ASSIGNED.sub(r"\1***", text))
 
@@ -67,7 +67,7 @@ def _own_secrets() -> list[str]:
     return sorted(named, key=len, reverse=True)
 
 
-def _searched(text: str) -> str:
+def _searched_text(text: str) -> str:
     """What is looked at of a text; nothing that only its missing part would show to be a secret.
 
     All but a URL's user is known by what stands before it: so a beginning is as good as the whole but for a URL that it
@@ -92,7 +92,7 @@ def line(text: str, length: int) -> str:
     return _CONTROL_OR_BREAK.sub(" ", shorten(text, length))
 
 
-def _made(clean: Callable[[str], str]) -> BeforeValidator:
+def _cleaned(clean: Callable[[str], str]) -> BeforeValidator:
     return BeforeValidator(lambda value: clean(value) if isinstance(value, str) else value)
 
 
@@ -100,9 +100,9 @@ def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-Text = Annotated[str, _made(lambda text: shorten(redact(text), TEXT_LENGTH))]
-Message = Annotated[str, _made(lambda text: line(redact(text), MESSAGE_LENGTH))]
-Word = Annotated[str, _made(lambda text: line(text, 63))]
+Text = Annotated[str, _cleaned(lambda text: shorten(redact(text), TEXT_LENGTH))]
+Message = Annotated[str, _cleaned(lambda text: line(redact(text), MESSAGE_LENGTH))]
+ShortText = Annotated[str, _cleaned(lambda text: line(text, 63))]
 Number = Annotated[float | None, AfterValidator(_finite)]
 Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 
@@ -135,13 +135,13 @@ class Checkpoint(ProgressModel):
 
     uri: Text = Field(description="Where it is.")
     step: Whole = Field(description="Iterations it holds.")
-    time: Word = Field(description="When it was taken (RFC 3339).")
+    time: ShortText = Field(description="When it was taken (RFC 3339).")
 
 
 class Error(ProgressModel):
     """Why a run ended, if not because it was done."""
 
-    class_: Word = Field(alias="class", description="Class of the error, such as `ConfigurationError`.")
+    class_: ShortText = Field(alias="class", description="Class of the error, such as `ConfigurationError`.")
     text: Text = Field(description="The whole message.")
     exit_code: Whole = Field(description="Exit status of the process (`docs/exit-codes.md`).")
     rank: Whole | None = Field(None, description="Global rank of the process, where there are several.")
@@ -152,8 +152,8 @@ class Progress(ProgressModel):
 
     # Keys may be added within a version, for readers ignore what they do not know. Anything else is a new version.
     schema_version: Literal[1] = Field(1, description="Of this schema.")
-    name: Word | None = Field(None, description="Name of the job; missing if its document could not be read.")
-    namespace: Word | None = Field(None, description="Its namespace, on a cluster.")
+    name: ShortText | None = Field(None, description="Name of the job; missing if its document could not be read.")
+    namespace: ShortText | None = Field(None, description="Its namespace, on a cluster.")
     attempt: Whole | None = Field(None, description="Which attempt this is, from 1; missing before it has begun.")
     phase: Phase = Field("Starting", description="`Starting` until the first iteration may begin.")
     step: Whole = Field(0, description="Iterations done, over all attempts.")
@@ -167,7 +167,7 @@ class Progress(ProgressModel):
     adapter: Text | None = Field(None, description="Where the result is, once Succeeded.")
     error: Error | None = Field(None, description="Why it ended; missing while it runs and once Succeeded.")
     message: Message | None = Field(None, description="One line for a person.")
-    updated: Word = Field(default_factory=now, description="When this was true (RFC 3339).")
+    updated: ShortText = Field(default_factory=now, description="When this was true (RFC 3339).")
 
     @classmethod
     def read(cls, data: bytes | str) -> Self | None:

@@ -63,8 +63,8 @@ def evaluation_seconds(run: Run) -> float:
 def work(run: Run) -> list[tuple[str, str, Value]]:
     """Counts of training work: key, name, count."""
     totals = run.totals
-    there = {key for key, count in totals.items() if count or (count == 0 and key != "scoring_decodes")}
-    return [(key, name, totals[key]) for key, name in WORK.items() if key in there]
+    present = {key for key, count in totals.items() if count or (count == 0 and key != "scoring_decodes")}
+    return [(key, name, totals[key]) for key, name in WORK.items() if key in present]
 
 
 def flops_by_kind(run: Run) -> list[Slice]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tailorpo_trainer import stats
-from tailorpo_trainer.report.charts import POINTS, Chart, Grid, thin
+from tailorpo_trainer.report.charts import POINTS, Chart, Grid, downsample
 from tailorpo_trainer.report.run_data import Evaluation, Run, numbers, value
 from tailorpo_trainer.report.sections.costs import flops_of
 from tailorpo_trainer.report.svg_paths import Series
@@ -46,9 +46,11 @@ def training_grid(run: Run) -> tuple[Grid, dict[str, list[Value]]]:
         rows["x:flops"] = [flops_of(numbers(line.get("totals")), run.cost) for line in lines]
     for key in FIGURES:
         rows[key] = [value(line.get(key)) for line in lines]
-    thinned = thin(rows)
-    grid = {key[2:]: row for key, row in thinned.items() if key.startswith("x:") and any(x is not None for x in row)}
-    return grid, {key: row for key, row in thinned.items() if not key.startswith("x:")}
+    downsampled = downsample(rows)
+    grid = {
+        key[2:]: row for key, row in downsampled.items() if key.startswith("x:") and any(x is not None for x in row)
+    }
+    return grid, {key: row for key, row in downsampled.items() if not key.startswith("x:")}
 
 
 def evaluation_grid(run: Run) -> tuple[Grid, list[Evaluation]]:
@@ -66,7 +68,7 @@ def reward_series(shown: Sequence[Evaluation], grid: str = "evaluation", name: s
     """Evaluation reward with the 95 % interval of its mean."""
     widths = [None if e.error is None or e.images < 2 else e.error * stats.t_quantile(e.images - 1) for e in shown]
     y = [e.reward for e in shown]
-    return Series(name or "held-out reward", grid, y, colour, _plus(y, widths, -1), _plus(y, widths, 1))
+    return Series(name or "held-out reward", grid, y, colour, _interval_end(y, widths, -1), _interval_end(y, widths, 1))
 
 
 def change_series(shown: Sequence[Evaluation], grid: str = "evaluation", name: str = "", colour: str = "c0") -> Series:
@@ -95,7 +97,9 @@ def evaluation_charts(shown: Sequence[Evaluation], terms: Sequence[str]) -> list
         y = [e.rewards.get(name) for e in shown]
         widths = [None if (error := e.errors.get(name)) is None else Z95 * error for e in shown]
         watched = any(name in e.watched for e in shown)
-        series = Series(name, "evaluation", y, "c1" if watched else "c0", _plus(y, widths, -1), _plus(y, widths, 1))
+        series = Series(
+            name, "evaluation", y, "c1" if watched else "c0", _interval_end(y, widths, -1), _interval_end(y, widths, 1)
+        )
         note = "watched, not maximised" if watched else "a term of the reward"
         charts.append(Chart(f"part{number}", name, [series], note, watched=watched))
     diversity = Series("diversity", "evaluation", [e.diversity for e in shown], "c1")
@@ -164,5 +168,5 @@ def _logits(y: Mapping[str, Sequence[Value]], policy: bool) -> Chart:
     return Chart("training-logit", title, series, "", level=0, level_name="")
 
 
-def _plus(y: Sequence[Value], widths: Sequence[Value], sign: int) -> list[Value]:
+def _interval_end(y: Sequence[Value], widths: Sequence[Value], sign: int) -> list[Value]:
     return [None if m is None or w is None else m + sign * w for m, w in zip(y, widths, strict=True)]

@@ -49,8 +49,8 @@ def heat(run: Run) -> Heat | None:
         mine = [steps[k] for k in group]
 
         def over(indices: range, mine: list[int] = mine) -> Value:
-            there = [v for k in indices for step in mine if (v := gaps[k].get(step)) is not None]
-            return stats.mean(there) if there else None
+            present = [v for k in indices for step in mine if (v := gaps[k].get(step)) is not None]
+            return stats.mean(present) if present else None
 
         table.append((_span(mine), over(range(len(gaps))), [over(column) for column in columns]))
     largest = max((v for _, _, cells in table for v in cells if v is not None), default=0.0)

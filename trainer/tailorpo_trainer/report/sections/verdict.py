@@ -92,7 +92,7 @@ def verdict(run: Run) -> Verdict:
     figures = f"{old} to {new}"
     gain = number_format.signed(difference.mean, decimals=places)
     low, high = (number_format.signed(end, decimals=places) for end in (difference.low, difference.high))
-    interval = f"95{number_format.THIN}% interval {low}\u00a0to\u00a0{high}"
+    interval = f"95{number_format.NARROW_SPACE}% interval {low}\u00a0to\u00a0{high}"
     how = (
         f"{number_format.plural(difference.count, 'picture')}, paired on the same noise"
         if difference.paired

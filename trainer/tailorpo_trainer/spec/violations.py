@@ -9,7 +9,7 @@ Path = tuple[str | int, ...]
 
 
 @dataclass(frozen=True)
-class Finding:
+class Violation:
     """A broken rule: the field it is about, the fields it was judged from, and the sentence for the user."""
 
     path: Path
@@ -17,17 +17,17 @@ class Finding:
     message: str
 
 
-def alias(part: BaseModel | type[BaseModel], field: str) -> str:
+def alias(model_or_instance: BaseModel | type[BaseModel], field: str) -> str:
     """The YAML name of a field."""
-    model = part if isinstance(part, type) else type(part)
+    model = model_or_instance if isinstance(model_or_instance, type) else type(model_or_instance)
     return model.model_fields[field].alias or field
 
 
-def either(names: Sequence[str]) -> str:
+def or_list(names: Sequence[str]) -> str:
     """`'a' or 'b'`."""
     return " or ".join(map(repr, names))
 
 
-def both(names: Sequence[str]) -> str:
+def and_list(names: Sequence[str]) -> str:
     """`'a' and 'b'`."""
     return " and ".join(map(repr, names))
