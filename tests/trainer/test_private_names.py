@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 NOT_LIBRARIES = {"tailorpo_trainer", "tailorpo_operator", *sys.stdlib_module_names}
 
 KNOWN = {
-    # `__torch_dispatch__` has no public mode class; PyTorch's notes on extending it document these two.
+    # torch has no public names for these two; its own `FlopCounterMode` imports from the same modules.
     "torch.utils._python_dispatch.TorchDispatchMode",
     "torch.utils._pytree.tree_leaves",
     # The public attention function takes an unfused kernel on the meta device.

@@ -25,9 +25,9 @@ class Difference(NamedTuple):
 
 def defining(spec: Spec) -> dict[str, Any]:
     """The fields of a resolved document that define the experiment, under their YAML names."""
-    tree = spec.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=NOT_IN_EXPERIMENT)
-    plain: dict[str, Any] = _whole_numbers(tree)
-    return plain
+    value = spec.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=NOT_IN_EXPERIMENT)
+    fields: dict[str, Any] = _whole_numbers(value)
+    return fields
 
 
 def hash_of(fields: dict[str, Any]) -> str:
@@ -59,7 +59,7 @@ def check(stored: RunRecord, job: RunRecord, where: str) -> None:
     found = []
     if stored.name != job.name:
         found.append(Difference("metadata.name", stored.name, job.name))
-    # A document on a laptop often names no namespace: then the namespace cannot tell who owns the storage.
+    # A document on a laptop often names no namespace: then the name alone decides who owns the storage.
     if stored.namespace != job.namespace and stored.namespace is not None and job.namespace is not None:
         found.append(Difference("metadata.namespace", stored.namespace, job.namespace))
     owner = "job" if found else "experiment"
@@ -81,13 +81,13 @@ def _with_new_defaults(fields: dict[str, Any]) -> dict[str, Any]:
         return fields
 
 
-def _whole_numbers(tree: Any) -> Any:
+def _whole_numbers(value: Any) -> Any:
     """The same with 8.0 as 8: a default and a number in a document must give the same hash."""
-    if isinstance(tree, dict):
-        return {key: _whole_numbers(value) for key, value in tree.items()}
-    if isinstance(tree, list):
-        return [_whole_numbers(value) for value in tree]
-    return int(tree) if isinstance(tree, float) and tree.is_integer() else tree
+    if isinstance(value, dict):
+        return {key: _whole_numbers(value) for key, value in value.items()}
+    if isinstance(value, list):
+        return [_whole_numbers(value) for value in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _show(value: Any) -> str:

@@ -19,7 +19,7 @@ class Evaluations:
     def best(self, store: Store, committed: Sequence[Ref], attempt: int, start: Manifest | None) -> Ref | None:
         """The checkpoint with the greatest evaluation, of equal ones the newest; None if none was evaluated.
 
-        Checkpoints from before the last `--fresh`, which `attempt` and its `start` tell, do not count.
+        Checkpoints from before the last `--fresh` do not count: the ancestors of `start` show where that was.
         """
         if self._origin is None:
             self._origin = attempt if start is None else min(ref.attempt for ref in ancestors(store, start.ref))

@@ -66,7 +66,7 @@ def explain(loc: Loc, kind: str, given: Any, context: Mapping[str, Any], fallbac
 
 def nearest(name: str, known: Sequence[str], *, list_all: bool = True) -> str:
     """`: did you mean ...?`, or the list of all known names if none is similar."""
-    plain = {_simplified(name): name for name in known}
+    plain = {_simplified(candidate): candidate for candidate in known}
     close = difflib.get_close_matches(_simplified(name), plain, n=1, cutoff=0.6)
     if close:
         return f": did you mean {plain[close[0]]!r}?"

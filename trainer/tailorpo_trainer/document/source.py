@@ -237,7 +237,7 @@ class _Builder:
         return value
 
     def text_of(self, event: Event, loc: Loc) -> str | None:
-        """The text of a scalar. If it holds a character that is not valid in JSON, a problem is added, and it is None."""
+        """The text of a scalar; None, with a problem added, if it holds NUL or an unpaired surrogate."""
         text: str = event.value
         # JSON writes characters beyond U+FFFF as two escapes.
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if _has_surrogates(text) else text

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# PyTorch's notes on `__torch_dispatch__` use these two: there are no public names for them.
+# torch has no public names for these two; its own `FlopCounterMode` imports from the same modules.
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode

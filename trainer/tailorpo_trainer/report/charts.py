@@ -1,7 +1,7 @@
-"""Line charts, drawn once for every x axis: the script only adds what hovering shows.
+"""Line charts, drawn once for each x axis; the script only adds the values that hovering shows.
 
-The SVG is stretched over the plot (`preserveAspectRatio="none"`, strokes that do not scale) and all text is
-HTML beside it, so that a chart fits any width and its letters keep their size.
+The SVG is stretched over the plot (`preserveAspectRatio="none"`, line widths that do not scale) and all text is HTML
+outside of it, so that a chart fits any width and its letters keep their size.
 """
 
 import math
@@ -15,7 +15,7 @@ from tailorpo_trainer.report.svg_paths import Series, SeriesPaths, series_paths
 from tailorpo_trainer.stats import Value
 
 POINTS = 500
-"""A curve never has more points."""
+"""The largest number of points of a curve."""
 
 AXES = {
     "iterations": "iterations",
@@ -25,18 +25,18 @@ AXES = {
     "flops": "FLOPs",
     "seconds": "training seconds",
 }
-"""Every x axis by its key in the page."""
+"""The name of each x axis by its key in the page."""
 
 WHOLE = frozenset(AXES) - {"flops", "seconds"}
 """Axes of counts: no ticks between whole numbers."""
 
 Grid = Mapping[str, Sequence[Value]]
-"""The x values of some series, by axis."""
+"""The x values of several series, by axis."""
 
 
 @dataclass(frozen=True)
 class Chart:
-    """Curves over common axes. level: a horizontal line worth knowing, and its name."""
+    """Curves over common axes. level, level_name: a horizontal line for reference, and its label."""
 
     key: str
     title: str
@@ -52,7 +52,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Variant:
-    """A chart on one x axis: its strokes, and labels at per cent of the width."""
+    """A chart on one x axis: its paths, and its tick labels at per cent of the width."""
 
     axis: str
     label: str
@@ -62,7 +62,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class DrawnChart:
-    """All that the template needs; `data` is for the script."""
+    """A chart as the template needs it; `data` is for the script."""
 
     chart: Chart
     variants: list[Variant]
@@ -73,9 +73,9 @@ class DrawnChart:
 
 
 def draw(chart: Chart, grids: Mapping[str, Grid]) -> DrawnChart | None:
-    """All charts on `grids` share their x ranges, so that they line up.
+    """Draw a chart. All charts on `grids` have the same x ranges, so that they are aligned.
 
-    None if the chart has no value, or nothing to draw it against.
+    None if the chart has no value, or no x axis.
     """
     bottom, top = _range(chart)
     ends = x_ends(grids)
@@ -116,7 +116,7 @@ def draw(chart: Chart, grids: Mapping[str, Grid]) -> DrawnChart | None:
 
 
 def x_ends(grids: Mapping[str, Grid]) -> dict[str, float]:
-    """Where each x axis ends; axes that some grid does not have, or that never leave zero, are left out."""
+    """The end of each x axis, without axes that a grid does not have or whose values are all zero."""
     ends = {}
     for axis in AXES:
         if all(axis in grid for grid in grids.values()):
@@ -132,7 +132,7 @@ def grid_data(grids: Mapping[str, Grid]) -> dict[str, dict[str, list[Value]]]:
 
 
 def ticks_of(low: float, high: float, about: int, whole: bool = False) -> list[tuple[float, float]]:
-    """Round numbers within a range, each with the step between them."""
+    """Round numbers in a range, each with the step between them; `about`: the wanted number of steps."""
     raw = (high - low) / about
     if not raw > 0 or not math.isfinite(raw):
         return []
@@ -145,7 +145,7 @@ def ticks_of(low: float, high: float, about: int, whole: bool = False) -> list[t
 
 
 def labels(low: float, high: float, about: int, whole: bool = False) -> list[tuple[float, str]]:
-    """The same with their texts."""
+    """Ticks and their labels."""
     ticks = ticks_of(low, high, about, whole)
     largest = max((abs(tick) for tick, _ in ticks), default=0.0)
     return [(tick, number_format.tick(tick, step, largest)) for tick, step in ticks]
@@ -176,12 +176,12 @@ def _summary(chart: Chart) -> str:
 
 
 def rounded(row: Sequence[Value]) -> list[Value]:
-    """Six digits are enough to read, and keep the page small."""
+    """Values rounded to six digits, which keeps the page small."""
     return [None if y is None else float(f"{y:.6g}") for y in row]
 
 
 def downsample(rows: Mapping[str, Sequence[Value]]) -> dict[str, list[Value]]:
-    """Rows of one length, at no more than `POINTS` points: neighbours are averaged."""
+    """Rows of one length, reduced to at most `POINTS` points by averaging neighbours."""
     length = len(next(iter(rows.values()), ()))
     if length <= POINTS:
         return {key: list(row) for key, row in rows.items()}

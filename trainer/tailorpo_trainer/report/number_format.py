@@ -1,4 +1,4 @@
-"""Numbers as a person reads them."""
+"""Numbers as text for readers."""
 
 import math
 
@@ -26,14 +26,14 @@ def number(value: float | None, digits: int = 4, decimals: int | None = None) ->
 
 
 def signed(value: float | None, digits: int = 3, decimals: int | None = None) -> str:
-    """The same with a plus in front of what is above zero."""
+    """The same, with a plus sign if it is positive."""
     text = number(value, digits, decimals)
     above = value is not None and value > 0 and text.strip("0.") and text != DASH
     return f"+{text}" if above else text
 
 
 def decimals_for(half_width: float | None, fallback: float | None = None) -> int:
-    """Places after the point that give an interval's half width two significant digits."""
+    """Decimals that give an interval's half width two significant digits."""
     width = half_width if half_width else abs(fallback or 0) / 1000
     if not width or not math.isfinite(width):
         return 3
@@ -41,7 +41,7 @@ def decimals_for(half_width: float | None, fallback: float | None = None) -> int
 
 
 def count(value: float | None) -> str:
-    """A whole number, its thousands apart."""
+    """A whole number with separated thousands."""
     if value is None or not math.isfinite(value):
         return DASH
     return f"{round(value):,}".replace(",", NARROW_SPACE)
@@ -83,7 +83,7 @@ def flops(value: float | None) -> str:
 
 
 def tick(value: float, step: float, largest: float) -> str:
-    """An axis label, as short as its step allows; all of an axis, up to `largest`, have one unit."""
+    """An axis label, as short as the step allows. All labels of an axis, up to `largest`, have the same unit."""
     if abs(value) < step / 1e6:
         return "0"
     top = max(largest, step)

@@ -69,9 +69,7 @@ def connect(subject: str, settings: Settings = STANDARD) -> Any:
         if settings.path_style is not None:
             style = "path" if settings.path_style else "virtual"
         elif style is None and not _endpoint(client).endswith((".amazonaws.com", ".amazonaws.com.cn")):
-            style = (
-                "path"  # bucket.host needs wildcard DNS and a wildcard certificate, which private servers rarely have
-            )
+            style = "path"  # bucket.host needs a wildcard name and certificate, which private servers rarely have
         if style is not None:
             client = session.client("s3", config=config.merge(Config(s3={"addressing_style": style})), **given)
     return client

@@ -152,7 +152,7 @@ def read(uri: str, subject: str) -> bytes:
 def cache() -> Path:
     """The folder of the copies: `$XDG_CACHE_HOME/tailorpo/models`, by default in `~/.cache`."""
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    if not base.is_absolute():  # the XDG specification says so
+    if not base.is_absolute():  # as required by the XDG specification
         try:
             base = Path.home() / ".cache"
         except RuntimeError:
@@ -163,7 +163,7 @@ def cache() -> Path:
 def _is_safe_name(name: str) -> bool:
     """Whether a file of this name stays inside the folder and does not replace one of our own files."""
     parts = name.split("/")
-    return not any(temporary in ("", ".", "..", INDEX, TEMPORARY) or "\0" in temporary for temporary in parts)
+    return not any(part in ("", ".", "..", INDEX, TEMPORARY) or "\0" in part for part in parts)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Rules of `spec.template` that span several fields; as in `rules.py`, the API server is given the same ones."""
+"""Rules of `spec.template` that span several fields; as with `rules.py`, the API server checks the same ones."""
 
 from collections.abc import Iterator
 
@@ -10,7 +10,7 @@ from tailorpo_trainer.spec.violations import Path, Violation, alias, and_list, o
 TEMPLATE = ("spec", "template")
 
 UNIQUE = {"imagePullSecrets": "name", "env": "name", "volumes": "name", "volumeMounts": "mountPath"}
-"""Lists of the template that hold one entry for each value of a key; the API server merges by it."""
+"""Lists of the template, and the key that is unique in each; the API server merges entries by it."""
 
 RESERVED_VARIABLES = (
     "JOB_COMPLETION_INDEX",
@@ -39,7 +39,7 @@ ONE_OF: dict[type[SpecModel], tuple[str, ...]] = {
 
 
 def unique_entries(spec: Spec) -> Iterator[Violation]:
-    """Of two entries with one name, which counts is a guess."""
+    """With two entries of one name, it would not be clear which one counts."""
     lists = spec.template.model_dump(by_alias=True, include={"image_pull_secrets", "env", "volumes", "volume_mounts"})
     for name, key in UNIQUE.items():
         first_numbers: dict[str, int] = {}
@@ -55,7 +55,7 @@ def unique_entries(spec: Spec) -> Iterator[Violation]:
 
 
 def one_source(spec: Spec) -> Iterator[Violation]:
-    """Of several sources all but one would be ignored, and of none there is nothing."""
+    """With several sources all but one would be ignored; with none there is nothing to use."""
     template = spec.template
     entries: list[tuple[Path, SpecModel]] = []
     entries += [(("volumes", n), volume) for n, volume in enumerate(template.volumes)]
@@ -73,7 +73,7 @@ def one_source(spec: Spec) -> Iterator[Violation]:
 
 
 def one_value(spec: Spec) -> Iterator[Violation]:
-    """A variable has a value or a source of it."""
+    """A variable has either a value or a source."""
     for number, entry in enumerate(spec.template.env):
         if entry.value is not None and entry.value_from is not None:
             path = (*TEMPLATE, "env", number)
@@ -81,7 +81,7 @@ def one_value(spec: Spec) -> Iterator[Violation]:
 
 
 def mounted_volumes(spec: Spec) -> Iterator[Violation]:
-    """Kubernetes would take no such pod."""
+    """Kubernetes refuses a pod that mounts an unknown volume."""
     names = {volume.name for volume in spec.template.volumes}
     for number, mount in enumerate(spec.template.volume_mounts):
         if mount.name not in names:
@@ -93,7 +93,7 @@ def mounted_volumes(spec: Spec) -> Iterator[Violation]:
 
 
 def reserved(spec: Spec) -> Iterator[Violation]:
-    """What the operator sets itself would be in two minds."""
+    """The operator sets these itself, so that two values would conflict."""
     template = spec.template
     for number, variable in enumerate(template.env):
         if variable.name in RESERVED_VARIABLES:

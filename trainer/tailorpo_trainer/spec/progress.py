@@ -1,7 +1,7 @@
 """How far a run is and how it ended, in one schema: `progress.json`, `/progress` and the termination message.
 
-`docs/progress.md` describes it. No torch. Whatever text enters is rid of credentials here, and nowhere else. The
-operator reads on its event loop what any pod may have written: each pattern below takes time in proportion to its text.
+`docs/progress.md` describes it. No torch. Credentials are removed from all texts here, and nowhere else. The operator
+parses texts of pods on its event loop: each pattern below takes time in proportion to the length of its text.
 """
 
 import math
@@ -20,14 +20,14 @@ from tailorpo_trainer.versions import now
 MESSAGE_LENGTH = 256
 TEXT_LENGTH = 8192
 SEARCHED_LENGTH, SEARCHED_END = 4 * TEXT_LENGTH, TEXT_LENGTH
-"""Characters in which credentials are looked for: of the beginning of a longer text, and of its end."""
+"""Characters that are searched for credentials: at the beginning of a longer text, and at its end."""
 MAX_BYTES = 16 * 1024
-"""Of what another process says; of ours it takes two addresses of the greatest length, and a little more."""
+"""Limit for the progress of another process; our own needs two addresses of the greatest length, and a little more."""
 
 Phase = Literal["Starting", "Running", "Succeeded", "Stopped", "Failed"]
 
-# None begins with a repetition but where a word begins, or a long word would be tried from each of its letters;
-# and none can fail far behind where it began, or each of many beginnings would be followed to the end of the text.
+# A pattern that begins with a repetition is tried only where a word begins, not at each letter of a long word. And no
+# pattern fails far behind its beginning, or each of many beginnings would be followed to the end of the text.
 _USER = re.compile(r"://[^/\s]*@")
 _UNFINISHED = re.compile(r"://[^/\s]*\Z")
 _QUERY = re.compile(r"(://[^\s?#'\"]*)(\?[^\s#'\"]+)?")
@@ -36,7 +36,7 @@ _NAMES = (
     r"|(?<![A-Z0-9])(?:PASS|AUTH)(?![A-Z0-9])"
 )
 _SECRET = re.compile(_NAMES, re.IGNORECASE)
-# Not in a path, where a `=` is as good as any letter. A value in quotes may hold spaces.
+# Not in a path, where `=` is an ordinary character. A value in quotes may contain spaces.
 _ASSIGNED = re.compile(
     rf"(?<![\w./-])(?=[\w.-]*(?:{_NAMES}))([\w.-]+ ?=(?!=) ?)(?=\S)"
     r"""(?:"[^"\\\n]*(?:\\.[^"\\\n]*)*"?|'[^'\\\n]*(?:\\.[^'\\\n]*)*'?)?\S*""",
@@ -48,30 +48,30 @@ _CONTROL_OR_BREAK = re.compile(f"[{_UNPRINTABLE}\t\n]+")
 
 
 def redact(text: str) -> str:
-    """The text without users, passwords and queries of URLs, secrets by their names, and those of our environment.
+    """Remove users, passwords and queries of URLs, values with a secret's name, and secrets of the environment.
 
-    Also without characters that move a terminal's cursor or turn its text around. What is longer than
+    Characters that move a terminal's cursor or reverse its text are removed as well. A text longer than
     `SEARCHED_LENGTH` loses its middle.
     """
-    for secret in _own_secrets():  # before anything is cut: half of one would not be known
+    for secret in _own_secrets():  # before the text is cut: half of a secret would not be recognised
         text = text.replace(secret, "***")
-    # Names of files may hold bytes that are no text, which JSON cannot say.
+    # Names of files may contain bytes that are not text, which JSON cannot represent.
     text = _searched_text(text).encode("utf-8", "backslashreplace").decode()
     text = _QUERY.sub(lambda url: url[1] + ("?…" if url[2] else ""), _USER.sub("://", text))
     return _CONTROL.sub(" ", _ASSIGNED.sub(r"\1***", text))
 
 
 def _own_secrets() -> list[str]:
-    """Those of this process' environment, the longest first: one may be a part of another."""
+    """The secrets of this process' environment, the longest first, because one may contain another."""
     named = {secret for name, secret in os.environ.items() if len(secret) >= 8 and _SECRET.search(name)}
     return sorted(named, key=len, reverse=True)
 
 
 def _searched_text(text: str) -> str:
-    """What is looked at of a text; nothing that only its missing part would show to be a secret.
+    """The beginning and the end of a long text, cut so that no secret stays unrecognised.
 
-    All but a URL's user is known by what stands before it: so a beginning is as good as the whole but for a URL that it
-    does not finish, and an end is good from its first new line.
+    A secret is recognised by the text before it, except the user of a URL. So the beginning is safe without an
+    unfinished URL, and the end is safe from its first new line on.
     """
     if len(text) <= SEARCHED_LENGTH:
         return text
@@ -80,7 +80,7 @@ def _searched_text(text: str) -> str:
 
 
 def shorten(text: str, length: int) -> str:
-    """At most `length` characters: what an error says first, and a little of how it ends."""
+    """At most `length` characters: most of the beginning of a text, and a little of its end."""
     if len(text) <= length:
         return text
     head = max(0, length - length // 4 - 3)
@@ -88,7 +88,7 @@ def shorten(text: str, length: int) -> str:
 
 
 def line(text: str, length: int) -> str:
-    """The same in one line, without characters that move a terminal's cursor or turn its text around."""
+    """The same in one line, without characters that move a terminal's cursor or reverse its text."""
     return _CONTROL_OR_BREAK.sub(" ", shorten(text, length))
 
 
@@ -108,7 +108,7 @@ Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 
 
 class ProgressModel(BaseModel):
-    """Base of the schema: camelCase outside, unknown keys ignored, what is not known left out."""
+    """Base of the schema: camelCase in JSON; unknown keys are ignored, unknown values left out."""
 
     model_config = ConfigDict(
         frozen=True, extra="ignore", alias_generator=to_camel, validate_by_name=True, validate_by_alias=True
@@ -171,23 +171,23 @@ class Progress(ProgressModel):
 
     @classmethod
     def read(cls, data: bytes | str) -> Self | None:
-        """What another process says; None if that is no progress, or longer than `MAX_BYTES`.
+        """The progress of another process; None if the data is invalid, or longer than `MAX_BYTES`.
 
-        Never fails, and takes a few milliseconds at most, so that an event loop may call it.
+        Never raises, and takes a few milliseconds at most, so that an event loop may call it.
         """
         if len(data) > MAX_BYTES:
             return None
         try:
             return cls.model_validate_json(data)
-        except Exception:  # whatever a stranger's bytes bring about, they are no progress
+        except Exception:  # untrusted bytes may cause any error: they are not progress
             return None
 
     def replace(self, **changes: Any) -> Self:
-        """The same with some fields changed, as true now."""
+        """The same with some fields changed and the current time."""
         return type(self)(**{**dict(self), "updated": now(), **changes})
 
     def ended(self, error: BaseException, code: int | None = None) -> Self:
-        """The last word of a run that this error ends. code: the exit status, if another than the error's own."""
+        """The final progress of a run that ends with this error. code: the exit status, if not the error's own."""
         code = errors.status(error) if code is None else code
         known = errors.as_user_error(error) or error
         text = str(known) or type(error).__name__
@@ -198,11 +198,11 @@ class Progress(ProgressModel):
         return self.ended_by(Error(class_=type(known).__name__, text=text, exit_code=code, rank=number))
 
     def ended_by(self, error: Error) -> Self:
-        """The last word of a run that ended so."""
+        """The final progress of a run that ended with this error."""
         asked = error.exit_code in (ExitCode.STOPPED, ExitCode.INTERRUPTED)
         message = next(iter(error.text.splitlines()), "")
         return self.replace(phase="Stopped" if asked else "Failed", eta_seconds=None, error=error, message=message)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values, without what is not known."""
+        """As JSON values, without fields that are None."""
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)

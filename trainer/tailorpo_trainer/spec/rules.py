@@ -1,7 +1,7 @@
 """Rules of the document that span several fields, and the defaults that depend on the method.
 
-Each rule is a value: where it points, what it reads, when it is broken, and what would be right. A rule is
-skipped when something it reads is already in error, so that one mistake is reported once.
+Each rule yields violations: the field, the other fields that it read, and what would be right. A violation is not
+reported if one of these fields is already wrong, so that one mistake is reported once.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,10 +23,10 @@ from tailorpo_trainer.spec.job import (
 from tailorpo_trainer.spec.violations import Path, Violation, alias, and_list, or_list
 
 STEP_WISE = ("tailorpo", "tailorpo-g", "spo")
-"""Methods that rank candidates drawn from one latent."""
+"""Methods that rank several candidates drawn from one latent."""
 
 METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
-    # Where the official code of a method was read (SPO, D3PO, DDPO), these are its values.
+    # For SPO, D3PO and DDPO these are the values of the official code.
     "tailorpo": {"beta": 0.1, "continue_from": "winner"},
     "tailorpo-g": {"beta": 0.1, "continue_from": "guided-winner"},
     "spo": {"beta": 10.0, "continue_from": "random", "candidates": 4, "threshold": 0.3, "clamp_ratio": 0.1},
@@ -37,7 +37,7 @@ EXTRA_PARAMETERS = {"tailorpo-g": {"reward_guidance"}}
 METHOD_PARAMETERS = {
     name: frozenset(defaults) | EXTRA_PARAMETERS.get(name, set()) for name, defaults in METHOD_DEFAULTS.items()
 }
-"""Which parameters belong to which method; the others of `Method` belong to all."""
+"""The parameters of each method; the other fields of `Method` belong to all methods."""
 
 REWARD_PARAMETERS = {
     "clip-score": {"model", "batch_size"},
@@ -49,17 +49,17 @@ REWARD_PARAMETERS = {
 PLUGIN_PARAMETERS = {"parameters", "model", "batch_size"}
 
 S3_SETTINGS = ("endpoint", "region", "path_style", "ca_file", "sse_kms_key_id")
-"""Fields of `Checkpoint` that say how a server is asked."""
+"""Fields of `Checkpoint` that only S3 servers use."""
 
 
 def violations(spec: Spec) -> Iterator[Violation]:
-    """All broken rules of a document whose single fields are right."""
+    """All broken rules of a document whose fields are valid on their own."""
     for rule in RULES:
         yield from rule(spec)
 
 
 def method_parameters(spec: Spec) -> Iterator[Violation]:
-    """A parameter of another method would be ignored in silence: refuse it."""
+    """A parameter of another method would be silently ignored: refuse it."""
     method = spec.method
     owned = set[str]().union(*METHOD_PARAMETERS.values())
     for field in Method.model_fields:
@@ -73,7 +73,7 @@ def method_parameters(spec: Spec) -> Iterator[Violation]:
 
 
 def guided_winner(spec: Spec) -> Iterator[Violation]:
-    """Only `tailorpo-g` makes one; methods without `continueFrom` are refused by `method_parameters`."""
+    """Only `tailorpo-g` has one; `method_parameters` refuses methods without `continueFrom`."""
     if spec.method.continue_from == "guided-winner" and spec.method.name in {*STEP_WISE} - {"tailorpo-g"}:
         yield Violation(
             ("spec", "method", "continueFrom"),
@@ -83,7 +83,7 @@ def guided_winner(spec: Spec) -> Iterator[Violation]:
 
 
 def guidance_target(spec: Spec) -> Iterator[Violation]:
-    """`strength` scales the distance to `target`: without one it means nothing."""
+    """`strength` scales the distance to `target`: without a target it has no meaning."""
     guidance = spec.method.reward_guidance
     if guidance is not None and guidance.strength is not None and guidance.target is None:
         yield Violation(
@@ -94,7 +94,7 @@ def guidance_target(spec: Spec) -> Iterator[Violation]:
 
 
 def one_prompt_source(spec: Spec) -> Iterator[Violation]:
-    """Of several sources all but one would be ignored in silence."""
+    """With several sources all but one would be silently ignored."""
     sources: list[tuple[Path, Prompts]] = [(("spec", "prompts"), spec.prompts)]
     if spec.evaluation.prompts is not None:
         sources.append((("spec", "evaluation", "prompts"), spec.evaluation.prompts))
@@ -106,7 +106,7 @@ def one_prompt_source(spec: Spec) -> Iterator[Violation]:
 
 
 def trained_steps(spec: Spec) -> Iterator[Violation]:
-    """No more steps can be trained than there are."""
+    """There are not more steps to train than steps of sampling."""
     count, steps = spec.sampling.trained_steps.count, spec.sampling.steps
     if count is not None and count > steps:
         yield Violation(
@@ -117,7 +117,7 @@ def trained_steps(spec: Spec) -> Iterator[Violation]:
 
 
 def reward_parameters(spec: Spec) -> Iterator[Violation]:
-    """As for methods; what a plug-in takes is the plug-in's to say."""
+    """As for methods; a plug-in checks its parameters itself."""
     rewards: list[tuple[Path, Reward]] = [(("spec", "rewards", n), reward) for n, reward in enumerate(spec.rewards)]
     rewards += [(("spec", "evaluation", "rewards", n), reward) for n, reward in enumerate(spec.evaluation.rewards)]
     for path, reward in rewards:
@@ -138,14 +138,14 @@ def reward_parameters(spec: Spec) -> Iterator[Violation]:
 
 
 def maximise_something(spec: Spec) -> Iterator[Violation]:
-    """A sum that is always 0 ranks nothing."""
+    """A sum that is always 0 cannot rank anything."""
     if all(reward.weight == 0 for reward in spec.rewards):
         reads = tuple(("spec", "rewards", n, "weight") for n in range(len(spec.rewards)))
         yield Violation(("spec", "rewards"), reads, "all weights are 0: at least one must differ from 0")
 
 
 def enough_updates(spec: Spec) -> Iterator[Violation]:
-    """Each update needs a row of its own."""
+    """Each update needs at least one row."""
     rows = spec.training.prompts_per_iteration * spec.training.samples_per_prompt * _trained_step_count(spec)
     if spec.training.updates_per_iteration > rows:
         yield Violation(
@@ -162,7 +162,7 @@ def enough_updates(spec: Spec) -> Iterator[Violation]:
 
 
 def scoring_decoder(spec: Spec) -> Iterator[Violation]:
-    """Methods that score finished pictures alone would never use it."""
+    """Methods that score only finished pictures would never use it."""
     if spec.model.scoring_decoder is not None and spec.method.name not in STEP_WISE:
         yield Violation(
             ("spec", "model", "scoringDecoder"),
@@ -173,7 +173,7 @@ def scoring_decoder(spec: Spec) -> Iterator[Violation]:
 
 
 def equal_shares(spec: Spec) -> Iterator[Violation]:
-    """Each process takes as many samples as any other."""
+    """All processes take the same number of samples."""
     message = shares_problem(spec, spec.workers * spec.processes_per_worker)
     if message:
         yield Violation(
@@ -184,7 +184,7 @@ def equal_shares(spec: Spec) -> Iterator[Violation]:
 
 
 def shares_problem(spec: TrainingSpec, processes: int) -> str | None:
-    """Why an iteration's samples cannot be shared equally among so many processes, if they cannot."""
+    """Why so many processes cannot share an iteration's samples equally; None if they can."""
     samples = spec.training.prompts_per_iteration * spec.training.samples_per_prompt
     if samples % processes == 0:
         return None
@@ -195,7 +195,7 @@ def shares_problem(spec: TrainingSpec, processes: int) -> str | None:
 
 
 def s3_settings(spec: Spec) -> Iterator[Violation]:
-    """Settings of a server that nobody asks would be ignored in silence."""
+    """Settings of a server that is not used would be silently ignored."""
     kept = spec.checkpoint
     if kept.storage is None or not kept.storage.startswith("s3://"):
         for field in S3_SETTINGS:
@@ -224,7 +224,7 @@ RULES: tuple[Callable[[Spec], Iterator[Violation]], ...] = (
 
 
 def resolve(spec: Spec) -> Spec:
-    """The same document with every default that depends on the method written out."""
+    """The same document with all defaults that depend on the method filled in."""
     defaults = dict(METHOD_DEFAULTS[spec.method.name])
     if spec.method.name == "tailorpo-g" and spec.method.reward_guidance is None:
         defaults["reward_guidance"] = RewardGuidance()
@@ -236,7 +236,7 @@ def resolve(spec: Spec) -> Spec:
 
 
 def _trained_step_count(spec: Spec) -> int:
-    """How many denoising steps are trained, with the method's own default."""
+    """How many denoising steps are trained; the default depends on the method."""
     count, steps = spec.sampling.trained_steps.count, spec.sampling.steps
     if count is not None:
         return count

@@ -1,4 +1,4 @@
-"""What a rule that spans several fields has to say, and the words for it."""
+"""Violations of rules that span several fields, and helpers for their messages."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ Path = tuple[str | int, ...]
 
 @dataclass(frozen=True)
 class Violation:
-    """A broken rule: the field it is about, the fields it was judged from, and the sentence for the user."""
+    """A broken rule: the field it concerns, the other fields that it read, and the message for the user."""
 
     path: Path
     reads: tuple[Path, ...]

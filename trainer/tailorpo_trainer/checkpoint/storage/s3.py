@@ -125,7 +125,7 @@ class S3Store:
 
     def _missing(self, name: str, error: Any) -> Exception:
         """`MissingError` if the bucket exists but the object does not, otherwise the error itself."""
-        # The answer to HEAD has no body, so it does not tell which of the two is missing.
+        # The answer to HEAD has no body, so it does not show which of the two is missing.
         return MissingError(f"{self.uri(name)}: is missing") if _is("NoSuchKey", "404")(error) else error
 
     def _pages(self, operation: str, key: str, prefix: str) -> Iterator[dict[str, Any]]:
