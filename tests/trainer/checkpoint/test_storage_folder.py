@@ -136,17 +136,17 @@ def test_unfinished_files_are_no_objects_and_are_swept_where_asked(store: Folder
 
 def test_a_writer_whose_file_is_swept_begins_again(store: FolderStore, monkeypatch: pytest.MonkeyPatch) -> None:
     replace = os.replace
-    swept: list[Path] = []
+    deleted_from: list[Path] = []
 
     def sweep_once(source: Path, target: Path) -> None:
-        if not swept:
-            swept.append(source)
+        if not deleted_from:
+            deleted_from.append(source)
             store.delete_unfinished("attempt-0001/")
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", sweep_once)
     store.write("attempt-0001/step-00000001/state.json", b"whole")
-    assert swept
+    assert deleted_from
     assert store.read("attempt-0001/step-00000001/state.json") == b"whole"
 
 

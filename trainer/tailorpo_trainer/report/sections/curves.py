@@ -68,7 +68,7 @@ def reward_series(shown: Sequence[Evaluation], grid: str = "evaluation", name: s
     """Evaluation reward with the 95 % interval of its mean."""
     widths = [None if e.error is None or e.images < 2 else e.error * stats.t_quantile(e.images - 1) for e in shown]
     y = [e.reward for e in shown]
-    return Series(name or "held-out reward", grid, y, colour, _interval_end(y, widths, -1), _interval_end(y, widths, 1))
+    return Series(name or "held-out reward", grid, y, colour, _bound(y, widths, -1), _bound(y, widths, 1))
 
 
 def change_series(shown: Sequence[Evaluation], grid: str = "evaluation", name: str = "", colour: str = "c0") -> Series:
@@ -97,9 +97,7 @@ def evaluation_charts(shown: Sequence[Evaluation], terms: Sequence[str]) -> list
         y = [e.rewards.get(name) for e in shown]
         widths = [None if (error := e.errors.get(name)) is None else Z95 * error for e in shown]
         watched = any(name in e.watched for e in shown)
-        series = Series(
-            name, "evaluation", y, "c1" if watched else "c0", _interval_end(y, widths, -1), _interval_end(y, widths, 1)
-        )
+        series = Series(name, "evaluation", y, "c1" if watched else "c0", _bound(y, widths, -1), _bound(y, widths, 1))
         note = "watched, not maximised" if watched else "a term of the reward"
         charts.append(Chart(f"part{number}", name, [series], note, watched=watched))
     diversity = Series("diversity", "evaluation", [e.diversity for e in shown], "c1")
@@ -168,5 +166,5 @@ def _logits(y: Mapping[str, Sequence[Value]], pairless: bool) -> Chart:
     return Chart("training-logit", title, series, "", level=0, level_name="")
 
 
-def _interval_end(y: Sequence[Value], widths: Sequence[Value], sign: int) -> list[Value]:
+def _bound(y: Sequence[Value], widths: Sequence[Value], sign: int) -> list[Value]:
     return [None if m is None or w is None else m + sign * w for m, w in zip(y, widths, strict=True)]
