@@ -6,9 +6,9 @@ from copy import deepcopy
 from functools import cache
 from typing import Any
 
-from tailorpo_trainer.spec.findings import alias
 from tailorpo_trainer.spec.job import Prompts, Spec
 from tailorpo_trainer.spec.pod_template_rules import ONE_OF
+from tailorpo_trainer.spec.violations import alias
 
 TEMPLATE = {
     "image": "registry:5000/a@sha256:0",

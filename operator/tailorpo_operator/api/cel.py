@@ -13,9 +13,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from tailorpo_trainer.spec import pod_template_rules, rules
-from tailorpo_trainer.spec.findings import alias, either
 from tailorpo_trainer.spec.job import (
-    LEFT_OUT,
+    NOT_IN_EXPERIMENT,
     Checkpoint,
     Method,
     Prompts,
@@ -28,6 +27,7 @@ from tailorpo_trainer.spec.job import (
 )
 from tailorpo_trainer.spec.pod_template import Template, Variable, Volume, VolumeMount
 from tailorpo_trainer.spec.types import JOB_NAME, PATTERNS, SpecModel
+from tailorpo_trainer.spec.violations import alias, or_list
 
 UNCHANGEABLE = (
     "defines the experiment and cannot change: take the change back, or apply it as a job of another name, which needs "
@@ -83,7 +83,7 @@ def _method_parameters() -> Iterator[Rule]:
                 "method_parameters",
                 Method,
                 f"!has(self.{name}) || self.name in {_list(owners)}",
-                f"does not belong to method '{{self.name}}': leave it out, or choose {either(owners)}",
+                f"does not belong to method '{{self.name}}': leave it out, or choose {or_list(owners)}",
                 f".{name}",
             )
 
@@ -118,11 +118,11 @@ def _exactly_one(name: str, model: type[SpecModel], fields: Sequence[str]) -> Ru
     shown.append(f"{' || '.join(has)} ? '' : 'none'")
     said = "".join(f"{{{part}}}" for part in shown)
     condition = f"[{', '.join(has)}].filter(given, given).size() == 1"
-    return Rule(name, model, condition, f"needs exactly one of {either(names)}, has {said}")
+    return Rule(name, model, condition, f"needs exactly one of {or_list(names)}, has {said}")
 
 
 def _immutable() -> Iterator[Rule]:
-    for model, left_out in ((Spec, LEFT_OUT), (Training, LEFT_OUT["training"])):
+    for model, left_out in ((Spec, NOT_IN_EXPERIMENT), (Training, NOT_IN_EXPERIMENT["training"])):
         for field, info in model.model_fields.items():
             if field not in left_out:
                 # A rule at a field is not judged where the field has come or gone.
@@ -159,7 +159,7 @@ RULES = (
         Spec,
         f"!has(self.model.scoringDecoder) || self.method.name in {_list(rules.STEP_WISE)}",
         "does not belong to method '{self.method.name}', which scores finished pictures alone: leave it out, or choose "
-        f"{either(rules.STEP_WISE)}",
+        f"{or_list(rules.STEP_WISE)}",
         ".model.scoringDecoder",
     ),
     Rule(

@@ -12,7 +12,7 @@ from typing import Any
 from tailorpo_operator.api.naming import DOCUMENT
 from tailorpo_operator.api.types import Job
 from tailorpo_trainer.spec import rules
-from tailorpo_trainer.spec.job import CLUSTER_FIELDS, TRAINER_POLICY, ConfigMapKey, Spec
+from tailorpo_trainer.spec.job import CLUSTER_FIELDS, TRAINER_RUN_POLICY, ConfigMapKey, Spec
 
 MAX_BYTES = 65_536
 """Of the document. All annotations of a pod together may have four times as many."""
@@ -49,7 +49,7 @@ def document(job: Job) -> dict[str, Any]:
     """The document with all defaults, without what the operator alone reads, and with paths as they are in a pod."""
     spec = rules.resolve(job.spec)
     left_out: dict[str, Any] = {name: True for name in CLUSTER_FIELDS if name != "run_policy"}
-    left_out["run_policy"] = {name for name in type(spec.run_policy).model_fields if name not in TRAINER_POLICY}
+    left_out["run_policy"] = {name for name in type(spec.run_policy).model_fields if name not in TRAINER_RUN_POLICY}
     left_out["checkpoint"] = {"secret_name"}
     names = {key: job.metadata[key] for key in ("name", "namespace") if job.metadata.get(key)}
     return {

@@ -67,7 +67,7 @@ class MemoryStore:
             self._change()
             self.objects.pop(name, None)
 
-    def sweep(self, prefix: str) -> None:
+    def delete_unfinished(self, prefix: str) -> None:
         pass
 
     def uri(self, name: str) -> str:

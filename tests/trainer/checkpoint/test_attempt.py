@@ -269,7 +269,7 @@ def test_whatever_happens_the_newest_commit_survives(
     run = open_run(memory, job("spec.training.iterations=1000"))
     live = run.begin(None)
     stale: Attempt | None = None
-    promised: Ref | None = None  # what the newest lineage acknowledged last
+    acknowledged: Ref | None = None  # what the newest lineage acknowledged last
     for step, (action, old, keep, changes) in enumerate(moves, start=1):
         actor = stale if old and stale is not None else live
         before = dict(memory.objects)
@@ -280,12 +280,12 @@ def test_whatever_happens_the_newest_commit_survives(
             match action:
                 case "save":
                     save(actor, step)
-                    promised = Ref(live.number, step) if actor is live else promised
+                    acknowledged = Ref(live.number, step) if actor is live else acknowledged
                 case "prune":
                     actor.prune(keep)
                 case _:
                     stale, live = live, run.begin(None if action == "fresh" else run.latest())
-                    promised = None if action == "fresh" else promised
+                    acknowledged = None if action == "fresh" else acknowledged
         except crash:
             died = True
         memory.changes_left = None
@@ -294,9 +294,9 @@ def test_whatever_happens_the_newest_commit_survives(
             if ref in committed or ref.attempt == live.number:
                 complete(memory, ref)
         found = resume(run)
-        if promised is not None:
+        if acknowledged is not None:
             assert found is not None
-            assert found >= promised
+            assert found >= acknowledged
         if action == "prune" and actor is stale:
             assert memory.objects == before
         if action == "prune" and actor is live and not died and live._newest is not None:

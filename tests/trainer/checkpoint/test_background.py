@@ -65,17 +65,17 @@ def begin(memory: Any, job: Job) -> Callable[..., BackgroundWriter]:
 
 
 def test_all_is_written_when_it_closes(memory: Any, begin: Callable[..., BackgroundWriter]) -> None:
-    told: list[tuple[Manifest, float]] = []
-    opened = begin(keep=2, after=lambda *what: told.append(what))
+    calls: list[tuple[Manifest, float]] = []
+    opened = begin(keep=2, after=lambda *what: calls.append(what))
     for step in (10, 20, 30):
         opened.save(step, {"adapter": {"up": torch.full((3,), step)}}, {"step": step}, step / 10)
     opened.close()
     assert checkpoints(memory) == [Ref(1, 20), Ref(1, 30)]
     last = load(memory, Ref(1, 30))
     assert (last.state, last.manifest.evaluation) == ({"step": 30}, 3.0)
-    assert [manifest.step for manifest, _ in told] == [10, 20, 30]
-    assert told[-1][0] == last.manifest
-    assert all(seconds > 0 for _, seconds in told)
+    assert [manifest.step for manifest, _ in calls] == [10, 20, 30]
+    assert calls[-1][0] == last.manifest
+    assert all(seconds > 0 for _, seconds in calls)
     opened.close()
 
 
@@ -116,13 +116,13 @@ def test_a_failed_commit_is_tried_again_ever_more_patiently(
     memory: Any, begin: Callable[..., BackgroundWriter], error: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
     pauses: list[float] = []
-    told: list[tuple[int, TailorPOError]] = []
-    opened = begin(sleep=pauses.append, failed=lambda *what: told.append(what))
+    calls: list[tuple[int, TailorPOError]] = []
+    opened = begin(sleep=pauses.append, failed=lambda *what: calls.append(what))
     Broken(memory, error, background.TRIES - 1)
     opened.submit(snapshot(1))
     opened.close()
     assert checkpoints(memory) == [Ref(1, 1)]
-    assert told == [(1, error)] * (background.TRIES - 1)
+    assert calls == [(1, error)] * (background.TRIES - 1)
     longest = [
         min(background.LONGEST_PAUSE, background.FIRST_PAUSE * 2**number) for number in range(background.TRIES - 1)
     ]
@@ -190,11 +190,11 @@ def test_what_happens_beside_a_commit_never_ends_a_run(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    seen: list[tuple[str, int]] = []
+    called: list[tuple[str, int]] = []
 
     def around(name: str) -> Callable[[int], None]:
         def call(*_: Any) -> None:
-            seen.append((name, len(checkpoints(memory))))
+            called.append((name, len(checkpoints(memory))))
             raise OSError(f"{name} failed")
 
         return call
@@ -208,10 +208,10 @@ def test_what_happens_beside_a_commit_never_ends_a_run(
         for step in (1, 2, 3, 4, 5):
             opened.submit(snapshot(step))
         opened.save(6, {}, {})
-        while len(seen) < 12:  # else `close` would prune while it cannot
+        while len(called) < 12:  # else `close` would prune while it cannot
             opened.check()
     opened.close()
-    assert seen == [(name, number) for step in range(6) for name, number in (("before", step), ("after", step + 1))]
+    assert called == [(name, number) for step in range(6) for name, number in (("before", step), ("after", step + 1))]
     assert {"before failed", "after failed"} <= {record.getMessage().rpartition(": ")[2] for record in caplog.records}
     assert "old checkpoints stay for now: nothing can be deleted" in caplog.text
     assert len(checkpoints(memory)) == 3  # pruned when it closed

@@ -49,7 +49,7 @@ def test_an_absent_storage_is_empty_and_stays_absent(store: FolderStore) -> None
     with pytest.raises(MissingError, match=r"run\.json"):
         store.size("run.json")
     store.delete(["attempt-0001/step-00000001/manifest.json"])
-    store.sweep("attempt-0001/")
+    store.delete_unfinished("attempt-0001/")
     assert not store.root.exists()
 
 
@@ -126,27 +126,27 @@ def test_unfinished_files_are_no_objects_and_are_swept_where_asked(store: Folder
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"torn")
     assert store.names("") == ["attempt-0001/attempt.json"]
-    store.sweep("attempt-0001/")
+    store.delete_unfinished("attempt-0001/")
     assert [path.exists() for path in torn] == [False, False, True, True, True]
     assert not (store.root / "attempt-0001" / "step-00000001").exists()
-    store.sweep("run.json")
+    store.delete_unfinished("run.json")
     assert [path.exists() for path in torn] == [False, False, True, False, True]
     assert store.names("") == ["attempt-0001/attempt.json"]
 
 
 def test_a_writer_whose_file_is_swept_begins_again(store: FolderStore, monkeypatch: pytest.MonkeyPatch) -> None:
     replace = os.replace
-    swept: list[Path] = []
+    deleted_from: list[Path] = []
 
     def sweep_once(source: Path, target: Path) -> None:
-        if not swept:
-            swept.append(source)
-            store.sweep("attempt-0001/")
+        if not deleted_from:
+            deleted_from.append(source)
+            store.delete_unfinished("attempt-0001/")
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", sweep_once)
     store.write("attempt-0001/step-00000001/state.json", b"whole")
-    assert swept
+    assert deleted_from
     assert store.read("attempt-0001/step-00000001/state.json") == b"whole"
 
 

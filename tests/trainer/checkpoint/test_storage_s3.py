@@ -221,14 +221,14 @@ def test_stale_uploads_are_swept_where_asked_and_nowhere_else(store: Store, s3_s
         upload = client.create_multipart_upload(Bucket=s3_bucket, Key=key)["UploadId"]
         client.upload_part(Bucket=s3_bucket, Key=key, UploadId=upload, PartNumber=1, Body=b"torn")
     assert store.names("") == []
-    store.sweep("attempt-0001/")
+    store.delete_unfinished("attempt-0001/")
     left = client.list_multipart_uploads(Bucket=s3_bucket)["Uploads"]
     assert sorted(upload["Key"] for upload in left) == keys[1:]
 
 
 def test_a_writer_whose_upload_is_swept_begins_again(faulty: Store, faults: Proxy, uri: str, s3_server: Any) -> None:
     other = S3Store(uri, s3.Settings(endpoint=s3_server.endpoint))
-    faults.rule = nth(2, Fault(then=lambda: other.sweep("attempt-0001/")), within="partNumber")
+    faults.rule = nth(2, Fault(then=lambda: other.delete_unfinished("attempt-0001/")), within="partNumber")
     faulty.write("attempt-0001/big", BIG)
     assert faults.injected == 1
     assert faulty.read("attempt-0001/big") == BIG

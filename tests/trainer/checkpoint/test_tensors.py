@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save
 from torch import nn
 
 from tailorpo_trainer.checkpoint import Run, latest
@@ -20,11 +21,11 @@ class Trainee:
         torch.manual_seed(0)
         lr = torch.tensor(1e-2) if tensor_lr else 1e-2
         self.module = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3))
-        halves: list[dict[str, Any]] = [
+        parameter_groups: list[dict[str, Any]] = [
             {"params": self.module[0].parameters()},
             {"params": self.module[2].parameters(), "lr": 3e-3},
         ]
-        self.optimizer = torch.optim.AdamW(halves, lr=lr, betas=(0.9, 0.995), **options)
+        self.optimizer = torch.optim.AdamW(parameter_groups, lr=lr, betas=(0.9, 0.995), **options)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: 1 / (1 + step))
 
     def train(self, steps: range) -> None:
@@ -72,10 +73,10 @@ def test_an_optimiser_state_comes_back_exactly(run: Run) -> None:
     trainee = Trainee()
     trainee.train(range(3))
     state = trainee.optimizer.state_dict()
-    tensors, tree = flatten(state)
+    tensors, nested = flatten(state)
     assert "state.0.step" in tensors
     assert "state.3.exp_avg_sq" in tensors
-    run.begin(None).save(3, {"optimizer": tensors}, {"optimizer": tree})
+    run.begin(None).save(3, {"optimizer": tensors}, {"optimizer": nested})
     loaded = latest(run.store)
     assert loaded is not None
     same(unflatten(loaded.tensors("optimizer"), loaded.state["optimizer"]), state)
@@ -107,7 +108,7 @@ LEAVES = (
     | st.text()
     | st.lists(st.integers(0, 255), max_size=3).map(lambda values: torch.tensor(values, dtype=torch.uint8))
 )
-TREES = st.recursive(
+NESTED = st.recursive(
     LEAVES,
     lambda below: (
         st.lists(below, max_size=3)
@@ -120,10 +121,10 @@ TREES = st.recursive(
 
 
 @settings(max_examples=100, deadline=None)
-@given(tree=TREES)
-def test_any_nested_state_survives_json(tree: Any) -> None:
-    tensors, rest = flatten(tree)
-    same(unflatten(tensors, json.loads(json.dumps(rest, allow_nan=False))), tree)
+@given(nested=NESTED)
+def test_any_nested_state_survives_json(nested: Any) -> None:
+    tensors, rest = flatten(nested)
+    same(unflatten(tensors, json.loads(json.dumps(rest, allow_nan=False))), nested)
 
 
 def test_what_cannot_be_kept_is_refused_by_its_path() -> None:
@@ -157,6 +158,11 @@ def test_a_file_that_is_packed_in_one_copy_is_one_that_the_library_reads(wanted:
     assert header.pop("__metadata__") == {"format": "pt"}
     for name, entry in header.items():  # aligned, so that readers may map the file
         assert entry["data_offsets"][0] % live[name].element_size() == 0
+
+
+def test_an_adapter_is_packed_into_the_bytes_that_the_library_writes() -> None:
+    live = {f"{n}.lora_{side}.weight": torch.randn(3 + n, 4) for n in range(12) for side in "BA"}
+    assert bytes(pack(live)) == save(live, {"format": "pt"})
 
 
 def test_a_type_that_safetensors_does_not_know_is_named() -> None:

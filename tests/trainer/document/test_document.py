@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from tailorpo_trainer import document
 from tailorpo_trainer.document import reference
-from tailorpo_trainer.document.schema import fields, part
+from tailorpo_trainer.document.schema import fields, inner_model
 from tailorpo_trainer.document.source import MAX_VALUES, resolve
 from tailorpo_trainer.spec import rules
 from tailorpo_trainer.spec.job import Method, TailorPOJob
@@ -363,6 +363,14 @@ def test_a_problem_within_an_alias_is_where_it_was_written(problems: Problems) -
     ]
 
 
+def test_a_problem_of_an_alias_in_a_list_is_where_the_alias_stands(problems: Problems) -> None:
+    text = GOOD + "  evaluation:\n    rewards:\n    - &r foo\n    - name: x\n    - *r\n"
+    assert problems(text) == [
+        "14: spec.evaluation.rewards[0]: 'foo' must be a mapping",
+        "16: spec.evaluation.rewards[2]: 'foo' must be a mapping",
+    ]
+
+
 def test_merge_keys_fill_in_what_is_not_given(tmp_path: Path) -> None:
     merged = "{<<: [&a {x: 1, y: 1}, {y: 2, z: 2}], z: 3, '<<': text}"
     text = GOOD + f"  template: {{securityContext: {merged}}}\n"
@@ -416,8 +424,8 @@ def test_json_files_are_documents(tmp_path: Path, problems: Problems) -> None:
 
 @pytest.mark.parametrize("empty", ["", " null", " ~", " {}"])
 def test_an_object_left_empty_has_its_defaults(tmp_path: Path, empty: str) -> None:
-    parts = ("model", "lora", "sampling", "optimizer", "training", "evaluation", "checkpoint")
-    assert parse(GOOD + "".join(f"  {part}:{empty}\n" for part in parts), tmp_path) == parse(GOOD, tmp_path)
+    names = ("model", "lora", "sampling", "optimizer", "training", "evaluation", "checkpoint")
+    assert parse(GOOD + "".join(f"  {name}:{empty}\n" for name in names), tmp_path) == parse(GOOD, tmp_path)
 
 
 def test_null_is_absent_as_for_the_api_server(tmp_path: Path, problems: Problems) -> None:
@@ -651,7 +659,7 @@ def numeric_bounds(model: type[BaseModel], path: str) -> Iterator[tuple[str, Any
                     yield child, limit, limit + sign * beyond, "small" if kind == "ge" else "large"
                 elif limit is not None:
                     yield child, limit + sign * 1e-9, limit, "small" if kind == "gt" else "large"
-        inner = part(field)
+        inner = inner_model(field)
         if inner is not None:
             yield from numeric_bounds(inner, child + ("[0]" if "list[" in str(field.annotation) else ""))
 

@@ -35,8 +35,8 @@ def test_runs_on_the_same_pictures_are_paired(a_run: Make, page: Read, tmp_path:
 
 
 def test_equal_budgets_take_what_each_run_had_by_then(a_run: Make, page: Read, tmp_path: Path) -> None:
-    long, short = a_run("long", name="long", iterations=60), a_run("short", name="short", iterations=30)
-    text = page(report.compare([long, short], tmp_path / "compare.html")).text
+    long, rounded = a_run("long", name="long", iterations=60), a_run("short", name="short", iterations=30)
+    text = page(report.compare([long, rounded], tmp_path / "compare.html")).text
     assert "240 training images" in text
     at = scores(long, 30).mean()
     assert f"{at:.2f} iteration 30" in text

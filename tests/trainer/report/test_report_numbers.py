@@ -108,10 +108,10 @@ def test_histogram_shares_bins_and_counts_everything() -> None:
 
 def test_long_rows_are_thinned_by_averaging() -> None:
     row = np.random.default_rng(0).normal(0, 1, 10_000)
-    thinned = charts.thin({"x": list(range(10_000)), "y": row.tolist()})
-    assert len(thinned["y"]) == 500
-    assert thinned["y"] == pytest.approx(row.reshape(500, 20).mean(1).tolist())
-    assert thinned["x"][0] == pytest.approx(9.5)
+    downsampled = charts.downsample({"x": list(range(10_000)), "y": row.tolist()})
+    assert len(downsampled["y"]) == 500
+    assert downsampled["y"] == pytest.approx(row.reshape(500, 20).mean(1).tolist())
+    assert downsampled["x"][0] == pytest.approx(9.5)
 
 
 @pytest.mark.parametrize(

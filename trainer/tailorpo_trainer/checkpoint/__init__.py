@@ -1,22 +1,22 @@
-"""Checkpoints as commits: what has no valid manifest does not exist. The format is in `docs/checkpoints.md`.
+"""Checkpoints as commits: without a valid manifest, a checkpoint does not exist. See `docs/checkpoints.md`.
 
-    run = open_run(open_store(uri), job)              # whose storage is this?
-    start = None if fresh else run.latest()           # where to go on, or None
-    attempt = run.begin(start, at_least=number)       # from now on it writes under its own prefix only
+    run = open_run(open_store(uri), job)              # checks that the storage belongs to the job
+    start = None if fresh else run.latest()           # the checkpoint to resume from, or None
+    attempt = run.begin(start, at_least=number)       # writes under its own prefix only
     stream = BackgroundWriter(attempt, keep=3, max_failures=3)
     stream.save(step, {"adapter": tensors}, {"samples": 640})   # returns as soon as the tensors are copied
-    stream.close()                                              # returns when all is committed
+    stream.close()                                              # returns when everything is committed
 
-Nothing here imports torch before tensors are saved or asked for.
+Nothing here imports torch before tensors are saved or loaded.
 """
 
 from tailorpo_trainer.checkpoint.attempt import Attempt, Snapshot, capture
 from tailorpo_trainer.checkpoint.background import BackgroundWriter
-from tailorpo_trainer.checkpoint.claim import Run, open_run
 from tailorpo_trainer.checkpoint.format import FORMAT_VERSION, CorruptError, Manifest
 from tailorpo_trainer.checkpoint.identity import differences, experiment_hash
 from tailorpo_trainer.checkpoint.layout import Ref
 from tailorpo_trainer.checkpoint.resume import Loaded, checkpoints, latest, load
+from tailorpo_trainer.checkpoint.run import Run, open_run
 from tailorpo_trainer.checkpoint.storage.base import ExistsError, MissingError, Store
 from tailorpo_trainer.checkpoint.storage.opening import open_store
 

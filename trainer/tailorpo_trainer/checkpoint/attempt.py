@@ -1,4 +1,4 @@
-"""The writer's side: copy a state, commit it, delete old checkpoints."""
+"""Write checkpoints: copy a state, commit it, delete old checkpoints."""
 
 import json
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ Groups = Mapping[str, Mapping[str, "Tensor"]]
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A state as it was at one moment, sharing nothing with the live one: it can be written at leisure."""
+    """A copy of the state at one moment. It shares no memory with the live state, so it can be written later."""
 
     step: int
     time: str
@@ -29,10 +29,10 @@ class Snapshot:
 
 
 def capture(step: int, groups: Groups, state: Mapping[str, Any], evaluation: float | None = None) -> Snapshot:
-    """Copy tensors to files in host memory and the state to JSON: all that training has to wait for.
+    """Copy tensors to files in host memory and the state to JSON: training waits for this only.
 
-    `evaluation`: the weighted held-out reward that was measured at this step, if it was. Raises `ValueError` for a
-    state that JSON would change: NaN, tuples, keys other than text.
+    `evaluation`: the weighted held-out reward measured at this step, or None. Raises `ValueError` for a state that
+    JSON would change: NaN, tuples, keys that are not text.
     """
     from tailorpo_trainer.checkpoint.tensors import pack
 
@@ -46,9 +46,9 @@ def capture(step: int, groups: Groups, state: Mapping[str, Any], evaluation: flo
 
 @dataclass
 class Attempt:
-    """One try at a run, the only writer below its prefix. Not for several threads at once.
+    """One attempt of a run, the only writer below its prefix. Not thread-safe.
 
-    `start` is the manifest of the checkpoint it went on from, None if it began from nothing.
+    `start` is the manifest of the checkpoint that it resumed from, or None if it started without one.
     """
 
     store: Store
@@ -57,7 +57,7 @@ class Attempt:
     start: Manifest | None
     _newest: Manifest | None = None
     _unfinished: int | None = None
-    _swept: bool = False
+    _unfinished_deleted: bool = False
     _evaluations: Evaluations = field(default_factory=Evaluations)
 
     def save(self, step: int, groups: Groups, state: Mapping[str, Any]) -> Manifest:
@@ -67,8 +67,8 @@ class Attempt:
     def commit(self, snapshot: Snapshot) -> Manifest:
         """Write objects, then the manifest; when this returns the checkpoint survives any crash.
 
-        A step that is committed already, by this attempt or as its start, is not written again. May be called
-        again after an error. Raises `ValueError` for a step before the newest one, and what the store raises.
+        A step that is committed already, by this attempt or as its start, is not written again. A call that failed may
+        be repeated. Raises `ValueError` for a step before the newest one, and the errors of the store.
         """
         newest = self._newest or self.start
         if newest and snapshot.step <= newest.step:
@@ -77,7 +77,7 @@ class Attempt:
             return newest
         ref = Ref(self.number, snapshot.step)
         if self._unfinished == snapshot.step:
-            # The manifest may have landed although its write failed: no object may change below it.
+            # The manifest may exist although its write failed. Objects that a manifest names must not change.
             self.store.delete([ref.manifest])
         self._unfinished = snapshot.step
         entries = {name: self._write(ref.prefix + name, data) for name, data in snapshot.objects.items()}
@@ -90,32 +90,32 @@ class Attempt:
         return manifest
 
     def _write(self, name: str, data: bytes | memoryview) -> Entry:
-        """Write an object while it is hashed: neither holds Python's lock for long."""
-        with ThreadPoolExecutor(1) as aside:
-            entry = aside.submit(digest, data)
+        """Write an object and hash it at the same time: neither holds the GIL for long."""
+        with ThreadPoolExecutor(1) as executor:
+            entry = executor.submit(digest, data)
             self.store.write(name, data)
             return entry.result()
 
     def prune(self, keep: int) -> None:
-        """Delete checkpoints of all attempts but the newest `keep` and the best, and what interrupted writers left.
+        """Delete all checkpoints but the newest `keep` and the best, and the unfinished files of interrupted writers.
 
         Does nothing before the first commit: until then an older checkpoint is the only one known to be good.
-        Does nothing if a newer attempt began: then this process should be dead. Never touches what is newer
-        than the last commit. Manifests go before their objects, so that nothing half deleted ever exists.
+        Does nothing if a newer attempt exists: then this process should have ended. Never deletes anything newer than
+        the last commit. Manifests are deleted before their objects, so that no checkpoint is ever half deleted.
         """
         assert keep >= 1
-        found = inventory(self.store.names("attempt-"))
-        if self._newest is None or max(found.attempts, default=0) > self.number:
+        stored = inventory(self.store.names("attempt-"))
+        if self._newest is None or max(stored.attempts, default=0) > self.number:
             return
-        committed, newest = found.committed(), self._newest.ref
+        committed, newest = stored.committed(), self._newest.ref
         best = self._evaluations.best(self.store, committed, self.number, self.start)
         kept = {*committed[-keep:], *([best] if best else [])}
-        doomed = {ref: names for ref, names in found.steps.items() if ref < newest and ref not in kept}
-        if doomed:
-            self.store.delete([ref.manifest for ref in doomed])
-            self.store.delete([name for names in doomed.values() for name in names])
-        if not self._swept:
-            for number in found.attempts:
-                self.store.sweep(f"attempt-{number:04d}/")
-            self.store.sweep(RUN)
-            self._swept = True
+        obsolete = {ref: names for ref, names in stored.steps.items() if ref < newest and ref not in kept}
+        if obsolete:
+            self.store.delete([ref.manifest for ref in obsolete])
+            self.store.delete([name for names in obsolete.values() for name in names])
+        if not self._unfinished_deleted:
+            for number in stored.attempts:
+                self.store.delete_unfinished(f"attempt-{number:04d}/")
+            self.store.delete_unfinished(RUN)
+            self._unfinished_deleted = True

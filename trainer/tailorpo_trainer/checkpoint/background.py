@@ -1,4 +1,4 @@
-"""Commit checkpoints in the background: training waits for the copy to host memory and for nothing else."""
+"""Commit checkpoints in a background thread: training waits only for the copy to host memory."""
 
 import logging
 import random
@@ -14,21 +14,21 @@ from tailorpo_trainer.errors import ResourceError, TailorPOError, UnavailableErr
 logger = logging.getLogger(__name__)
 
 TRIES = 7
-"""Of one commit, each after botocore's own."""
+"""Tries of one commit; botocore retries each request besides."""
 
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
-"""Seconds between them: twice as long each time, and half of it by chance, so that many runs do not come at once."""
+"""Seconds between tries. The pause doubles each time, with jitter, so that many runs do not retry at once."""
 
-PASSES = (UnavailableError, ResourceError)
-"""What may be over in a minute: a store that does not answer, or has no space."""
+TRANSIENT = (UnavailableError, ResourceError)
+"""Errors that may end by themselves: a store that does not answer, or that has no space."""
 
 
 class BackgroundWriter:
-    """One background thread that hashes and commits what it is given, and deletes what is old.
+    """One background thread that hashes and commits snapshots, and deletes old checkpoints.
 
-    At most one snapshot is being written and one waits, so memory is bounded: who brings a third waits as well.
-    A commit that fails is tried again for about a minute; `max_failures` commits in a row that failed so, or anything
-    that trying again cannot mend, end the stream: then `save`, `submit`, `check` and `close` raise it.
+    At most one snapshot is being written and one is queued, which bounds memory: with a third one, `save` blocks.
+    A commit that fails is retried for about a minute. After `max_failures` failed commits in a row, or after an error
+    that a retry cannot solve, the writer stops: then `save`, `submit`, `check` and `close` raise that error.
     """
 
     def __init__(
@@ -41,74 +41,74 @@ class BackgroundWriter:
         failed: Callable[[int, TailorPOError], None] | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        """Called in the thread, and what they raise is a warning: `before` a commit with its step, `after` it with its
-        manifest and the seconds it took, retries included, and `failed` with the step after each try that failed."""
+        """Hooks run in the thread, and their exceptions are only logged: `before` a commit with its step, `after` it
+        with its manifest and its seconds including retries, and `failed` with step and error after each failed try."""
         self.attempt, self.keep, self.max_failures = attempt, keep, max_failures
         self._before, self._after, self._failed, self._sleep = before, after, failed, sleep
         self._changed = threading.Condition()
         self._waiting: Snapshot | None = None
         self._closing = False
         self._fatal: BaseException | None = None
-        self._lost: TailorPOError | None = None
-        self._given_up = 0  # commits, since the last that succeeded
-        self._unpruned = False
-        self._chance = random.Random()  # not the global one, which belongs to the run and its plug-ins
-        self._thread = threading.Thread(target=self._work, name="checkpoints", daemon=True)
+        self._last_error: TailorPOError | None = None
+        self._failures_in_a_row = 0
+        self._prune_pending = False
+        self._random = random.Random()  # not the global generator, which belongs to the run and its plug-ins
+        self._thread = threading.Thread(target=self._run, name="checkpoints", daemon=True)
         self._thread.start()
 
     def save(self, step: int, groups: Groups, state: Mapping[str, Any], evaluation: float | None = None) -> None:
-        """Copy a state as soon as there is room for it, and leave the rest to the background."""
+        """Copy a state as soon as there is room for it, and queue the copy."""
         with self._changed:
-            self._until_room()
+            self._wait_for_room()
         self.submit(capture(step, groups, state, evaluation))
 
     def submit(self, snapshot: Snapshot) -> None:
-        """Queue a snapshot; returns at once unless one is waiting already."""
+        """Queue a snapshot; returns at once unless the queue is full."""
         with self._changed:
-            self._until_room()
+            self._wait_for_room()
             self._waiting = snapshot
             self._changed.notify_all()
 
     def check(self) -> None:
-        """Raise what ended the stream, if something did."""
+        """Raise the error that stopped the writer, if there is one."""
         if self._fatal is not None:
             raise self._fatal
 
     def close(self) -> None:
-        """Wait until all is written. Raises if the newest snapshot is not. May be called again."""
+        """Wait until all snapshots are written. Raises if the newest one is not. May be called again."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
         self._thread.join()
         self.check()
-        if self._lost is not None:
-            raise self._lost
-        if self._unpruned:
+        if self._last_error is not None:
+            raise self._last_error
+        if self._prune_pending:
             self._prune()
 
-    def _until_room(self) -> None:
+    def _wait_for_room(self) -> None:
         while self._waiting is not None and self._fatal is None:
             self._changed.wait()
         self.check()
-        assert not self._closing, "the stream is closed"
+        assert not self._closing, "the writer is closed"
 
-    def _work(self) -> None:
+    def _run(self) -> None:
         try:
-            while self._one():
+            while self._write_next():
                 pass
         except BaseException as error:
             with self._changed:
                 self._fatal, self._waiting = error, None
                 self._changed.notify_all()
 
-    def _one(self) -> bool:
-        """Handle the next snapshot; no reference to it is left while the thread waits for another."""
-        snapshot = self._next()
+    def _write_next(self) -> bool:
+        """Write the next snapshot; False if there is none. A thread that waits holds no reference to a snapshot."""
+        snapshot = self._take()
         if snapshot is not None:
-            self._handle(snapshot)
+            self._write(snapshot)
         return snapshot is not None
 
-    def _next(self) -> Snapshot | None:
+    def _take(self) -> Snapshot | None:
         with self._changed:
             while self._waiting is None and not self._closing:
                 self._changed.wait()
@@ -116,21 +116,21 @@ class BackgroundWriter:
             self._changed.notify_all()
             return snapshot
 
-    def _handle(self, snapshot: Snapshot) -> None:
-        _aside(self._before, snapshot.step)
+    def _write(self, snapshot: Snapshot) -> None:
+        _call_hook(self._before, snapshot.step)
         since = time.perf_counter()
         try:
             manifest = self._commit(snapshot)
-        except PASSES as error:
-            self._lost = error
-            self._given_up += 1
-            if (count := self._given_up) >= self.max_failures:
+        except TRANSIENT as error:
+            self._last_error = error
+            self._failures_in_a_row += 1
+            if (count := self._failures_in_a_row) >= self.max_failures:
                 several = f"; {count} checkpoints in a row could not be written" if count > 1 else ""
                 raise type(error)(f"{error}{several}") from None
-            logger.warning("checkpoint of iteration %d given up, training goes on: %s", snapshot.step, error)
+            logger.warning("checkpoint of iteration %d given up, training continues: %s", snapshot.step, error)
             return
-        self._given_up, self._lost = 0, None
-        _aside(self._after, manifest, time.perf_counter() - since)
+        self._failures_in_a_row, self._last_error = 0, None
+        _call_hook(self._after, manifest, time.perf_counter() - since)
         self._prune()
 
     def _commit(self, snapshot: Snapshot) -> Manifest:
@@ -138,11 +138,11 @@ class BackgroundWriter:
         for number in range(1, TRIES + 1):
             try:
                 return self.attempt.commit(snapshot)
-            except PASSES as error:
-                _aside(self._failed, snapshot.step, error)
+            except TRANSIENT as error:
+                _call_hook(self._failed, snapshot.step, error)
                 if number == TRIES:
                     raise
-                wait = pause * self._chance.uniform(0.5, 1.0)
+                wait = pause * self._random.uniform(0.5, 1.0)
                 logger.warning(
                     "checkpoint of iteration %d: try %d of %d failed, the next comes in %.1f s: %s",
                     snapshot.step, number, TRIES, wait, error,
@@ -152,19 +152,19 @@ class BackgroundWriter:
         raise AssertionError
 
     def _prune(self) -> None:
-        """Old checkpoints cost space and no more: that they cannot be deleted now is not worth a run."""
-        self._unpruned = True
+        """An error here does not end the run: old checkpoints only cost space."""
+        self._prune_pending = True
         try:
             self.attempt.prune(self.keep)
-            self._unpruned = False
+            self._prune_pending = False
         except TailorPOError as error:
             logger.warning("old checkpoints stay for now: %s", error)
 
 
-def _aside(action: Callable[..., None] | None, *arguments: Any) -> None:
+def _call_hook(action: Callable[..., None] | None, *arguments: Any) -> None:
     if action is None:
         return
     try:
         action(*arguments)
     except Exception as error:
-        logger.warning("beside a checkpoint: %s: %s", type(error).__name__, error)
+        logger.warning("a hook of the checkpoint writer failed: %s: %s", type(error).__name__, error)

@@ -18,11 +18,11 @@ FORMAT_VERSION = 1
 
 
 class CorruptError(DataError):
-    """An object is torn, missing or not what its manifest says; the text begins with where it is."""
+    """An object is incomplete, missing or differs from its manifest; the message begins with its location."""
 
 
 class Record(BaseModel):
-    """A JSON file that says which format version wrote it."""
+    """A JSON file with the format version that wrote it."""
 
     model_config = ConfigDict(
         frozen=True, extra="ignore", alias_generator=to_camel, validate_by_name=True, validate_by_alias=True
@@ -40,17 +40,17 @@ class Record(BaseModel):
     def decode(cls, data: bytes, where: str) -> Self:
         """Raises `ConfigurationError` if a newer tailorpo wrote it, `CorruptError` if it cannot be read."""
         try:
-            tree = json.loads(data)
+            content = json.loads(data)
         except (ValueError, RecursionError):
             raise CorruptError(f"{where}: is not JSON") from None
-        found = tree.get("formatVersion") if isinstance(tree, dict) else None
-        if isinstance(found, int) and found > FORMAT_VERSION:
+        version = content.get("formatVersion") if isinstance(content, dict) else None
+        if isinstance(version, int) and version > FORMAT_VERSION:
             raise ConfigurationError(
-                f"{where}: has checkpoint format version {found}, and this tailorpo ({installed('tailorpo')}) "
+                f"{where}: has checkpoint format version {version}, and this tailorpo ({installed('tailorpo')}) "
                 f"reads versions up to {FORMAT_VERSION}: use the newer tailorpo that wrote it"
             )
         try:
-            return cls.model_validate(tree)
+            return cls.model_validate(content)
         except ValidationError as error:
             first = error.errors()[0]
             field = ".".join(map(str, first["loc"]))
@@ -58,7 +58,7 @@ class Record(BaseModel):
 
 
 class RunRecord(Record):
-    """`run.json`: whose storage this is. `defines` are the fields that `experiment` is the hash of."""
+    """`run.json`: the job that owns the storage. `experiment` is the hash of the fields in `defines`."""
 
     name: str
     namespace: str | None
@@ -66,35 +66,35 @@ class RunRecord(Record):
 
 
 class Parent(BaseModel):
-    """The checkpoint that an attempt went on from."""
+    """The checkpoint that an attempt resumed from."""
 
     attempt: int
     step: int
 
 
 class AttemptRecord(Record):
-    """`attempt-NNNN/attempt.json`: the claim of a number, and where the attempt began; null: from nothing."""
+    """`attempt-NNNN/attempt.json`: reserves the number. `parent` is null if the attempt resumed from no checkpoint."""
 
     attempt: int
     parent: Parent | None
-    # Two claims of one number must differ, or `write(if_absent=True)` would take one for the other's retry.
+    # Two records of one number must differ, or `write(if_absent=True)` would take one for a retry of the other.
     token: str
 
 
 class Entry(BaseModel):
-    """What an object must be to count."""
+    """Size and hash that an object must have to be valid."""
 
     size: int = Field(ge=0)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
 class Manifest(Record):
-    """`manifest.json`, written last: with it the checkpoint exists. Objects are named within its prefix."""
+    """`manifest.json`, written last: with it the checkpoint exists. Names of objects are relative to its prefix."""
 
     attempt: int
     step: int
     objects: dict[str, Entry]
-    # The weighted held-out reward that was measured at this step; None if none was. Not in the first manifests.
+    # The weighted held-out reward measured at this step, or None. Manifests of early versions do not have it.
     evaluation: float | None = Field(None, allow_inf_nan=False)
 
     @property

@@ -1,4 +1,4 @@
-"""What makes two runs the same experiment, and in which fields two experiments differ."""
+"""Which fields of a document define the experiment, and in which of them two experiments differ."""
 
 import hashlib
 import json
@@ -9,11 +9,11 @@ from pydantic import ValidationError
 from tailorpo_trainer.checkpoint.format import RunRecord
 from tailorpo_trainer.errors import ConfigurationError
 from tailorpo_trainer.spec import rules
-from tailorpo_trainer.spec.job import LEFT_OUT, Spec
+from tailorpo_trainer.spec.job import NOT_IN_EXPERIMENT, Spec
 
 
 class Difference(NamedTuple):
-    """A field that two experiments disagree on; None stands for one that is not set."""
+    """A field with different values in two experiments; None stands for a field that is not set."""
 
     path: str
     old: Any
@@ -25,9 +25,9 @@ class Difference(NamedTuple):
 
 def defining(spec: Spec) -> dict[str, Any]:
     """The fields of a resolved document that define the experiment, under their YAML names."""
-    tree = spec.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=LEFT_OUT)
-    plain: dict[str, Any] = _plain(tree)
-    return plain
+    value = spec.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=NOT_IN_EXPERIMENT)
+    fields: dict[str, Any] = _whole_numbers(value)
+    return fields
 
 
 def hash_of(fields: dict[str, Any]) -> str:
@@ -37,7 +37,7 @@ def hash_of(fields: dict[str, Any]) -> str:
 
 
 def experiment_hash(spec: Spec) -> str:
-    """The hash of what defines a resolved document's experiment."""
+    """The hash of the fields of a resolved document that define its experiment."""
     return hash_of(defining(spec))
 
 
@@ -55,39 +55,39 @@ def differences(old: Any, new: Any, path: str = "spec") -> list[Difference]:
 
 
 def check(stored: RunRecord, job: RunRecord, where: str) -> None:
-    """Raise `ConfigurationError` naming what differs, unless a storage is of this job and this experiment."""
+    """Raise `ConfigurationError` with the differences, unless a storage belongs to this job and this experiment."""
     found = []
     if stored.name != job.name:
         found.append(Difference("metadata.name", stored.name, job.name))
-    # A laptop's document often names no namespace: then it says nothing about whose storage this is.
+    # A document on a laptop often names no namespace: then the name alone decides who owns the storage.
     if stored.namespace != job.namespace and stored.namespace is not None and job.namespace is not None:
         found.append(Difference("metadata.namespace", stored.namespace, job.namespace))
-    whose = "job" if found else "experiment"
+    owner = "job" if found else "experiment"
     if stored.experiment != job.experiment:
-        found += differences(_reread(stored.defines), job.defines)
+        found += differences(_with_new_defaults(stored.defines), job.defines)
     if found:
         lines = "\n".join(f"  {difference}" for difference in found)
         raise ConfigurationError(
-            f"{where}: holds the checkpoints of another {whose}:\n{lines}\n"
+            f"{where}: holds the checkpoints of another {owner}:\n{lines}\n"
             "Give this one its own storage (--output, or spec.checkpoint.storage), or take the change back."
         )
 
 
-def _reread(fields: dict[str, Any]) -> dict[str, Any]:
-    """Fields that an older tailorpo wrote, with the defaults of those that it did not know yet."""
+def _with_new_defaults(fields: dict[str, Any]) -> dict[str, Any]:
+    """Fields that an older tailorpo wrote, with the defaults of fields that did not exist then."""
     try:
         return defining(rules.resolve(Spec.model_validate(fields)))
     except (ValidationError, KeyError):
         return fields
 
 
-def _plain(tree: Any) -> Any:
-    """The same with 8.0 as 8: whether a default or a document wrote a number must make no difference."""
-    if isinstance(tree, dict):
-        return {key: _plain(value) for key, value in tree.items()}
-    if isinstance(tree, list):
-        return [_plain(value) for value in tree]
-    return int(tree) if isinstance(tree, float) and tree.is_integer() else tree
+def _whole_numbers(value: Any) -> Any:
+    """The same with 8.0 as 8: a default and a number in a document must give the same hash."""
+    if isinstance(value, dict):
+        return {key: _whole_numbers(value) for key, value in value.items()}
+    if isinstance(value, list):
+        return [_whole_numbers(value) for value in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _show(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""What a storage holds, for people: every step of every attempt, and whether it is sound. No torch."""
+"""The contents of a storage for users: every step of every attempt, and whether it is valid. No torch."""
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -15,9 +15,8 @@ from tailorpo_trainer.errors import ConfigurationError
 class Row:
     """One step of one attempt, complete or not.
 
-    size: bytes of all objects. evaluation: the held-out reward at this step. complete: all objects are there with
-    their sizes (their bytes were not read). resume: whether a run would go on from here. problem: why it is not
-    complete.
+    size: bytes of all objects. evaluation: the held-out reward at this step. complete: all objects exist with the right
+    sizes (their bytes were not read). resume: whether a run would resume from here. problem: why it is not complete.
     """
 
     attempt: int
@@ -35,15 +34,15 @@ class Row:
 
 
 def require(store: Store) -> None:
-    """Raise `ConfigurationError` if this is nobody's storage."""
+    """Raise `ConfigurationError` if this storage does not belong to any run."""
     try:
         store.size(RUN)
     except MissingError:
         raise ConfigurationError(f"{store.uri('')}: holds no checkpoints of a run: it has no {RUN}") from None
 
 
-def survey(store: Store) -> list[Row]:
-    """All steps, oldest first; reads manifests, and asks for the sizes of what they name."""
+def list_steps(store: Store) -> list[Row]:
+    """All steps, oldest first. Reads the manifests and asks for the sizes of their objects."""
     found = inventory(store.names("attempt-"))
     rows = {ref: _row(store, ref, ref.manifest in names) for ref, names in sorted(found.steps.items())}
     for ref in candidates(store, found):
@@ -54,7 +53,7 @@ def survey(store: Store) -> list[Row]:
 
 
 def verify(store: Store, ref: Ref) -> Iterator[str]:
-    """Read every byte of a committed checkpoint; one sentence for each object that is not what it should be."""
+    """Read every byte of a committed checkpoint; one sentence for each object that is wrong."""
     try:
         manifest = read_manifest(store, ref)
     except (CorruptError, MissingError) as error:

@@ -1,4 +1,4 @@
-"""The names of a storage's objects, and what they say before anything is read."""
+"""The names of a storage's objects, and what can be known from the names alone."""
 
 import re
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ _OWNED = re.compile(r"^attempt-(\d{4,})/(?:step-(\d{8,})/)?[^/]+$")
 
 
 class Ref(NamedTuple):
-    """Names a checkpoint; sorts as `latest` looks: the newest attempt's newest step is the greatest."""
+    """The attempt and step of a checkpoint. The newest attempt's newest step sorts last."""
 
     attempt: int
     step: int
@@ -29,7 +29,7 @@ class Ref(NamedTuple):
 
 
 class Inventory(NamedTuple):
-    """What names say, without reading anything: all attempts, and the names under each step's prefix."""
+    """All attempts, and the names under each step's prefix: known without reading any object."""
 
     attempts: set[int]
     steps: dict[Ref, list[str]]
@@ -50,7 +50,7 @@ def inventory(names: Iterable[str]) -> Inventory:
 
 
 def output_prefix(attempt: int) -> str:
-    """Below it an attempt publishes its results: no part of any checkpoint, and never pruned."""
+    """The prefix of an attempt's results. They belong to no checkpoint and are never pruned."""
     return f"attempt-{attempt:04d}/output/"
 
 

@@ -1,4 +1,4 @@
-"""Which attempt went on from which checkpoint."""
+"""Which attempt resumed from which checkpoint."""
 
 from collections.abc import Iterator
 
@@ -8,14 +8,14 @@ from tailorpo_trainer.checkpoint.storage.base import MissingError, Store
 
 
 def parent(store: Store, attempt: int) -> Parent | None:
-    """The checkpoint that an attempt went on from, None if it began from nothing; `MissingError`, `CorruptError`."""
+    """The checkpoint that an attempt resumed from, or None. Raises `MissingError` or `CorruptError`."""
     name = attempt_name(attempt)
     return AttemptRecord.decode(store.read(name), store.uri(name)).parent
 
 
-def descent(store: Store, ref: Ref) -> Iterator[Ref]:
-    """This checkpoint, the one that its attempt went on from, and so on: the last is of an attempt that began from
-    nothing, or whose record cannot be read."""
+def ancestors(store: Store, ref: Ref) -> Iterator[Ref]:
+    """This checkpoint, the one that its attempt resumed from, and so on, up to an attempt that has no parent or whose
+    record cannot be read."""
     while True:
         yield ref
         try:

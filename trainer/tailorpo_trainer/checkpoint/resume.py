@@ -1,4 +1,4 @@
-"""Find and load the checkpoint to go on from; every byte is checked before it is believed."""
+"""Find and load the checkpoint to resume from; every byte is checked before it is used."""
 
 import json
 import logging
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-ROUNDS = 10
+MAX_LISTINGS = 10
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A checkpoint in memory, all of whose objects have the size and the hash that its manifest says."""
+    """A checkpoint in memory. All its objects have the size and the hash in its manifest."""
 
     manifest: Manifest
     uri: str
@@ -52,15 +52,15 @@ class Loaded:
 
 
 def checkpoints(store: Store) -> list[Ref]:
-    """All committed checkpoints, oldest first; none is read."""
+    """All committed checkpoints, oldest first, from names alone."""
     return inventory(store.names("attempt-")).committed()
 
 
 def load(store: Store, ref: Ref) -> Loaded:
     """One checkpoint, verified.
 
-    Raises `CorruptError` naming the object that is wrong, `MissingError` if the checkpoint is not there (any
-    more), `ConfigurationError` if a newer tailorpo wrote it.
+    Raises `CorruptError` naming the object that is wrong, `MissingError` if the checkpoint does not exist (any more),
+    `ConfigurationError` if a newer tailorpo wrote it.
     """
     manifest = read_manifest(store, ref)
     objects = {name: check(store, ref, name, entry) for name, entry in manifest.objects.items()}
@@ -72,7 +72,7 @@ def load(store: Store, ref: Ref) -> Loaded:
 
 
 def read_manifest(store: Store, ref: Ref) -> Manifest:
-    """What a checkpoint's manifest says of this place; raises as `load` does."""
+    """The manifest of a checkpoint; raises as `load` does."""
     manifest = Manifest.decode(store.read(ref.manifest), store.uri(ref.manifest))
     if manifest.ref != ref:
         raise CorruptError(f"{store.uri(ref.manifest)}: belongs to {manifest.ref.prefix}")
@@ -80,14 +80,14 @@ def read_manifest(store: Store, ref: Ref) -> Manifest:
 
 
 def check(store: Store, ref: Ref, name: str, entry: Entry) -> bytes:
-    """The bytes of an object, which are what the manifest's entry says; raises as `load` does."""
+    """The bytes of an object, verified against its entry in the manifest; raises as `load` does."""
     where = store.uri(ref.prefix + name)
     if not OBJECT.match(name):  # it could lead out of the storage
         raise CorruptError(f"{store.uri(ref.manifest)}: {name!r} cannot be the name of an object")
     try:
         data = store.read(ref.prefix + name)
     except MissingError:
-        # Deleting begins with the manifest: if that is gone as well, nothing is wrong.
+        # Deleting begins with the manifest. If that is missing too, the whole checkpoint was deleted.
         store.size(ref.manifest)
         raise CorruptError(f"{where}: is missing") from None
     if len(data) != entry.size:
@@ -98,7 +98,7 @@ def check(store: Store, ref: Ref, name: str, entry: Entry) -> bytes:
 
 
 def candidates(store: Store, found: Inventory) -> Iterator[Ref]:
-    """Committed checkpoints in the order in which a resume looks at them."""
+    """Committed checkpoints in the order in which a resume tries them."""
     committed = found.committed()
     for number in sorted(found.attempts, reverse=True):
         yield from sorted((ref for ref in committed if ref.attempt == number), reverse=True)
@@ -107,19 +107,21 @@ def candidates(store: Store, found: Inventory) -> Iterator[Ref]:
 
 
 def latest(store: Store, experiment: str | None = None) -> Loaded | None:
-    """The checkpoint that a resume goes on from, or None to begin from nothing.
+    """The checkpoint to resume from, or None if there is none.
 
-    The newest attempt that has a checkpoint which verifies, its newest such step; others are skipped with a
-    warning. An attempt that itself began from nothing is the last one looked at: what is older was given up
-    by `--fresh`. With `experiment`, checkpoints of another hash are skipped as well.
+    It is the newest valid step of the newest attempt that has one; invalid ones are skipped with a warning. Attempts
+    before the last one that started without a checkpoint are not tried: `--fresh` gave them up. With `experiment`,
+    checkpoints of another hash are skipped as well.
     """
-    for _ in range(ROUNDS):
+    for _ in range(MAX_LISTINGS):
         try:
             return _latest(store, experiment)
         except MissingError:
-            # Deleted by an older attempt that is still alive: look again, there is a newer one now.
+            # Deleted by another process that is still alive: list again, because a newer one exists now.
             continue
-    raise UnavailableError(f"{store.uri('')}: checkpoints vanish while they are read: who else is at work?")
+    raise UnavailableError(
+        f"{store.uri('')}: checkpoints vanish while they are read: is another process deleting them?"
+    )
 
 
 def _latest(store: Store, experiment: str | None) -> Loaded | None:
@@ -139,5 +141,5 @@ def _began_from_nothing(store: Store, number: int) -> bool:
     try:
         return parent(store, number) is None
     except (MissingError, CorruptError) as error:
-        logger.warning("taken for an attempt that went on from an older one: %s", error)
+        logger.warning("this attempt is assumed to have resumed from an older one: %s", error)
         return False

@@ -1,29 +1,28 @@
-"""Which old checkpoint is worth keeping besides the newest: the one that was measured best."""
+"""Which old checkpoint is kept besides the newest ones: the one with the best evaluation."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from tailorpo_trainer.checkpoint.format import CorruptError, Manifest
 from tailorpo_trainer.checkpoint.layout import Ref
-from tailorpo_trainer.checkpoint.lineage import descent
+from tailorpo_trainer.checkpoint.lineage import ancestors
 from tailorpo_trainer.checkpoint.storage.base import MissingError, Store
 
 
 @dataclass
 class Evaluations:
-    """The evaluations of a storage's checkpoints; each manifest is read once, and so is the attempts' descent."""
+    """The evaluations of a storage's checkpoints. Each manifest is read once, and so are the attempts' ancestors."""
 
     _known: dict[Ref, float | None] = field(default_factory=dict)
     _origin: int | None = None
 
     def best(self, store: Store, committed: Sequence[Ref], attempt: int, start: Manifest | None) -> Ref | None:
-        """The checkpoint with the greatest evaluation, of equal ones the newest; None if none was measured.
+        """The checkpoint with the greatest evaluation, of equal ones the newest; None if none was evaluated.
 
-        Those from before the last `--fresh` do not count: they were given up. `attempt` and its `start` say which
-        those are.
+        Checkpoints from before the last `--fresh` do not count: the ancestors of `start` show where that was.
         """
         if self._origin is None:
-            self._origin = attempt if start is None else min(ref.attempt for ref in descent(store, start.ref))
+            self._origin = attempt if start is None else min(ref.attempt for ref in ancestors(store, start.ref))
         for ref in committed:
             if ref.attempt >= self._origin and ref not in self._known:
                 self._known[ref] = _evaluation(store, ref)

@@ -1,4 +1,4 @@
-"""Tensors to bytes and back, and nested states to flat tensors: the only module here that needs torch."""
+"""Tensors to bytes and back, and nested states to flat tensors: the only module of this package that needs torch."""
 
 import json
 import math
@@ -18,14 +18,14 @@ NAMES = {
     torch.int64: "I64", torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64",
     torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
 }  # fmt: skip
-"""The types that a checkpoint may hold, as safetensors calls them."""
+"""The types that a checkpoint may hold, and their names in safetensors."""
 
 
 def pack(tensors: Mapping[str, Tensor]) -> memoryview:
-    """A safetensors file in host memory that shares nothing with the tensors: training may go on at once.
+    """A safetensors file in host memory that shares no memory with the tensors, so that training may continue.
 
-    The library's own `save` would need a copy of the tensors first and then makes a second one; here each tensor is
-    copied to its place. Raises `TypeError` for a type that safetensors does not know.
+    Each tensor is copied once. The library's `save` takes twice the memory and several times as long: see
+    `docs/decisions/0010-safetensors-writer.md`. Raises `TypeError` for a type that safetensors does not know.
     """
     ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), str(item[1].dtype), item[0]))
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # diffusers refuses files without this mark
@@ -41,27 +41,27 @@ def pack(tensors: Mapping[str, Tensor]) -> memoryview:
     file = torch.empty(len(head) + end, dtype=torch.uint8)
     file[: len(head)] = torch.frombuffer(head, dtype=torch.uint8)
     begin = len(head)
-    for dtype, some in groupby((tensor.detach() for _, tensor in ordered), key=lambda tensor: tensor.dtype):
-        live = list(some)
-        end = begin + sum(tensor.nbytes for tensor in live)
-        places = file[begin:end].view(dtype).split([tensor.numel() for tensor in live])
-        for place, tensor in zip(places, live, strict=True):
-            place.view(tensor.shape).copy_(tensor)
+    for dtype, group in groupby((tensor.detach() for _, tensor in ordered), key=lambda tensor: tensor.dtype):
+        sources = list(group)
+        end = begin + sum(tensor.nbytes for tensor in sources)
+        targets = file[begin:end].view(dtype).split([tensor.numel() for tensor in sources])
+        for target, tensor in zip(targets, sources, strict=True):
+            target.view(tensor.shape).copy_(tensor)
         begin = end
     return file.numpy().data
 
 
 def unpack(data: bytes, where: str) -> dict[str, Tensor]:
-    """The tensors of a safetensors file; `CorruptError` if it is none."""
+    """The tensors of a safetensors file; raises `CorruptError` if it is not one."""
     try:
-        # Cloned, because tensors that an optimiser adopts must be aligned as torch aligns its own: some CPU
-        # kernels choose their path, and so their rounding, by alignment.
+        # Cloned, because an optimiser's tensors must be aligned like torch's own: the alignment decides which path
+        # some CPU kernels take, and so how they round.
         return {name: tensor.clone() for name, tensor in _load(data).items()}
     except SafetensorError as error:
         raise CorruptError(f"{where}: is not a safetensors file: {error}") from None
 
 
-def flatten(tree: Any) -> tuple[dict[str, Tensor], Any]:
+def flatten(state: Any) -> tuple[dict[str, Tensor], Any]:
     """A nested state, such as `optimizer.state_dict()`, as tensors by name and JSON that refers to them.
 
     What JSON does not have is written as an object with one key: `{"$tensor": NAME}`, `{"$tuple": [...]}`,
@@ -71,7 +71,7 @@ def flatten(tree: Any) -> tuple[dict[str, Tensor], Any]:
     tensors: dict[str, Tensor] = {}
 
     def visit(node: Any, path: str) -> Any:
-        def below(key: object) -> str:
+        def child(key: object) -> str:
             return f"{path}.{key}" if path else str(key)
 
         match node:
@@ -85,21 +85,21 @@ def flatten(tree: Any) -> tuple[dict[str, Tensor], Any]:
             case float():
                 return node if math.isfinite(node) else {"$float": repr(node)}
             case tuple():
-                return {"$tuple": [visit(value, below(index)) for index, value in enumerate(node)]}
+                return {"$tuple": [visit(value, child(index)) for index, value in enumerate(node)]}
             case list():
-                return [visit(value, below(index)) for index, value in enumerate(node)]
+                return [visit(value, child(index)) for index, value in enumerate(node)]
             case Mapping() if all(isinstance(key, str) and not key.startswith("$") for key in node):
-                return {key: visit(value, below(key)) for key, value in node.items()}
+                return {key: visit(value, child(key)) for key, value in node.items()}
             case Mapping() if all(isinstance(key, str | int) for key in node):
-                return {"$items": [[key, visit(value, below(key))] for key, value in node.items()]}
+                return {"$items": [[key, visit(value, child(key))] for key, value in node.items()]}
         raise TypeError(f"{path or 'state'}: cannot keep a {type(node).__name__} in a checkpoint")
 
-    return tensors, visit(tree, "")
+    return tensors, visit(state, "")
 
 
-def unflatten(tensors: Mapping[str, Tensor], tree: Any) -> Any:
-    """The nested state that `flatten` took apart, exactly."""
-    match tree:
+def unflatten(tensors: Mapping[str, Tensor], state: Any) -> Any:
+    """The inverse of `flatten`, exactly."""
+    match state:
         case {"$tensor": str(name)}:
             return tensors[name]
         case {"$tuple": list(values)}:
@@ -109,7 +109,7 @@ def unflatten(tensors: Mapping[str, Tensor], tree: Any) -> Any:
         case {"$float": str(text)}:
             return float(text)
         case dict():
-            return {key: unflatten(tensors, value) for key, value in tree.items()}
+            return {key: unflatten(tensors, value) for key, value in state.items()}
         case list():
-            return [unflatten(tensors, value) for value in tree]
-    return tree
+            return [unflatten(tensors, value) for value in state]
+    return state

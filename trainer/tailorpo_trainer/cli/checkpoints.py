@@ -51,7 +51,7 @@ def ls(uri: str, endpoint: str | None, region: str | None, ca_file: str | None, 
     """
     from tailorpo_trainer.checkpoint import inspection
 
-    rows = inspection.survey(_find(uri, endpoint, region, ca_file))
+    rows = inspection.list_steps(_find(uri, endpoint, region, ca_file))
     if as_json:
         click.echo(json.dumps([row.as_dict() for row in rows], indent=2))
         return

@@ -147,7 +147,7 @@ def run(
 
 def cluster_fields(job: TailorPOJob) -> list[str]:
     """The fields that say where a run runs, as far as they ask for something else than one process here."""
-    from tailorpo_trainer.spec.job import CLUSTER_FIELDS, TRAINER_POLICY, RunPolicy, Spec
+    from tailorpo_trainer.spec.job import CLUSTER_FIELDS, TRAINER_RUN_POLICY, RunPolicy, Spec
 
     def given(part: RunPolicy | Spec, names: Iterable[str], path: str) -> list[str]:
         fields = type(part).model_fields
@@ -157,7 +157,7 @@ def cluster_fields(job: TailorPOJob) -> list[str]:
             if name in part.model_fields_set and getattr(part, name) != fields[name].default
         ]
 
-    policy = [name for name in RunPolicy.model_fields if name not in TRAINER_POLICY]
+    policy = [name for name in RunPolicy.model_fields if name not in TRAINER_RUN_POLICY]
     where = [name for name in CLUSTER_FIELDS if name != "run_policy"]
     found = given(job.spec, where, "spec") + given(job.spec.run_policy, policy, "spec.runPolicy")
     return found + (["spec.checkpoint.secretName"] if job.spec.checkpoint.secret_name else [])

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 from torch import distributed as dist
-from torch._C._distributed_c10d import PrefixStore, TCPStore
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined] # public, but in no `__all__`
 from torch.distributed.rendezvous import rendezvous as rendezvous_by
 
 from tailorpo_trainer.distributed.signals import Stop, StopRequested

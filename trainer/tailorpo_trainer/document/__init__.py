@@ -1,7 +1,7 @@
-"""Read a `TailorPOJob` from YAML, say everything that is wrong with it at once, and write it back.
+"""Read a `TailorPOJob` from YAML, report all its errors at once, and write it back.
 
-`source` turns text into values that know their lines, `overrides` applies `--set`, `checks` judges the
-values, `explain` puts what pydantic found into words, `writing` is the way back.
+`source` turns text into values with line numbers, `overrides` applies `--set`, `validation` checks the values,
+`messages` turns errors of pydantic into sentences, `dump` writes YAML.
 """
 
 from tailorpo_trainer.document.dump import dump, dump_values, values

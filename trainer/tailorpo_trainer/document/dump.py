@@ -1,4 +1,4 @@
-"""A job as YAML that every reader reads alike, ours and kubectl's."""
+"""A job as YAML that means the same to our reader and to kubectl's."""
 
 import re
 from io import StringIO
@@ -11,16 +11,16 @@ from ruamel.yaml.representer import RoundTripRepresenter
 from tailorpo_trainer.spec.job import TailorPOJob
 
 _SAFE = re.compile(r"[A-Za-z/](?:[\w .,@()/+-]|:(?=\S))*", re.ASCII)
-_WORDS = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}
-"""What YAML 1.1, and so kubectl, reads as something else than text."""
+_NOT_TEXT = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}
+"""Words that YAML 1.1, and so kubectl, does not read as text."""
 
 
 class _Representer(RoundTripRepresenter):
-    """Puts every text in quotes that some reader could take for something else."""
+    """Puts a text in quotes if some reader could read it as another type."""
 
     def represent_text(self, value: str) -> ScalarNode:
-        safe = _SAFE.fullmatch(value) and value == value.strip() and value.lower() not in _WORDS
-        # Between single quotes, double ones need no escape: for JSON within YAML.
+        safe = _SAFE.fullmatch(value) and value == value.strip() and value.lower() not in _NOT_TEXT
+        # Double quotes need no escape between single quotes, which keeps JSON within YAML readable.
         plain = '"' in value and value.isascii() and value.isprintable()
         style = None if safe else "'" if plain else '"'
         node: ScalarNode = self.represent_scalar("tag:yaml.org,2002:str", value, style=style)
@@ -35,17 +35,17 @@ def dump(job: TailorPOJob) -> str:
     return dump_values(values(job))
 
 
-def dump_values(tree: Any) -> str:
+def dump_values(value: Any) -> str:
     """YAML of plain values, for any reader."""
     yaml = YAML()
     yaml.Representer = _Representer
     yaml.indent(mapping=2, sequence=4, offset=2)
     yaml.width = 1 << 20  # a prompt is one line
     out = StringIO()
-    yaml.dump(tree, out)
+    yaml.dump(value, out)
     return out.getvalue()
 
 
 def values(job: TailorPOJob) -> dict[str, Any]:
-    """The same as plain values, as JSON would hold them."""
+    """The job as plain values of JSON's types."""
     return job.model_dump(mode="json", by_alias=True, exclude_none=True)

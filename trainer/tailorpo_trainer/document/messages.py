@@ -1,4 +1,4 @@
-"""What pydantic found, as a sentence with the value and what would be right."""
+"""Errors of pydantic as sentences: the value, and what would be right."""
 
 import difflib
 import json
@@ -17,18 +17,18 @@ _FALSE = {"n", "no", "off", "false"}
 
 
 def explain(loc: Loc, kind: str, given: Any, context: Mapping[str, Any], fallback: str) -> str:
-    """The sentence for one error of pydantic: its type, the value given and its context."""
+    """The sentence for one error of pydantic, from its type, the given value and its context."""
     value = show(given)
     match kind:
         case "extra_forbidden":
             model = model_at(loc[:-1])
             return f"unknown field{nearest(str(loc[-1]), list(fields(model)) if model else [])}"
         case "missing":
-            return f"is required{_what(loc)}"
+            return f"is required{_purpose(loc)}"
         case "literal_error":
             known = re.findall(r"'([^']*)'", context["expected"])
-            guess = nearest(given, known, list_all=False) if isinstance(given, str) else ""
-            return f"{value} is not {'one of ' if len(known) > 1 else ''}{context['expected']}{guess}"
+            suggestion = nearest(given, known, list_all=False) if isinstance(given, str) else ""
+            return f"{value} is not {'one of ' if len(known) > 1 else ''}{context['expected']}{suggestion}"
         case "greater_than":
             return f"{value} is too small: must be more than {number_text(context['gt'])}"
         case "greater_than_equal":
@@ -64,17 +64,17 @@ def explain(loc: Loc, kind: str, given: Any, context: Mapping[str, Any], fallbac
     return f"{value}: {fallback}"
 
 
-def nearest(word: str, known: Sequence[str], *, list_all: bool = True) -> str:
-    """`: did you mean ...?`, or else all there are."""
-    plain = {_simplified(name): name for name in known}
-    close = difflib.get_close_matches(_simplified(word), plain, n=1, cutoff=0.6)
+def nearest(name: str, known: Sequence[str], *, list_all: bool = True) -> str:
+    """`: did you mean ...?`, or the list of all known names if none is similar."""
+    plain = {_simplified(candidate): candidate for candidate in known}
+    close = difflib.get_close_matches(_simplified(name), plain, n=1, cutoff=0.6)
     if close:
         return f": did you mean {plain[close[0]]!r}?"
     return f": known are {', '.join(known)}" if known and list_all else ""
 
 
 def show(value: Any) -> str:
-    """A value as the file has it, in one line and not too long."""
+    """A value as in the file, in one line of at most 80 characters."""
     if isinstance(value, str):
         text = repr(value)
     elif isinstance(value, float) and not math.isfinite(value):
@@ -88,8 +88,8 @@ def _simplified(name: str) -> str:
     return re.sub("[-_ ]", "", name.lower())
 
 
-def _what(loc: Loc) -> str:
-    """What a missing field is for, or its value if there is only one."""
+def _purpose(loc: Loc) -> str:
+    """The description of a missing field, or its value if only one is possible."""
     field = field_at(loc)
     if field is None:
         return ""
@@ -100,7 +100,7 @@ def _what(loc: Loc) -> str:
 
 
 def number_text(value: float) -> str:
-    """A bound, without an exponent while it is whole and short enough to read."""
+    """A bound as text, without an exponent if it is whole and short."""
     return str(int(value)) if float(value).is_integer() and abs(value) < 1e16 else f"{value:g}"
 
 
@@ -109,7 +109,7 @@ def _number_hint(value: Any) -> str:
         return ""
     if isinstance(resolve(value), int | float) and not isinstance(resolve(value), bool):
         return ": leave out the quotes"
-    # kubectl's reader would take 010 for 8; ours takes neither guess.
+    # kubectl's reader takes 010 for 8, others for 10: ours refuses it.
     bare = value.replace("_", "")
     if re.fullmatch(r"[-+]?[0-9]+(\.[0-9]*)?", bare):
         return ": without '_' and leading zeros"
@@ -117,8 +117,8 @@ def _number_hint(value: Any) -> str:
 
 
 def _bool_hint(value: Any) -> str:
-    word = value.lower() if isinstance(value, str) else ""
-    return ": write true" if word in _TRUE else ": write false" if word in _FALSE else ""
+    name = value.lower() if isinstance(value, str) else ""
+    return ": write true" if name in _TRUE else ": write false" if name in _FALSE else ""
 
 
 def _quote_hint(value: Any) -> str:

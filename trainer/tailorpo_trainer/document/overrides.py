@@ -13,10 +13,10 @@ _STEP = re.compile(rf"\[([0-9]+)\]|({_KEY})")
 
 
 def apply(data: dict[str, Any], overrides: Sequence[str]) -> tuple[dict[Loc, str], list[Problem]]:
-    """Put each `PATH=VALUE` into the data; returns which paths were set by which option, and what was wrong.
+    """Set each `PATH=VALUE` in the data; returns the option that set each path, and the problems.
 
-    PATH is as in the messages, `spec.rewards[0].weight`; `\\.` is a dot within a key. One index beyond a
-    list's end appends. VALUE is YAML; without one, the field's default applies again.
+    PATH has the form of the messages, `spec.rewards[0].weight`; `\\.` is a dot within a key. The index after the
+    last one appends to a list. VALUE is YAML; if it is empty, the field's default applies.
     """
     done: dict[Loc, str] = {}
     problems: list[Problem] = []
@@ -53,7 +53,7 @@ def _parse_value(text: str) -> Any:
 
 
 def _put(data: Any, loc: Loc, value: Any) -> None:
-    """Set a value in place, making the mappings and lists on the way."""
+    """Set a value in place, and create the missing mappings and lists of its path."""
     for depth, key in enumerate(loc):
         last = depth + 1 == len(loc)
         empty: Any = None if last else [] if isinstance(loc[depth + 1], int) else {}

@@ -1,4 +1,4 @@
-"""What can be wrong with a document, and where."""
+"""Errors in a document and their locations."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from tailorpo_trainer.errors import ConfigurationError
 
 Loc = tuple[str | int, ...]
-"""Where a value stands: the keys and list indices that lead to it."""
+"""The location of a value: the keys and list indices that lead to it."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing wrong with a document: where, and what would be right."""
+    """One error in a document: where it is, and what would be right."""
 
     source: str
     line: int | None
@@ -24,7 +24,7 @@ class Problem:
 
 
 class DocumentError(ConfigurationError):
-    """All problems of one file, one a line."""
+    """All problems of one file, one per line."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = list(problems)
@@ -32,18 +32,18 @@ class DocumentError(ConfigurationError):
 
 
 def path_text(loc: Loc) -> str:
-    """`spec.rewards[0].name`, as `--set` takes it."""
+    """`spec.rewards[0].name`, the form that `--set` accepts."""
     return "".join(
         f"[{key}]" if isinstance(key, int) else f".{printable(key).replace('.', chr(92) + '.')}" for key in loc
     ).lstrip(".")
 
 
 def printable(text: str) -> str:
-    """The text in one line, for a message: a key or a file name may hold anything."""
+    """The text in one line, for a message: a key or a file name may contain any character."""
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def overlap(one: Loc, other: Loc) -> bool:
-    """Whether one path lies on the way to the other."""
+    """Whether one path is a prefix of the other."""
     shorter = min(len(one), len(other))
     return one[:shorter] == other[:shorter]

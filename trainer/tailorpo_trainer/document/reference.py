@@ -27,14 +27,14 @@ def page() -> str:
     return "\n".join([HEAD, *_objects(schema, schema, "", {}), _methods()])
 
 
-def _objects(schema: Schema, root: Schema, path: str, seen: dict[str, str]) -> Iterator[str]:
-    """The section of one object, then those of the objects in it that had none yet, depth first."""
+def _objects(schema: Schema, root: Schema, path: str, described: dict[str, str]) -> Iterator[str]:
+    """The section of one object, then those of its inner objects that are not described yet, depth first."""
     rows = []
     inner = []
     for name, field in schema["properties"].items():
         target, suffix = _target(field, root)
         child = f"{path}.{name}{suffix}".lstrip(".")
-        known = seen.setdefault(target["title"], child) if target is not None else child
+        known = described.setdefault(target["title"], child) if target is not None else child
         if target is not None and known == child:
             inner.append((target, child))
         required = name in schema.get("required", [])
@@ -51,7 +51,7 @@ def _objects(schema: Schema, root: Schema, path: str, seen: dict[str, str]) -> I
     yield "| field | type | default | bounds | description |\n|---|---|---|---|---|"
     yield "\n".join(f"| {' | '.join(cells)} |" for cells in rows) + "\n"
     for target, child in inner:
-        yield from _objects(target, root, child, seen)
+        yield from _objects(target, root, child, described)
 
 
 def _target(field: Schema, root: Schema) -> tuple[Schema | None, str]:
@@ -91,7 +91,7 @@ def _default(field: Schema, target: Schema | None) -> str:
     value = field.get("default")
     if value is None:
         return ""
-    # An object's own defaults stand in its own table.
+    # An object's own table lists its defaults.
     return "" if target is not None and isinstance(value, dict) else f"`{json.dumps(value)}`"
 
 
@@ -118,7 +118,7 @@ def _schema_bounds(schema: Schema) -> Iterator[str]:
 
 
 def _description(field: Schema, target: Schema | None) -> str:
-    # pydantic leaves a field's description out where it is the object's own.
+    # pydantic omits a field's description if it equals the object's own.
     text = field.get("description") or (target or {}).get("description", "")
     return str(text).replace("|", "\\|")
 

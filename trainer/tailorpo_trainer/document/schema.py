@@ -1,4 +1,4 @@
-"""What the models know about the document: its fields by their YAML names."""
+"""The document's fields by their YAML names, from the models."""
 
 from collections.abc import Iterable
 from typing import Any, get_args, get_origin
@@ -15,9 +15,9 @@ def fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
     return {field.alias or name: field for name, field in model.model_fields.items()}
 
 
-def part(field: FieldInfo) -> type[BaseModel] | None:
+def inner_model(field: FieldInfo) -> type[BaseModel] | None:
     """The model inside a field's annotation such as `list[Reward] | None`."""
-    return next(iter(_parts(field.annotation)), None)
+    return next(iter(_models(field.annotation)), None)
 
 
 def model_at(loc: Loc) -> type[BaseModel] | None:
@@ -27,7 +27,7 @@ def model_at(loc: Loc) -> type[BaseModel] | None:
         if isinstance(key, int):
             continue
         known = fields(model) if model is not None else {}
-        model = part(known[key]) if key in known else None
+        model = inner_model(known[key]) if key in known else None
     return model
 
 
@@ -38,13 +38,13 @@ def field_at(loc: Loc) -> FieldInfo | None:
 
 
 def is_open(loc: Loc) -> bool:
-    """Whether the entry of a list at a path is a mapping that is passed on unread."""
+    """Whether the entry of a list at a path is a mapping that is passed to Kubernetes unchecked."""
     field = field_at(loc[:-1])
     return field is not None and any(get_origin(inner) is dict for inner in _nested(field.annotation))
 
 
 def is_map(field: FieldInfo) -> bool:
-    """Whether a field holds a mapping of free keys to values of one kind, such as labels."""
+    """Whether a field holds a mapping of free keys to values of one type, such as labels."""
     return any(get_origin(inner) is dict and Any not in get_args(inner) for inner in _nested(field.annotation))
 
 
@@ -54,8 +54,8 @@ def _nested(annotation: Any) -> Iterable[Any]:
         yield from _nested(argument)
 
 
-def _parts(annotation: Any) -> Iterable[type[BaseModel]]:
+def _models(annotation: Any) -> Iterable[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for argument in getattr(annotation, "__args__", ()):
-        yield from _parts(argument)
+        yield from _models(argument)

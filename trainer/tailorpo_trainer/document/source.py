@@ -1,9 +1,8 @@
 """YAML text as values that know the line they were written on.
 
-The grammar is ruamel's; what a scalar means is decided here, because the same file is read by kubectl too:
-YAML 1.2's core schema, and where kubectl's reader (go-yaml, half 1.1) would see another number in it than a
-person or YAML 1.2 does (`010`, `1_000`), it stays text, which a numeric field then refuses. Nothing but
-JSON's types comes out: no dates, sets or objects.
+ruamel parses; the meaning of a scalar is decided here, because kubectl reads the same file. It is YAML 1.2's core
+schema, but a number that kubectl's reader (go-yaml, partly YAML 1.1) would read differently (`010`, `1_000`) stays
+text, which a numeric field then refuses. Values have JSON's types only: no dates, sets or objects.
 """
 
 import re
@@ -28,15 +27,15 @@ from tailorpo_trainer.document.problems import DocumentError, Loc, Problem, path
 
 MAX_DEPTH = 64
 MAX_VALUES = 100_000
-"""With aliases written out; else a page of them ("billion laughs") fills the memory."""
+"""Aliases count with all their values: a few lines of them ("billion laughs") could fill the memory."""
 
 Event = Any
-"""One of ruamel's events, which declare no attributes."""
+"""An event of ruamel, whose classes declare no attributes."""
 
 Scalar = str | int | float | bool | None
 
 _TAG = "tag:yaml.org,2002:"
-_WORDS: dict[str, Scalar] = {
+_CONSTANTS: dict[str, Scalar] = {
     **dict.fromkeys(("", "~", "null", "Null", "NULL"), None),
     **dict.fromkeys(("true", "True", "TRUE"), True),
     **dict.fromkeys(("false", "False", "FALSE"), False),
@@ -71,7 +70,7 @@ class Node:
         return self.value
 
     def line_of(self, loc: Loc) -> int:
-        """The line of the deepest key of a path that the file has."""
+        """The line of the deepest key of a path that exists in the file."""
         node = self
         for key in loc:
             keys = node.value if isinstance(node.value, dict) else range(len(node.children()))
@@ -83,14 +82,14 @@ class Node:
 
 @dataclass
 class Document:
-    """One document of a file, and what is wrong in it as YAML."""
+    """One document of a file, and its errors as YAML."""
 
     root: Node
     problems: list[Problem]
 
 
 def documents(text: str, source: str) -> list[Document]:
-    """The documents of a text, without empty ones. Raises `DocumentError` where it is no YAML at all."""
+    """The documents of a text, without empty ones. Raises `DocumentError` if the text is not YAML."""
     try:
         found = list(_Builder(text, source).documents())
     except MarkedYAMLError as error:
@@ -101,25 +100,27 @@ def documents(text: str, source: str) -> list[Document]:
         reason = str(error).split("\n")[0]
         raise DocumentError([Problem(source, line, "", f"is not YAML: {reason}")]) from None
     except (ValueError, ArithmeticError, LookupError, RecursionError) as error:
-        # What ruamel's scanner lets through, such as `"\UFFFFFFFF"`, which is no code point.
-        no_character = isinstance(error, OverflowError) or "chr()" in str(error)  # worded anew by each Python
+        # For example `"\UFFFFFFFF"`, which is not a code point: ruamel's scanner does not check it.
+        no_character = isinstance(error, OverflowError) or "chr()" in str(
+            error
+        )  # the message differs between versions of Python
         reason = "an escape (\\x, \\u or \\U) names no character that there is" if no_character else str(error)
         raise DocumentError([Problem(source, None, "", f"is not YAML: {reason}")]) from None
     return [document for document in found if document.root.value is not None or document.problems]
 
 
 def resolve(text: str) -> Scalar:
-    """What an unquoted scalar means."""
-    if text in _WORDS:
-        return _WORDS[text]
+    """The value of an unquoted scalar."""
+    if text in _CONSTANTS:
+        return _CONSTANTS[text]
     if _INTEGER.fullmatch(text):
-        # Beyond 400 digits it is no double either; Python refuses to convert more than 4300.
+        # A float is infinite beyond 400 digits; Python refuses to convert more than 4300.
         return int(text) if len(text) <= 400 else float(text)
     if _OTHER_BASE.fullmatch(text) and len(text) <= 400:
         return int(text, 0)
     if _FLOAT.fullmatch(text) and not _LEADING_ZERO.fullmatch(text):
         number = float(text)
-        # JSON has one kind of number: kubectl passes 20.0 and 2e1 on as 20.
+        # JSON has one type of number: kubectl sends 20.0 and 2e1 as 20.
         return int(number) if number.is_integer() and abs(number) <= 2**53 else number
     return text
 
@@ -143,14 +144,14 @@ class _Builder:
                 yield Document(root, self.problems)
 
     def line(self, event: Event) -> int:
-        # Counted by line feeds, as editors do; ruamel counts U+2028 and its kin too.
+        # Counted by line feeds, as editors do; ruamel also counts U+2028 and similar characters.
         return bisect_right(self.ends, event.start_mark.index - 1) + 1
 
-    def problem(self, event: Event, loc: Loc, message: str) -> None:
+    def add_problem(self, event: Event, loc: Loc, message: str) -> None:
         self.problems.append(Problem(self.source, self.line(event), path_text(loc), message))
 
     def node(self, event: Event, loc: Loc) -> Node:
-        """The value that begins with an event; takes its further events."""
+        """The value that begins with an event; consumes all its events."""
         if len(loc) > MAX_DEPTH:
             message = f"is nested deeper than {MAX_DEPTH} levels"
             raise DocumentError([Problem(self.source, self.line(event), "", message)])
@@ -173,7 +174,7 @@ class _Builder:
 
     def alias(self, event: Event, loc: Loc) -> Node:
         if event.anchor not in self.anchors:
-            self.problem(event, loc, f"alias *{event.anchor} has no finished anchor &{event.anchor} above it")
+            self.add_problem(event, loc, f"alias *{event.anchor} has no finished anchor &{event.anchor} above it")
             return Node(None, self.line(event))
         return replace(self.anchors[event.anchor], line=self.line(event))
 
@@ -193,29 +194,29 @@ class _Builder:
             if merges:
                 merged = {**self.merge(event, loc, node), **merged}
             elif key in entries:
-                self.problem(event, (*loc, key), f"stands twice: first in line {entries[key].line}")
+                self.add_problem(event, (*loc, key), f"stands twice: first in line {entries[key].line}")
             else:
                 entries[key] = replace(node, line=self.line(event))
         entries = {**merged, **entries}
         return Node(entries, self.line(start), 1 + sum(entry.size for entry in entries.values()))
 
     def key(self, event: Event, loc: Loc) -> str:
-        """A key is text: 1 and true become "1" and "true", as in kubectl's JSON."""
+        """Keys are text: 1 and true become "1" and "true", as in kubectl's JSON."""
         if isinstance(event, ScalarEvent):
             text = self.text_of(event, loc)
             return text if text is not None else ""
-        self.problem(event, loc, "has a key that is no text")
+        self.add_problem(event, loc, "has a key that is no text")
         self.node(event, loc)
         return "?"
 
     def merge(self, event: Event, loc: Loc, node: Node) -> dict[str, Node]:
-        """The entries that `<<` brings in; of a list's mappings the first counts."""
+        """The entries that `<<` adds; in a list of mappings, the first one with a key wins."""
         merged: dict[str, Node] = {}
         for part in node.value if isinstance(node.value, list) else [node]:
             if isinstance(part.value, dict):
                 merged = {**part.value, **merged}
             else:
-                self.problem(event, (*loc, "<<"), "must be an alias of a mapping, or a list of them")
+                self.add_problem(event, (*loc, "<<"), "must be an alias of a mapping, or a list of them")
         return merged
 
     def scalar(self, event: Event, loc: Loc) -> Scalar:
@@ -231,35 +232,35 @@ class _Builder:
         kinds = {"int": (int,), "float": (int, float), "bool": (bool,), "null": (type(None),)}
         value = resolve(text)
         if not isinstance(value, kinds.get(kind, ())) or (kind in ("int", "float") and isinstance(value, bool)):
-            self.problem(event, loc, f"{text!r} cannot have the tag {_short(event.tag)}: leave the tag out")
+            self.add_problem(event, loc, f"{text!r} cannot have the tag {_shorthand(event.tag)}: leave the tag out")
             return None
         return value
 
     def text_of(self, event: Event, loc: Loc) -> str | None:
-        """The text of a scalar; None, and a problem, if no file, terminal or server could take it."""
+        """The text of a scalar; None, with a problem added, if it holds NUL or an unpaired surrogate."""
         text: str = event.value
-        # JSON writes what is beyond U+FFFF as two escapes.
-        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if _halves(text) else text
-        if "\0" in text or ("\ufffd" in text and _halves(event.value)):
-            self.problem(event, loc, f"{event.value!r} holds a character that is none (NUL or half a pair)")
+        # JSON writes characters beyond U+FFFF as two escapes.
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if _has_surrogates(text) else text
+        if "\0" in text or ("\ufffd" in text and _has_surrogates(event.value)):
+            self.add_problem(event, loc, f"{event.value!r} holds a character that is none (NUL or half a pair)")
             return None
         return text
 
     def check_tag(self, event: Event, loc: Loc, kind: str) -> None:
         if event.tag not in (None, "!", _TAG + kind):
-            self.problem(event, loc, f"cannot have the tag {_short(event.tag)}: leave the tag out")
+            self.add_problem(event, loc, f"cannot have the tag {_shorthand(event.tag)}: leave the tag out")
 
 
-def _halves(text: str) -> bool:
+def _has_surrogates(text: str) -> bool:
     return any("\ud800" <= char <= "\udfff" for char in text)
 
 
-def _short(tag: str) -> str:
+def _shorthand(tag: str) -> str:
     return tag.replace(_TAG, "!!") if tag.startswith(_TAG) else tag
 
 
 def _syntax(error: MarkedYAMLError) -> tuple[int | None, str, str]:
-    """Line, path and message of a syntax error: where it began, if the parser only noticed it later."""
+    """Line, path and message of a syntax error; the line where it begins, if the parser reports a later one."""
     problem = " ".join((error.problem or error.context or "it cannot be read").split())
     late = "<stream end>" in problem or "end of stream" in problem or "expected ':'" in problem
     mark = (error.context_mark if late else None) or error.problem_mark

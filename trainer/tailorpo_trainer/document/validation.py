@@ -1,4 +1,4 @@
-"""Judge the values of a document: every problem at once, each with its line, and the defaults written out."""
+"""Validate a document: report all problems at once, each with its line, and fill in the defaults."""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,17 +11,17 @@ from pydantic import BaseModel, ValidationError
 from tailorpo_trainer.document import overrides as overriding
 from tailorpo_trainer.document.messages import explain, show
 from tailorpo_trainer.document.problems import DocumentError, Loc, Problem, overlap, path_text, printable
-from tailorpo_trainer.document.schema import fields, is_map, is_open, model_at, part
+from tailorpo_trainer.document.schema import fields, inner_model, is_map, is_open, model_at
 from tailorpo_trainer.document.source import Document, Node, documents
 from tailorpo_trainer.spec import rules
 from tailorpo_trainer.spec.job import API_VERSION, KIND, TailorPOJob
 
 MAX_BYTES = 1_572_864
-"""What etcd, and so a cluster, takes at most as one request."""
+"""The largest request that etcd, and so a cluster, accepts."""
 
 GROUP = API_VERSION.split("/")[0]
 
-# What stands in for a missing or wrong required field, so that rules about the others can still be judged.
+# Values that replace missing or wrong required fields, so that rules about other fields can still be checked.
 _STAND_INS: dict[str, Any] = {
     "apiVersion": API_VERSION,
     "kind": KIND,
@@ -39,7 +39,7 @@ _STAND_IN_ITEM = "http://stand-in"  # a prompt, a module's name and an endpoint 
 
 
 def read(path: Path | str, overrides: Sequence[str] = ()) -> TailorPOJob:
-    """The one job in a file, with `path=value` overrides applied and method defaults written out.
+    """The one job in a file, with `path=value` overrides applied and the method's defaults filled in.
 
     Raises `DocumentError` (exit 78) with all problems at once, each as `file.yaml:LINE: path: message`.
     """
@@ -51,11 +51,11 @@ def read(path: Path | str, overrides: Sequence[str] = ()) -> TailorPOJob:
 
 
 def read_all(path: Path | str, overrides: Sequence[str] = ()) -> list[TailorPOJob]:
-    """Every `TailorPOJob` of a file (documents of other kinds pass); problems of all of them at once."""
+    """Every `TailorPOJob` of a file; other kinds are ignored. Raises `DocumentError` with the problems of all."""
     source = printable(str(path))
     jobs: list[TailorPOJob] = []
     problems: list[Problem] = []
-    for document in _ours(documents(_text(Path(path), source), source)):
+    for document in _job_documents(documents(_text(Path(path), source), source)):
         try:
             jobs.append(_parse(document.root.plain(), document, source, overrides))
         except DocumentError as error:
@@ -68,7 +68,7 @@ def read_all(path: Path | str, overrides: Sequence[str] = ()) -> list[TailorPOJo
 
 
 def parse(data: Any, source: str = "document", overrides: Sequence[str] = ()) -> TailorPOJob:
-    """A job from plain values (as from JSON), under the same checks; lines are not known then."""
+    """A job from plain values (as from JSON), with the same checks; problems have no lines."""
     return _parse(deepcopy(data), None, source, overrides)
 
 
@@ -86,14 +86,14 @@ def _text(path: Path, source: str) -> str:
         raise DocumentError([Problem(source, line, "", f"is not UTF-8 text: {error.reason}")]) from None
 
 
-def _ours(found: Iterable[Document]) -> Iterator[Document]:
-    """The documents meant for us, also out of a `kubectl get` list; what says it is something else passes."""
+def _job_documents(found: Iterable[Document]) -> Iterator[Document]:
+    """The documents that are jobs or could be, also from a list of `kubectl get`; other kinds are left out."""
     for document in found:
         root = document.root
         kind, version = (_entry(root, key) for key in ("kind", "apiVersion"))
         items = root.value.get("items") if isinstance(root.value, dict) and kind == "List" else None
         if items is not None and isinstance(items.value, list):
-            yield from _ours(Document(item, document.problems) for item in items.value)
+            yield from _job_documents(Document(item, document.problems) for item in items.value)
         elif kind in (None, KIND) or version is None or str(version).split("/")[0] == GROUP:
             yield document
 
@@ -122,10 +122,10 @@ def _parse(data: Any, document: Document | None, source: str, overrides: Sequenc
         report(loc, message)
     broken = [loc for loc, _ in errors]
     if broken:
-        job = _mended(data, broken)
-    for finding in rules.findings(job.spec) if job else ():
-        if not any(overlap(read, loc) for read in (finding.path, *finding.reads) for loc in broken):
-            report(finding.path, finding.message)
+        job = _with_stand_ins(data, broken)
+    for violation in rules.violations(job.spec) if job else ():
+        if not any(overlap(read, loc) for read in (violation.path, *violation.reads) for loc in broken):
+            report(violation.path, violation.message)
     if problems:
         raise DocumentError(sorted(set(problems), key=lambda problem: (problem.line or 0, problem.path)))
     assert job is not None
@@ -133,10 +133,10 @@ def _parse(data: Any, document: Document | None, source: str, overrides: Sequenc
 
 
 def _validated(data: dict[str, Any]) -> tuple[TailorPOJob | None, list[tuple[Loc, str]]]:
-    """The job, or where each error is and what to say of it."""
+    """The job, or the location and message of each error."""
     job, errors = None, []
     try:
-        # Aliases only: a snake_case name would be dropped in silence by the cluster.
+        # Aliases only: a cluster would silently drop a snake_case name.
         job = TailorPOJob.model_validate(data, by_alias=True, by_name=False)
     except ValidationError as error:
         for details in error.errors(include_url=False):
@@ -145,14 +145,14 @@ def _validated(data: dict[str, Any]) -> tuple[TailorPOJob | None, list[tuple[Loc
             errors.append((loc, sentence))
     errors += [
         (loc, f"{show(value)} must be a finite number")
-        for loc, value in _not_finite(_get(data, ("spec", "template")), ("spec", "template"))
+        for loc, value in _not_finite(_value_at(data, ("spec", "template")), ("spec", "template"))
         if not any(overlap(loc, known) for known, _ in errors)
     ]
     return job, errors
 
 
 def _not_finite(value: Any, loc: Loc) -> Iterator[tuple[Loc, float]]:
-    """Numbers in what is passed on unread that JSON cannot write."""
+    """Numbers that JSON cannot represent, in fields that are passed to Kubernetes unchecked."""
     if isinstance(value, float) and not math.isfinite(value):
         yield loc, value
     entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
@@ -161,7 +161,7 @@ def _not_finite(value: Any, loc: Loc) -> Iterator[tuple[Loc, float]]:
 
 
 def _prune_nulls(data: Any, model: type[BaseModel]) -> None:
-    """Take a known field that is null for absent, as the API server does before it fills in defaults."""
+    """Remove known fields that are null, as the API server does before it fills in defaults."""
     if isinstance(data, list):
         for entry in data:
             _prune_nulls(entry, model)
@@ -172,15 +172,15 @@ def _prune_nulls(data: Any, model: type[BaseModel]) -> None:
             del data[name]
         if is_map(field) and isinstance(data.get(name), dict):
             data[name] = {key: value for key, value in data[name].items() if value is not None}
-        inner = part(field)
+        inner = inner_model(field)
         if inner is not None and name in data:
             _prune_nulls(data[name], inner)
 
 
-def _mended(data: dict[str, Any], broken: Iterable[Loc]) -> TailorPOJob | None:
-    """The document with stand-ins for what is wrong, to judge the rules that do not read those fields."""
+def _with_stand_ins(data: dict[str, Any], broken: Iterable[Loc]) -> TailorPOJob | None:
+    """The document with stand-ins for wrong values, to check the rules that do not read those fields."""
     for loc in sorted(broken, key=len, reverse=True):
-        parent = _get(data, loc[:-1])
+        parent = _value_at(data, loc[:-1])
         if isinstance(parent, dict) and loc:
             parent.pop(loc[-1], None)
         elif isinstance(parent, list):
@@ -198,12 +198,12 @@ def _fill(data: Any, model: type[BaseModel]) -> None:
     for name, field in fields(model).items():
         if field.is_required() and name not in data:
             data[name] = deepcopy(_STAND_INS[name])
-        inner = part(field)
+        inner = inner_model(field)
         if inner is not None and name in data:
             _fill(data[name], inner)
 
 
-def _get(data: Any, loc: Loc) -> Any:
+def _value_at(data: Any, loc: Loc) -> Any:
     for key in loc:
         try:
             data = data[key]

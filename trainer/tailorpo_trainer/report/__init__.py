@@ -1,7 +1,7 @@
-"""What a run did, as one self-contained HTML file to look at, to keep and to send.
+"""The report of a run, or a comparison of several, as one self-contained HTML file.
 
-`reading` takes an output folder as it is, `measures` computes, `verdict`, `curves`, `gaps`, `costs`, `pictures` and
-`reproduce` say one thing each, `charts` draws, `single` and `comparison` lay out, `page` writes.
+`run_data` reads an output folder, each module of `sections` computes one section, `charts` and `svg_paths` draw,
+`run_page` and `compare_page` collect the values of a page, `render` writes it.
 """
 
 from collections.abc import Sequence
@@ -14,20 +14,20 @@ __all__ = ["compare", "write"]
 
 
 def write(output: Path) -> Path:
-    """Write `report.html` into a run's folder, however far the run came.
+    """Write `report.html` into a run's folder, also for a run that is not finished.
 
     Raises:
-        TailorPOError: if it is no run's folder, or cannot be written to.
+        TailorPOError: if it is not the folder of a run, or cannot be written to.
     """
     run = read(output)
     return render.save(render.render("report.html.j2", **run_page.context(run)), run.output.report)
 
 
 def compare(runs: Sequence[Path], to: Path) -> Path:
-    """Write one page that sets two or more runs side by side; `to` is a file, or a folder to put `compare.html` into.
+    """Write one page that compares two or more runs; `to` is a file, or a folder for `compare.html`.
 
     Raises:
-        TailorPOError: if there are fewer than two, if one is no run's folder, or if `to` cannot be written.
+        TailorPOError: if there are fewer than two, if one is not the folder of a run, or if `to` cannot be written.
     """
     context = compare_page.context([read(folder) for folder in runs])
     return render.save(render.render("compare.html.j2", **context), to / "compare.html" if to.is_dir() else to)

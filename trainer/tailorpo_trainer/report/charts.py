@@ -1,7 +1,7 @@
-"""Line charts, drawn once for every x axis: the script only adds what hovering shows.
+"""Line charts, drawn once for each x axis; the script only adds the values that hovering shows.
 
-The SVG is stretched over the plot (`preserveAspectRatio="none"`, strokes that do not scale) and all text is
-HTML beside it, so that a chart fits any width and its letters keep their size.
+The SVG is stretched over the plot (`preserveAspectRatio="none"`, line widths that do not scale) and all text is HTML
+outside of it, so that a chart fits any width and its letters keep their size.
 """
 
 import math
@@ -11,11 +11,11 @@ from typing import Any
 
 from tailorpo_trainer import stats
 from tailorpo_trainer.report import number_format
-from tailorpo_trainer.report.svg_paths import Series, Stroke, stroke
+from tailorpo_trainer.report.svg_paths import Series, SeriesPaths, series_paths
 from tailorpo_trainer.stats import Value
 
 POINTS = 500
-"""A curve never has more points."""
+"""The largest number of points of a curve."""
 
 AXES = {
     "iterations": "iterations",
@@ -25,18 +25,18 @@ AXES = {
     "flops": "FLOPs",
     "seconds": "training seconds",
 }
-"""Every x axis by its key in the page."""
+"""The name of each x axis by its key in the page."""
 
 WHOLE = frozenset(AXES) - {"flops", "seconds"}
 """Axes of counts: no ticks between whole numbers."""
 
 Grid = Mapping[str, Sequence[Value]]
-"""The x values of some series, by axis."""
+"""The x values of several series, by axis."""
 
 
 @dataclass(frozen=True)
 class Chart:
-    """Curves over common axes. level: a horizontal line worth knowing, and its name."""
+    """Curves over common axes. level, level_name: a horizontal line for reference, and its label."""
 
     key: str
     title: str
@@ -52,17 +52,17 @@ class Chart:
 
 @dataclass(frozen=True)
 class Variant:
-    """A chart on one x axis: its strokes, and labels at per cent of the width."""
+    """A chart on one x axis: its paths, and its tick labels at per cent of the width."""
 
     axis: str
     label: str
-    strokes: list[Stroke]
+    paths: list[SeriesPaths]
     ticks: list[tuple[float, str]]
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """All that the template needs; `data` is for the script."""
+class DrawnChart:
+    """A chart as the template needs it; `data` is for the script."""
 
     chart: Chart
     variants: list[Variant]
@@ -72,10 +72,10 @@ class Drawn:
     data: dict[str, Any]
 
 
-def draw(chart: Chart, grids: Mapping[str, Grid]) -> Drawn | None:
-    """All charts on `grids` share their x ranges, so that they line up.
+def draw(chart: Chart, grids: Mapping[str, Grid]) -> DrawnChart | None:
+    """Draw a chart. All charts on `grids` have the same x ranges, so that they are aligned.
 
-    None if the chart has no value, or nothing to draw it against.
+    None if the chart has no value, or no x axis.
     """
     bottom, top = _range(chart)
     ends = x_ends(grids)
@@ -83,15 +83,15 @@ def draw(chart: Chart, grids: Mapping[str, Grid]) -> Drawn | None:
         return None
     variants = []
     for axis, end in ends.items():
-        strokes = [
-            stroke(series, grids[series.grid][axis], end, bottom, top)
+        paths = [
+            series_paths(series, grids[series.grid][axis], end, bottom, top)
             for series in chart.series
             if axis in grids[series.grid]
         ]
         ticks = [(100 * tick / end, text) for tick, text in labels(0, end, 5, axis in WHOLE)]
-        variants.append(Variant(axis, AXES[axis], strokes, ticks))
+        variants.append(Variant(axis, AXES[axis], paths, ticks))
     height, about = top - bottom, 6 if chart.wide or chart.full else 4
-    return Drawn(
+    return DrawnChart(
         chart=chart,
         variants=variants,
         ticks=[(100 * (tick - bottom) / height, text) for tick, text in labels(bottom, top, about)],
@@ -105,9 +105,9 @@ def draw(chart: Chart, grids: Mapping[str, Grid]) -> Drawn | None:
                     "name": series.name,
                     "grid": series.grid,
                     "colour": series.colour,
-                    "y": short(series.y),
-                    "low": None if series.low is None else short(series.low),
-                    "high": None if series.high is None else short(series.high),
+                    "y": rounded(series.y),
+                    "low": None if series.low is None else rounded(series.low),
+                    "high": None if series.high is None else rounded(series.high),
                 }
                 for series in chart.series
             ],
@@ -116,23 +116,23 @@ def draw(chart: Chart, grids: Mapping[str, Grid]) -> Drawn | None:
 
 
 def x_ends(grids: Mapping[str, Grid]) -> dict[str, float]:
-    """Where each x axis ends; axes that some grid does not have, or that never leave zero, are left out."""
+    """The end of each x axis, without axes that a grid does not have or whose values are all zero."""
     ends = {}
     for axis in AXES:
         if all(axis in grid for grid in grids.values()):
-            there = [x for grid in grids.values() for x in grid[axis] if x is not None]
-            if there and max(there) > 0:
-                ends[axis] = max(there)
+            present = [x for grid in grids.values() for x in grid[axis] if x is not None]
+            if present and max(present) > 0:
+                ends[axis] = max(present)
     return ends
 
 
 def grid_data(grids: Mapping[str, Grid]) -> dict[str, dict[str, list[Value]]]:
     """The x values for the script."""
-    return {name: {axis: short(x) for axis, x in grid.items()} for name, grid in grids.items()}
+    return {name: {axis: rounded(x) for axis, x in grid.items()} for name, grid in grids.items()}
 
 
 def ticks_of(low: float, high: float, about: int, whole: bool = False) -> list[tuple[float, float]]:
-    """Round numbers within a range, each with the step between them."""
+    """Round numbers in a range, each with the step between them; `about`: the wanted number of steps."""
     raw = (high - low) / about
     if not raw > 0 or not math.isfinite(raw):
         return []
@@ -145,7 +145,7 @@ def ticks_of(low: float, high: float, about: int, whole: bool = False) -> list[t
 
 
 def labels(low: float, high: float, about: int, whole: bool = False) -> list[tuple[float, str]]:
-    """The same with their texts."""
+    """Ticks and their labels."""
     ticks = ticks_of(low, high, about, whole)
     largest = max((abs(tick) for tick, _ in ticks), default=0.0)
     return [(tick, number_format.tick(tick, step, largest)) for tick, step in ticks]
@@ -153,12 +153,12 @@ def labels(low: float, high: float, about: int, whole: bool = False) -> list[tup
 
 def _range(chart: Chart) -> tuple[Value, Value]:
     rows = [y for series in chart.series for y in (series.y, series.low, series.high) if y is not None]
-    there = [y for row in rows for y in row if y is not None]
-    if not there:
+    present = [y for row in rows for y in row if y is not None]
+    if not present:
         return None, None
     if chart.bounds is not None:
         return chart.bounds
-    low, high = min(there), max(there)
+    low, high = min(present), max(present)
     if chart.level is not None:
         low, high = min(low, chart.level), max(high, chart.level)
     margin = 0.07 * (high - low) or 0.1 * abs(high) or 1.0
@@ -168,20 +168,20 @@ def _range(chart: Chart) -> tuple[Value, Value]:
 def _summary(chart: Chart) -> str:
     parts = []
     for series in chart.series:
-        there = [y for y in series.y if y is not None]
-        if there and not series.faint:
-            first, last = number_format.number(there[0]), number_format.number(there[-1])
+        present = [y for y in series.y if y is not None]
+        if present and not series.faint:
+            first, last = number_format.number(present[0]), number_format.number(present[-1])
             parts.append(f"{series.name} from {first} to {last}")
     return f"{chart.title}: " + ("; ".join(parts) or "no value") + "."
 
 
-def short(row: Sequence[Value]) -> list[Value]:
-    """Six digits are enough to read, and keep the page small."""
+def rounded(row: Sequence[Value]) -> list[Value]:
+    """Values rounded to six digits, which keeps the page small."""
     return [None if y is None else float(f"{y:.6g}") for y in row]
 
 
-def thin(rows: Mapping[str, Sequence[Value]]) -> dict[str, list[Value]]:
-    """Rows of one length, at no more than `POINTS` points: neighbours are averaged."""
+def downsample(rows: Mapping[str, Sequence[Value]]) -> dict[str, list[Value]]:
+    """Rows of one length, reduced to at most `POINTS` points by averaging neighbours."""
     length = len(next(iter(rows.values()), ()))
     if length <= POINTS:
         return {key: list(row) for key, row in rows.items()}

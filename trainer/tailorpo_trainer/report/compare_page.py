@@ -1,4 +1,4 @@
-"""The page that sets runs side by side, as values for its template."""
+"""The page that compares runs, as values for its template."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from tailorpo_trainer.report.sections.equal_budgets import Entry
 from tailorpo_trainer.report.svg_paths import Series
 
 ROWS = 12
-"""Noises whose pictures are shown."""
+"""How many noises have their pictures shown."""
 
 
 def context(runs: Sequence[Run]) -> dict[str, Any]:
@@ -24,7 +24,7 @@ def context(runs: Sequence[Run]) -> dict[str, Any]:
     grids = {entry.colour + entry.label: entry.grid for entry in measured}
     drawn = [d for chart in _charts(measured) if (d := charts.draw(chart, grids))]
     ends = charts.x_ends(grids) if grids else {}
-    axes = sorted(ends, key=lambda axis: axis == "iterations")  # an iteration is no budget: offered last
+    axes = sorted(ends, key=lambda axis: axis == "iterations")  # an iteration is not a budget: offered last
     return {
         "entries": entries,
         "warnings": differences.warnings(runs),
@@ -119,7 +119,9 @@ def _row(entry: Entry, reference: Entry) -> dict[str, Any]:
         "iterations": run.done,
         "reward": None if last is None else last.reward,
         "gain": gain,
-        "difference": None if entry is reference else equal_budgets.against(entry, last, reference, reference.last),
+        "difference": None
+        if entry is reference
+        else equal_budgets.difference_to(entry, last, reference, reference.last),
         "diversity": None if last is None else last.diversity,
         "watched": {} if last is None else last.rewards,
         "totals": {key: run.totals.get(key) for key in costs.WORK},
@@ -129,7 +131,7 @@ def _row(entry: Entry, reference: Entry) -> dict[str, Any]:
 
 
 def _pictures(entries: Sequence[Entry]) -> dict[str, Any] | None:
-    """The same noise in a row: the first run's first evaluation, then each run's last."""
+    """One noise in each row: the first evaluation of the first run, then the last one of each run."""
     columns, names = [], []
     first = entries[0].first
     if first is not None and first is not entries[0].last:

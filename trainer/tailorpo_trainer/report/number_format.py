@@ -1,9 +1,9 @@
-"""Numbers as a person reads them."""
+"""Numbers as text for readers."""
 
 import math
 
 DASH = "–"
-THIN = "\u202f"  # narrow no-break space
+NARROW_SPACE = "\u202f"  # narrow no-break space
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -26,14 +26,14 @@ def number(value: float | None, digits: int = 4, decimals: int | None = None) ->
 
 
 def signed(value: float | None, digits: int = 3, decimals: int | None = None) -> str:
-    """The same with a plus in front of what is above zero."""
+    """The same, with a plus sign if it is positive."""
     text = number(value, digits, decimals)
     above = value is not None and value > 0 and text.strip("0.") and text != DASH
     return f"+{text}" if above else text
 
 
 def decimals_for(half_width: float | None, fallback: float | None = None) -> int:
-    """Places after the point that give an interval's half width two significant digits."""
+    """Decimals that give an interval's half width two significant digits."""
     width = half_width if half_width else abs(fallback or 0) / 1000
     if not width or not math.isfinite(width):
         return 3
@@ -41,10 +41,10 @@ def decimals_for(half_width: float | None, fallback: float | None = None) -> int
 
 
 def count(value: float | None) -> str:
-    """A whole number, its thousands apart."""
+    """A whole number with separated thousands."""
     if value is None or not math.isfinite(value):
         return DASH
-    return f"{round(value):,}".replace(",", THIN)
+    return f"{round(value):,}".replace(",", NARROW_SPACE)
 
 
 def plural(value: int, noun: str) -> str:
@@ -56,7 +56,7 @@ def share(value: float | None) -> str:
     """A fraction as per cent."""
     if value is None or not math.isfinite(value):
         return DASH
-    return f"{100 * value:.0f}{THIN}%" if value >= 0.0995 or value == 0 else f"{100 * value:.1f}{THIN}%"
+    return f"{100 * value:.0f}{NARROW_SPACE}%" if value >= 0.0995 or value == 0 else f"{100 * value:.1f}{NARROW_SPACE}%"
 
 
 def seconds(value: float | None) -> str:
@@ -64,12 +64,12 @@ def seconds(value: float | None) -> str:
     if value is None or not math.isfinite(value):
         return DASH
     if value < 1:
-        return f"{value:.2g}{THIN}s"
+        return f"{value:.2g}{NARROW_SPACE}s"
     if value < 120:
-        return f"{value:.1f}{THIN}s" if value < 10 else f"{value:.0f}{THIN}s"
+        return f"{value:.1f}{NARROW_SPACE}s" if value < 10 else f"{value:.0f}{NARROW_SPACE}s"
     if value < 7200:
-        return f"{int(value // 60)}{THIN}min {int(value % 60):02d}{THIN}s"
-    return f"{int(value // 3600)}{THIN}h {int(value % 3600 // 60):02d}{THIN}min"
+        return f"{int(value // 60)}{NARROW_SPACE}min {int(value % 60):02d}{NARROW_SPACE}s"
+    return f"{int(value // 3600)}{NARROW_SPACE}h {int(value % 3600 // 60):02d}{NARROW_SPACE}min"
 
 
 def flops(value: float | None) -> str:
@@ -78,12 +78,12 @@ def flops(value: float | None) -> str:
         return DASH
     for factor, prefix in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M")):
         if value >= factor:
-            return f"{value / factor:.3g}{THIN}{prefix}FLOP"
-    return f"{value:.3g}{THIN}FLOP"
+            return f"{value / factor:.3g}{NARROW_SPACE}{prefix}FLOP"
+    return f"{value:.3g}{NARROW_SPACE}FLOP"
 
 
 def tick(value: float, step: float, largest: float) -> str:
-    """An axis label, as short as its step allows; all of an axis, up to `largest`, have one unit."""
+    """An axis label, as short as the step allows. All labels of an axis, up to `largest`, have the same unit."""
     if abs(value) < step / 1e6:
         return "0"
     top = max(largest, step)

@@ -1,4 +1,4 @@
-"""Templates to one file: style and script inside, everything that is not ours escaped."""
+"""Render templates to one file with style and script inside; all other text is escaped."""
 
 import json
 from collections.abc import Mapping
@@ -26,19 +26,19 @@ def render(template: str, **values: Any) -> str:
     )
     for name in ("number", "signed", "count", "plural", "share", "seconds", "flops"):
         environment.filters[name] = getattr(number_format, name)
-    # Ours, and free of markup: not escaped. What comes from outside never takes this way.
+    # Our own files are not escaped. Data of a run must never be passed as `Markup`.
     style, script = (Markup((TEMPLATES / name).read_text(encoding="utf-8")) for name in ("style.css", "page.js"))
     return environment.get_template(template).render(style=style, script=script, **values)
 
 
 def embed(values: Mapping[str, Any]) -> Markup:
-    """JSON inside a `<script type="application/json">`: no text in it can end the element."""
+    """JSON for a `<script type="application/json">`, escaped so that no text in it can end the element."""
     text = json.dumps(values, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
 
 
 def save(text: str, to: Path) -> Path:
-    """Write a page in one step. Raises `ConfigurationError` if that cannot be."""
+    """Write a page atomically. Raises `ConfigurationError` if it cannot be written."""
     try:
         to.parent.mkdir(parents=True, exist_ok=True)
         write_text(to, text)

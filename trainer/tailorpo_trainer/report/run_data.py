@@ -1,4 +1,4 @@
-"""A run's output folder as values: whatever is missing, damaged or not finite becomes None, and nothing raises."""
+"""A run's output folder as values. Missing, damaged and infinite values become None instead of an error."""
 
 import json
 import math
@@ -15,7 +15,7 @@ from tailorpo_trainer.stats import Value
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One line of kind `evaluation`. scores: one a picture, in the order of their noise."""
+    """One line of kind `evaluation`. scores: one for each picture, in the order of their noise."""
 
     iteration: int
     images: int
@@ -39,7 +39,7 @@ class Run:
     Attributes:
         iterations: lines of kind `iteration`, by iteration; alarms: of kind `alarm`.
         training_prompts, held_out: None where `prompts.json` cannot be read.
-        cost: FLOPs of one row of work by kind, where `cost.json` says so.
+        cost: FLOPs of one row of work by kind, from `cost.json` if it exists.
         document: `job.yaml` as text.
     """
 
@@ -67,7 +67,7 @@ class Run:
 
     @property
     def totals(self) -> dict[str, Value]:
-        """Work up to the last iteration."""
+        """Totals of the work up to the last iteration."""
         return numbers(self.iterations[-1].get("totals")) if self.iterations else {}
 
     @property
@@ -77,7 +77,7 @@ class Run:
 
 
 def read(folder: Path) -> Run:
-    """The run in a folder. Raises `ConfigurationError` if it is none, `DataError` if its figures are unreadable."""
+    """The run in a folder. Raises `ConfigurationError` if it is none, `DataError` if its metrics are unreadable."""
     output = Output(folder)
     job = output.read_job()
     try:

@@ -62,7 +62,7 @@ def context(run: Run) -> dict[str, Any]:
 
 
 def state(run: Run) -> str:
-    """How far the run came."""
+    """The state of the run in a few words."""
     of = run.job.spec.training.iterations
     if run.done >= of:
         text = f"complete, {number_format.plural(of, 'iteration')}"
@@ -74,7 +74,7 @@ def state(run: Run) -> str:
 
 
 def _alarm(line: Mapping[str, Any]) -> dict[str, str]:
-    """An alarm's message says what is wrong, and behind the colon what to do."""
+    """An alarm's message: before the colon what is wrong, after it what to do."""
     what, _, how = str(line.get("message") or "").partition(": ")
     return {
         "name": str(line.get("name") or "alarm"),
@@ -89,7 +89,7 @@ def _capital(text: str) -> str:
 
 
 def histogram(run: Run) -> dict[str, Any] | None:
-    """Scores of the first and the last evaluation in shared bins; heights in per cent of the fullest."""
+    """Scores of the first and the last evaluation in the same bins; heights in per cent of the plot."""
     if not run.evaluations:
         return None
     ends = run.evaluations[:1] + run.evaluations[1:][-1:]
@@ -119,7 +119,7 @@ def histogram(run: Run) -> dict[str, Any] | None:
 
 
 def _frames(gallery: Gallery | None) -> dict[str, Any] | None:
-    """Pictures between the first and the last evaluation; those two are in the page already."""
+    """Pictures between the first and the last evaluation; the page has those two already."""
     if gallery is None or len(gallery.frames) < 2:
         return None
     inner = [
@@ -129,5 +129,5 @@ def _frames(gallery: Gallery | None) -> dict[str, Any] | None:
     return {
         "iterations": gallery.iterations,
         "uris": inner,
-        "scores": [charts.short([picture.score for picture in frame]) for frame in gallery.frames],
+        "scores": [charts.rounded([picture.score for picture in frame]) for frame in gallery.frames],
     }

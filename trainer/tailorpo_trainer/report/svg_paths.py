@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from tailorpo_trainer.stats import Value
 
 WIDTH, HEIGHT = 2000, 1000
-"""Of every SVG's view box; on the page it is as large as its plot."""
+"""Size of the view box of each SVG; on the page it is stretched over its plot."""
 
 
 @dataclass(frozen=True)
 class Series:
-    """One curve. colour: name of a CSS class; low and high: a band; faint: drawn thin, under the others."""
+    """One curve. colour: name of a CSS class; low and high: ends of a band; faint: drawn thin, below the others."""
 
     name: str
     grid: str
@@ -23,7 +23,7 @@ class Series:
 
 
 @dataclass(frozen=True)
-class Stroke:
+class SeriesPaths:
     """One series on one x axis, as SVG paths."""
 
     colour: str
@@ -33,10 +33,10 @@ class Stroke:
     faint: bool
 
 
-def stroke(series: Series, x: Sequence[Value], end: float, bottom: float, top: float) -> Stroke:
-    """One series over x in [0, end] and y in [bottom, top]; what is missing leaves a hole.
+def series_paths(series: Series, x: Sequence[Value], end: float, bottom: float, top: float) -> SeriesPaths:
+    """Draw one series over x in [0, end] and y in [bottom, top]; missing values leave a gap.
 
-    Lonely points and those of short series are dots: lines of no length with round ends.
+    Points without neighbours and points of short series are dots: lines of length zero with round ends.
     """
 
     def at(k: int, y: float) -> str:
@@ -45,7 +45,7 @@ def stroke(series: Series, x: Sequence[Value], end: float, bottom: float, top: f
         return f"{round(WIDTH * left / end)} {round(HEIGHT * (top - y) / (top - bottom))}"
 
     def runs(rows: Sequence[Sequence[Value]]) -> Iterator[list[int]]:
-        """Stretches of neighbours without a missing value."""
+        """Ranges of consecutive indices without a missing value."""
         run: list[int] = []
         for k in range(len(series.y)):
             if x[k] is None or any(row[k] is None for row in rows):
@@ -66,6 +66,6 @@ def stroke(series: Series, x: Sequence[Value], end: float, bottom: float, top: f
     low, high = series.low, series.high
     if low is not None and high is not None:
         for run in runs([low, high]):
-            there = [at(k, high[k] or 0.0) for k in run] + [at(k, low[k] or 0.0) for k in reversed(run)]
-            bands.append("M" + "L".join(there) + "Z")
-    return Stroke(series.colour, "".join(lines), "".join(bands), "".join(dots), series.faint)
+            present = [at(k, high[k] or 0.0) for k in run] + [at(k, low[k] or 0.0) for k in reversed(run)]
+            bands.append("M" + "L".join(present) + "Z")
+    return SeriesPaths(series.colour, "".join(lines), "".join(bands), "".join(dots), series.faint)

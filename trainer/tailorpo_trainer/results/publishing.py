@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tailorpo_trainer.checkpoint import MissingError, Ref, Store, layout
-from tailorpo_trainer.checkpoint.lineage import descent
+from tailorpo_trainer.checkpoint.lineage import ancestors
 from tailorpo_trainer.errors import TailorPOError
 from tailorpo_trainer.results.run_folder import Output, whole_lines, write_text
 
@@ -123,7 +123,7 @@ def _until(step: int, lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _pictures(store: Store, attempt: int, step: int) -> Iterator[tuple[str, str]]:
     """File and object of each picture up to a checkpoint, from its attempt and those that this one descends from."""
-    for ref in descent(store, Ref(attempt, step)):
+    for ref in ancestors(store, Ref(attempt, step)):
         prefix = layout.output_prefix(ref.attempt)
         for where in store.names(prefix + SAMPLES):
             name = where.removeprefix(prefix)

@@ -1,4 +1,4 @@
-"""A client of S3 and its kin, and one sentence for each way in which it can fail. No torch."""
+"""A client for S3 and compatible servers, and one clear message for each kind of failure. No torch."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,9 +22,9 @@ FIELDS = {
 
 @dataclass(frozen=True)
 class Settings:
-    """What a document may say of a store; what is None is found by boto3's standard chain. Never a credential.
+    """Settings of a store that a document may give; boto3's standard chain finds the others. Never a credential.
 
-    names: what whoever gave the settings knows them by.
+    names: for each setting, the field or option that the user gave it by.
     """
 
     endpoint: str | None = None
@@ -35,7 +35,7 @@ class Settings:
     names: Mapping[str, str] = field(default_factory=lambda: FIELDS)
 
     def name(self, setting: str) -> str:
-        """What a person changes to change this setting: that which gave it, else an environment variable."""
+        """The field or option to change for this setting, or the environment variable if it was not given."""
         return (VARIABLES if getattr(self, setting) is None else self.names)[setting]
 
 
@@ -62,26 +62,26 @@ def connect(subject: str, settings: Settings = STANDARD) -> Any:
         raise ConfigurationError(f"{subject}: there is no file of certificates at {settings.ca_file}: check {name}")
     given = {"endpoint_url": settings.endpoint, "region_name": settings.region, "verify": settings.ca_file}
     config = Config(retries={"mode": "standard"}, connect_timeout=10, read_timeout=60)
-    with explained(subject, settings=settings):
+    with translated_errors(subject, settings=settings):
         session = Session()
         client = session.client("s3", config=config, **given)
         style = (client.meta.config.s3 or {}).get("addressing_style")
         if settings.path_style is not None:
             style = "path" if settings.path_style else "virtual"
         elif style is None and not _endpoint(client).endswith((".amazonaws.com", ".amazonaws.com.cn")):
-            style = "path"  # bucket.host needs a wildcard name and certificate, which own servers rarely have
+            style = "path"  # bucket.host needs a wildcard name and certificate, which private servers rarely have
         if style is not None:
             client = session.client("s3", config=config.merge(Config(s3={"addressing_style": style})), **given)
     return client
 
 
 @contextmanager
-def explained(
+def translated_errors(
     subject: str, client: Any = None, settings: Settings = STANDARD, *, writing: bool = False
 ) -> Iterator[None]:
-    """Turn what boto3 raises inside into one sentence that begins with `subject`.
+    """Turn exceptions of boto3 into errors of one sentence that begins with `subject`.
 
-    settings: those of the client, so that the sentence names what was used.
+    settings: those of the client, so that the message names the ones that were used.
     """
     from boto3.exceptions import Boto3Error
     from botocore.exceptions import BotoCoreError, ClientError
@@ -90,9 +90,9 @@ def explained(
     try:
         yield
     except ClientError as error:
-        raise _refused(subject, client, settings, error, writing) from None
+        raise _error_of_answer(subject, client, settings, error, writing) from None
     except (BotoCoreError, Boto3Error, ResponseParserError, ValueError) as error:
-        raise _failed(subject, client, settings, error) from None
+        raise _error_without_answer(subject, client, settings, error) from None
 
 
 DENIED = {
@@ -112,14 +112,14 @@ TRANSIENT = {
     "RequestTimeout",
 }
 FULL = {"InsufficientStorage", "QuotaExceeded", "XMinioStorageFull", "XMinioAdminBucketQuotaExceeded"}
-NEEDED = {
+PERMISSIONS = {
     False: "read it at {endpoint}: allow s3:ListBucket and s3:GetObject",
     True: "write it at {endpoint}: allow s3:PutObject, s3:DeleteObject and s3:AbortMultipartUpload",
 }
 
 
-def _refused(subject: str, client: Any, settings: Settings, error: Any, writing: bool) -> TailorPOError:
-    """For an answer that is an error."""
+def _error_of_answer(subject: str, client: Any, settings: Settings, error: Any, writing: bool) -> TailorPOError:
+    """The error for an answer of the server that reports one."""
     answer = error.response
     code, text = str(answer.get("Error", {}).get("Code", "")), str(answer.get("Error", {}).get("Message", ""))
     status = int(answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
@@ -139,7 +139,9 @@ def _refused(subject: str, client: Any, settings: Settings, error: Any, writing:
     if status == 404:
         return ConfigurationError(f"{subject}: there is no such object at {endpoint}")
     if status == 403:
-        return ConfigurationError(f"{subject}: these credentials may not {NEEDED[writing].format(endpoint=endpoint)}")
+        return ConfigurationError(
+            f"{subject}: these credentials may not {PERMISSIONS[writing].format(endpoint=endpoint)}"
+        )
     if status == 501:
         return ConfigurationError(f"{subject}: {endpoint} does not know how to do this ({error.operation_name})")
     if status in (301, 307) or code == "AuthorizationHeaderMalformed":
@@ -149,8 +151,8 @@ def _refused(subject: str, client: Any, settings: Settings, error: Any, writing:
     return ConfigurationError(f"{subject}: {endpoint} answered {status} {code}: {text[:200]}")
 
 
-def _failed(subject: str, client: Any, settings: Settings, error: Exception) -> TailorPOError:
-    """For no answer, or no question."""
+def _error_without_answer(subject: str, client: Any, settings: Settings, error: Exception) -> TailorPOError:
+    """The error for a request that got no answer, or that could not be sent."""
     from boto3.exceptions import RetriesExceededError
     from botocore import exceptions as boto
     from botocore.parsers import ResponseParserError
@@ -179,7 +181,7 @@ def _failed(subject: str, client: Any, settings: Settings, error: Exception) -> 
 
 
 def _endpoint(client: Any) -> str:
-    """Host and port that a client asks: never the whole URL, which may hold a password."""
+    """Host and port of a client's server; not the whole URL, which may contain a password."""
     parts = urlsplit(str(client.meta.endpoint_url)) if client is not None else None
     if parts is None or parts.hostname is None:
         return "the store"

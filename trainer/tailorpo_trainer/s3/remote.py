@@ -1,4 +1,4 @@
-"""What lies at an S3 URI: one object's bytes, or a copy of a prefix in the user's cache. No torch."""
+"""Read from S3: the bytes of one object, or a copy of a prefix in the user's cache. No torch."""
 
 import errno
 import fcntl
@@ -15,17 +15,17 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tailorpo_trainer.errors import ConfigurationError, DataError, ResourceError, TailorPOError, UnavailableError
-from tailorpo_trainer.s3.client import connect, explained, split
+from tailorpo_trainer.s3.client import connect, split, translated_errors
 
 INDEX = ".tailorpo-s3.json"
-PARTS = ".tailorpo-parts"
+TEMPORARY = ".tailorpo-parts"
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Object:
-    """What S3 lists of an object; an equal `etag` and `size` mean the same bytes."""
+    """An object in a listing of S3; equal `etag` and `size` mean equal bytes."""
 
     key: str
     etag: str
@@ -33,31 +33,31 @@ class Object:
 
 
 class Remote:
-    """What lies at an `s3://bucket/prefix`: an object or all under a prefix, listed once.
+    """The object at an `s3://` URI, or all objects under that prefix; they are listed once.
 
-    Every message begins with `subject`, the field of the document and its value. `ConfigurationError` says what
-    trying again cannot mend, `UnavailableError` that the store did not answer after botocore's retries.
+    Every message begins with `subject`, the field of the document and its value. Raises `ConfigurationError` where a
+    retry cannot help, `UnavailableError` if the store did not answer after botocore's retries.
     """
 
     def __init__(self, uri: str, subject: str) -> None:
         self.uri, self.subject = uri, subject
         self.bucket, self.key = split(uri, subject)
         self.client = connect(subject)
-        with explained(subject, self.client):
+        with translated_errors(subject, self.client):
             self.objects, self.is_object = self._list()
         if not self.objects:
             raise ConfigurationError(f"{subject}: the bucket {self.bucket!r} holds nothing there: check the prefix")
 
     def _list(self) -> tuple[dict[str, Object], bool]:
         prefix = f"{self.key}/" if self.key else ""
-        found = {item.key.removeprefix(prefix): item for item in self._under(prefix) if not item.key.endswith("/")}
+        found = {item.key.removeprefix(prefix): item for item in self._listed(prefix) if not item.key.endswith("/")}
         if found or not self.key:
             return found, False
         # Keys are listed in order, so an object of just this name comes first.
-        same = [item for item in self._under(self.key, 1) if item.key == self.key]
+        same = [item for item in self._listed(self.key, 1) if item.key == self.key]
         return {PurePosixPath(item.key).name: item for item in same}, True
 
-    def _under(self, prefix: str, limit: int | None = None) -> Iterator[Object]:
+    def _listed(self, prefix: str, limit: int | None = None) -> Iterator[Object]:
         pages = self.client.get_paginator("list_objects_v2").paginate(
             Bucket=self.bucket, Prefix=prefix, PaginationConfig={"MaxItems": limit}
         )
@@ -66,29 +66,29 @@ class Remote:
                 yield Object(item["Key"], item["ETag"].strip('"'), item["Size"])
 
     def copy(self, names: list[str]) -> Path:
-        """Bring these objects to this machine, only what changed; the folder, or the file if the URI names one.
+        """Download those of these objects that changed. Returns the folder, or the file if the URI names one.
 
-        A file gets its name when it is whole. Processes that want the same prefix wait for one another.
+        A file gets its final name when it is complete. Processes that need the same prefix wait for one another.
         """
         folder = cache() / blake2b(self.uri.rstrip("/").encode(), digest_size=10).hexdigest()
         for name in names:
-            if not _harmless(name):
+            if not _is_safe_name(name):
                 raise DataError(f"{self.subject}: {name!r} is no name for a file")
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with _alone(folder):
-                self._bring(folder, names)
+            with _locked(folder):
+                self._update(folder, names)
         except OSError as error:
-            raise self._local(error, folder) from None
+            raise self._local_error(error, folder) from None
         return folder / next(iter(self.objects)) if self.is_object else folder
 
-    def _bring(self, folder: Path, names: list[str]) -> None:
-        kept = _read_index(folder)
-        for name in kept.keys() - self.objects.keys():  # gone from S3: a stale file could be loaded
-            if _harmless(name):
+    def _update(self, folder: Path, names: list[str]) -> None:
+        index = _read_index(folder)
+        for name in index.keys() - self.objects.keys():  # deleted in S3: a stale file could be loaded
+            if _is_safe_name(name):
                 (folder / name).unlink(missing_ok=True)
-            del kept[name]
-        changed = [name for name in names if not self._fresh(folder, name, kept)]
+            del index[name]
+        changed = [name for name in names if not self._is_current(folder, name, index)]
         if not changed:
             return
         needed = sum(self.objects[name].size for name in changed)
@@ -101,34 +101,34 @@ class Remote:
         progress = _Progress(self.uri, needed)
         for name in changed:
             self._download(name, folder, progress)
-            kept[name] = [self.objects[name].etag, self.objects[name].size]
-            _write(folder / INDEX, json.dumps({"uri": self.uri, "files": kept}, indent=1).encode())
+            index[name] = [self.objects[name].etag, self.objects[name].size]
+            _write(folder / INDEX, json.dumps({"uri": self.uri, "files": index}, indent=1).encode())
         log.info("%s: downloaded", self.uri)
 
-    def _fresh(self, folder: Path, name: str, kept: dict[str, list[Any]]) -> bool:
+    def _is_current(self, folder: Path, name: str, index: dict[str, list[Any]]) -> bool:
         wanted = self.objects[name]
         try:
-            return kept.get(name) == [wanted.etag, wanted.size] and (folder / name).stat().st_size == wanted.size
+            return index.get(name) == [wanted.etag, wanted.size] and (folder / name).stat().st_size == wanted.size
         except OSError:
             return False
 
     def _download(self, name: str, folder: Path, progress: Callable[[int], None]) -> None:
         wanted = self.objects[name]
-        part = folder / PARTS / blake2b(name.encode(), digest_size=10).hexdigest()
-        part.parent.mkdir(exist_ok=True)
-        with explained(self.subject, self.client):
-            self.client.download_file(self.bucket, wanted.key, str(part), Callback=progress)
-        if (size := part.stat().st_size) != wanted.size:
+        temporary = folder / TEMPORARY / blake2b(name.encode(), digest_size=10).hexdigest()
+        temporary.parent.mkdir(exist_ok=True)
+        with translated_errors(self.subject, self.client):
+            self.client.download_file(self.bucket, wanted.key, str(temporary), Callback=progress)
+        if (size := temporary.stat().st_size) != wanted.size:
             raise UnavailableError(
                 f"{self.subject}: {name} was replaced while it was read ({size} bytes instead of {wanted.size}): "
                 "start again"
             )
-        with part.open("rb") as file:
+        with temporary.open("rb") as file:
             os.fsync(file.fileno())
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        part.replace(folder / name)
+        temporary.replace(folder / name)
 
-    def _local(self, error: OSError, folder: Path) -> TailorPOError:
+    def _local_error(self, error: OSError, folder: Path) -> TailorPOError:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return ResourceError(
                 f"{self.subject}: no space is left in {folder}: make room, or set XDG_CACHE_HOME to another folder"
@@ -145,14 +145,14 @@ def read(uri: str, subject: str) -> bytes:
     if not key:
         raise ConfigurationError(f"{subject}: names a bucket: give s3://bucket/key")
     client = connect(subject)
-    with explained(subject, client):
+    with translated_errors(subject, client):
         return bytes(client.get_object(Bucket=bucket, Key=key)["Body"].read())
 
 
 def cache() -> Path:
-    """Where copies are kept: `$XDG_CACHE_HOME/tailorpo/models`, by default in `~/.cache`."""
+    """The folder of the copies: `$XDG_CACHE_HOME/tailorpo/models`, by default in `~/.cache`."""
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    if not base.is_absolute():  # as the XDG specification has it
+    if not base.is_absolute():  # as required by the XDG specification
         try:
             base = Path.home() / ".cache"
         except RuntimeError:
@@ -160,25 +160,25 @@ def cache() -> Path:
     return base / "tailorpo" / "models"
 
 
-def _harmless(name: str) -> bool:
-    """Whether an object's name stays inside the folder and apart from our own files."""
+def _is_safe_name(name: str) -> bool:
+    """Whether a file of this name stays inside the folder and does not replace one of our own files."""
     parts = name.split("/")
-    return not any(part in ("", ".", "..", INDEX, PARTS) or "\0" in part for part in parts)
+    return not any(part in ("", ".", "..", INDEX, TEMPORARY) or "\0" in part for part in parts)
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold the folder against the other processes of this machine; the lock goes when we do."""
+def _locked(folder: Path) -> Iterator[None]:
+    """Lock the folder against other processes of this machine; the lock ends with the process."""
     with (folder / ".tailorpo-lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError:  # a network file system without locks: whole files still take turns
+        except OSError:  # a network file system without locks; files are still replaced atomically
             yield
             return
         try:
             yield
         finally:
-            shutil.rmtree(folder / PARTS, ignore_errors=True)
+            shutil.rmtree(folder / TEMPORARY, ignore_errors=True)
 
 
 def _read_index(folder: Path) -> dict[str, list[Any]]:
@@ -188,21 +188,21 @@ def _read_index(folder: Path) -> dict[str, list[Any]]:
 
 
 def _write(path: Path, data: bytes) -> None:
-    part = path.with_name(f"{path.name}.{os.getpid()}")
-    part.write_bytes(data)
-    part.replace(path)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    temporary.write_bytes(data)
+    temporary.replace(path)
 
 
 class _Progress:
-    """Tells the log every 10 seconds how far a download is; called from several threads."""
+    """Logs the progress of a download every 10 seconds; called from several threads."""
 
     def __init__(self, uri: str, total: int) -> None:
-        self.uri, self.total, self.done, self.told = uri, total, 0, time.monotonic()
+        self.uri, self.total, self.done, self.logged = uri, total, 0, time.monotonic()
 
     def __call__(self, count: int) -> None:
         self.done += count
-        if (now := time.monotonic()) - self.told >= 10:
-            self.told = now
+        if (now := time.monotonic()) - self.logged >= 10:
+            self.logged = now
             log.info("%s: %s of %s", self.uri, _megabytes(self.done), _megabytes(self.total))
 
 

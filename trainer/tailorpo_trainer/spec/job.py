@@ -1,8 +1,8 @@
 """What a training run is: the `TailorPOJob` document as pydantic models, without torch.
 
-One model serves the laptop, the trainer pod and the operator, which generates the CustomResourceDefinition
-from it. YAML names are camelCase, Python names snake_case. Every field states its unit and its bounds here
-and nowhere else; where a run runs on a cluster is in `placement.py`, rules that span several fields are in `rules.py`.
+The same models serve the laptop, the trainer pod and the operator, which generates the CustomResourceDefinition
+from them. YAML names are camelCase, Python names snake_case. Every field states its unit and its bounds here
+and nowhere else; where a run runs on a cluster is in `pod_template.py`, rules across fields are in `rules.py`.
 """
 
 from typing import Annotated, Any, Literal
@@ -398,20 +398,20 @@ class Spec(TrainingSpec):
     """The training run, and where it runs: the latter is read by the operator alone."""
 
     workers: int = Field(1, ge=1, le=1024, description="Pods of one gang.")
-    processes_per_worker: int = Field(1, ge=1, le=64, description="Processes in one pod, one an accelerator.")
+    processes_per_worker: int = Field(1, ge=1, le=64, description="Processes in one pod, one for each accelerator.")
     template: Template = Field(Template(), description="Image, resources, environment and placement of a pod.")
     run_policy: RunPolicy = Field(RunPolicy(), description="Deadlines, retries, suspension, clean-up.")
     scheduling: Scheduling = Field(Scheduling(), description="Queue, priority and gang of the pods.")
 
 
 CLUSTER_FIELDS = tuple(name for name in Spec.model_fields if name not in TrainingSpec.model_fields)
-"""Fields of `Spec` that say where a run runs, not what it is."""
+"""Fields of `Spec` that define where a run runs, not what it trains."""
 
-TRAINER_POLICY = ("rendezvous_timeout_seconds", "stall_timeout_seconds", "termination_grace_period_seconds")
-"""Fields of `RunPolicy` that the trainer reads, too."""
+TRAINER_RUN_POLICY = ("rendezvous_timeout_seconds", "stall_timeout_seconds", "termination_grace_period_seconds")
+"""Fields of `RunPolicy` that the trainer reads as well."""
 
-LEFT_OUT: dict[str, Any] = dict.fromkeys((*CLUSTER_FIELDS, "evaluation", "checkpoint"), True)
-LEFT_OUT["training"] = {
+NOT_IN_EXPERIMENT: dict[str, Any] = dict.fromkeys((*CLUSTER_FIELDS, "evaluation", "checkpoint"), True)
+NOT_IN_EXPERIMENT["training"] = {
     "iterations",
     "micro_batch_size",
     "sampling_batch_size",
@@ -419,12 +419,12 @@ LEFT_OUT["training"] = {
     "gradient_checkpointing",
     "vae_slicing",
 }
-"""Fields of `Spec` that do not define the experiment: where it runs, how it is watched and kept, how long, and in which
-portions. A run may be moved, watched otherwise, extended, given less memory; portions change only how sums round."""
+"""Fields of `Spec` that do not define the experiment: where it runs, its evaluation and checkpoints, its length and its
+batch sizes. All of these may change when a run is resumed; batch sizes change only how sums round."""
 
 
 class Metadata(BaseModel):
-    """The part of Kubernetes' ObjectMeta that names the job; the rest passes unread."""
+    """The part of Kubernetes' ObjectMeta that names the job; the other fields are ignored."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 

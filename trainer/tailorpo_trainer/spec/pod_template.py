@@ -1,9 +1,8 @@
-"""Where a run runs on a cluster: the document's `template` and `scheduling`, which `tailorpo run` passes over.
+"""Where a run runs on a cluster: the document's `template` and `scheduling`, which `tailorpo run` ignores.
 
-It stands here, not in the operator, so that `tailorpo validate` checks a whole document on any machine; what becomes
-of it is the operator's. Fields have the names and meanings of Kubernetes' own. Its small objects are written out; the
-deep ones (`affinity`, sources of volumes, security contexts) are passed on as they are, and judged by the API server
-when it is given the pod.
+It is part of the trainer, so that `tailorpo validate` checks a whole document on any machine; only the operator uses
+it. Fields have the names and meanings of Kubernetes. Small objects are modelled in full; the deep ones (`affinity`,
+sources of volumes, security contexts) are passed on unchanged, and the API server checks them with the pod.
 """
 
 from typing import Annotated, Any, Literal
@@ -31,7 +30,7 @@ Annotation = Annotated[str, StringConstraints(max_length=4096)]
 MountPath = Annotated[str, StringConstraints(min_length=1, max_length=1024, pattern=MOUNT_PATH)]
 
 Open = Annotated[dict[str, Any], Field(max_length=32)]
-"""An object of Kubernetes' own that is passed on unread."""
+"""An object of Kubernetes that is passed on unchecked."""
 
 
 class SecretName(SpecModel):
@@ -103,13 +102,13 @@ class Volume(SpecModel):
     secret: Open | None = Field(None, description="Files from a Secret.")
     projected: Open | None = Field(None, description="Files from several of these.")
     csi: Open | None = Field(None, description="A volume of a CSI driver.")
-    ephemeral: Open | None = Field(None, description="A claim that is made for the pod and goes with it.")
+    ephemeral: Open | None = Field(None, description="A claim that is created for the pod and deleted with it.")
     downward_api: Open | None = Field(None, alias="downwardAPI", description="Files about the pod itself.")
     image: Open | None = Field(None, description="The content of an image.")
 
 
 class VolumeMount(SpecModel):
-    """Where a volume is seen in the trainer's container."""
+    """Where a volume is mounted in the trainer's container."""
 
     name: Label = Field(description="Name of one of `volumes`.")
     mount_path: MountPath = Field(description="Absolute path in the container.")
@@ -143,7 +142,7 @@ class Resources(SpecModel):
     """What the trainer's container of one worker is given, such as `nvidia.com/gpu: 1`."""
 
     limits: dict[LabelKey, Quantity] | None = Field(
-        None, max_length=32, description="Most it may use: `memory` is where it is killed."
+        None, max_length=32, description="Most that it may use; a container that exceeds its `memory` is killed."
     )
     requests: dict[LabelKey, Quantity] | None = Field(
         None, max_length=32, description="What a node must have free. Default: the limits."
@@ -161,8 +160,8 @@ class ModelCache(SpecModel):
     )
     host_path: MountPath | None = Field(
         None,
-        description="A folder of each node, which the trainer's user must be able to write to; made where it is "
-        "missing, as root's.",
+        description="A folder of each node, which the trainer's user must be able to write to; if it is missing, it "
+        "is created and belongs to root.",
     )
     mount_path: MountPath = Field("/var/cache/huggingface", description="Where the trainer sees it.")
 
@@ -207,7 +206,7 @@ class Template(SpecModel):
     runtime_class_name: ObjectName | None = Field(None, description="Container runtime, such as `nvidia`.")
     host_network: bool = Field(False, description="Use the node's network, as some fast interconnects need.")
     security_context: Open | None = Field(
-        None, description="Security context of the container. Default: no privileges, nothing to gain any."
+        None, description="Security context of the container. Default: no privileges, and no way to gain them."
     )
     pod_security_context: Open | None = Field(
         None, description="Security context of the pod, such as `fsGroup`. Default: not as root."
@@ -218,10 +217,10 @@ class Scheduling(SpecModel):
     """Queue, priority and gang of the pods."""
 
     queue_name: Label | None = Field(
-        None, description="Kueue's LocalQueue that the job waits in. Default: none, pods are made at once."
+        None, description="Kueue's LocalQueue that the job waits in. Default: none, pods are created at once."
     )
     priority_class_name: ObjectName | None = Field(
-        None, description="PriorityClass of the pods: who waits, and who is preempted."
+        None, description="PriorityClass of the pods: decides which pods wait, and which are preempted."
     )
     gang: Literal["Auto", "Required", "None"] = Field(
         "Auto",

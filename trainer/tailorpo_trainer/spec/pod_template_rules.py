@@ -1,16 +1,16 @@
-"""Rules of `spec.template` that span several fields; as in `rules.py`, the API server is given the same ones."""
+"""Rules of `spec.template` that span several fields; as with `rules.py`, the API server checks the same ones."""
 
 from collections.abc import Iterator
 
-from tailorpo_trainer.spec.findings import Finding, Path, alias, both, either
 from tailorpo_trainer.spec.job import Spec
 from tailorpo_trainer.spec.pod_template import ModelCache, ValueFrom, VariablesFrom, Volume
 from tailorpo_trainer.spec.types import SpecModel
+from tailorpo_trainer.spec.violations import Path, Violation, alias, and_list, or_list
 
 TEMPLATE = ("spec", "template")
 
 UNIQUE = {"imagePullSecrets": "name", "env": "name", "volumes": "name", "volumeMounts": "mountPath"}
-"""Lists of the template that hold one entry for each value of a key; the API server merges by it."""
+"""Lists of the template, and the key that is unique in each; the API server merges entries by it."""
 
 RESERVED_VARIABLES = (
     "JOB_COMPLETION_INDEX",
@@ -38,71 +38,75 @@ ONE_OF: dict[type[SpecModel], tuple[str, ...]] = {
 """Objects that need exactly one of these fields."""
 
 
-def unique_entries(spec: Spec) -> Iterator[Finding]:
-    """Of two entries with one name, which counts is a guess."""
-    tree = spec.template.model_dump(by_alias=True, include={"image_pull_secrets", "env", "volumes", "volume_mounts"})
+def unique_entries(spec: Spec) -> Iterator[Violation]:
+    """With two entries of one name, it would not be clear which one counts."""
+    lists = spec.template.model_dump(by_alias=True, include={"image_pull_secrets", "env", "volumes", "volume_mounts"})
     for name, key in UNIQUE.items():
-        seen: dict[str, int] = {}
-        for number, entry in enumerate(tree[name]):
+        first_numbers: dict[str, int] = {}
+        for number, entry in enumerate(lists[name]):
             path = (*TEMPLATE, name)
-            first = seen.setdefault(entry[key], number)
+            first = first_numbers.setdefault(entry[key], number)
             if first != number:
-                yield Finding(
+                yield Violation(
                     (*path, number, key),
                     ((*path, first, key),),
                     f"{entry[key]!r} stands twice: first in spec.template.{name}[{first}]",
                 )
 
 
-def one_source(spec: Spec) -> Iterator[Finding]:
-    """Of several sources all but one would be ignored, and of none there is nothing."""
+def one_source(spec: Spec) -> Iterator[Violation]:
+    """With several sources all but one would be ignored; with none there is nothing to use."""
     template = spec.template
-    places: list[tuple[Path, SpecModel]] = []
-    places += [(("volumes", n), volume) for n, volume in enumerate(template.volumes)]
-    places += [(("env", n, "valueFrom"), entry.value_from) for n, entry in enumerate(template.env) if entry.value_from]
-    places += [(("envFrom", n), entry) for n, entry in enumerate(template.env_from)]
-    places += [(("modelCache",), template.model_cache)] if template.model_cache else []
-    for path, part in places:
-        fields = ONE_OF[type(part)]
-        given = [alias(part, field) for field in fields if getattr(part, field) is not None]
+    entries: list[tuple[Path, SpecModel]] = []
+    entries += [(("volumes", n), volume) for n, volume in enumerate(template.volumes)]
+    entries += [(("env", n, "valueFrom"), entry.value_from) for n, entry in enumerate(template.env) if entry.value_from]
+    entries += [(("envFrom", n), entry) for n, entry in enumerate(template.env_from)]
+    entries += [(("modelCache",), template.model_cache)] if template.model_cache else []
+    for path, entry in entries:
+        fields = ONE_OF[type(entry)]
+        given = [alias(entry, field) for field in fields if getattr(entry, field) is not None]
         if len(given) != 1:
-            names = [alias(part, field) for field in fields]
-            yield Finding((*TEMPLATE, *path), (), f"needs exactly one of {either(names)}, has {both(given) or 'none'}")
+            names = [alias(entry, field) for field in fields]
+            yield Violation(
+                (*TEMPLATE, *path), (), f"needs exactly one of {or_list(names)}, has {and_list(given) or 'none'}"
+            )
 
 
-def one_value(spec: Spec) -> Iterator[Finding]:
-    """A variable has a value or a source of it."""
+def one_value(spec: Spec) -> Iterator[Violation]:
+    """A variable has either a value or a source."""
     for number, entry in enumerate(spec.template.env):
         if entry.value is not None and entry.value_from is not None:
             path = (*TEMPLATE, "env", number)
-            yield Finding((*path, "valueFrom"), ((*path, "value"),), "stands beside `value`: leave one of them out")
+            yield Violation((*path, "valueFrom"), ((*path, "value"),), "stands beside `value`: leave one of them out")
 
 
-def mounted_volumes(spec: Spec) -> Iterator[Finding]:
-    """Kubernetes would take no such pod."""
+def mounted_volumes(spec: Spec) -> Iterator[Violation]:
+    """Kubernetes refuses a pod that mounts an unknown volume."""
     names = {volume.name for volume in spec.template.volumes}
     for number, mount in enumerate(spec.template.volume_mounts):
         if mount.name not in names:
-            yield Finding(
+            yield Violation(
                 (*TEMPLATE, "volumeMounts", number, "name"),
                 ((*TEMPLATE, "volumes"),),
                 f"{mount.name!r} is the name of none of spec.template.volumes",
             )
 
 
-def reserved(spec: Spec) -> Iterator[Finding]:
-    """What the operator sets itself would be in two minds."""
+def reserved(spec: Spec) -> Iterator[Violation]:
+    """The operator sets these itself, so that two values would conflict."""
     template = spec.template
     for number, variable in enumerate(template.env):
         if variable.name in RESERVED_VARIABLES:
-            yield Finding((*TEMPLATE, "env", number, "name"), (), f"{variable.name!r} is set by TailorPO: leave it out")
+            yield Violation(
+                (*TEMPLATE, "env", number, "name"), (), f"{variable.name!r} is set by TailorPO: leave it out"
+            )
     for name in ("labels", "annotations"):
         for key in getattr(template, name):
             if key.startswith(RESERVED_LABELS):
-                yield Finding((*TEMPLATE, name, key), (), "is set by TailorPO or Kubernetes: leave it out")
+                yield Violation((*TEMPLATE, name, key), (), "is set by TailorPO or Kubernetes: leave it out")
     for number, volume in enumerate(template.volumes):
         if volume.name.startswith(RESERVED_VOLUMES):
-            yield Finding(
+            yield Violation(
                 (*TEMPLATE, "volumes", number, "name"),
                 (),
                 f"{volume.name!r} is a name of TailorPO's own: use one without {RESERVED_VOLUMES!r}",
@@ -111,9 +115,9 @@ def reserved(spec: Spec) -> Iterator[Finding]:
         path = (*TEMPLATE, "volumeMounts", number, "mountPath")
         if mount.mount_path in (SHARED_MEMORY, SHARED_MEMORY + "/"):
             message = f"{SHARED_MEMORY} is mounted by TailorPO: set its size as spec.template.shmSize"
-            yield Finding(path, (), message)
+            yield Violation(path, (), message)
         if f"{mount.mount_path}/".startswith(f"{DOCUMENT_FOLDER}/"):
-            yield Finding(path, (), f"{DOCUMENT_FOLDER} holds the document, and nothing else: choose another folder")
+            yield Violation(path, (), f"{DOCUMENT_FOLDER} holds the document, and nothing else: choose another folder")
 
 
 RULES = (unique_entries, one_source, one_value, mounted_volumes, reserved)

@@ -1,14 +1,13 @@
 """Rules of the document that span several fields, and the defaults that depend on the method.
 
-Each rule is a value: where it points, what it reads, when it is broken, and what would be right. A rule is
-skipped when something it reads is already in error, so that one mistake is reported once.
+Each rule yields violations: the field, the other fields that it read, and what would be right. A violation is not
+reported if one of these fields is already wrong, so that one mistake is reported once.
 """
 
 from collections.abc import Callable, Iterator
 from typing import Any, get_args
 
 from tailorpo_trainer.spec import pod_template_rules
-from tailorpo_trainer.spec.findings import Finding, Path, alias, both, either
 from tailorpo_trainer.spec.job import (
     Checkpoint,
     Method,
@@ -21,12 +20,13 @@ from tailorpo_trainer.spec.job import (
     TrainedSteps,
     TrainingSpec,
 )
+from tailorpo_trainer.spec.violations import Path, Violation, alias, and_list, or_list
 
 STEP_WISE = ("tailorpo", "tailorpo-g", "spo")
-"""Methods that rank candidates drawn from one latent."""
+"""Methods that rank several candidates drawn from one latent."""
 
 METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
-    # Where the official code of a method was read (SPO, D3PO, DDPO), these are its values.
+    # For SPO, D3PO and DDPO these are the values of the official code.
     "tailorpo": {"beta": 0.1, "continue_from": "winner"},
     "tailorpo-g": {"beta": 0.1, "continue_from": "guided-winner"},
     "spo": {"beta": 10.0, "continue_from": "random", "candidates": 4, "threshold": 0.3, "clamp_ratio": 0.1},
@@ -37,7 +37,7 @@ EXTRA_PARAMETERS = {"tailorpo-g": {"reward_guidance"}}
 METHOD_PARAMETERS = {
     name: frozenset(defaults) | EXTRA_PARAMETERS.get(name, set()) for name, defaults in METHOD_DEFAULTS.items()
 }
-"""Which parameters belong to which method; the others of `Method` belong to all."""
+"""The parameters of each method; the other fields of `Method` belong to all methods."""
 
 REWARD_PARAMETERS = {
     "clip-score": {"model", "batch_size"},
@@ -49,52 +49,52 @@ REWARD_PARAMETERS = {
 PLUGIN_PARAMETERS = {"parameters", "model", "batch_size"}
 
 S3_SETTINGS = ("endpoint", "region", "path_style", "ca_file", "sse_kms_key_id")
-"""Fields of `Checkpoint` that say how a server is asked."""
+"""Fields of `Checkpoint` that only S3 servers use."""
 
 
-def findings(spec: Spec) -> Iterator[Finding]:
-    """All broken rules of a document whose single fields are right."""
+def violations(spec: Spec) -> Iterator[Violation]:
+    """All broken rules of a document whose fields are valid on their own."""
     for rule in RULES:
         yield from rule(spec)
 
 
-def method_parameters(spec: Spec) -> Iterator[Finding]:
-    """A parameter of another method would be ignored in silence: refuse it."""
+def method_parameters(spec: Spec) -> Iterator[Violation]:
+    """A parameter of another method would be silently ignored: refuse it."""
     method = spec.method
     owned = set[str]().union(*METHOD_PARAMETERS.values())
     for field in Method.model_fields:
         if field in owned - METHOD_PARAMETERS[method.name] and getattr(method, field) is not None:
             owners = [name for name in METHOD_PARAMETERS if field in METHOD_PARAMETERS[name]]
-            yield Finding(
+            yield Violation(
                 ("spec", "method", alias(Method, field)),
                 (("spec", "method", "name"),),
-                f"does not belong to method {method.name!r}: leave it out, or choose {either(owners)}",
+                f"does not belong to method {method.name!r}: leave it out, or choose {or_list(owners)}",
             )
 
 
-def guided_winner(spec: Spec) -> Iterator[Finding]:
-    """Only `tailorpo-g` makes one; methods without `continueFrom` are refused by `method_parameters`."""
+def guided_winner(spec: Spec) -> Iterator[Violation]:
+    """Only `tailorpo-g` has one; `method_parameters` refuses methods without `continueFrom`."""
     if spec.method.continue_from == "guided-winner" and spec.method.name in {*STEP_WISE} - {"tailorpo-g"}:
-        yield Finding(
+        yield Violation(
             ("spec", "method", "continueFrom"),
             (("spec", "method", "name"),),
             f"{spec.method.name!r} has no guided winner: use 'winner' or 'random', or method 'tailorpo-g'",
         )
 
 
-def guidance_target(spec: Spec) -> Iterator[Finding]:
-    """`strength` scales the distance to `target`: without one it means nothing."""
+def guidance_target(spec: Spec) -> Iterator[Violation]:
+    """`strength` scales the distance to `target`: without a target it has no meaning."""
     guidance = spec.method.reward_guidance
     if guidance is not None and guidance.strength is not None and guidance.target is None:
-        yield Finding(
+        yield Violation(
             ("spec", "method", "rewardGuidance", "strength"),
             (("spec", "method", "rewardGuidance", "target"),),
             "needs spec.method.rewardGuidance.target, the reward to push towards; or use `fraction` instead",
         )
 
 
-def one_prompt_source(spec: Spec) -> Iterator[Finding]:
-    """Of several sources all but one would be ignored in silence."""
+def one_prompt_source(spec: Spec) -> Iterator[Violation]:
+    """With several sources all but one would be silently ignored."""
     sources: list[tuple[Path, Prompts]] = [(("spec", "prompts"), spec.prompts)]
     if spec.evaluation.prompts is not None:
         sources.append((("spec", "evaluation", "prompts"), spec.evaluation.prompts))
@@ -102,53 +102,53 @@ def one_prompt_source(spec: Spec) -> Iterator[Finding]:
     for path, prompts in sources:
         given = [alias(Prompts, field) for field in Prompts.model_fields if getattr(prompts, field) is not None]
         if len(given) != 1:
-            yield Finding(path, (), f"needs exactly one of {either(names)}, has {both(given) or 'none'}")
+            yield Violation(path, (), f"needs exactly one of {or_list(names)}, has {and_list(given) or 'none'}")
 
 
-def trained_steps(spec: Spec) -> Iterator[Finding]:
-    """No more steps can be trained than there are."""
+def trained_steps(spec: Spec) -> Iterator[Violation]:
+    """There are not more steps to train than steps of sampling."""
     count, steps = spec.sampling.trained_steps.count, spec.sampling.steps
     if count is not None and count > steps:
-        yield Finding(
+        yield Violation(
             ("spec", "sampling", "trainedSteps", "count"),
             (("spec", "sampling", "steps"),),
             f"{count} is more than spec.sampling.steps: at most {steps}",
         )
 
 
-def reward_parameters(spec: Spec) -> Iterator[Finding]:
-    """As for methods; what a plug-in takes is the plug-in's to say."""
-    places: list[tuple[Path, Reward]] = [(("spec", "rewards", n), reward) for n, reward in enumerate(spec.rewards)]
-    places += [(("spec", "evaluation", "rewards", n), reward) for n, reward in enumerate(spec.evaluation.rewards)]
-    for path, reward in places:
+def reward_parameters(spec: Spec) -> Iterator[Violation]:
+    """As for methods; a plug-in checks its parameters itself."""
+    rewards: list[tuple[Path, Reward]] = [(("spec", "rewards", n), reward) for n, reward in enumerate(spec.rewards)]
+    rewards += [(("spec", "evaluation", "rewards", n), reward) for n, reward in enumerate(spec.evaluation.rewards)]
+    for path, reward in rewards:
         allowed = REWARD_PARAMETERS.get(reward.name, PLUGIN_PARAMETERS)
         for field in Reward.model_fields:
             if field not in allowed | {"name", "weight"} and getattr(reward, field) is not None:
-                yield Finding(
+                yield Violation(
                     (*path, alias(Reward, field)),
                     ((*path, "name"),),
                     f"does not belong to reward {reward.name!r}",
                 )
         if reward.name == "http" and not reward.endpoints:
-            yield Finding(
+            yield Violation(
                 (*path, "endpoints"),
                 ((*path, "name"),),
                 "reward 'http' needs at least one URL, such as http://host:8080",
             )
 
 
-def maximise_something(spec: Spec) -> Iterator[Finding]:
-    """A sum that is always 0 ranks nothing."""
+def maximise_something(spec: Spec) -> Iterator[Violation]:
+    """A sum that is always 0 cannot rank anything."""
     if all(reward.weight == 0 for reward in spec.rewards):
         reads = tuple(("spec", "rewards", n, "weight") for n in range(len(spec.rewards)))
-        yield Finding(("spec", "rewards"), reads, "all weights are 0: at least one must differ from 0")
+        yield Violation(("spec", "rewards"), reads, "all weights are 0: at least one must differ from 0")
 
 
-def enough_updates(spec: Spec) -> Iterator[Finding]:
-    """Each update needs a row of its own."""
-    rows = spec.training.prompts_per_iteration * spec.training.samples_per_prompt * _trained(spec)
+def enough_updates(spec: Spec) -> Iterator[Violation]:
+    """Each update needs at least one row."""
+    rows = spec.training.prompts_per_iteration * spec.training.samples_per_prompt * _trained_step_count(spec)
     if spec.training.updates_per_iteration > rows:
-        yield Finding(
+        yield Violation(
             ("spec", "training", "updatesPerIteration"),
             (
                 ("spec", "method", "name"),
@@ -161,22 +161,22 @@ def enough_updates(spec: Spec) -> Iterator[Finding]:
         )
 
 
-def scoring_decoder(spec: Spec) -> Iterator[Finding]:
-    """Methods that score finished pictures alone would never use it."""
+def scoring_decoder(spec: Spec) -> Iterator[Violation]:
+    """Methods that score only finished pictures would never use it."""
     if spec.model.scoring_decoder is not None and spec.method.name not in STEP_WISE:
-        yield Finding(
+        yield Violation(
             ("spec", "model", "scoringDecoder"),
             (("spec", "method", "name"),),
             f"does not belong to method {spec.method.name!r}, which scores finished pictures alone: leave it out, or "
-            f"choose {either(list(STEP_WISE))}",
+            f"choose {or_list(list(STEP_WISE))}",
         )
 
 
-def equal_shares(spec: Spec) -> Iterator[Finding]:
-    """Each process takes as many samples as any other."""
+def equal_shares(spec: Spec) -> Iterator[Violation]:
+    """All processes take the same number of samples."""
     message = shares_problem(spec, spec.workers * spec.processes_per_worker)
     if message:
-        yield Finding(
+        yield Violation(
             ("spec", "training", "promptsPerIteration"),
             (("spec", "training", "samplesPerPrompt"), ("spec", "workers"), ("spec", "processesPerWorker")),
             message,
@@ -184,7 +184,7 @@ def equal_shares(spec: Spec) -> Iterator[Finding]:
 
 
 def shares_problem(spec: TrainingSpec, processes: int) -> str | None:
-    """Why an iteration's samples cannot be shared equally among so many processes, if they cannot."""
+    """Why so many processes cannot share an iteration's samples equally; None if they can."""
     samples = spec.training.prompts_per_iteration * spec.training.samples_per_prompt
     if samples % processes == 0:
         return None
@@ -194,20 +194,20 @@ def shares_problem(spec: TrainingSpec, processes: int) -> str | None:
     )
 
 
-def s3_settings(spec: Spec) -> Iterator[Finding]:
-    """Settings of a server that nobody asks would be ignored in silence."""
+def s3_settings(spec: Spec) -> Iterator[Violation]:
+    """Settings of a server that is not used would be silently ignored."""
     kept = spec.checkpoint
     if kept.storage is None or not kept.storage.startswith("s3://"):
         for field in S3_SETTINGS:
             if getattr(kept, field) is not None:
-                yield Finding(
+                yield Violation(
                     ("spec", "checkpoint", alias(Checkpoint, field)),
                     (("spec", "checkpoint", "storage"),),
                     "needs spec.checkpoint.storage to be in S3, as s3://bucket/prefix",
                 )
 
 
-RULES: tuple[Callable[[Spec], Iterator[Finding]], ...] = (
+RULES: tuple[Callable[[Spec], Iterator[Violation]], ...] = (
     method_parameters,
     scoring_decoder,
     guided_winner,
@@ -224,19 +224,19 @@ RULES: tuple[Callable[[Spec], Iterator[Finding]], ...] = (
 
 
 def resolve(spec: Spec) -> Spec:
-    """The same document with every default that depends on the method written out."""
+    """The same document with all defaults that depend on the method filled in."""
     defaults = dict(METHOD_DEFAULTS[spec.method.name])
     if spec.method.name == "tailorpo-g" and spec.method.reward_guidance is None:
         defaults["reward_guidance"] = RewardGuidance()
     missing = {field: value for field, value in defaults.items() if getattr(spec.method, field) is None}
     method = spec.method.model_copy(update=missing)
-    steps = TrainedSteps(count=_trained(spec), choose=_choice(spec))
+    steps = TrainedSteps(count=_trained_step_count(spec), choose=_trained_steps_choice(spec))
     sampling: Sampling = spec.sampling.model_copy(update={"trained_steps": steps})
     return spec.model_copy(update={"method": method, "sampling": sampling})
 
 
-def _trained(spec: Spec) -> int:
-    """How many denoising steps are trained, with the method's own default."""
+def _trained_step_count(spec: Spec) -> int:
+    """How many denoising steps are trained; the default depends on the method."""
     count, steps = spec.sampling.trained_steps.count, spec.sampling.steps
     if count is not None:
         return count
@@ -244,7 +244,7 @@ def _trained(spec: Spec) -> int:
     return share.get(spec.method.name, steps)
 
 
-def _choice(spec: Spec) -> Any:
+def _trained_steps_choice(spec: Spec) -> Any:
     return spec.sampling.trained_steps.choose or ("late" if spec.method.name == "spo" else "spread")
 
 

@@ -1,4 +1,4 @@
-"""What all objects of the document share: their base class, the kinds of text, and amounts as Kubernetes counts them.
+"""Shared by all objects of the document: their base class, the types of text, and Kubernetes' quantities.
 
 A pattern means the same to pydantic and to the API server (RE2): no `\\s`, `\\d` or `\\w`, which differ beyond ASCII.
 """
@@ -38,7 +38,7 @@ PATTERNS = {
     MOUNT_PATH: "must be an absolute path without ':'",
     QUANTITY: "must be a number, perhaps with one of m, k, M, G, T, P, E, Ki, Mi, Gi, Ti, Pi, Ei",
 }
-"""What a text must be that does not match, for the user."""
+"""For each pattern, the message for a text that does not match."""
 
 QUANTITY_SENTENCE = "must be a whole number, or text such as '500m', '1.5' or '16Gi'"
 
@@ -87,7 +87,7 @@ class SpecModel(BaseModel):
     model_config = ConfigDict(
         extra="forbid",
         frozen=True,
-        strict=True,  # as the API server: "20" is no number
+        strict=True,  # like the API server: "20" is not a number
         allow_inf_nan=False,
         alias_generator=to_camel,
         validate_by_name=True,

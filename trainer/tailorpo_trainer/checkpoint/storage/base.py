@@ -1,4 +1,4 @@
-"""Where checkpoints are kept: named objects, each written whole or not at all."""
+"""The interface of a store: named objects, each written completely or not at all."""
 
 from collections.abc import Iterable
 from typing import Protocol
@@ -7,44 +7,44 @@ from tailorpo_trainer.errors import TailorPOError
 
 
 class MissingError(TailorPOError):
-    """There is no object of this name (any more)."""
+    """No object has this name (any more)."""
 
 
 class ExistsError(TailorPOError):
-    """Another writer was first: the name already holds other bytes."""
+    """Another writer was first: the object exists already, with other bytes."""
 
 
 class Store(Protocol):
-    """Flat names with `/` in them, as S3 has; no folders, no renames, nothing half written.
+    """Objects with flat names that may contain `/`, as in S3: no folders, no renames, no partial writes.
 
     Every method may raise `ConfigurationError` (no permission, no such place), `ResourceError` (full) or
     `UnavailableError` (does not answer). No method keeps state, so several threads may share a store.
     """
 
     def write(self, name: str, data: bytes | memoryview, *, if_absent: bool = False) -> None:
-        """Put an object; when this returns it survives a power cut.
+        """Write an object; when this returns, it survives a power cut.
 
-        With `if_absent`, of two writers one gets `ExistsError`. Finding the very same bytes is a success: it
-        may be our own retry after a lost answer. So whoever claims a name must write something unique.
+        With `if_absent`, one of two writers gets `ExistsError`. An object with the same bytes counts as success: it may
+        come from an earlier try whose answer was lost. So writers that compete must write unique bytes.
         """
 
     def read(self, name: str) -> bytes:
-        """The bytes of an object; `MissingError`."""
+        """The bytes of an object; raises `MissingError`."""
 
     def size(self, name: str) -> int:
-        """How many bytes an object has; `MissingError`."""
+        """The size of an object in bytes; raises `MissingError`."""
 
     def names(self, prefix: str) -> list[str]:
-        """All objects whose name begins so, sorted; unfinished ones are not among them."""
+        """The names of all complete objects with this prefix, sorted."""
 
     def delete(self, names: Iterable[str]) -> None:
-        """Remove objects, in no certain order, for good when this returns; missing ones are fine."""
+        """Delete objects in any order, durably when this returns; missing ones are ignored."""
 
-    def sweep(self, prefix: str) -> None:
-        """Remove what writers that died left unfinished under a prefix.
+    def delete_unfinished(self, prefix: str) -> None:
+        """Delete unfinished objects under a prefix, which writers that died left behind.
 
-        A writer that is still alive there must begin its object again, which `write` does by itself.
+        If a writer is still alive there, its `write` starts the object again.
         """
 
     def uri(self, name: str) -> str:
-        """Where a person finds an object."""
+        """The address of an object, for messages."""

@@ -1,17 +1,17 @@
-"""Files and folders that survive a power cut: the system calls below the folder store."""
+"""Files and folders that survive a power cut: the system calls that the folder store uses."""
 
 import errno
 import os
 from contextlib import suppress
 from pathlib import Path
 
-# What file systems without hard links (SMB, exFAT, several FUSE ones) say to link().
+# Errors of link() on file systems without hard links (SMB, exFAT, several FUSE ones).
 NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS}
 
 
 def fill(path: Path, data: bytes | memoryview) -> None:
-    """Create a file that nobody else has, on the disk when this returns; none is left behind on an error."""
-    # Not mkstemp, whose mode 0600 would lock out everybody but the writer.
+    """Create a new file, which is on the disk when this returns. On an error no file is left behind."""
+    # Not mkstemp, whose mode 0600 would allow only the writer to read the file.
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -24,8 +24,8 @@ def fill(path: Path, data: bytes | memoryview) -> None:
         raise
 
 
-def claim(temporary: Path, path: Path, data: bytes | memoryview) -> bool:
-    """Give a written file its name unless the name is taken; whether that worked."""
+def link_if_absent(temporary: Path, path: Path, data: bytes | memoryview) -> bool:
+    """Give a written file its final name, unless that exists. Returns whether it did."""
     try:
         os.link(temporary, path)
     except FileExistsError:
@@ -33,7 +33,7 @@ def claim(temporary: Path, path: Path, data: bytes | memoryview) -> bool:
     except OSError as error:
         if error.errno not in NO_LINKS:
             raise
-        # Still only one can win. A crash now may leave a torn object, but readers check each manifest.
+        # Still only one writer succeeds. A crash now may leave a partial object, but readers check each manifest.
         try:
             fill(path, data)
         except FileExistsError:
@@ -41,20 +41,20 @@ def claim(temporary: Path, path: Path, data: bytes | memoryview) -> bool:
     return True
 
 
-def make(folder: Path) -> None:
+def make_folder(folder: Path) -> None:
     """Create a folder and its parents so that they survive a power cut."""
     missing = [parent for parent in (folder, *folder.parents) if not parent.is_dir()]
     for parent in reversed(missing):
-        # A file in the way raises here; another process that made the same folder does not.
+        # This raises if a file has that name, but not if another process created the folder.
         parent.mkdir(exist_ok=True)
         sync(parent.parent)
 
 
 def sync(folder: Path) -> None:
-    """Put a folder's list of names on the disk, where the file system has such a thing."""
+    """Write a folder's list of names to the disk, where the file system supports it."""
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    except PermissionError:  # such as the folder above ours: we may pass through it but not read it
+    except PermissionError:  # for example a parent folder that may be traversed but not read
         return
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""A store in a folder: temporary file, fsync, atomic rename, fsync of the folder."""
+"""A store in a folder. A write is: temporary file, fsync, atomic rename, fsync of the folder."""
 
 import errno
 import os
@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tailorpo_trainer.checkpoint.storage.base import ExistsError, MissingError
-from tailorpo_trainer.checkpoint.storage.durable import claim, fill, make, sync
+from tailorpo_trainer.checkpoint.storage.durable import fill, link_if_absent, make_folder, sync
 from tailorpo_trainer.errors import FULL, ConfigurationError, ResourceError, UnavailableError
 
 TEMPORARY = re.compile(r"^\.(?P<name>.+)\.[0-9a-f]{16}\.tmp$")
@@ -19,25 +19,25 @@ NO_FOLDER = {errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ELOOP, errno.ENAME
 
 
 class FolderStore:
-    """Objects are files below `root`, which the first write creates. Hidden files are no objects."""
+    """Objects are files below `root`, which the first write creates. Hidden files are not objects."""
 
     def __init__(self, root: Path) -> None:
         self.root = root.expanduser().absolute()
 
     def write(self, name: str, data: bytes | memoryview, *, if_absent: bool = False) -> None:
         path = self._path(name)
-        with self._explained(path):
+        with self._translated_errors(path):
             for tries_left in (2, 1, 0):
                 try:
                     return self._write(path, data, if_absent)
                 except FileNotFoundError:
-                    # A newer attempt swept the temporary file or the empty folder from under us.
+                    # A newer attempt deleted our temporary file, or the empty folder.
                     if not tries_left:
                         raise
 
     def read(self, name: str) -> bytes:
         path = self._path(name)
-        with self._explained(path):
+        with self._translated_errors(path):
             try:
                 return path.read_bytes()
             except FileNotFoundError:
@@ -45,7 +45,7 @@ class FolderStore:
 
     def size(self, name: str) -> int:
         path = self._path(name)
-        with self._explained(path):
+        with self._translated_errors(path):
             try:
                 return path.stat().st_size
             except FileNotFoundError:
@@ -58,20 +58,20 @@ class FolderStore:
     def delete(self, names: Iterable[str]) -> None:
         paths = [self._path(name) for name in names]
         for path in paths:
-            with self._explained(path), suppress(FileNotFoundError):
+            with self._translated_errors(path), suppress(FileNotFoundError):
                 path.unlink()
         for folder in {path.parent for path in paths}:
-            # Or a power cut could bring a manifest back whose objects are deleted next.
-            with self._explained(folder), suppress(FileNotFoundError):
+            # Otherwise a power cut could bring back a manifest whose objects are deleted next.
+            with self._translated_errors(folder), suppress(FileNotFoundError):
                 sync(folder)
             self._remove_empty(folder)
 
-    def sweep(self, prefix: str) -> None:
+    def delete_unfinished(self, prefix: str) -> None:
         for here, folder, files in list(self._walk(prefix)):
             for file in files:
                 match = TEMPORARY.match(file)
                 if match and (here + match["name"]).startswith(prefix):
-                    with self._explained(folder), suppress(FileNotFoundError):
+                    with self._translated_errors(folder), suppress(FileNotFoundError):
                         (folder / file).unlink()
             if here.startswith(prefix):
                 self._remove_empty(folder)
@@ -85,19 +85,19 @@ class FolderStore:
         return self.root.joinpath(*parts)
 
     def _write(self, path: Path, data: bytes | memoryview, if_absent: bool) -> None:
-        make(path.parent)
+        make_folder(path.parent)
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
         try:
             fill(temporary, data)
             if not if_absent:
                 os.replace(temporary, path)
-            elif not claim(temporary, path, data) and path.read_bytes() != data:
+            elif not link_if_absent(temporary, path, data) and path.read_bytes() != data:
                 raise ExistsError(f"{path}: another process wrote it first")
         finally:
             with suppress(FileNotFoundError):
                 temporary.unlink()
         for folder in (path.parent, *path.parent.parents):
-            # All of them: who created a folder may have been killed before it was on the disk.
+            # All of them: the process that created a folder may have been killed before the folder was on the disk.
             sync(folder)
             if folder == self.root:
                 break
@@ -105,14 +105,14 @@ class FolderStore:
     def _walk(self, prefix: str) -> Iterator[tuple[str, Path, list[str]]]:
         """Each folder that may hold names with this prefix: its name with `/`, its path, its files."""
 
-        def tell(error: OSError) -> None:
-            # A folder may go while we look: somebody prunes.
+        def on_error(error: OSError) -> None:
+            # Another process may delete a folder while this one lists it.
             if not isinstance(error, FileNotFoundError):
                 raise error
 
         start = self.root / prefix.rpartition("/")[0]
-        with self._explained(start):
-            for folder, folders, files in os.walk(start, onerror=tell):
+        with self._translated_errors(start):
+            for folder, folders, files in os.walk(start, onerror=on_error):
                 inside = Path(folder).relative_to(self.root).as_posix()
                 here = "" if inside == "." else f"{inside}/"
                 below = ((name, f"{here}{name}/") for name in folders if name[0] != ".")
@@ -123,12 +123,12 @@ class FolderStore:
         while folder != self.root and self.root in folder.parents:
             try:
                 folder.rmdir()
-            except OSError:  # holds something, or somebody was faster: either way nothing to do
+            except OSError:  # not empty, or already deleted by another process
                 return
             folder = folder.parent
 
     @contextmanager
-    def _explained(self, path: Path) -> Iterator[None]:
+    def _translated_errors(self, path: Path) -> Iterator[None]:
         try:
             yield
         except OSError as error:

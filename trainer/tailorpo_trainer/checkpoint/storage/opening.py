@@ -1,4 +1,4 @@
-"""From a place that a user names to the store that keeps checkpoints there."""
+"""Open the store for a folder or URI given by a user."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A store under a prefix of an S3 bucket: single puts, multipart above a threshold, claims by `If-None-Match`."""
+"""A store under a prefix of an S3 bucket: single puts, multipart uploads above a threshold, `If-None-Match`."""
 
 import io
 import os
@@ -12,10 +12,10 @@ from tailorpo_trainer.checkpoint.format import CorruptError
 from tailorpo_trainer.checkpoint.storage.base import ExistsError, MissingError
 from tailorpo_trainer.errors import ResourceError, UnavailableError
 
-PART, AT_ONCE = 16 << 20, 4
-"""Bytes of one part of a multipart upload and of the smallest object that is uploaded so, and parts on their way.
+PART_BYTES, CONCURRENT_PARTS = 16 << 20, 4
+"""Size of one part of a multipart upload and of the smallest object uploaded so; parts sent at the same time.
 
-Fewer and larger ones than boto3's own (ten of 8 MiB) leave more of the processors to training."""
+Fewer and larger parts than boto3's defaults (ten of 8 MiB) leave more CPU time to training."""
 
 PAGE = 1000
 """Objects that one request may delete."""
@@ -28,8 +28,8 @@ Result = TypeVar("Result")
 class S3Store:
     """Objects are keys below `s3://bucket/prefix/`. The server must honour `If-None-Match: *` on a put.
 
-    botocore tries each request again, three times in all; what it cannot (an answer that breaks off, a conflict of
-    two conditional puts, an upload that somebody swept away) is tried again here.
+    botocore tries each request up to three times. Here, further cases are retried: an answer that is incomplete, a
+    conflict of two conditional puts, an upload that another process deleted.
     """
 
     def __init__(self, uri: str, settings: s3.Settings = s3.STANDARD) -> None:
@@ -41,33 +41,33 @@ class S3Store:
         self.extra = {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": key} if key else {}
 
     def write(self, name: str, data: bytes | memoryview, *, if_absent: bool = False) -> None:
-        with self._explained(name, writing=True):
+        with self._translated_errors(name, writing=True):
             if if_absent:
-                self._claim(name, data)
-            elif len(data) < PART:
+                self._put_if_absent(name, data)
+            elif len(data) < PART_BYTES:
                 self._put(name, data)
             else:
-                # Somebody may sweep the upload away who takes us for dead: then it begins again.
-                _patiently(lambda: self._upload(name, data), _is("NoSuchUpload"))
+                # Another process that takes this one for dead may delete the upload: then it starts again.
+                _retry(lambda: self._upload(name, data), _is("NoSuchUpload"))
 
     def read(self, name: str) -> bytes:
-        with self._explained(name):
+        with self._translated_errors(name):
             try:
-                return _patiently(lambda: self._get(name), _broke_off)
+                return _retry(lambda: self._get(name), _is_incomplete_answer)
             except _client_error() as error:
                 raise self._missing(name, error) from None
             except _checksum_error() as error:
                 raise CorruptError(f"{self.uri(name)}: is not what was stored: {error}") from None
 
     def size(self, name: str) -> int:
-        with self._explained(name):
+        with self._translated_errors(name):
             try:
                 return int(self.client.head_object(Bucket=self.bucket, Key=self.prefix + name)["ContentLength"])
             except _client_error() as error:
                 raise self._missing(name, error) from None
 
     def names(self, prefix: str) -> list[str]:
-        with self._explained(prefix):
+        with self._translated_errors(prefix):
             found = [item["Key"] for item in self._pages("list_objects_v2", "Contents", prefix)]
         return sorted(key.removeprefix(self.prefix) for key in found)
 
@@ -75,14 +75,14 @@ class S3Store:
         wanted = list(names)
         for some in (wanted[start : start + PAGE] for start in range(0, len(wanted), PAGE)):
             objects = {"Objects": [{"Key": self.prefix + name} for name in some], "Quiet": True}
-            with self._explained(some[0], writing=True):
+            with self._translated_errors(some[0], writing=True):
                 answer = self.client.delete_objects(Bucket=self.bucket, Delete=objects)
-                for error in answer.get("Errors", []):  # of a request that as a whole succeeded
+                for error in answer.get("Errors", []):  # the request may succeed although single objects fail
                     status = {"HTTPStatusCode": 403 if error.get("Code") == "AccessDenied" else 500}
                     raise _client_error()({"Error": error, "ResponseMetadata": status}, "DeleteObjects")
 
-    def sweep(self, prefix: str) -> None:
-        with self._explained(prefix, writing=True):
+    def delete_unfinished(self, prefix: str) -> None:
+        with self._translated_errors(prefix, writing=True):
             for upload in list(self._pages("list_multipart_uploads", "Uploads", prefix)):
                 try:
                     self.client.abort_multipart_upload(
@@ -101,16 +101,18 @@ class S3Store:
     def _upload(self, name: str, data: bytes | memoryview) -> None:
         from boto3.s3.transfer import TransferConfig
 
-        config = TransferConfig(multipart_threshold=PART, multipart_chunksize=PART, max_concurrency=AT_ONCE)
-        config.max_in_memory_upload_chunks = AT_ONCE
+        config = TransferConfig(
+            multipart_threshold=PART_BYTES, multipart_chunksize=PART_BYTES, max_concurrency=CONCURRENT_PARTS
+        )
+        config.max_in_memory_upload_chunks = CONCURRENT_PARTS
         self.client.upload_fileobj(
             _Reader(memoryview(data)), self.bucket, self.prefix + name, ExtraArgs=self.extra, Config=config
         )
 
-    def _claim(self, name: str, data: bytes | memoryview) -> None:
-        """Put an object that must not be there yet; our own put whose answer was lost counts as success."""
+    def _put_if_absent(self, name: str, data: bytes | memoryview) -> None:
+        """Put an object that must not exist yet; an earlier put of ours whose answer was lost counts as success."""
         try:
-            _patiently(lambda: self._put(name, data, IfNoneMatch="*"), _is("ConditionalRequestConflict"))
+            _retry(lambda: self._put(name, data, IfNoneMatch="*"), _is("ConditionalRequestConflict"))
         except _client_error() as error:
             if not _is("PreconditionFailed", "ConditionalRequestConflict")(error):
                 raise
@@ -122,8 +124,8 @@ class S3Store:
         return bytes(answer["Body"].read())
 
     def _missing(self, name: str, error: Any) -> Exception:
-        """`MissingError` where there is a bucket but no such object, else the error itself."""
-        # The answer to HEAD has no body, so it does not say which of the two is missing.
+        """`MissingError` if the bucket exists but the object does not, otherwise the error itself."""
+        # The answer to HEAD has no body, so it does not show which of the two is missing.
         return MissingError(f"{self.uri(name)}: is missing") if _is("NoSuchKey", "404")(error) else error
 
     def _pages(self, operation: str, key: str, prefix: str) -> Iterator[dict[str, Any]]:
@@ -132,16 +134,16 @@ class S3Store:
             yield from page.get(key, [])
 
     @contextmanager
-    def _explained(self, name: str, *, writing: bool = False) -> Iterator[None]:
+    def _translated_errors(self, name: str, *, writing: bool = False) -> Iterator[None]:
         try:
-            with s3.explained(self.subject, self.client, self.settings, writing=writing):
+            with s3.translated_errors(self.subject, self.client, self.settings, writing=writing):
                 yield
         except (ResourceError, UnavailableError) as error:
             raise type(error)(f"{error} ({name})") from None
 
 
 class _Reader(io.RawIOBase):
-    """A file in memory, of which only the parts on their way are copied; `BytesIO` would copy it all."""
+    """A file in memory that copies only the parts being sent; `BytesIO` would copy everything."""
 
     def __init__(self, data: memoryview) -> None:
         self.data, self.at = data, 0
@@ -154,7 +156,7 @@ class _Reader(io.RawIOBase):
         self.at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self.at, os.SEEK_END: len(self.data)}[whence]
         return self.at
 
-    def tell(self) -> int:
+    def on_error(self) -> int:
         return self.at
 
     def readable(self) -> bool:
@@ -177,19 +179,19 @@ def _checksum_error() -> type[Any]:
 
 
 def _is(*codes: str) -> Callable[[Exception], bool]:
-    """Whether an error is the server's answer with one of these codes."""
+    """A test whether an error is an answer of the server with one of these codes."""
     return lambda error: isinstance(error, _client_error()) and error.response.get("Error", {}).get("Code") in codes
 
 
-def _broke_off(error: Exception) -> bool:
-    """Whether an answer began well and did not end: botocore does not try that again."""
+def _is_incomplete_answer(error: Exception) -> bool:
+    """Whether an answer broke off or is damaged: botocore does not retry then."""
     from botocore import exceptions as boto
 
     return isinstance(error, boto.ResponseStreamingError | boto.IncompleteReadError | boto.FlexibleChecksumError)
 
 
-def _patiently(action: Callable[[], Result], again: Callable[[Exception], bool]) -> Result:
-    """What `action` returns, after a few more tries while it raises what deserves another."""
+def _retry(action: Callable[[], Result], again: Callable[[Exception], bool]) -> Result:
+    """The result of `action`, which is tried a few times while `again` accepts its error."""
     for number in range(1, TRIES):
         try:
             return action()

@@ -1,1 +1,1 @@
-"""The sections of the page, one file each."""
+"""The sections of a page, one module each."""

@@ -1,4 +1,4 @@
-"""Where the time and the work went."""
+"""Time and work of a run, by phase and by kind."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ WORK = {
 
 @dataclass(frozen=True)
 class Slice:
-    """One part of a whole. text: the amount as it reads."""
+    """One share of a total. text: the amount with its unit."""
 
     key: str
     name: str
@@ -39,7 +39,7 @@ class Slice:
 
 
 def time_by_phase(run: Run) -> list[Slice]:
-    """Seconds of all iterations and evaluations by phase; `other` is what no phase claims."""
+    """Seconds of all iterations and evaluations by phase; `other` is time outside of all phases."""
     spent: dict[str, float] = dict.fromkeys(PHASES, 0.0)
     for line in run.iterations:
         for key, value in numbers(line.get("phase_seconds")).items():
@@ -48,7 +48,7 @@ def time_by_phase(run: Run) -> list[Slice]:
     spent["evaluation"] += evaluation_seconds(run)
     if spent["other"] < 0.01 * sum(spent.values()):
         del spent["other"]
-    return _slices(spent, PHASES | {"other": "what no phase claims"}, number_format.seconds)
+    return _slices(spent, PHASES | {"other": "outside of all phases"}, number_format.seconds)
 
 
 def training_seconds(run: Run) -> Value:
@@ -63,12 +63,12 @@ def evaluation_seconds(run: Run) -> float:
 def work(run: Run) -> list[tuple[str, str, Value]]:
     """Counts of training work: key, name, count."""
     totals = run.totals
-    there = {key for key, count in totals.items() if count or (count == 0 and key != "scoring_decodes")}
-    return [(key, name, totals[key]) for key, name in WORK.items() if key in there]
+    present = {key for key, count in totals.items() if count or (count == 0 and key != "scoring_decodes")}
+    return [(key, name, totals[key]) for key, name in WORK.items() if key in present]
 
 
 def flops_by_kind(run: Run) -> list[Slice]:
-    """FLOPs of training; nothing where the run does not know what its rows cost."""
+    """FLOPs of training; empty if the cost of a row is not known."""
     kinds = _flops(run.totals, run.cost)
     notes = {
         "sampling and reference": "denoiser forwards without a gradient",
@@ -82,7 +82,7 @@ def flops_by_kind(run: Run) -> list[Slice]:
 
 
 def flops_of(totals: Mapping[str, Value], cost: Mapping[str, float]) -> Value:
-    """All FLOPs of some work; None if what a row costs is not known."""
+    """All FLOPs of some work; None if the cost of a row is not known."""
     if not cost:
         return None
     return sum(_flops(totals, cost).values())

@@ -1,11 +1,11 @@
-"""Which curves a run has."""
+"""The charts of a run, and the values of their axes."""
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tailorpo_trainer import stats
-from tailorpo_trainer.report.charts import POINTS, Chart, Grid, thin
+from tailorpo_trainer.report.charts import POINTS, Chart, Grid, downsample
 from tailorpo_trainer.report.run_data import Evaluation, Run, numbers, value
 from tailorpo_trainer.report.sections.costs import flops_of
 from tailorpo_trainer.report.svg_paths import Series
@@ -17,7 +17,7 @@ AXIS_KEYS = {
     "forwards": "denoiser_forwards",
     "seconds": "seconds",
 }
-"""Axis in the page -> key of a line's `totals`."""
+"""Key of an axis in the page -> key of a line's `totals`."""
 
 FIGURES = (
     "reward",
@@ -31,13 +31,13 @@ FIGURES = (
     "tied",
     "rank_agreement",
 )
-"""What is drawn of a line of kind `iteration`."""
+"""Values of a line of kind `iteration` that are drawn."""
 
 Z95 = 1.959964
 
 
 def training_grid(run: Run) -> tuple[Grid, dict[str, list[Value]]]:
-    """x and y values of the iterations, thinned together: y by name."""
+    """x values of the iterations by axis, and y values by name, downsampled together."""
     lines = run.iterations
     rows: dict[str, list[Value]] = {"x:iterations": [float(line["iteration"]) for line in lines]}
     for axis, key in AXIS_KEYS.items():
@@ -46,13 +46,15 @@ def training_grid(run: Run) -> tuple[Grid, dict[str, list[Value]]]:
         rows["x:flops"] = [flops_of(numbers(line.get("totals")), run.cost) for line in lines]
     for key in FIGURES:
         rows[key] = [value(line.get(key)) for line in lines]
-    thinned = thin(rows)
-    grid = {key[2:]: row for key, row in thinned.items() if key.startswith("x:") and any(x is not None for x in row)}
-    return grid, {key: row for key, row in thinned.items() if not key.startswith("x:")}
+    downsampled = downsample(rows)
+    grid = {
+        key[2:]: row for key, row in downsampled.items() if key.startswith("x:") and any(x is not None for x in row)
+    }
+    return grid, {key: row for key, row in downsampled.items() if not key.startswith("x:")}
 
 
 def evaluation_grid(run: Run) -> tuple[Grid, list[Evaluation]]:
-    """x values of the evaluations, and those that are shown."""
+    """x values of the evaluations by axis, and the evaluations that are shown."""
     shown = [run.evaluations[k] for k in stats.pick(len(run.evaluations), POINTS)]
     grid: dict[str, list[Value]] = {"iterations": [float(evaluation.iteration) for evaluation in shown]}
     for axis, key in AXIS_KEYS.items():
@@ -66,7 +68,7 @@ def reward_series(shown: Sequence[Evaluation], grid: str = "evaluation", name: s
     """Evaluation reward with the 95 % interval of its mean."""
     widths = [None if e.error is None or e.images < 2 else e.error * stats.t_quantile(e.images - 1) for e in shown]
     y = [e.reward for e in shown]
-    return Series(name or "held-out reward", grid, y, colour, _plus(y, widths, -1), _plus(y, widths, 1))
+    return Series(name or "held-out reward", grid, y, colour, _bound(y, widths, -1), _bound(y, widths, 1))
 
 
 def change_series(shown: Sequence[Evaluation], grid: str = "evaluation", name: str = "", colour: str = "c0") -> Series:
@@ -80,7 +82,7 @@ def change_series(shown: Sequence[Evaluation], grid: str = "evaluation", name: s
 
 
 def evaluation_charts(shown: Sequence[Evaluation], terms: Sequence[str]) -> list[Chart]:
-    """Held-out reward, its paired change, each part, each watched reward, diversity. terms: what is maximised."""
+    """Held-out reward, its paired change, each term, each watched reward, diversity. terms: the rewards maximised."""
     if not shown:
         return []
     charts = [Chart("reward", "Held-out reward", [reward_series(shown)], "mean and its 95 % interval", wide=True)]
@@ -90,27 +92,27 @@ def evaluation_charts(shown: Sequence[Evaluation], terms: Sequence[str]) -> list
         charts.append(Chart("change", "Change since the first evaluation", [series], note, level=0, wide=True))
     names = list(dict.fromkeys(name for e in shown for name in e.rewards))
     for number, name in enumerate(names):
-        if list(terms) == [name]:  # one reward alone is the curve above
+        if list(terms) == [name]:  # a single reward is the first chart already
             continue
         y = [e.rewards.get(name) for e in shown]
         widths = [None if (error := e.errors.get(name)) is None else Z95 * error for e in shown]
         watched = any(name in e.watched for e in shown)
-        series = Series(name, "evaluation", y, "c1" if watched else "c0", _plus(y, widths, -1), _plus(y, widths, 1))
+        series = Series(name, "evaluation", y, "c1" if watched else "c0", _bound(y, widths, -1), _bound(y, widths, 1))
         note = "watched, not maximised" if watched else "a term of the reward"
         charts.append(Chart(f"part{number}", name, [series], note, watched=watched))
     diversity = Series("diversity", "evaluation", [e.diversity for e in shown], "c1")
     note = "RMS difference of pictures of one prompt"
     charts.append(Chart("diversity", "Diversity", [diversity], note, watched=True))
-    seen = Series("feature diversity", "evaluation", [e.feature_diversity for e in shown], "c1")
+    features = Series("feature diversity", "evaluation", [e.feature_diversity for e in shown], "c1")
     note = "cosine distance of CLIP embeddings of pictures of one prompt"
-    charts.append(Chart("feature-diversity", "Feature diversity", [seen], note, watched=True))
+    charts.append(Chart("feature-diversity", "Feature diversity", [features], note, watched=True))
     return charts
 
 
 def training_charts(y: Mapping[str, Sequence[Value]], method: str) -> list[Chart]:
-    """One small chart for each thing that an iteration measures; those without a value are not drawn."""
-    policy = method == "ddpo"
-    preference: dict[str, Any] = {} if policy else {"level": math.log(2), "level_name": "log 2: no preference"}
+    """One small chart for each measured value of an iteration; charts without a value are not drawn."""
+    pairless = method == "ddpo"
+    preference: dict[str, Any] = {} if pairless else {"level": math.log(2), "level_name": "log 2: no preference"}
     charts = [
         _training_chart(y, "reward", "Training reward", "of the candidates that were drawn"),
         _training_chart(y, "gap", "Reward gap", "winner minus loser"),
@@ -125,7 +127,7 @@ def training_charts(y: Mapping[str, Sequence[Value]], method: str) -> list[Chart
             level_name="chance",
         ),
         _training_chart(y, "gradient_norm", "Gradient norm", "before clipping"),
-        _logits(y, policy),
+        _logits(y, pairless),
     ]
     if any(y["clamped"]):
         charts.append(_training_chart(y, "clamped", "Clamped ratios", "share without a gradient", bounds=(0.0, 1.0)))
@@ -141,7 +143,7 @@ def training_charts(y: Mapping[str, Sequence[Value]], method: str) -> list[Chart
 
 
 def window(points: int) -> int:
-    """How many points a bold training curve averages; 1 for short runs."""
+    """How many points the smoothed training curve averages; 1 for short runs."""
     return max(1, points // 20) | 1
 
 
@@ -155,14 +157,14 @@ def _training_chart(y: Mapping[str, Sequence[Value]], key: str, title: str, note
     return Chart(f"training-{key}", title, series, note, **more)
 
 
-def _logits(y: Mapping[str, Sequence[Value]], policy: bool) -> Chart:
+def _logits(y: Mapping[str, Sequence[Value]], pairless: bool) -> Chart:
     series = [
         Series("mean", "training", y["logit"], "c0"),
         Series("mean of |logit|", "training", y["logit_abs"], "c1"),
     ]
-    title = "Log ratio" if policy else "Preference logit"
+    title = "Log ratio" if pairless else "Preference logit"
     return Chart("training-logit", title, series, "", level=0, level_name="")
 
 
-def _plus(y: Sequence[Value], widths: Sequence[Value], sign: int) -> list[Value]:
+def _bound(y: Sequence[Value], widths: Sequence[Value], sign: int) -> list[Value]:
     return [None if m is None or w is None else m + sign * w for m, w in zip(y, widths, strict=True)]

@@ -1,4 +1,4 @@
-"""What differs between runs, and whether their figures may be held against each other."""
+"""Differences between runs, and whether their values may be compared."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -8,11 +8,11 @@ from tailorpo_trainer.report import number_format
 from tailorpo_trainer.report.run_data import Run
 
 SAME_SCORES = ("batchSize", "timeoutSeconds", "retries")
-"""Fields of a reward that do not change what it says."""
+"""Fields of a reward that do not change its scores."""
 
 
 def fields(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
-    """Fields of the documents that are not the same in all runs: path and each run's value."""
+    """Fields of the documents that differ between runs: path, and the value of each run."""
     flat = [_flatten(values(run.job)) for run in runs]
     paths = list(dict.fromkeys(path for document in flat for path in document))
     rows = [(path, [document.get(path, number_format.DASH) for document in flat]) for path in paths]
@@ -20,7 +20,7 @@ def fields(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
 
 
 def warnings(runs: Sequence[Run]) -> list[str]:
-    """Why curves may not be compared, each in a sentence."""
+    """Reasons why curves may not be compared, one sentence each."""
     found = []
     if _differ(runs, reward):
         found.append(
@@ -51,12 +51,12 @@ def same_pictures(one: Run, other: Run) -> bool:
 
 
 def same_reward(one: Run, other: Run) -> bool:
-    """Whether both maximise, and so measure, the same."""
+    """Whether both maximise the same reward, and so measure the same."""
     return not _differ([one, other], reward)
 
 
 def reward(run: Run) -> list[dict[str, Any]]:
-    """The terms of the reward, without what only says how they are asked."""
+    """The terms of the reward, without fields that do not change the scores."""
     terms = values(run.job)["spec"]["rewards"]
     return [{key: entry for key, entry in term.items() if key not in SAME_SCORES} for term in terms]
 

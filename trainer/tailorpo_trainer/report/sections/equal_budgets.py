@@ -1,4 +1,4 @@
-"""Runs against each other at equal budgets."""
+"""Runs compared at equal budgets."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,12 +31,12 @@ class Entry:
         return self.run.evaluations[-1] if self.run.evaluations else None
 
 
-def against(
+def difference_to(
     entry: Entry, mine: Evaluation | None, reference: Entry, theirs: Evaluation | None
 ) -> tuple[Difference, int] | None:
-    """The difference to another run, and decimals to show it with.
+    """The difference to another run, and the decimals to show.
 
-    Paired where both have the same pictures, from the means where not, nothing where the rewards differ.
+    Paired if both have the same pictures, otherwise from the means; None if the rewards differ.
     """
     if mine is None or theirs is None or not differences.same_reward(entry.run, reference.run):
         return None
@@ -48,7 +48,7 @@ def against(
 
 
 def equal(entries: Sequence[Entry], axes: Sequence[str]) -> list[dict[str, Any]]:
-    """Of each x axis the largest budget that all runs have spent, and what each had reached within it."""
+    """For each x axis the largest budget that all runs have spent, and what each had reached within it."""
     found = []
     for axis in axes:
         if any(not entry.grid for entry in entries):
@@ -59,7 +59,7 @@ def equal(entries: Sequence[Entry], axes: Sequence[str]) -> list[dict[str, Any]]
             continue
         at = [_within(entry, axis, budget) for entry in entries]
         cells = [
-            (e, None if number == 0 else against(entry, e, entries[0], at[0]))
+            (e, None if number == 0 else difference_to(entry, e, entries[0], at[0]))
             for number, (entry, e) in enumerate(zip(entries, at, strict=True))
         ]
         text = {"seconds": number_format.seconds, "flops": number_format.flops}.get(axis, number_format.count)(budget)

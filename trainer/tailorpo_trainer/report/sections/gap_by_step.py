@@ -7,7 +7,7 @@ from tailorpo_trainer.report.run_data import Run, numbers
 from tailorpo_trainer.stats import Value
 
 COLUMNS, ROWS = 40, 50
-"""At most; more iterations or steps share a cell."""
+"""Largest numbers of columns and rows; beyond these, iterations and steps share a cell."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """One denoising step, or some neighbours. bar: share of the largest mean, in per cent."""
+    """One denoising step, or several consecutive ones. bar: share of the largest mean, in per cent."""
 
     label: str
     mean: Value
@@ -37,7 +37,7 @@ class Heat:
 
 
 def heat(run: Run) -> Heat | None:
-    """None where no pair was made: `ddpo` has none."""
+    """The heat map; None for a run without pairs, such as one of `ddpo`."""
     gaps = [{int(k): v for k, v in numbers(line.get("gap_by_step")).items() if k.isdigit()} for line in run.iterations]
     steps = sorted({step for found in gaps for step in found})
     if not steps:
@@ -49,8 +49,8 @@ def heat(run: Run) -> Heat | None:
         mine = [steps[k] for k in group]
 
         def over(indices: range, mine: list[int] = mine) -> Value:
-            there = [v for k in indices for step in mine if (v := gaps[k].get(step)) is not None]
-            return stats.mean(there) if there else None
+            present = [v for k in indices for step in mine if (v := gaps[k].get(step)) is not None]
+            return stats.mean(present) if present else None
 
         table.append((_span(mine), over(range(len(gaps))), [over(column) for column in columns]))
     largest = max((v for _, _, cells in table for v in cells if v is not None), default=0.0)

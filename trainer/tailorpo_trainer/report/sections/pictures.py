@@ -1,4 +1,4 @@
-"""Pictures of evaluations as data URIs, within a budget, so that the page stays one file that opens at once."""
+"""Pictures of evaluations as data URIs, within a budget, so that the page is one file that opens quickly."""
 
 import base64
 from collections.abc import Iterator
@@ -13,10 +13,10 @@ from tailorpo_trainer.report.run_data import Evaluation, Run
 from tailorpo_trainer.stats import Value
 
 SHOWN = 24
-"""Pairs on the page."""
+"""Largest number of pairs on the page."""
 
 BUDGET = 1_500_000
-"""Characters of all pictures of a page: further evaluations between the first and the last are left out."""
+"""Characters of all pictures of a page; evaluations between the first and the last that exceed it are left out."""
 
 SIDE = 256
 """Larger pictures are scaled down."""
@@ -52,7 +52,7 @@ class Gallery:
     """Pairs of the first and the last evaluation, and all evaluations in between that fit.
 
     Attributes:
-        between: iterations from first to last. frames: of each, a picture a pair.
+        iterations: those shown, from first to last. frames: for each of them, one picture for each pair.
     """
 
     pairs: list[Pair]
@@ -65,7 +65,7 @@ class Gallery:
 
 
 def gallery(run: Run) -> Gallery | None:
-    """None if there are no pictures at all."""
+    """The pictures of a run; None if there are none."""
     if not run.evaluations:
         return None
     first, last = run.evaluations[0], run.evaluations[-1]
@@ -127,7 +127,7 @@ def _size(pictures: list[Picture]) -> int:
 
 
 def _read(path: Path) -> tuple[str, int, int]:
-    """A data URI and the picture's own size; lossless for small pictures, whose every pixel is looked at."""
+    """A data URI and the picture's own size; lossless for small pictures, where single pixels are visible."""
     try:
         with Image.open(path) as opened:
             picture = opened.convert("RGB")

@@ -1,4 +1,4 @@
-"""What a reader needs to run it again."""
+"""What a reader needs to repeat the run."""
 
 import re
 
@@ -12,7 +12,7 @@ _USERINFO = re.compile(r"(?<=://)[^/@\s\"']+@")
 
 
 def yaml(text: str) -> Markup:
-    """A document as HTML with its keys, numbers and texts apart. Passwords in addresses are left out."""
+    """A document as HTML with highlighted keys, numbers and texts. Passwords in addresses are left out."""
     return Markup("\n").join(_line(line) for line in _USERINFO.sub("…@", text).rstrip().splitlines())
 
 

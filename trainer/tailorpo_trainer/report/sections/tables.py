@@ -1,4 +1,4 @@
-"""The curves' figures as tables, for readers without a pointer."""
+"""The values of the curves as tables, for readers without a pointer."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from tailorpo_trainer.report.run_data import Run, value
 from tailorpo_trainer.stats import Value
 
 TABLE_ROWS = 50
-"""Longer runs show every so many lines."""
+"""Largest number of rows; longer runs show evenly spaced lines."""
 
 KEYS = {
     "reward": "reward",
@@ -22,9 +22,9 @@ KEYS = {
 
 
 def tables(run: Run, terms: list[str]) -> list[dict[str, Any]]:
-    """Of evaluations and of iterations. terms: names of the rewards that are maximised."""
+    """Tables of evaluations and of iterations. terms: names of the rewards that are maximised."""
     names = list(dict.fromkeys(name for e in run.evaluations for name in e.rewards))
-    names = [name for name in names if [name] != terms]  # one reward alone is the reward
+    names = [name for name in names if [name] != terms]  # a single reward is the reward column already
     evaluations: list[list[str]] = []
     for k in stats.pick(len(run.evaluations), TABLE_ROWS):
         e = run.evaluations[k]

@@ -1,4 +1,4 @@
-"""What a run showed, in one sentence that claims no more than was measured."""
+"""The result of a run in one sentence that claims no more than was measured."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Verdict:
-    """tone: `up`, `down`, `flat` or `unknown`; notes: what to know besides the sentence."""
+    """tone: `up`, `down`, `flat` or `unknown`; notes: further sentences for the reader."""
 
     tone: str
     sentence: str
@@ -32,7 +32,7 @@ class Verdict:
 
 
 def formula(rewards: Sequence[Reward]) -> str:
-    """The reward as the document weighs it."""
+    """The reward as a formula with the document's weights."""
     if len(rewards) == 1 and rewards[0].weight == 1:
         return rewards[0].name
     text = " + ".join(f"{reward.weight:g} × {reward.name}" for reward in rewards)
@@ -40,7 +40,7 @@ def formula(rewards: Sequence[Reward]) -> str:
 
 
 def change_of_reward(before: Evaluation, after: Evaluation) -> Change:
-    """Paired by picture where both have the same pictures."""
+    """The change of the reward, paired by picture if both have the same pictures."""
     difference = stats.paired(before.scores, after.scores) or stats.unpaired(
         before.reward, before.error, after.reward, after.error, after.images
     )
@@ -49,7 +49,7 @@ def change_of_reward(before: Evaluation, after: Evaluation) -> Change:
 
 
 def changes(run: Run, terms: Sequence[str]) -> list[Change]:
-    """From the first to the last evaluation: the reward, its terms if several, what is watched, diversity."""
+    """From the first to the last evaluation: the reward, its terms if there are several, watched rewards, diversity."""
     if len(run.evaluations) < 2:
         return []
     before, after = run.evaluations[0], run.evaluations[-1]
@@ -71,7 +71,7 @@ def changes(run: Run, terms: Sequence[str]) -> list[Change]:
 
 
 def verdict(run: Run) -> Verdict:
-    """Of the first evaluation against the last."""
+    """The verdict from the first and the last evaluation."""
     state = "" if run.done >= run.job.spec.training.iterations else f" after {_progress(run)}"
     if not run.evaluations:
         text = f"Nothing was measured on held-out noise{state}: this run cannot say whether the model improved."
@@ -92,7 +92,7 @@ def verdict(run: Run) -> Verdict:
     figures = f"{old} to {new}"
     gain = number_format.signed(difference.mean, decimals=places)
     low, high = (number_format.signed(end, decimals=places) for end in (difference.low, difference.high))
-    interval = f"95{number_format.THIN}% interval {low}\u00a0to\u00a0{high}"
+    interval = f"95{number_format.NARROW_SPACE}% interval {low}\u00a0to\u00a0{high}"
     how = (
         f"{number_format.plural(difference.count, 'picture')}, paired on the same noise"
         if difference.paired
@@ -120,9 +120,9 @@ def _notes(run: Run, before: Evaluation, after: Evaluation, tone: str) -> list[s
             )
     if before.iteration:
         notes.append(f"The first evaluation is of iteration {before.iteration}, not of the base model.")
-    seen, held_out = set(run.training_prompts or ()), set(run.held_out or ())
-    if seen & held_out:
-        which = "the prompts are" if held_out <= seen else "some of the prompts are"
+    trained, held_out = set(run.training_prompts or ()), set(run.held_out or ())
+    if trained & held_out:
+        which = "the prompts are" if held_out <= trained else "some of the prompts are"
         notes.append(f"Held-out means noise that training never sees; {which} those of the training.")
     elif held_out:
         notes.append("Held-out means prompts and noise that training never sees.")

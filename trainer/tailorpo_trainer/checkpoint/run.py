@@ -1,4 +1,4 @@
-"""Whose storage is it, where does the run go on, and as which attempt?"""
+"""Open a storage for a job: check that it belongs to the job, find the start, and reserve an attempt's number."""
 
 import logging
 import secrets
@@ -25,7 +25,7 @@ class Run:
     iterations: int
 
     def latest(self) -> resume.Loaded | None:
-        """Where to go on, or None to begin from nothing; at step `iterations` the run is finished.
+        """The checkpoint to resume from, or None if there is none; at step `iterations` the run is finished.
 
         Raises `ConfigurationError` if more iterations are done than the document asks for.
         """
@@ -39,10 +39,10 @@ class Run:
         return found
 
     def begin(self, start: resume.Loaded | None, *, at_least: int = 1) -> Attempt:
-        """Claim the next attempt, which goes on from `start`, or from nothing (`--fresh`, or a new run).
+        """Reserve the next attempt's number. It resumes from `start`; None for a new run or `--fresh`.
 
-        `at_least` is the operator's own count. The storage may be ahead of it, as when a job is deleted and
-        applied again: then the number is one more than the newest here. No two writers ever share a prefix.
+        `at_least` is the operator's own count. The storage may have a higher number, for example if a job was deleted
+        and applied again: then the number is one more than the newest here. No two writers ever share a prefix.
         """
         newest = max(inventory(self.store.names("attempt-")).attempts, default=0)
         number = max(newest + 1, at_least)
@@ -60,14 +60,14 @@ class Run:
         if start is not None and start.manifest.versions != software():
             changed = identity.differences(start.manifest.versions, software(), "versions")
             text = "; ".join(map(str, changed))
-            logger.warning("the run goes on with other software, so its last bits may differ: %s", text)
+            logger.warning("the run resumes with other software versions, so its last bits may differ: %s", text)
         return Attempt(self.store, self.record.experiment, number, None if start is None else start.manifest)
 
 
 def open_run(store: Store, job: TailorPOJob) -> Run:
-    """Make a storage this job's, or check that it is; nothing is written to one that is not.
+    """Take an empty storage for this job, or check that it belongs to it; otherwise nothing is written.
 
-    Raises `ConfigurationError` naming each field that differs, both values and the way out.
+    Raises `ConfigurationError` with each field that differs, both values and what to do.
     """
     defines = identity.defining(job.spec)
     mine = RunRecord(
@@ -84,7 +84,7 @@ def open_run(store: Store, job: TailorPOJob) -> Run:
         try:
             store.write(RUN, mine.encode(), if_absent=True)
         except ExistsError:
-            stored = _read(store)  # another process was first: then it decides
+            stored = _read(store)  # another process was first: compare with its record
     if stored is not None:
         identity.check(stored, mine, store.uri(""))
     return Run(store, stored or mine, job.spec.training.iterations)
