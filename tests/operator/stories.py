@@ -78,9 +78,11 @@ def last_word(code: int, *, step: int = 10, of: int = 100, **error: Any) -> str:
     return progress.model_dump_json(by_alias=True, exclude_none=True)
 
 
-def report(step: int, *, attempt: int = 1, of: int = 100, moved: datetime = NOON, told: datetime = NOON) -> Report:
+def report(
+    step: int, *, attempt: int = 1, of: int = 100, advanced_at: datetime = NOON, received_at: datetime = NOON
+) -> Report:
     progress = Progress(attempt=attempt, phase="Running", step=step, of=of, updated="2026-01-01T12:00:00Z")
-    return Report(attempt, progress, moved=moved, told=told)
+    return Report(attempt, progress, advanced_at=advanced_at, received_at=received_at)
 
 
 def children(*objects: AttemptJob | Pod, fresh: bool = True, **more: Any) -> Observed:

@@ -105,6 +105,6 @@ def test_what_is_not_there_was_refused() -> None:
 
 def test_pods_that_are_not_ready_any_more_are_named() -> None:
     found = (pod(), pod(1, ready=False), pod(2, phase="Succeeded", ready=False))
-    assert pending_reason.unready(found) == Reason("NotReady", "1 of 3 pods not ready: animals-0001-1 on node-1")
+    assert pending_reason.not_ready(found) == Reason("NotReady", "1 of 3 pods not ready: animals-0001-1 on node-1")
     many = tuple(replace(pod(index), ready=False) for index in range(1000))
-    assert len(pending_reason.unready(many).message) < 200
+    assert len(pending_reason.not_ready(many).message) < 200

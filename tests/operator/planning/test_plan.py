@@ -365,7 +365,7 @@ def test_each_attempt_says_what_it_goes_on_from() -> None:
             checkpoint=saved(step - 1),
             resumed_from=saved(resumed) if resumed else None,
         )
-        return Report(number, progress, moved=NOON, told=NOON)
+        return Report(number, progress, advanced_at=NOON, received_at=NOON)
 
     story = running_story()
     story.look(10, attempt_job(), pod(), pod(1), report=told(12, 1, None))
@@ -800,9 +800,9 @@ def test_clocks_that_differ() -> None:
 
 def test_a_trainer_that_answers_and_makes_no_step() -> None:
     story = running_story(stallTimeoutSeconds=60)
-    story.look(60, attempt_job(), pod(), pod(1), report=report(10, moved=at(20), told=at(55)))
+    story.look(60, attempt_job(), pod(), pod(1), report=report(10, advanced_at=at(20), received_at=at(55)))
     assert (story.last.reason, story.made.requeue_at) == (None, at(140))
-    story.look(140, attempt_job(), pod(), pod(1), report=report(10, moved=at(20), told=at(140)))
+    story.look(140, attempt_job(), pod(), pod(1), report=report(10, advanced_at=at(20), received_at=at(140)))
     assert (story.last.reason, story.last.counted, story.stops) == ("NoProgress", True, [1])
     story.look(
         300, attempt_job(deleting=True), exited(STOPPED, terminating=at(140)), exited(137, 1, terminating=at(140))
@@ -813,7 +813,7 @@ def test_a_trainer_that_answers_and_makes_no_step() -> None:
 
 def test_a_trainer_out_of_reach_is_not_stalled() -> None:
     story = running_story(stallTimeoutSeconds=60)
-    story.look(9000, attempt_job(), pod(), pod(1), report=report(10, moved=at(20), told=at(30)))
+    story.look(9000, attempt_job(), pod(), pod(1), report=report(10, advanced_at=at(20), received_at=at(30)))
     assert story.last.reason is None
     assert story.made.requeue_at == at(9030)
 
@@ -821,7 +821,7 @@ def test_a_trainer_out_of_reach_is_not_stalled() -> None:
 @pytest.mark.parametrize("phase", ["Starting", "Succeeded"])
 def test_only_training_stalls(phase: Any) -> None:
     story = running_story(stallTimeoutSeconds=60)
-    told = report(0, moved=NOON, told=at(9000))
+    told = report(0, advanced_at=NOON, received_at=at(9000))
     told = replace(told, progress=told.progress.replace(phase=phase))
     story.look(9000, attempt_job(), pod(), pod(1), report=told)
     assert story.last.reason is None

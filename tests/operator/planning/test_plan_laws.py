@@ -283,8 +283,8 @@ reports = st.builds(
         step=st.integers(-1, 2**40),
         updated=st.sampled_from(["2026-01-01T12:00:00Z", "now"]),
     ),
-    moved=near,
-    told=near,
+    advanced_at=near,
+    received_at=near,
 )
 seen = st.builds(
     Observed,
