@@ -6,7 +6,7 @@ from typing import Any, Literal, cast
 
 from tailorpo_operator.api import conditions
 from tailorpo_operator.api.conditions import ConditionState
-from tailorpo_operator.api.status_size import fitted
+from tailorpo_operator.api.status_size import shrink
 from tailorpo_operator.api.types import Attempt, ConditionType, Job
 from tailorpo_operator.planning.actions import Create, Delete, Plan, RecordEvent
 from tailorpo_operator.planning.backoff import Retries
@@ -36,7 +36,7 @@ class PlanBuilder:
         """What was decided. Nothing is decided if a fresh read is needed first."""
         if self._fresh_read:
             return Plan(self.job.status, fresh=True)
-        return Plan(fitted(self.status), tuple(self.create), tuple(self._events), tuple(self.delete), self._requeue_at)
+        return Plan(shrink(self.status), tuple(self.create), tuple(self._events), tuple(self.delete), self._requeue_at)
 
     def update_status(self, **fields: Any) -> None:
         """Sets fields of the status."""
@@ -50,6 +50,10 @@ class PlanBuilder:
         """Sets conditions, given by their types."""
         by_type = cast(dict[ConditionType, ConditionState], states)
         self.status = conditions.set_conditions(self.status, self.now, self.job.generation, by_type)
+
+    def clear_conditions(self, reason: str, *types: ConditionType, message: str = "") -> None:
+        """Sets conditions to False for one reason."""
+        self.set_conditions(**dict.fromkeys(types, ConditionState(False, reason, message)))
 
     def set_message(self, message: str, *, starting: bool) -> None:
         """Sets the message for users, and the phase. starting: the pods need nothing but time to run."""

@@ -139,11 +139,7 @@ def _limits(
         return
     limit, began = run_policy.active_deadline_seconds, status.start_time
     if limit is not None and began is not None:
-        deadline = Deadline(began, limit)
-        if deadline.passed(now):
-            yield Decision(active_deadline_exceeded(limit))
-        else:
-            yield Decision(due=deadline.due)
+        yield _at(Deadline(began, limit), now, active_deadline_exceeded(limit))
     limit = run_policy.start_deadline_seconds
     # A queue that releases a gang does not start it: the Job controller does, and sets the start time.
     started, pods = attempt_job.started, observed.pods_of(attempt.number)
@@ -153,12 +149,13 @@ def _limits(
         and not is_true(status, "Running")
         and not all_ready(attempt_job, pods)
     ):
-        deadline = Deadline(max(attempt.start or started, started), limit)
-        if deadline.passed(now):
-            yield Decision(start_deadline_exceeded(limit, why_pending(observed, attempt_job)))
-        else:
-            yield Decision(due=deadline.due)
+        cause = start_deadline_exceeded(limit, why_pending(observed, attempt_job))
+        yield _at(Deadline(max(attempt.start or started, started), limit), now, cause)
     yield _stall(run_policy, observed, now, attempt)
+
+
+def _at(deadline: Deadline, now: datetime, cause: Cause) -> Decision:
+    return Decision(cause) if deadline.passed(now) else Decision(due=deadline.due)
 
 
 def _stall(run_policy: RunPolicy, observed: Observed, now: datetime, attempt: Attempt) -> Decision:

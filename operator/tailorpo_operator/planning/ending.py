@@ -35,12 +35,10 @@ def proceed(builder: PlanBuilder, attempt: Attempt, cause: Cause) -> bool:
         return True
 
     builder.update_attempt(_with_cause(builder.status, attempt, cause))
-    builder.set_conditions(PodsReady=ConditionState(False, cause.reason, cause.message))
+    builder.clear_conditions(cause.reason, "PodsReady", message=cause.message)
     if cause.verdict in (Verdict.FREE, Verdict.COUNTED):
-        builder.set_conditions(
-            Running=ConditionState(False, cause.reason, cause.message),
-            Restarting=ConditionState(True, cause.reason, cause.message),
-        )
+        builder.clear_conditions(cause.reason, "Running", message=cause.message)
+        builder.set_conditions(Restarting=ConditionState(True, cause.reason, cause.message))
     builder.set_message(f"attempt {attempt.number} is ending: {cause.message}", starting=True)
 
     if attempt_job is not None and (stop or stopping.holds_force_deleted(attempt_job, living)):
@@ -103,9 +101,7 @@ def _judge(builder: PlanBuilder, attempt: Attempt, cause: Cause) -> None:
         ended = ended.replace(reason="Extended", message="done, and training.iterations has grown meanwhile")
     builder.update_attempt(ended)
     builder.update_status(failures=builder.status.failures + (1 if ended.counted else 0), next_attempt_time=None)
-    builder.set_conditions(
-        PodsReady=ConditionState(False, ended.reason or ""), Running=ConditionState(False, ended.reason or "")
-    )
+    builder.clear_conditions(ended.reason or "", "PodsReady", "Running")
     failures, limit = builder.status.failures, builder.run_policy.backoff_limit
     if ended.reason in PLANNED:
         builder.set_conditions(Restarting=ConditionState(ended.reason == "Extended", ended.reason, ended.message or ""))
@@ -146,8 +142,4 @@ def _retry(builder: PlanBuilder, ended: Attempt, cause: Cause) -> None:
 
 def _complete(builder: PlanBuilder, reason: str) -> None:
     builder.update_status(completion_time=builder.now, next_attempt_time=None)
-    builder.set_conditions(
-        PodsReady=ConditionState(False, reason),
-        Running=ConditionState(False, reason),
-        Restarting=ConditionState(False, reason),
-    )
+    builder.clear_conditions(reason, "PodsReady", "Running", "Restarting")

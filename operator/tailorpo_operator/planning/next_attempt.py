@@ -53,7 +53,7 @@ def resume(builder: PlanBuilder) -> None:
     if began is not None and suspended is not None:
         builder.update_status(start_time=began + max(timedelta(), builder.now - suspended))
     builder.record_event("Normal", "Resumed", "runPolicy.suspend is false again", builder.job.generation)
-    builder.set_conditions(Suspended=ConditionState(False, "Resumed"))
+    builder.clear_conditions("Resumed", "Suspended")
 
 
 def _begin(builder: PlanBuilder) -> None:
@@ -66,11 +66,9 @@ def _begin(builder: PlanBuilder) -> None:
     attempts.begin(builder, number, builder.now, workers)
     # The next reconcile finds the same message, so that it need not write the status.
     message = f"attempt {number}: {attempts.pods(workers)} starting"
-    builder.set_conditions(
-        Suspended=ConditionState(False, "NotSuspended"),
-        PodsReady=ConditionState(False, "Starting", message),
-        Running=ConditionState(False, "Starting"),
-    )
+    builder.clear_conditions("NotSuspended", "Suspended")
+    builder.clear_conditions("Starting", "PodsReady", message=message)
+    builder.clear_conditions("Starting", "Running")
     builder.set_message("; ".join([message, *warnings(builder.job)]), starting=True)
     builder.requeue_with_backoff(builder.now, FIRST_CHECK, LAST_CHECK)
 
@@ -83,7 +81,7 @@ def _handle_refusal(builder: PlanBuilder, refused: Reason) -> None:
         return
     number = builder.status.attempts[-1].number + 1 if builder.status.attempts else 1
     builder.record_event("Warning", reason, refused.message, number)
-    builder.set_conditions(PodsReady=ConditionState(False, reason, refused.message))
+    builder.clear_conditions(reason, "PodsReady", message=refused.message)
     if _fail_at_start_deadline(builder):
         return
     builder.set_message(refused.message, starting=False)
@@ -97,12 +95,8 @@ def _suspend(builder: PlanBuilder) -> None:
     if not is_true(builder.status, "Suspended"):
         builder.record_event("Normal", "Suspended", SUSPENDED, builder.job.generation)
     builder.update_status(next_attempt_time=None)
-    builder.set_conditions(
-        Suspended=ConditionState(True, "Suspended", "runPolicy.suspend is true"),
-        PodsReady=ConditionState(False, "Suspended"),
-        Running=ConditionState(False, "Suspended"),
-        Restarting=ConditionState(False, "Suspended"),
-    )
+    builder.set_conditions(Suspended=ConditionState(True, "Suspended", "runPolicy.suspend is true"))
+    builder.clear_conditions("Suspended", "PodsReady", "Running", "Restarting")
     builder.set_message(SUSPENDED, starting=False)
 
 

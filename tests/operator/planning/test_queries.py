@@ -15,7 +15,7 @@ from tailorpo_operator.planning.deadline import Deadline, earliest
 from tailorpo_operator.planning.end_cause import Decision
 from tailorpo_operator.planning.observed import Observed
 from tailorpo_operator.planning.plan import plan
-from tests.operator.planning.test_plan_laws import jobs, near, seen
+from tests.operator.planning.test_plan_laws import jobs, near, observations
 from tests.operator.stories import NOON, RETRIES, at, attempt_job, children, job, pod, report, running
 
 
@@ -35,7 +35,7 @@ def ask(job: Job, observed: Observed, now: datetime) -> list[object]:
 
 
 @settings(deadline=None, max_examples=200, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
-@given(jobs, seen, near)
+@given(jobs, observations, near)
 def test_asking_twice_gives_equal_answers_and_changes_nothing(job: Job, found: Observed, now: datetime) -> None:
     before = deepcopy((job, found))
     assert ask(job, found, now) == ask(job, found, now)
