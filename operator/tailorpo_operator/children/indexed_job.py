@@ -101,7 +101,7 @@ def warnings(job: Job) -> list[str]:
 
 LOST = "which goes with the pod: what is trained is lost with it"
 READ_ONLY = "which cannot be written"
-TEMPORARY = {
+VOLATILE = {
     "empty_dir": LOST,
     "ephemeral": LOST,
     "host_path": "which is a folder of one node: an attempt on another node begins anew",
@@ -125,8 +125,8 @@ def _storage(job: Job) -> Iterator[str]:
             yield f"{field}: {path} is on none of spec.template.volumeMounts: what is trained is lost with the pod"
             return
         volume = next(volume for volume in job.spec.template.volumes if volume.name == mount.name)
-        given = (kind for kind in TEMPORARY if getattr(volume, kind) is not None)
-        problem = READ_ONLY if mount.read_only else TEMPORARY.get(next(given, ""))
+        given = (kind for kind in VOLATILE if getattr(volume, kind) is not None)
+        problem = READ_ONLY if mount.read_only else VOLATILE.get(next(given, ""))
         if problem:
             yield f"{field}: {path} is on volume {mount.name!r}, {problem}"
 
