@@ -1,4 +1,4 @@
-"""Short words for what the operator's pure tests are about: a job, what there is of it, and what is planned for it."""
+"""Short constructors for the operator's pure tests: a job, what was observed of it, and the plan for it."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -31,9 +31,9 @@ def at(seconds: float) -> datetime:
     return NOON + timedelta(seconds=seconds)
 
 
-def job(status: Status | None = None, *, workers: int = 2, generation: int = 1, **policy: Any) -> Job:
-    """Made at noon; keyword arguments are fields of `runPolicy` under their YAML names."""
-    spec = {**SPEC, "workers": workers, "runPolicy": policy}
+def job(status: Status | None = None, *, workers: int = 2, generation: int = 1, **run_policy: Any) -> Job:
+    """A job that was created at noon; keyword arguments are fields of `runPolicy` under their YAML names."""
+    spec = {**SPEC, "workers": workers, "runPolicy": run_policy}
     metadata = {
         "name": "animals",
         "namespace": "team",
@@ -50,7 +50,7 @@ def attempt_job(attempt: int = 1, *, workers: int = 2, **fields: Any) -> Attempt
 
 
 def pod(index: int = 0, attempt: int = 1, **fields: Any) -> Pod:
-    """One that runs on a node of its own, unless it is said otherwise."""
+    """A pod that runs on a node of its own, unless fields change that."""
     name = f"animals-{attempt:04d}-{index}"
     given = {"phase": "Running", "ready": True, "node": f"node-{index}", "grace": GRACE, "created": NOON, **fields}
     return Pod(name, f"{name}-uid", attempt, index, **given)
@@ -61,13 +61,13 @@ def pending(index: int = 0, attempt: int = 1, **fields: Any) -> Pod:
 
 
 def exited(code: int, index: int = 0, attempt: int = 1, *, reason: str = "", text: str = "", **fields: Any) -> Pod:
-    """One whose trainer has ended."""
+    """A pod whose trainer has ended."""
     phase = "Succeeded" if code == 0 else "Failed"
-    how = Exit(code, reason or ("Completed" if code == 0 else "Error"), text or last_word(code))
+    how = Exit(code, reason or ("Completed" if code == 0 else "Error"), text or termination_message(code))
     return pod(index, attempt, **{"phase": phase, "ready": False, "exit": how, **fields})
 
 
-def last_word(code: int, *, step: int = 10, of: int = 100, **error: Any) -> str:
+def termination_message(code: int, *, step: int = 10, of: int = 100, **error: Any) -> str:
     """A termination message."""
     if code == 0:
         progress = Progress(attempt=1, phase="Succeeded", step=of, of=of, adapter="s3://models/animals/adapter")
@@ -78,13 +78,15 @@ def last_word(code: int, *, step: int = 10, of: int = 100, **error: Any) -> str:
     return progress.model_dump_json(by_alias=True, exclude_none=True)
 
 
-def report(step: int, *, attempt: int = 1, of: int = 100, moved: datetime = NOON, told: datetime = NOON) -> Report:
+def report(
+    step: int, *, attempt: int = 1, of: int = 100, advanced_at: datetime = NOON, received_at: datetime = NOON
+) -> Report:
     progress = Progress(attempt=attempt, phase="Running", step=step, of=of, updated="2026-01-01T12:00:00Z")
-    return Report(attempt, progress, moved=moved, told=told)
+    return Report(attempt, progress, advanced_at=advanced_at, received_at=received_at)
 
 
 def children(*objects: AttemptJob | Pod, fresh: bool = True, **more: Any) -> Observed:
-    """What was read from the API server just now, unless it is said otherwise."""
+    """What was read from the API server just now, unless `fresh` is False."""
     attempt_jobs = tuple(each for each in objects if isinstance(each, AttemptJob))
     pods = tuple(each for each in objects if isinstance(each, Pod))
     return Observed(attempt_jobs=attempt_jobs, pods=pods, fresh=fresh, **more)
@@ -101,19 +103,19 @@ def over(number: int, reason: str = "InternalError", **fields: Any) -> Attempt:
     return Attempt(number=number, reason=reason, **given)
 
 
-def says(**said: str) -> list[Condition]:
+def conditions(**states: str) -> list[Condition]:
     """Conditions since noon, as `Running="True"`."""
-    given: list[tuple[Any, Any]] = list(said.items())
+    given: list[tuple[Any, Any]] = list(states.items())
     return [Condition(type=kind, status=value, reason="Before", last_transition_time=NOON) for kind, value in given]
 
 
 def running(*attempts: Attempt, **fields: Any) -> Status:
-    """That of a job whose last attempt has begun to run at noon."""
+    """The status of a job whose last attempt has run since noon."""
     made = {
         "phase": "Running",
         "start_time": NOON,
         "attempts": list(attempts) or [begun()],
-        "conditions": says(Suspended="False", PodsReady="True", Running="True", Restarting="False"),
+        "conditions": conditions(Suspended="False", PodsReady="True", Running="True", Restarting="False"),
         **fields,
     }
     made.setdefault("restarts", made["attempts"][-1].number - 1)
@@ -121,23 +123,23 @@ def running(*attempts: Attempt, **fields: Any) -> Status:
 
 
 def finished(kind: ConditionType = "Succeeded", **fields: Any) -> Status:
-    """That of a job that ended at noon."""
+    """The status of a job that finished at noon."""
     made = {
         "phase": kind,
         "completion_time": NOON,
         "attempts": [over(1, "Completed")],
-        "conditions": says(PodsReady="False", Running="False", **{kind: "True"}),
+        "conditions": conditions(PodsReady="False", Running="False", **{kind: "True"}),
         **fields,
     }
     return Status(**made)
 
 
 class Story:
-    """A job's life: what is seen at a time, what is planned then, and the status that comes of it."""
+    """The life of a job: what is observed at a time, the plan for it, and the status that follows."""
 
-    def __init__(self, status: Status | None = None, *, workers: int = 2, **policy: Any) -> None:
-        self.job = job(status, workers=workers, **policy)
-        self.made = Plan(self.job.status)
+    def __init__(self, status: Status | None = None, *, workers: int = 2, **run_policy: Any) -> None:
+        self.job = job(status, workers=workers, **run_policy)
+        self.planned = Plan(self.job.status)
 
     @property
     def status(self) -> Status:
@@ -147,20 +149,20 @@ class Story:
     def phase(self) -> str:
         return self.status.phase
 
-    def look(self, seconds: float, *objects: AttemptJob | Pod, **seen: Any) -> Plan:
-        """Plans, and takes the status over; a second look at the same must change nothing more."""
-        found = children(*objects, **seen)
-        self.made = plan(self.job, found, at(seconds), RETRIES)
-        self.job = self.job.model_copy(update={"status": self.made.status})
-        if not self.made.create and not self.made.fresh:
+    def reconcile(self, seconds: float, *objects: AttemptJob | Pod, **more: Any) -> Plan:
+        """Plans, and updates the status; planning again from the same observations must change nothing more."""
+        found = children(*objects, **more)
+        self.planned = plan(self.job, found, at(seconds), RETRIES)
+        self.job = self.job.model_copy(update={"status": self.planned.status})
+        if not self.planned.create and not self.planned.fresh:
             again = plan(self.job, found, at(seconds), RETRIES)
-            assert again.status == self.made.status, "a second look finds something else"
-        return self.made
+            assert again.status == self.planned.status, "a second plan differs"
+        return self.planned
 
-    def edit(self, **policy: Any) -> None:
+    def edit(self, **run_policy: Any) -> None:
         """Changes fields of `runPolicy`, under their Python names."""
         spec = self.job.spec
-        self.respec(run_policy=spec.run_policy.model_copy(update=policy))
+        self.respec(run_policy=spec.run_policy.model_copy(update=run_policy))
 
     def respec(self, **fields: Any) -> None:
         generation = self.job.generation + 1
@@ -171,28 +173,28 @@ class Story:
             }
         )
 
-    def says(self, kind: ConditionType) -> tuple[str, str] | None:
+    def condition_of(self, kind: ConditionType) -> tuple[str, str] | None:
         """Status and reason of a condition."""
         found = condition(self.status, kind)
         return None if found is None else (found.status, found.reason)
 
     @property
     def begins(self) -> list[int]:
-        """Attempts that the last plan makes."""
-        return [each.number for each in self.made.create if isinstance(each, CreateAttempt)]
+        """Attempts that the last plan creates."""
+        return [each.number for each in self.planned.create if isinstance(each, CreateAttempt)]
 
     @property
     def stops(self) -> list[int]:
         """Attempts whose Job the last plan deletes."""
-        return [each.attempt_job.attempt for each in self.made.delete if isinstance(each, StopAttempt)]
+        return [each.attempt_job.attempt for each in self.planned.delete if isinstance(each, StopAttempt)]
 
     def deletes(self, *, force: bool) -> list[str]:
         """Pods that the last plan deletes."""
-        return [each.pod.name for each in self.made.delete if isinstance(each, DeletePod) and each.force == force]
+        return [each.pod.name for each in self.planned.delete if isinstance(each, DeletePod) and each.force == force]
 
     @property
     def events(self) -> list[tuple[str, str]]:
-        return [(each.kind, each.reason) for each in self.made.events]
+        return [(each.kind, each.reason) for each in self.planned.events]
 
     @property
     def last(self) -> Attempt:
@@ -203,5 +205,5 @@ def terminating(pods: Iterable[Pod], since: datetime = NOON) -> list[Pod]:
     return [replace(each, terminating=since) for each in pods]
 
 
-def keys(announcements: Iterable[RecordEvent]) -> set[str]:
-    return {each.key for each in announcements}
+def keys(events: Iterable[RecordEvent]) -> set[str]:
+    return {each.key for each in events}

@@ -1,7 +1,7 @@
-"""The rules of the document in CEL, as the API server checks them, in the words of the laptop's errors.
+"""The rules of the document in CEL, as the API server checks them, with the error messages of `tailorpo`.
 
-`tailorpo_trainer.spec.rules` holds them in Python; each of its functions has its twin here under the same name.
-Defaults are filled in before rules are judged, so a field that has one needs no `has(...)`.
+`tailorpo_trainer.spec.rules` holds the same rules in Python; each of its functions has a twin here of the same name.
+Defaults are set before rules are evaluated, so a field that has one needs no `has(...)`.
 """
 
 import json
@@ -37,12 +37,12 @@ UNCHANGEABLE = (
 
 @dataclass(frozen=True)
 class Rule:
-    """A rule about one model's objects: `name` is that of its twin, `{...}` in a message is CEL.
+    """A rule about one model's objects: `name` is that of its Python twin, `{...}` in a message is CEL.
 
     Attributes:
-        field: where it is told, as `.path`.
-        at: the property that it stands at, and sees as `self`; "" for the object. The API server takes long to get from
-            an object to its properties, and does so for each rule at each write, be it of the status.
+        field: the path that an error names, as `.path`.
+        at: the property that holds the rule and that is its `self`; "" for the object. A property is cheaper: the API
+            server evaluates each rule at each write, also of the status, and the way to a property takes long.
     """
 
     name: str
@@ -54,17 +54,21 @@ class Rule:
 
     def validation(self) -> dict[str, Any]:
         """The entry of `x-kubernetes-validations`."""
-        said = {"messageExpression": _say(self.message)} if "{" in self.message else {"message": self.message}
-        return {"rule": self.condition, **said, **({"fieldPath": self.field} if self.field else {})}
+        message = (
+            {"messageExpression": _message_expression(self.message)}
+            if "{" in self.message
+            else {"message": self.message}
+        )
+        return {"rule": self.condition, **message, **({"fieldPath": self.field} if self.field else {})}
 
 
 def validations(model: str, at: str = "") -> list[dict[str, Any]]:
-    """The rules of the model of a name, for its schema or that of one of its properties."""
+    """The rules for the schema of the model with that name, or of one of its properties."""
     return [rule.validation() for rule in RULES if (rule.model.__name__, rule.at) == (model, at)]
 
 
-def _say(message: str) -> str:
-    """A message with CEL in braces as one CEL expression. (What `string(...)` or `join` give is of unbounded cost.)"""
+def _message_expression(message: str) -> str:
+    """A message with CEL in braces as one CEL expression. (The cost of `string(...)` and `join` is unbounded.)"""
     template, values = re.sub(r"\{.*?\}", "%s", message), re.findall(r"\{(.*?)\}", message)
     return f"{json.dumps(template)}.format([{', '.join(values)}])"
 
@@ -116,16 +120,16 @@ def _exactly_one(name: str, model: type[SpecModel], fields: Sequence[str]) -> Ru
         before = " || ".join(has[:number])
         shown.append(f"{has[number]} ? ({before} ? \" and '{field}'\" : \"'{field}'\") : ''")
     shown.append(f"{' || '.join(has)} ? '' : 'none'")
-    said = "".join(f"{{{part}}}" for part in shown)
+    present = "".join(f"{{{expression}}}" for expression in shown)
     condition = f"[{', '.join(has)}].filter(given, given).size() == 1"
-    return Rule(name, model, condition, f"needs exactly one of {or_list(names)}, has {said}")
+    return Rule(name, model, condition, f"needs exactly one of {or_list(names)}, has {present}")
 
 
 def _immutable() -> Iterator[Rule]:
     for model, left_out in ((Spec, NOT_IN_EXPERIMENT), (Training, NOT_IN_EXPERIMENT["training"])):
         for field, info in model.model_fields.items():
             if field not in left_out:
-                # A rule at a field is not judged where the field has come or gone.
+                # A transition rule at a field is not evaluated when the field is added or removed.
                 assert info.is_required() or info.default is not None, f"{field} may be missing"
                 yield Rule("immutable", model, "self == oldSelf", UNCHANGEABLE, at=info.alias or field)
     yield Rule(

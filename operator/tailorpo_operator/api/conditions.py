@@ -1,4 +1,4 @@
-"""Conditions in the form of `metav1.Condition`, and the phase that they make."""
+"""Conditions in the form of `metav1.Condition`, and the phase that follows from them."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -8,7 +8,7 @@ from tailorpo_operator.api.types import Condition, ConditionType, Phase, Status
 
 
 class ConditionState(NamedTuple):
-    """What a condition says."""
+    """The state of a condition."""
 
     is_true: bool
     reason: str
@@ -23,7 +23,7 @@ def is_true(status: Status, kind: ConditionType) -> bool:
 
 
 def since(status: Status, kind: ConditionType) -> datetime | None:
-    """When it became what it is."""
+    """When the condition's status last changed."""
     return None if (found := condition(status, kind)) is None else found.last_transition_time
 
 
@@ -32,15 +32,15 @@ def condition(status: Status, kind: ConditionType) -> Condition | None:
 
 
 def set_conditions(
-    status: Status, now: datetime, generation: int, said: Mapping[ConditionType, ConditionState]
+    status: Status, now: datetime, generation: int, states: Mapping[ConditionType, ConditionState]
 ) -> Status:
-    """The status with these conditions; one whose truth stays the same keeps its time."""
-    made = {each.type: each for each in status.conditions}
-    for kind, (true, reason, message) in said.items():
-        before = made.get(kind)
+    """The status with these conditions; a condition whose status does not change keeps its transition time."""
+    by_type = {each.type: each for each in status.conditions}
+    for kind, (true, reason, message) in states.items():
+        before = by_type.get(kind)
         value = "True" if true else "False"
         same = before is not None and before.status == value
-        made[kind] = Condition(
+        by_type[kind] = Condition(
             type=kind,
             status=value,
             observed_generation=generation,
@@ -48,11 +48,11 @@ def set_conditions(
             reason=reason or "Unknown",
             message=message,
         )
-    return status.replace(conditions=[made[kind] for kind in ORDER if kind in made])
+    return status.replace(conditions=[by_type[kind] for kind in ORDER if kind in by_type])
 
 
 def phase(status: Status, *, starting: bool) -> Phase:
-    """All conditions in one word. starting: nothing keeps the pods from running but time."""
+    """The phase that summarises the conditions. starting: the pods need nothing but time to run."""
     if is_true(status, "Failed"):
         return "Failed"
     if is_true(status, "Succeeded"):

@@ -33,7 +33,7 @@ COLUMNS = (
 
 
 def definition() -> dict[str, Any]:
-    """The whole object."""
+    """The CustomResourceDefinition as a raw object."""
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
@@ -88,7 +88,7 @@ def _with_rules(model: str, schema: Schema) -> None:
     for name, field in schema["properties"].items():
         _add(field, cel.validations(model, name))
         if model == "Spec" and field["type"] == "object" and name not in NOT_IN_EXPERIMENT:
-            field["x-kubernetes-map-type"] = "atomic"  # what cannot change needs no owner for each of its fields
+            field["x-kubernetes-map-type"] = "atomic"  # fields that cannot change need no owner each
     if model == "Template":
         for name, key in UNIQUE.items():
             schema["properties"][name] |= _keyed(key)
@@ -111,14 +111,14 @@ def _keyed(key: str) -> Schema:
 
 
 def _lenient(schema: Schema) -> Schema:
-    """The schema of a status, in types and lengths only: a newer operator must be able to write under an older one."""
-    made = {key: value for key, value in schema.items() if key not in ("enum", "minimum", "maximum", "default")}
-    made |= {"maxLength": 63} if "enum" in schema else {}
+    """The schema of the status with types and lengths only, so that it accepts the status of a newer operator."""
+    lenient = {key: value for key, value in schema.items() if key not in ("enum", "minimum", "maximum", "default")}
+    lenient |= {"maxLength": 63} if "enum" in schema else {}
     for key in schema.keys() & {"items"}:
-        made[key] = _lenient(schema[key])
+        lenient[key] = _lenient(schema[key])
     for key in schema.keys() & {"properties"}:
-        made[key] = {name: _lenient(field) for name, field in schema[key].items()}
-    return made
+        lenient[key] = {name: _lenient(field) for name, field in schema[key].items()}
+    return lenient
 
 
 def _column(name: str, kind: str, path: str, wide: bool) -> dict[str, Any]:
@@ -126,7 +126,7 @@ def _column(name: str, kind: str, path: str, wide: bool) -> dict[str, Any]:
 
 
 class _Representer(RoundTripRepresenter):
-    """Writes 1e-08 as 1.0e-08: readers of YAML 1.1 take the former for text."""
+    """Writes 1e-08 as 1.0e-08, because YAML 1.1 parsers read the former as text."""
 
     def represent_number(self, value: float) -> ScalarNode:
         text = repr(value)

@@ -1,4 +1,4 @@
-"""Names that the children of a job have, and by which operator, users and Prometheus find them."""
+"""Names and labels of a job's children, by which the operator, users and Prometheus find them."""
 
 from typing import NamedTuple
 
@@ -16,12 +16,12 @@ METRICS_PORT = 9400
 MASTER = "master"
 MASTER_PORT = 29400
 RENDEZVOUS = "tailorpo-rendezvous"
-"""The Service by which workers find the first of theirs, in each namespace with jobs of several."""
+"""The Service by which workers find the first worker, in each namespace with jobs of several workers."""
 INDEX = "batch.kubernetes.io/job-completion-index"
-"""Label and annotation of a pod, by Kubernetes: the number of the worker."""
+"""Label and annotation that Kubernetes sets on a pod: the number of the worker."""
 
 IMAGE = "tailorpo-trainer:0.1.0"
-"""The trainer's image where neither a job nor the operator's settings name one."""
+"""The trainer's image if neither the job nor the operator's settings name one."""
 
 
 class Key(NamedTuple):
@@ -32,7 +32,7 @@ class Key(NamedTuple):
 
 
 def attempt_name(name: str, attempt: int) -> str:
-    """Of the Job of an attempt; its pods are `NAME-NNNN-INDEX-…`, and their host names `NAME-NNNN-INDEX`."""
+    """The name of the Job of an attempt; its pods are `NAME-NNNN-INDEX-…`, and their host names `NAME-NNNN-INDEX`."""
     return f"{name}-{attempt:04d}"
 
 
@@ -47,5 +47,5 @@ def of_attempt(name: str, attempt: int) -> dict[str, str]:
 
 
 def ports(workers: int) -> dict[str, int]:
-    """The ports of a pod by name. On a node's own network the scheduler keeps those of two pods apart."""
+    """The ports of a pod by name. With `hostNetwork` the scheduler places pods with equal ports on different nodes."""
     return {METRICS: METRICS_PORT, **({MASTER: MASTER_PORT} if workers > 1 else {})}

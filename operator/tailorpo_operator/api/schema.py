@@ -1,7 +1,7 @@
 """From pydantic's JSON schema to the structural schema of a CustomResourceDefinition.
 
-Structural means: no references, no choice between types, no `null` (which the API server takes for an absent field
-before it judges anything, and so does `tailorpo`), and unknown fields are refused without saying so.
+Structural means: no references, no choice between types, no `null` (which the API server and `tailorpo` treat as an
+absent field before validation), and unknown fields are refused by default.
 """
 
 import re
@@ -12,7 +12,7 @@ from tailorpo_trainer.spec.types import PATTERNS
 
 Schema = dict[str, Any]
 Extend = Callable[[str, Schema], None]
-"""Adds to the schema of an object, given its model's name."""
+"""A function that adds to the schema of an object, given its model's name."""
 
 COPIED = ("enum", "maxItems", "maxLength", "maxProperties", "maximum", "minItems", "minLength", "minimum", "multipleOf",
           "pattern", "format")  # fmt: skip
@@ -30,42 +30,42 @@ class _Converter:
         self.extend = extend
 
     def convert(self, schema: Mapping[str, Any]) -> Schema:
-        """One schema with all below it."""
+        """Converts a schema and all schemas below it."""
         if "anyOf" in schema:
-            return self.chosen(schema)
+            return self.any_of(schema)
         if "$ref" in schema:
-            beside = {key: value for key, value in schema.items() if key != "$ref"}
-            schema = {**self.models[schema["$ref"].rsplit("/", 1)[-1]], **beside}
+            siblings = {key: value for key, value in schema.items() if key != "$ref"}
+            schema = {**self.models[schema["$ref"].rsplit("/", 1)[-1]], **siblings}
         if "const" in schema:
             schema = {**schema, "enum": [schema["const"]]}
-        made: Schema = {"type": schema["type"]}
+        converted: Schema = {"type": schema["type"]}
         if "description" in schema:
-            made["description"] = _prose(schema["description"])
-        made |= {"format": FORMATS[schema["type"]]} if schema["type"] in FORMATS else {}
-        made |= {key: schema[key] for key in COPIED if key in schema}
+            converted["description"] = _paragraphs(schema["description"])
+        converted |= {"format": FORMATS[schema["type"]]} if schema["type"] in FORMATS else {}
+        converted |= {key: schema[key] for key in COPIED if key in schema}
         for end in ("Minimum", "Maximum"):  # OpenAPI 3.0: a number and a flag
             if f"exclusive{end}" in schema:
-                made |= {end.lower(): schema[f"exclusive{end}"], f"exclusive{end}": True}
-        made |= _default(schema)
+                converted |= {end.lower(): schema[f"exclusive{end}"], f"exclusive{end}": True}
+        converted |= _default(schema)
         if "items" in schema:
-            made["items"] = self.convert(schema["items"])
+            converted["items"] = self.convert(schema["items"])
         if "properties" in schema:
-            made["properties"] = {name: self.convert(field) for name, field in schema["properties"].items()}
-            made |= {"required": schema["required"]} if "required" in schema else {}
-            self.extend(schema["title"], made)
+            converted["properties"] = {name: self.convert(field) for name, field in schema["properties"].items()}
+            converted |= {"required": schema["required"]} if "required" in schema else {}
+            self.extend(schema["title"], converted)
         elif schema["type"] == "object":
-            made |= self.mapping(schema)
-        return made
+            converted |= self.mapping(schema)
+        return converted
 
-    def chosen(self, schema: Mapping[str, Any]) -> Schema:
-        """The one choice that is not null, or Kubernetes' amounts, which are numbers or text."""
-        beside = {key: value for key, value in schema.items() if key != "anyOf"}
+    def any_of(self, schema: Mapping[str, Any]) -> Schema:
+        """The one choice that is not null, or a Kubernetes quantity, which is a number or text."""
+        siblings = {key: value for key, value in schema.items() if key != "anyOf"}
         choices = [choice for choice in schema["anyOf"] if choice.get("type") != "null"]
         if len(choices) == 1:
-            return self.convert({**choices[0], **beside})
+            return self.convert({**choices[0], **siblings})
         assert [choice["type"] for choice in choices] == ["integer", "string"], choices
         bounds = {key: value for choice in choices for key, value in choice.items() if key in COPIED}
-        description = {"description": _prose(beside["description"])} if "description" in beside else {}
+        description = {"description": _paragraphs(siblings["description"])} if "description" in siblings else {}
         return {
             **description,
             "x-kubernetes-int-or-string": True,
@@ -74,7 +74,7 @@ class _Converter:
         }
 
     def mapping(self, schema: Mapping[str, Any]) -> Schema:
-        """A mapping of free keys: to values of one kind, or passed on unread."""
+        """A mapping with any keys, to values of one type or of any type."""
         patterns = schema.get("patternProperties")
         values = next(iter(patterns.values())) if patterns else schema["additionalProperties"]
         if values is True:
@@ -83,7 +83,7 @@ class _Converter:
 
 
 def _key_rule(schema: Mapping[str, Any]) -> Schema:
-    """JSON schema's rules for keys, which a structural schema lacks, in CEL."""
+    """The rules of a JSON schema for keys as CEL rules, because a structural schema has none."""
     names = schema.get("propertyNames", {})
     pattern = next(iter(schema.get("patternProperties", {})), None)
     length = f"key.size() >= {names['minLength']} && key.size() <= {names['maxLength']}"
@@ -98,18 +98,18 @@ def _key_rule(schema: Mapping[str, Any]) -> Schema:
 
 
 def _default(schema: Mapping[str, Any]) -> Schema:
-    """A field's default; that of an object written out, because the API server tries its rules on it as it stands."""
+    """A field's default. Defaults of objects are complete, because the API server validates them as they are."""
     value = schema.get("default")
-    return {} if value in (None, [], {}) else {"default": _given(value)}
+    return {} if value in (None, [], {}) else {"default": _without_empty(value)}
 
 
-def _given(value: Any) -> Any:
-    """A default without what is the same as absent."""
+def _without_empty(value: Any) -> Any:
+    """A default without the fields whose values mean the same as absent ones."""
     if not isinstance(value, dict):
         return value
-    return {key: _given(entry) for key, entry in value.items() if entry not in (None, [], {})}
+    return {key: _without_empty(entry) for key, entry in value.items() if entry not in (None, [], {})}
 
 
-def _prose(text: str) -> str:
-    """A description as paragraphs, each one line."""
+def _paragraphs(text: str) -> str:
+    """A description with one line per paragraph."""
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in re.split(r"\n\s*\n", text.strip()))

@@ -1,4 +1,4 @@
-"""A status that stays small: what a person needs least goes first. Objects of etcd are read and written whole."""
+"""Limits the size of a status, because etcd reads and writes whole objects. The least useful fields go first."""
 
 import json
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from tailorpo_trainer.spec.progress import shorten
 
 MAX_BYTES = 8000
 
-# Longer as Go's encoder writes them than as Python's does.
+# Go's encoder writes these characters longer than Python's does.
 _ESCAPED = ("<", ">", "&", "\u2028", "\u2029")
 
 
@@ -18,27 +18,27 @@ def size(status: Status) -> int:
     return len(text.encode()) + 5 * sum(map(text.count, _ESCAPED))
 
 
-def fitted(status: Status) -> Status:
-    """The same in at most `MAX_BYTES`: phase, figures, conditions but their texts, and the last attempt's end stay."""
+def shrink(status: Status) -> Status:
+    """The status in at most `MAX_BYTES`: phase, conditions without messages, numbers, the last attempt stay."""
     for cut in _CUTS:
         if size(status) <= MAX_BYTES:
             return status
         status = cut(status)
-    assert size(status) <= MAX_BYTES, "the cuts leave something large"
+    assert size(status) <= MAX_BYTES, "the status is too large after all cuts"
     return status
 
 
-def _old_notes(status: Status) -> Status:
+def _drop_old_messages(status: Status) -> Status:
     attempts = [attempt.replace(message=None) for attempt in status.attempts[:-1]]
     return status.replace(attempts=[*attempts, *status.attempts[-1:]])
 
 
-def _last_attempts(count: int) -> Callable[[Status], Status]:
+def _keep_attempts(count: int) -> Callable[[Status], Status]:
     return lambda status: status.replace(attempts=status.attempts[-count:])
 
 
-def _texts(length: int) -> Callable[[Status], Status]:
-    """Texts of at most so many characters."""
+def _shorten_messages(length: int) -> Callable[[Status], Status]:
+    """Messages of at most so many characters."""
 
     def cut(status: Status) -> Status:
         return status.replace(
@@ -55,18 +55,18 @@ def _texts(length: int) -> Callable[[Status], Status]:
     return cut
 
 
-def _without(field: str) -> Callable[[Status], Status]:
-    # A URI cut short would be a wrong one.
+def _drop(field: str) -> Callable[[Status], Status]:
+    # A truncated URI would be wrong.
     return lambda status: status.replace(**{field: None})
 
 
 _CUTS: tuple[Callable[[Status], Status], ...] = (
-    _old_notes,
-    _last_attempts(5),
-    _texts(128),
-    _without("resumed_from"),
-    _last_attempts(1),
-    _texts(32),
-    _without("adapter"),
-    _without("checkpoint"),
+    _drop_old_messages,
+    _keep_attempts(5),
+    _shorten_messages(128),
+    _drop("resumed_from"),
+    _keep_attempts(1),
+    _shorten_messages(32),
+    _drop("adapter"),
+    _drop("checkpoint"),
 )

@@ -1,7 +1,7 @@
 """The API of the operator: the names under which a `TailorPOJob` is served, and its status.
 
-What a user writes is the trainer's `Spec`. The status is written by the operator alone, and read back by it: what a
-decision needs must be in here or in the children, for the operator keeps nothing else.
+A user writes the trainer's `Spec`. Only the operator writes the status, and reads it back: what a decision needs must
+be in the status or in the children, because the operator stores nothing else.
 """
 
 import math
@@ -35,19 +35,19 @@ KEPT_ATTEMPTS = 10
 MAX_URI = 2176
 """Characters of the longest `storage` with a checkpoint's path in it."""
 DIGITS = 5
-"""Significant digits of a figure: a status that differs in none of them is not worth a write."""
+"""Significant digits of a number: a status that differs in none of them is not worth a write."""
 
 Phase = Literal["Pending", "Starting", "Running", "Restarting", "Suspended", "Succeeded", "Failed"]
 ConditionType = Literal["Suspended", "PodsReady", "Running", "Restarting", "Succeeded", "Failed"]
 
 
-def _words(length: int) -> BeforeValidator:
-    """One line that is cut to a length: a long error must never make the API server refuse a status."""
+def _one_line(length: int) -> BeforeValidator:
+    """Text as one line of limited length: a long error must never make the API server refuse a status."""
     return BeforeValidator(lambda value: trainer.line(value, length) if isinstance(value, str) else value)
 
 
-def _plain(length: int) -> BeforeValidator:
-    """A name of ours or of Kubernetes': ASCII that JSON writes as it is."""
+def _ascii(length: int) -> BeforeValidator:
+    """Text of limited length in ASCII characters that JSON does not escape."""
     unusual = re.compile(r'[^ -~]|[<>&"\\]')
     return BeforeValidator(lambda value: unusual.sub("?", value[:length]) if isinstance(value, str) else value)
 
@@ -56,8 +56,8 @@ def _newest(value: Any) -> Any:
     return value[-KEPT_ATTEMPTS:] if isinstance(value, list) else value
 
 
-def _figure(value: Any) -> Any:
-    """Finite, for JSON knows nothing else, and short enough for a column."""
+def _rounded(value: Any) -> Any:
+    """A float that is short enough for a column; None if it is not finite, which JSON cannot express."""
     if not isinstance(value, float):
         return value
     short = float(f"{value:.{DIGITS}g}")
@@ -75,12 +75,12 @@ def _timestamp(value: datetime) -> str:
     return value.isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
-Word = Annotated[str, _plain(63), Field(max_length=63)]
-NodeName = Annotated[str, _plain(253), Field(max_length=253)]
-Message = Annotated[str, _words(512), Field(max_length=512)]
-Note = Annotated[str, _words(256), Field(max_length=256)]
+ShortText = Annotated[str, _ascii(63), Field(max_length=63)]
+NodeName = Annotated[str, _ascii(253), Field(max_length=253)]
+Message = Annotated[str, _one_line(512), Field(max_length=512)]
+ShortMessage = Annotated[str, _one_line(256), Field(max_length=256)]
 URI = Annotated[str, Field(max_length=MAX_URI)]
-Figure = Annotated[float | None, BeforeValidator(_figure)]
+Number = Annotated[float | None, BeforeValidator(_rounded)]
 Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Time = Annotated[
     AwareDatetime,
@@ -93,14 +93,14 @@ Time = Annotated[
 
 
 class StatusModel(BaseModel):
-    """Base of the status: camelCase outside; keys of another version are ignored, what is not known is left out."""
+    """Base of the status models: camelCase in JSON; keys of another version are ignored, and None is left out."""
 
     model_config = ConfigDict(
         frozen=True, extra="ignore", alias_generator=to_camel, validate_by_name=True, validate_by_alias=True
     )
 
     def replace(self, **changes: Any) -> Self:
-        """The same with some fields changed, under the same checks."""
+        """A validated copy with some fields changed."""
         return type(self)(**{**dict(self), **changes})
 
 
@@ -111,18 +111,18 @@ class Condition(StatusModel):
     status: Literal["True", "False", "Unknown"] = Field(description="Whether it holds.")
     observed_generation: int | None = Field(None, ge=0, description="Generation of the spec that it was judged from.")
     last_transition_time: Time = Field(description="When its status last changed.")
-    reason: Word = Field(description="Why, in one CamelCase word.")
+    reason: ShortText = Field(description="Why, in one CamelCase word.")
     message: Message = Field("", description="Why, for people.")
 
 
 class Attempt(StatusModel):
-    """One gang of pods, from its first to its end."""
+    """One gang of pods, from its creation to its end."""
 
     number: int = Field(ge=1, le=2**31 - 1, description="From 1; its checkpoints are below `attempt-NUMBER`.")
     start: Time | None = Field(None, description="When its Job was made.")
     end: Time | None = Field(None, description="When it was judged.")
-    reason: Word | None = Field(None, description="How it ended, in one CamelCase word.")
-    message: Note | None = Field(None, description="How it ended, for people.")
+    reason: ShortText | None = Field(None, description="How it ended, in one CamelCase word.")
+    message: ShortMessage | None = Field(None, description="How it ended, for people.")
     counted: bool | None = Field(None, description="Whether its end counts against `backoffLimit`.")
     exit_code: int | None = Field(None, ge=0, le=255, description="Exit code of the first cause.")
     rank: Count | None = Field(None, description="Global rank of the process that it came from.")
@@ -136,21 +136,21 @@ class Progress(StatusModel):
 
     step: Count = Field(0, description="Iterations done, over all attempts.")
     of: Count | None = Field(None, description="Iterations asked for.")
-    steps: Word | None = Field(None, description="Both, for people, such as `12/100`.")
-    percent: Figure = Field(None, description="100 step / of.")
-    eta_seconds: Figure = Field(None, description="Seconds to the end, evaluations included; while Running.")
-    eta: Word | None = Field(None, description="The same for people, such as `1h12m`.")
-    images_per_second: Figure = Field(None, description="Training pictures a second.")
-    updated: Time | None = Field(None, description="When the trainer said so.")
+    steps: ShortText | None = Field(None, description="Both, for people, such as `12/100`.")
+    percent: Number = Field(None, description="100 step / of.")
+    eta_seconds: Number = Field(None, description="Seconds to the end, evaluations included; while Running.")
+    eta: ShortText | None = Field(None, description="The same for people, such as `1h12m`.")
+    images_per_second: Number = Field(None, description="Training pictures a second.")
+    updated: Time | None = Field(None, description="When the trainer reported it.")
 
 
 class Metrics(StatusModel):
-    """The last figures of training."""
+    """The last metrics of training."""
 
-    reward: Figure = Field(None, description="Mean weighted sum of the rewards in the last iteration.")
-    evaluation: Figure = Field(None, description="The same on held-out noise, in the last evaluation.")
-    gap: Figure = Field(None, description="Mean reward of the winner minus the loser's, in the last iteration.")
-    loss: Figure = Field(None, description="Loss of the last iteration.")
+    reward: Number = Field(None, description="Mean weighted sum of the rewards in the last iteration.")
+    evaluation: Number = Field(None, description="The same on held-out noise, in the last evaluation.")
+    gap: Number = Field(None, description="Mean reward of the winner minus the loser's, in the last iteration.")
+    loss: Number = Field(None, description="Loss of the last iteration.")
 
 
 class Checkpoint(StatusModel):
@@ -162,7 +162,7 @@ class Checkpoint(StatusModel):
 
 
 class Status(StatusModel):
-    """What the operator has seen of a job."""
+    """What the operator has observed of a job."""
 
     observed_generation: int | None = Field(None, ge=0, description="Generation of the spec that this status is about.")
     phase: Phase = Field("Pending", description="The conditions in one word.")
@@ -175,7 +175,7 @@ class Status(StatusModel):
     progress: Progress | None = Field(None, description="How far the run is.")
     metrics: Metrics | None = Field(None, description="The last figures of training.")
     checkpoint: Checkpoint | None = Field(None, description="The newest one: what a restart would resume from.")
-    resumed_from: Checkpoint | None = Field(None, description="The one that the present attempt went on from.")
+    resumed_from: Checkpoint | None = Field(None, description="The one that the present attempt resumed from.")
     adapter: URI | None = Field(None, description="Where the trained adapter is, once Succeeded.")
     conditions: list[Condition] = Field([], max_length=8, description="What holds, and since when.")
     attempts: Annotated[list[Attempt], BeforeValidator(_newest)] = Field(
@@ -183,31 +183,33 @@ class Status(StatusModel):
     )
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values, without what is not known."""
+        """As JSON values, without fields that are None."""
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
 
-    def with_progress(self, seen: trainer.Progress) -> Self:
-        """The same with what the trainer says of itself; what it does not say stays."""
-        told = seen.to_dict()
-        metrics = {**(self.metrics.model_dump(by_alias=True) if self.metrics else {}), **told["metrics"]}
+    def with_progress(self, reported: trainer.Progress) -> Self:
+        """A copy with the progress that the trainer reported; fields that it left out stay. Raises `ValueError`."""
+        raw = reported.to_dict()
+        metrics = {**(self.metrics.model_dump(by_alias=True) if self.metrics else {}), **raw["metrics"]}
         progress = Progress(
-            step=seen.step,
-            of=seen.of,
-            steps=None if seen.of is None else f"{seen.step}/{seen.of}",
-            percent=seen.percent,
-            eta_seconds=seen.eta_seconds,
-            eta=None if seen.eta_seconds is None else duration(seen.eta_seconds),
-            images_per_second=seen.rates.images_per_second,
-            updated=told["updated"],
+            step=reported.step,
+            of=reported.of,
+            steps=None if reported.of is None else f"{reported.step}/{reported.of}",
+            percent=reported.percent,
+            eta_seconds=reported.eta_seconds,
+            eta=None if reported.eta_seconds is None else duration(reported.eta_seconds),
+            images_per_second=reported.rates.images_per_second,
+            updated=raw["updated"],
         )
-        if seen.attempt is None and self.progress is not None:  # it loads: its step 0 does not mean that all is lost
+        if (
+            reported.attempt is None and self.progress is not None
+        ):  # it still loads its checkpoint: step 0 is no loss of progress
             progress = self.progress
         return self.replace(
             progress=progress,
             metrics=Metrics(**metrics) if metrics else None,
-            checkpoint=_checkpoint(told.get("checkpoint")) or self.checkpoint,
-            resumed_from=_checkpoint(told.get("resumedFrom")) or self.resumed_from,
-            adapter=_fitting(told.get("adapter")) or self.adapter,
+            checkpoint=_checkpoint(raw.get("checkpoint")) or self.checkpoint,
+            resumed_from=_checkpoint(raw.get("resumedFrom")) or self.resumed_from,
+            adapter=_valid_uri(raw.get("adapter")) or self.adapter,
         )
 
 
@@ -254,10 +256,10 @@ def duration(seconds: float) -> str:
     return f"{total}s"
 
 
-def _checkpoint(told: dict[str, Any] | None) -> Checkpoint | None:
-    return Checkpoint(**told) if told is not None and _fitting(told["uri"]) else None
+def _checkpoint(raw: dict[str, Any] | None) -> Checkpoint | None:
+    return Checkpoint(**raw) if raw is not None and _valid_uri(raw["uri"]) else None
 
 
-def _fitting(uri: str | None) -> str | None:
-    """A URI that a status can hold: a cut one would be a wrong one."""
+def _valid_uri(uri: str | None) -> str | None:
+    """The URI; None if it is too long for a status, because a truncated URI would be wrong."""
     return uri if uri is not None and len(uri) <= MAX_URI else None

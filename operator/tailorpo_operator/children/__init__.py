@@ -1,1 +1,1 @@
-"""What a job becomes on a cluster: the Indexed Job, its pods, and the document that they are given. Pure."""
+"""The Kubernetes objects of a job: the Indexed Job, its pods, and the document that they read. Pure."""

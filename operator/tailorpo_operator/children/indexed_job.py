@@ -1,4 +1,4 @@
-"""What a job becomes on a cluster: an Indexed Job for each attempt, and a headless Service between several workers."""
+"""The objects of a job on a cluster: an Indexed Job for each attempt, and a headless Service for several workers."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
@@ -10,18 +10,18 @@ from tailorpo_operator.children import pod_document, pods
 from tailorpo_operator.children.pod_document import TooLarge
 from tailorpo_trainer.spec.pod_template import VolumeMount
 
-__all__ = ["TooLarge", "attempt", "is_rendezvous", "owned", "rendezvous", "service", "wants_gang", "warnings"]
+__all__ = ["TooLarge", "attempt", "is_rendezvous", "rendezvous", "service", "wants_gang", "warnings", "with_owner"]
 
 Fields = dict[str, Any]
 
 
 def service(job: Job) -> Fields | None:
-    """What workers find each other by. None for one worker, whom nobody calls."""
+    """The Service by which workers find each other; None for one worker."""
     return rendezvous(job.metadata.get("namespace")) if job.spec.workers > 1 else None
 
 
 def rendezvous(namespace: str | None) -> Fields:
-    """A Service for all jobs of a namespace: names for their first workers, before they are ready, too."""
+    """A Service for all jobs of a namespace: it gives first workers a DNS name, even before they are ready."""
     return {
         "apiVersion": "v1",
         "kind": "Service",
@@ -35,16 +35,16 @@ def rendezvous(namespace: str | None) -> Fields:
     }
 
 
-def is_rendezvous(tree: Mapping[str, Any]) -> bool:
-    """Whether a Service does what `rendezvous` is for, whoever made it."""
-    spec, wanted = tree["spec"], rendezvous(None)["spec"]
+def is_rendezvous(raw: Mapping[str, Any]) -> bool:
+    """Whether a Service does what `rendezvous` is for, no matter who created it."""
+    spec, wanted = raw["spec"], rendezvous(None)["spec"]
     return all(spec.get(field) == wanted[field] for field in ("clusterIP", "publishNotReadyAddresses", "selector"))
 
 
 def attempt(job: Job, number: int, image: str) -> Fields:
-    """The Job of an attempt: its pods live and die together, and none is replaced.
+    """The Job of an attempt: its pods start and end together, and none is replaced.
 
-    image: the trainer's, where `spec.template.image` names none.
+    image: the trainer's image if `spec.template.image` names none.
     Raises `TooLarge`.
     """
     name, queue = job.metadata["name"], job.spec.scheduling.queue_name
@@ -57,7 +57,8 @@ def attempt(job: Job, number: int, image: str) -> Fields:
             "completionMode": "Indexed",
             "completions": job.spec.workers,
             "parallelism": job.spec.workers,
-            # Data-parallel training cannot go on with a hole. A podFailurePolicy's `Ignore` would fill it.
+            # Data-parallel training cannot continue without one of its workers, or with a new one in its place, which
+            # is what the `Ignore` of a podFailurePolicy would create.
             "backoffLimit": 0,
             "podReplacementPolicy": "Failed",
             **(_gang(job) if wants_gang(job) else {}),
@@ -67,37 +68,40 @@ def attempt(job: Job, number: int, image: str) -> Fields:
 
 
 def wants_gang(job: Job) -> bool:
-    """Whether a scheduler is asked to place all workers or none. A queue does so by itself."""
+    """Whether the scheduler shall place all workers or none. A queue does so by itself."""
     scheduling = job.spec.scheduling
     return job.spec.workers > 1 and scheduling.gang != "None" and scheduling.queue_name is None
 
 
 def _gang(job: Job) -> Fields:
-    """Kubernetes' own, alpha in 1.37; a server without it drops the field."""
+    """The field of Kubernetes' own gang scheduling, alpha in 1.37; a server without it drops the field."""
     return {"scheduling": {"schedulingPolicy": {"gang": {"minCount": job.spec.workers}}}}
 
 
-def owned(child: Fields, job: Job) -> Fields:
-    """The same, to be deleted with the job. (`blockOwnerDeletion` would need a right on finalizers.)"""
+def with_owner(child: Fields, job: Job) -> Fields:
+    """The child with an owner reference, so that it is deleted with the job.
+
+    (`blockOwnerDeletion` would need permission for finalizers.)
+    """
     owner = {
         "apiVersion": job.api_version,
         "kind": job.kind,
         "name": job.metadata["name"],
         "uid": job.metadata["uid"],
-        # Kubernetes makes a gang only of a Job that nobody controls; it is deleted with its owner all the same.
+        # Kubernetes schedules a gang only for a Job without a controller; it is deleted with its owner anyway.
         "controller": "scheduling" not in child["spec"],
     }
     return {**child, "metadata": {**child["metadata"], "ownerReferences": [owner]}}
 
 
 def warnings(job: Job) -> list[str]:
-    """What will most likely not end as it was meant, in sentences for people."""
-    return [*_storage(job), *_relative(job)]
+    """Problems that the user most likely does not want, as messages."""
+    return [*_storage(job), *_relative_paths(job)]
 
 
 LOST = "which goes with the pod: what is trained is lost with it"
 READ_ONLY = "which cannot be written"
-PASSING = {
+VOLATILE = {
     "empty_dir": LOST,
     "ephemeral": LOST,
     "host_path": "which is a folder of one node: an attempt on another node begins anew",
@@ -107,7 +111,7 @@ PASSING = {
     "downward_api": READ_ONLY,
     "image": READ_ONLY,
 }
-"""Sources of volumes that keep nothing for the next pod."""
+"""Volume sources that keep nothing for the next pod, and why."""
 
 
 def _storage(job: Job) -> Iterator[str]:
@@ -121,13 +125,13 @@ def _storage(job: Job) -> Iterator[str]:
             yield f"{field}: {path} is on none of spec.template.volumeMounts: what is trained is lost with the pod"
             return
         volume = next(volume for volume in job.spec.template.volumes if volume.name == mount.name)
-        given = (kind for kind in PASSING if getattr(volume, kind) is not None)
-        problem = READ_ONLY if mount.read_only else PASSING.get(next(given, ""))
+        given = (kind for kind in VOLATILE if getattr(volume, kind) is not None)
+        problem = READ_ONLY if mount.read_only else VOLATILE.get(next(given, ""))
         if problem:
             yield f"{field}: {path} is on volume {mount.name!r}, {problem}"
 
 
-def _relative(job: Job) -> Iterator[str]:
+def _relative_paths(job: Job) -> Iterator[str]:
     spec = job.spec
     files = {
         "spec.prompts.file": spec.prompts.file,
@@ -143,7 +147,7 @@ def _relative(job: Job) -> Iterator[str]:
 
 
 def _mount(job: Job, path: str) -> VolumeMount | None:
-    """Where the user's volume that a path is on is mounted."""
+    """The mount of the user's volume that holds a path."""
     found = [each for each in job.spec.template.volume_mounts if PurePosixPath(path).is_relative_to(each.mount_path)]
     return max(found, key=lambda each: len(PurePosixPath(each.mount_path).parts), default=None)
 

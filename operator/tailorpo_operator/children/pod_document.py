@@ -1,7 +1,7 @@
-"""What the trainer of a pod is given: the job's document, and the ConfigMaps that its prompts come from.
+"""The files that the trainer of a pod reads: the job's document, and the ConfigMaps with its prompts.
 
-All lies in one folder. The document is an annotation of the pod and no variable, since a kubelet replaces `$(NAME)`
-in those.
+All are in one folder. The document is an annotation of the pod instead of an environment variable, because a kubelet
+replaces `$(NAME)` in variables.
 """
 
 import json
@@ -15,19 +15,19 @@ from tailorpo_trainer.spec import rules
 from tailorpo_trainer.spec.job import CLUSTER_FIELDS, TRAINER_RUN_POLICY, ConfigMapKey, Spec
 
 MAX_BYTES = 65_536
-"""Of the document. All annotations of a pod together may have four times as many."""
+"""Of the document. The annotations of a pod may have four times as many bytes in total."""
 
 FILE = "job.yaml"
 EVALUATION = "evaluation"
 WORK = "/var/lib/tailorpo"
-"""The working folder, from which relative paths of a document start on a cluster."""
+"""The working folder: relative paths of a document start here on a cluster."""
 
 PATHS = (("prompts", "file"), ("evaluation", "prompts", "file"), ("checkpoint", "storage"), ("checkpoint", "ca_file"))
-"""Fields of `Spec` that a laptop takes as paths beside the document."""
+"""Fields of `Spec` whose relative paths start at the document's folder on a laptop."""
 
 
-class TooLarge(ValueError):  # noqa: N818 (reads as what is wrong)
-    """A document that no pod template has room for."""
+class TooLarge(ValueError):  # noqa: N818 (its name is a status reason)
+    """The document is too large for a pod template."""
 
     def __init__(self, size: int) -> None:
         super().__init__(
@@ -38,15 +38,15 @@ class TooLarge(ValueError):  # noqa: N818 (reads as what is wrong)
 
 def text(job: Job) -> str:
     """The trainer's document in ASCII. Raises `TooLarge`."""
-    # JSON lets DEL stand for itself, and YAML does not.
-    made = json.dumps(document(job), separators=(",", ":")).replace("\x7f", "\\u007f")
-    if len(made) > MAX_BYTES:
-        raise TooLarge(len(made))
-    return made
+    # JSON allows DEL in text, and YAML does not.
+    encoded = json.dumps(document(job), separators=(",", ":")).replace("\x7f", "\\u007f")
+    if len(encoded) > MAX_BYTES:
+        raise TooLarge(len(encoded))
+    return encoded
 
 
 def document(job: Job) -> dict[str, Any]:
-    """The document with all defaults, without what the operator alone reads, and with paths as they are in a pod."""
+    """The document with all defaults, with the paths of a pod, and without fields that only the operator reads."""
     spec = rules.resolve(job.spec)
     left_out: dict[str, Any] = {name: True for name in CLUSTER_FIELDS if name != "run_policy"}
     left_out["run_policy"] = {name for name in type(spec.run_policy).model_fields if name not in TRAINER_RUN_POLICY}
@@ -61,25 +61,25 @@ def document(job: Job) -> dict[str, Any]:
 
 
 def in_pod(spec: Spec) -> Spec:
-    """The same with every ConfigMap as a file and every relative path below the working folder."""
+    """The spec with every ConfigMap as a file and every relative path below the working folder."""
     for *parents, name in PATHS:
-        value = _at(spec, [*parents, name])
+        value = _get(spec, [*parents, name])
         if value is not None and is_relative(value):
-            spec = _with(spec, parents, {name: str(PurePosixPath(WORK, value.removeprefix("file://")))})
+            spec = _replace(spec, parents, {name: str(PurePosixPath(WORK, value.removeprefix("file://")))})
     for parents, _, path in config_maps(spec):
-        spec = _with(spec, parents, {"config_map_key_ref": None, "file": path})
+        spec = _replace(spec, parents, {"config_map_key_ref": None, "file": path})
     return spec
 
 
 def is_relative(path: str) -> bool:
-    """Whether a field's path starts from where the document is."""
+    """Whether a path starts at the document's folder."""
     return not path.removeprefix("file://").startswith(("/", "~", "s3://"))
 
 
 def config_maps(spec: Spec) -> Iterator[tuple[list[str], ConfigMapKey, str]]:
-    """Prompts from ConfigMaps: where `spec` has them, which key, and its path beside the document.
+    """Prompts from ConfigMaps: the field of `spec`, the key, and its path in the document's folder.
 
-    A key is a file of its own name, so a laptop's `file: prompts.txt` is the same experiment.
+    A key becomes a file of its name, so that `file: prompts.txt` on a laptop is the same experiment.
     """
     if ref := spec.prompts.config_map_key_ref:
         yield ["prompts"], ref, f"prompts/{ref.key}" if ref.key in (FILE, EVALUATION, "prompts") else ref.key
@@ -88,7 +88,7 @@ def config_maps(spec: Spec) -> Iterator[tuple[list[str], ConfigMapKey, str]]:
 
 
 def volume(spec: Spec) -> dict[str, Any]:
-    """The source of the volume with the document and what lies beside it."""
+    """The source of the volume with the document and its prompts."""
     annotation = {"path": FILE, "fieldRef": {"fieldPath": f"metadata.annotations['{DOCUMENT}']"}}
     sources: list[dict[str, Any]] = [{"downwardAPI": {"items": [annotation]}}]
     for _, ref, path in config_maps(spec):
@@ -96,13 +96,13 @@ def volume(spec: Spec) -> dict[str, Any]:
     return {"projected": {"sources": sources}}
 
 
-def _at(part: Any, path: list[str]) -> Any:
+def _get(value: Any, path: list[str]) -> Any:
     for name in path:
-        part = getattr(part, name, None)
-    return part
+        value = getattr(value, name, None)
+    return value
 
 
-def _with(part: Any, path: list[str], values: dict[str, Any]) -> Any:
+def _replace(model: Any, path: list[str], values: dict[str, Any]) -> Any:
     if path:
-        values = {path[0]: _with(getattr(part, path[0]), path[1:], values)}
-    return part.model_copy(update=values)
+        values = {path[0]: _replace(getattr(model, path[0]), path[1:], values)}
+    return model.model_copy(update=values)

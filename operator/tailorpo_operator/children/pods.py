@@ -1,4 +1,4 @@
-"""The pods of an attempt: one container with the trainer, hardened, and all that `spec.template` asks for."""
+"""The pods of an attempt: one hardened container with the trainer, and all fields of `spec.template`."""
 
 from collections.abc import Iterable
 from posixpath import normpath
@@ -14,7 +14,7 @@ from tailorpo_trainer.spec.types import SpecModel
 Fields = dict[str, Any]
 
 USER = 65_532
-"""Of the trainer, unless a document says another: nobody's on any node."""
+"""The trainer's user, unless the document sets another: no user of a node has this ID."""
 
 POD_SECURITY: Fields = {
     "runAsNonRoot": True,
@@ -32,35 +32,37 @@ CONTAINER_SECURITY: Fields = {
 
 def template(job: Job, attempt: int, image: str) -> Fields:
     """The pod template of an attempt. Raises `TooLarge`."""
-    asked, name = job.spec.template, job.metadata["name"]
+    pod_template, name = job.spec.template, job.metadata["name"]
     return {
         "metadata": {
-            "labels": {**asked.labels, **naming.of_attempt(name, attempt)},
+            "labels": {**pod_template.labels, **naming.of_attempt(name, attempt)},
             "annotations": {
                 "kubectl.kubernetes.io/default-container": naming.CONTAINER,
-                **asked.annotations,
+                **pod_template.annotations,
                 naming.DOCUMENT: pod_document.text(job),
             },
         },
-        "spec": _given(
+        "spec": _non_empty(
             restartPolicy="Never",
             terminationGracePeriodSeconds=job.spec.run_policy.termination_grace_period_seconds,
             subdomain=naming.RENDEZVOUS if job.spec.workers > 1 else None,
-            serviceAccountName=asked.service_account_name,
+            serviceAccountName=pod_template.service_account_name,
             automountServiceAccountToken=False,
             enableServiceLinks=False,
-            hostNetwork=asked.host_network or None,
-            dnsPolicy="ClusterFirstWithHostNet" if asked.host_network else None,
-            runtimeClassName=asked.runtime_class_name,
+            hostNetwork=pod_template.host_network or None,
+            dnsPolicy="ClusterFirstWithHostNet" if pod_template.host_network else None,
+            runtimeClassName=pod_template.runtime_class_name,
             schedulerName=job.spec.scheduling.scheduler_name,
             priorityClassName=job.spec.scheduling.priority_class_name,
-            nodeSelector=asked.node_selector,
-            tolerations=_trees(asked.tolerations),
-            affinity=_tree(asked.affinity),
-            topologySpreadConstraints=asked.topology_spread_constraints,
-            resourceClaims=asked.resource_claims,
-            imagePullSecrets=_trees(asked.image_pull_secrets),
-            securityContext=POD_SECURITY if asked.pod_security_context is None else asked.pod_security_context,
+            nodeSelector=pod_template.node_selector,
+            tolerations=_dump_all(pod_template.tolerations),
+            affinity=_dump(pod_template.affinity),
+            topologySpreadConstraints=pod_template.topology_spread_constraints,
+            resourceClaims=pod_template.resource_claims,
+            imagePullSecrets=_dump_all(pod_template.image_pull_secrets),
+            securityContext=POD_SECURITY
+            if pod_template.pod_security_context is None
+            else pod_template.pod_security_context,
             volumes=_volumes(job),
             containers=[_container(job, attempt, image)],
         ),
@@ -68,20 +70,20 @@ def template(job: Job, attempt: int, image: str) -> Fields:
 
 
 def _container(job: Job, attempt: int, image: str) -> Fields:
-    asked, secret = job.spec.template, job.spec.checkpoint.secret_name
-    return _given(
+    pod_template, secret = job.spec.template, job.spec.checkpoint.secret_name
+    return _non_empty(
         name=naming.CONTAINER,
-        image=asked.image or image,
-        imagePullPolicy=asked.image_pull_policy,
+        image=pod_template.image or image,
+        imagePullPolicy=pod_template.image_pull_policy,
         command=["tailorpo"],
         args=_arguments(job, attempt),
         workingDir=pod_document.WORK,
         env=_variables(job, attempt),
-        envFrom=[*([{"secretRef": {"name": secret}}] if secret else []), *_trees(asked.env_from)],
+        envFrom=[*([{"secretRef": {"name": secret}}] if secret else []), *_dump_all(pod_template.env_from)],
         ports=[{"name": port, "containerPort": number} for port, number in naming.ports(job.spec.workers).items()],
-        resources=_tree(asked.resources),
+        resources=_dump(pod_template.resources),
         volumeMounts=_mounts(job),
-        securityContext=CONTAINER_SECURITY if asked.security_context is None else asked.security_context,
+        securityContext=CONTAINER_SECURITY if pod_template.security_context is None else pod_template.security_context,
         terminationMessagePolicy="FallbackToLogsOnError",
     )
 
@@ -102,8 +104,8 @@ def _arguments(job: Job, attempt: int) -> list[str]:
 
 
 def _variables(job: Job, attempt: int) -> list[Fields]:
-    """Ours, then the user's; of one name the user's alone, where a document may have it."""
-    asked = job.spec.template
+    """The operator's variables, then the user's, which replace those of the same name where a document may set it."""
+    pod_template = job.spec.template
     values = {
         "TAILORPO_ATTEMPT": str(attempt),
         "TAILORPO_METRICS_HOST": "0.0.0.0",
@@ -111,28 +113,28 @@ def _variables(job: Job, attempt: int) -> list[Fields]:
         "TAILORPO_METRICS_STALL_SECONDS": str(job.spec.run_policy.stall_timeout_seconds),
         "HOME": pod_document.WORK,
     }
-    if asked.model_cache:  # the latter is for models from S3
-        values |= dict.fromkeys(("HF_HOME", "XDG_CACHE_HOME"), asked.model_cache.mount_path)
+    if pod_template.model_cache:  # XDG_CACHE_HOME is for models from S3
+        values |= dict.fromkeys(("HF_HOME", "XDG_CACHE_HOME"), pod_template.model_cache.mount_path)
     ours: list[Fields] = [{"name": name, "value": value} for name, value in values.items()]
-    if asked.hub_token:
-        ours.append({"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": _tree(asked.hub_token)}})
-    theirs = _trees(asked.env)
+    if pod_template.hub_token:
+        ours.append({"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": _dump(pod_template.hub_token)}})
+    theirs = _dump_all(pod_template.env)
     return [*_unless_named(ours, theirs, "name"), *theirs]
 
 
 def _volumes(job: Job) -> list[Fields]:
-    asked = job.spec.template
-    memory = _given(medium="Memory", sizeLimit=asked.shm_size)
+    pod_template = job.spec.template
+    memory = _non_empty(medium="Memory", sizeLimit=pod_template.shm_size)
     ours = {
         "document": pod_document.volume(job.spec),
         "work": {"emptyDir": {}},
         "tmp": {"emptyDir": {}},
         "shm": {"emptyDir": memory},
-        **({"models": _cache(asked.model_cache)} if asked.model_cache else {}),
+        **({"models": _cache(pod_template.model_cache)} if pod_template.model_cache else {}),
     }
     mounted = {mount["name"] for mount in _mounts(job)}
     named = [{"name": f"tailorpo-{name}", **source} for name, source in ours.items()]
-    return [*(volume for volume in named if volume["name"] in mounted), *_trees(asked.volumes)]
+    return [*(volume for volume in named if volume["name"] in mounted), *_dump_all(pod_template.volumes)]
 
 
 def _cache(cache: ModelCache) -> Fields:
@@ -142,30 +144,30 @@ def _cache(cache: ModelCache) -> Fields:
 
 
 def _mounts(job: Job) -> list[Fields]:
-    """Ours, then the user's; where a user mounts something at /tmp, say, ours gives way."""
-    asked = job.spec.template
+    """The operator's mounts, then the user's, which replace those of the same path, such as /tmp."""
+    pod_template = job.spec.template
     paths = {"work": pod_document.WORK, "tmp": "/tmp", "shm": SHARED_MEMORY}
-    paths |= {"models": asked.model_cache.mount_path} if asked.model_cache else {}
+    paths |= {"models": pod_template.model_cache.mount_path} if pod_template.model_cache else {}
     document = {"name": "tailorpo-document", "mountPath": DOCUMENT_FOLDER, "readOnly": True}
     ours: list[Fields] = [{"name": f"tailorpo-{name}", "mountPath": path} for name, path in paths.items()]
-    theirs = _trees(asked.volume_mounts)
+    theirs = _dump_all(pod_template.volume_mounts)
     return [document, *_unless_named(ours, theirs, "mountPath"), *theirs]
 
 
 def _unless_named(ours: Iterable[Fields], theirs: Iterable[Fields], key: str) -> list[Fields]:
-    """Those of ours that the user has none of: of two entries with one name, which counts is a guess."""
+    """The operator's entries that the user does not set: the effect of two entries with one name is undefined."""
     taken = {normpath(entry[key]) for entry in theirs}
     return [entry for entry in ours if normpath(entry[key]) not in taken]
 
 
-def _given(**fields: Any) -> Fields:
-    """Fields that say something: the API server stores nothing for the others."""
+def _non_empty(**fields: Any) -> Fields:
+    """The fields that have a value: the API server stores nothing for the others."""
     return {name: value for name, value in fields.items() if value not in (None, [], {})}
 
 
-def _tree(part: SpecModel | None) -> Any:
-    return None if part is None else part.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+def _dump(model: SpecModel | None) -> Any:
+    return None if model is None else model.model_dump(mode="json", by_alias=True, exclude_defaults=True)
 
 
-def _trees(parts: Iterable[SpecModel]) -> list[Fields]:
-    return [_tree(part) for part in parts]
+def _dump_all(models: Iterable[SpecModel]) -> list[Fields]:
+    return [_dump(model) for model in models]

@@ -79,7 +79,7 @@ class ProgressPoller:
         before = self._reports.get(key)
         same = before is not None and before.pod == pod.uid and before.progress.step == told.step
         now = datetime.now(UTC)
-        self._reports[key] = Report(pod.attempt, told, before.moved if before and same else now, now, pod.uid)
+        self._reports[key] = Report(pod.attempt, told, before.advanced_at if before and same else now, now, pod.uid)
         if before is None or before.progress != told:
             self._news(key)
 

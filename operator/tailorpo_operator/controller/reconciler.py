@@ -37,7 +37,7 @@ from tailorpo_operator.planning.attempts import present
 from tailorpo_operator.planning.events import event
 from tailorpo_operator.planning.observed import Observed, Reason, Report
 from tailorpo_operator.planning.plan import plan
-from tailorpo_operator.planning.status_diff import ended, news
+from tailorpo_operator.planning.status_diff import difference, newly_ended
 from tailorpo_operator.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -181,7 +181,7 @@ class Reconciler:
                     attempt_job = indexed_job.attempt(job, number, self._settings.image)
                 except indexed_job.TooLarge as problem:
                     raise RefusedError(422, indexed_job.TooLarge.__name__, str(problem)) from None
-                attempt_job = indexed_job.owned(attempt_job, job)
+                attempt_job = indexed_job.with_owner(attempt_job, job)
                 if job.spec.scheduling.gang == "Required" and indexed_job.wants_gang(job):
                     await self._require_gangs(attempt_job)
                 self._cache.put_attempt_job(await self._cluster.create_attempt_job(attempt_job))
@@ -234,7 +234,7 @@ class Reconciler:
 
     async def _write(self, key: Key, job: Job, made: Plan) -> bool:
         """The status, if it is worth it. Returns whether the plan still holds."""
-        kind = news(job.status, made.status)
+        kind = difference(job.status, made.status)
         if kind == "none" or (kind == "progress" and not self._may_tell(key)):
             return True
         tree = {"metadata": job.metadata, "status": self._raw_status(key)}
@@ -289,7 +289,7 @@ def _log(key: Key, job: Job, made: Plan) -> None:
     before, after = job.status, made.status
     attempt = after.attempts[-1] if after.attempts else None
     number = None if attempt is None else attempt.number
-    for over in ended(before, after):
+    for over in newly_ended(before, after):
         metrics.ATTEMPTS.labels(over.reason).inc()
     if before.phase != after.phase or not before.conditions:
         log.info("%s: %s", after.phase, after.message, extra=_about(key, number))

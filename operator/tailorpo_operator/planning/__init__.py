@@ -1,1 +1,1 @@
-"""Pure decisions: from a job, what there is of it and the time, to what should exist and what its status says."""
+"""Pure decisions: from a job, what was observed of it, and the time, to a plan of what to create, delete and report."""

@@ -1,4 +1,4 @@
-"""What a plan asks for. `cluster.py` carries it out."""
+"""The actions of a plan. The reconciler executes them."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -10,26 +10,26 @@ from tailorpo_operator.planning.observed import AttemptJob, Pod
 
 @dataclass(frozen=True)
 class CreateService:
-    """The headless Service, one for all jobs of a namespace, unless it is there."""
+    """Create the headless Service, one for all jobs of a namespace, unless it exists."""
 
 
 @dataclass(frozen=True)
 class CreateAttempt:
-    """The batch/v1 Job of an attempt."""
+    """Create the batch/v1 Job of an attempt."""
 
     number: int
 
 
 @dataclass(frozen=True)
 class StopAttempt:
-    """Delete the batch/v1 Job of an attempt, and with it its pods: each may take its grace period for a checkpoint."""
+    """Delete the batch/v1 Job of an attempt with its pods, which may use their grace period for a checkpoint."""
 
     attempt_job: AttemptJob
 
 
 @dataclass(frozen=True)
 class DeletePod:
-    """Delete one pod. force: at once, without a kubelet's word that its processes have ended."""
+    """Delete one pod. force: at once, without a kubelet's confirmation that its processes have ended."""
 
     pod: Pod
     force: bool = False
@@ -42,7 +42,7 @@ class DeleteJob:
 
 @dataclass(frozen=True)
 class RecordEvent:
-    """An event for `kubectl describe`. key: two with the same are one, whoever sends them how often."""
+    """Create an event for `kubectl describe`. key: records with equal keys become one event."""
 
     kind: Literal["Normal", "Warning"]
     reason: str
@@ -56,15 +56,15 @@ Delete = StopAttempt | DeletePod | DeleteJob
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be done, in this order: create, announce, write the status, delete.
+    """What to do, in this order: create, record events, write the status, delete.
 
-    A creation can be repeated, for names are functions of job and attempt. What a deletion destroys as evidence is in
-    the status before.
+    A creation can be repeated, because names are functions of job and attempt. The evidence that a deletion destroys
+    is written to the status before.
 
     Attributes:
         status: what the job's status should be.
-        requeue_at: when to plan again, even if nothing happens until then.
-        fresh: nothing may be done on what a watch has shown: plan again with what the API server says now.
+        requeue_at: when to reconcile again, even if nothing happens until then.
+        fresh: do nothing yet, because the cache may lag behind: read the API server, and plan again.
     """
 
     status: Status

@@ -7,18 +7,18 @@ from datetime import timedelta
 from tailorpo_operator.api.types import Attempt
 
 PLANNED = ("Suspended", "Extended")
-"""Ends that were wished for."""
+"""Reasons of ends that the user asked for."""
 
 
 @dataclass(frozen=True)
 class Retries:
-    """As Kubernetes waits before it makes a Job's pod again: twice as long each time, and not for ever.
+    """Backoff as Kubernetes does it before it creates a Job's pod again: the delay doubles up to a maximum.
 
     Attributes:
         first: seconds before the second attempt.
         most: seconds at most.
-        healthy: an attempt that lasted so many seconds starts the count anew.
-        lost: seconds after its grace period until a pod that does not end is taken for lost.
+        healthy: an attempt that lasted so many seconds resets the backoff.
+        lost: seconds after its grace period until a pod that does not end counts as lost.
     """
 
     first: float = 10.0
@@ -27,7 +27,7 @@ class Retries:
     lost: float = 30.0
 
     def delay(self, attempts: Sequence[Attempt]) -> timedelta:
-        """After these attempts, the last of which has just ended."""
+        """The delay after these attempts, the last of which has just ended."""
         short = 0
         for attempt in reversed(attempts):
             if attempt.reason in PLANNED:

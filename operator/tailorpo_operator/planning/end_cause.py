@@ -1,12 +1,11 @@
-"""Whether the present attempt is to end, and why."""
+"""Whether the open attempt must end, and why. Pure: the caller acts on the decision."""
 
 from collections.abc import Iterator
-from dataclasses import replace
-from datetime import timedelta
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 
 from tailorpo_operator.api.conditions import is_true
-from tailorpo_operator.api.types import Attempt
-from tailorpo_operator.planning.builder import PlanBuilder
+from tailorpo_operator.api.types import Attempt, Job, Status
 from tailorpo_operator.planning.causes import (
     BY_OPERATOR,
     JOB_DELETED,
@@ -22,41 +21,61 @@ from tailorpo_operator.planning.causes import (
     recorded,
     requeued,
 )
-from tailorpo_operator.planning.observed import AttemptJob, Pod, Reason
-from tailorpo_operator.planning.pending_reason import why as why_waiting
+from tailorpo_operator.planning.deadline import Deadline, earliest
+from tailorpo_operator.planning.observed import AttemptJob, Observed, Pod, Reason, all_ready
+from tailorpo_operator.planning.pending_reason import why as why_pending
+from tailorpo_trainer.spec.job import RunPolicy
 
 STALLS = 2
-"""Times `stallTimeoutSeconds` without a step: the trainer's own watchdog comes first."""
-ASKED = 30.0
-"""Seconds in which a trainer that can be reached has been asked again."""
+"""The operator waits so many times `stallTimeoutSeconds` for a step: the trainer's own watchdog acts first."""
+POLLED = 30.0
+"""Seconds after which a trainer that can be reached has been polled again."""
 
 
-def why(builder: PlanBuilder, attempt: Attempt) -> Cause | None:
-    """The cause that explains the others; None while the attempt goes on."""
-    attempt_job, pods = builder.observed.attempt_job(attempt.number), builder.observed.pods_of(attempt.number)
-    pods_with_evidence, known = builder.observed.pods_with_evidence(attempt.number), recorded(attempt)
+@dataclass(frozen=True)
+class Decision:
+    """Whether the attempt must end.
+
+    Attributes:
+        cause: why it must end, the cause that explains all others; None while it continues.
+        due: when the answer changes although nothing happens; None if it never does.
+        needs_fresh: the cause is that something is missing, which a cache that lags behind may not show yet.
+    """
+
+    cause: Cause | None = None
+    due: datetime | None = None
+    needs_fresh: bool = False
+
+
+def why(job: Job, status: Status, observed: Observed, now: datetime, attempt: Attempt) -> Decision:
+    """Decides from the pods' evidence, the deadlines, and what is missing. status: the job's, as planned so far."""
+    attempt_job, pods = observed.attempt_job(attempt.number), observed.pods_of(attempt.number)
+    pods_with_evidence, known = observed.pods_with_evidence(attempt.number), recorded(attempt)
     leader = next((pod for pod in pods_with_evidence if pod.index == 0 and pod.succeeded), None)
-    if leader is not None:  # what it has written is the result, whatever the others say
-        return of_pod(leader)
+    if leader is not None:  # its result counts, even if other pods have failed
+        return Decision(of_pod(leader))
     if known is not None and known.verdict in (Verdict.DONE, Verdict.SUSPENDED):
-        return known
+        return Decision(known)
     if attempt_job is not None and attempt_job.complete:
-        return completed()
-    found = list(_told(attempt_job, pods_with_evidence))
-    own = any(cause.verdict in (Verdict.COUNTED, Verdict.FATAL) for cause in found)
-    if known is None and not own and (asked := _asked(builder, attempt, attempt_job, pods)) is not None:
-        return asked
-    # Of equal weight what is gone: the Job controller deletes the others after it.
-    found = [*([known] if known is not None else []), *_missing(builder, attempt_job, pods, known), *found]
+        return Decision(completed())
+    found = list(_from_pods(attempt_job, pods_with_evidence))
+    requested = Decision()
+    if known is None and not any(cause.verdict in (Verdict.COUNTED, Verdict.FATAL) for cause in found):
+        requested = _requested(job.spec.run_policy, status, observed, now, attempt)
+        if requested.cause is not None:
+            return requested
+    # Of equal weights the missing pod comes first, because the Job controller deletes the others after it.
+    found = [*([known] if known is not None else []), *_missing(status, attempt_job, pods, known), *found]
     cause = decisive(found)
-    if cause is not None and known is None and cause.weight in (JOB_DELETED, POD_MISSING):
-        # What is not there may not have been seen yet; and the Job controller deletes pods too, when one has failed.
-        builder.require_fresh()
-    return _with_exit(known, pods_with_evidence) if known is not None and cause is known else cause
+    # The cache may not show everything yet; and the Job controller deletes pods, too, after one has failed.
+    needs_fresh = cause is not None and known is None and cause.weight in (JOB_DELETED, POD_MISSING)
+    if cause is not None and cause is known:
+        cause = _with_exit(cause, pods_with_evidence)
+    return Decision(cause, requested.due, needs_fresh)
 
 
 def noted(attempt: Attempt, cause: Cause) -> Attempt:
-    """The attempt with its cause."""
+    """The attempt with its cause, as the status holds it."""
     return attempt.replace(
         reason=cause.reason,
         message=cause.message,
@@ -67,34 +86,31 @@ def noted(attempt: Attempt, cause: Cause) -> Attempt:
     )
 
 
-def deadline(seconds: int) -> Cause:
+def active_deadline_exceeded(seconds: int) -> Cause:
     return _ours("DeadlineExceeded", f"runPolicy.activeDeadlineSeconds: {seconds} s have passed", Verdict.FATAL)
 
 
-def start_deadline(seconds: int, told: Reason | None) -> Cause:
-    words = f"runPolicy.startDeadlineSeconds: not all pods run after {seconds} s"
-    return _ours("StartDeadlineExceeded", f"{words}: {told.message}" if told and told.message else words, Verdict.FATAL)
+def start_deadline_exceeded(seconds: int, reason: Reason | None) -> Cause:
+    """reason: what has kept the pods from running, if it is known."""
+    message = f"runPolicy.startDeadlineSeconds: not all pods run after {seconds} s"
+    message += f": {reason.message}" if reason and reason.message else ""
+    return _ours("StartDeadlineExceeded", message, Verdict.FATAL)
 
 
-def ready(attempt_job: AttemptJob, pods: tuple[Pod, ...]) -> bool:
-    """Whether all workers run, or are done already."""
-    return len(pods) == attempt_job.workers and all(pod.ready or pod.succeeded for pod in pods)
-
-
-def _told(attempt_job: AttemptJob | None, pods: tuple[Pod, ...]) -> Iterator[Cause]:
-    """What pods say, but that they are done."""
+def _from_pods(attempt_job: AttemptJob | None, pods: tuple[Pod, ...]) -> Iterator[Cause]:
+    """The causes that pods report, except success."""
     queued = attempt_job is not None and attempt_job.suspended
     if queued and any(pod.ran for pod in pods):
         yield requeued()
     for pod in pods:
         cause = of_pod(pod)
-        # A queue may take back pods that never ran, and make them again.
+        # A queue may delete pods that never ran, and create them again.
         if cause is not None and cause.verdict is not Verdict.DONE and (pod.ran or not queued):
             yield cause
 
 
 def _with_exit(known: Cause, pods: tuple[Pod, ...]) -> Cause:
-    """A pod that goes, as at a drain, is a cause before it has ended."""
+    """The cause with the exit code of its pod: a pod that is deleted, as in a drain, is a cause before it has ended."""
     if known.exit_code is not None:
         return known
     exits = (pod.exit for pod in pods if (pod.index, pod.node) == (known.rank, known.node) and pod.exit is not None)
@@ -102,55 +118,74 @@ def _with_exit(known: Cause, pods: tuple[Pod, ...]) -> Cause:
     return known if end is None else replace(known, exit_code=end.code)
 
 
-def _asked(
-    builder: PlanBuilder, attempt: Attempt, attempt_job: AttemptJob | None, pods: tuple[Pod, ...]
-) -> Cause | None:
-    """An end that the job itself asks for."""
-    policy, status = builder.policy, builder.status
-    if policy.suspend:
-        return _ours("Suspended", "runPolicy.suspend is true", Verdict.SUSPENDED)
-    limit, began = policy.active_deadline_seconds, status.start_time
-    if attempt_job is None or attempt_job.suspended:  # no deadline passes in a queue
-        return None
-    if limit is not None and began is not None and builder.passed(began, limit):
-        return deadline(limit)
-    limit = policy.start_deadline_seconds
-    # A queue that lets a gang go does not start it: the Job controller does, and says when.
-    if limit is not None and attempt_job.started is not None and not is_true(status, "Running"):
-        begun = max(attempt.start or attempt_job.started, attempt_job.started)
-        if not ready(attempt_job, pods) and builder.passed(begun, limit):
-            return start_deadline(limit, why_waiting(builder.observed, attempt_job))
-    return _stalled(builder, attempt)
+def _requested(run_policy: RunPolicy, status: Status, observed: Observed, now: datetime, attempt: Attempt) -> Decision:
+    """Whether the job itself asks for the end: by suspension, a deadline, or a stall."""
+    if run_policy.suspend:
+        return Decision(_ours("Suspended", "runPolicy.suspend is true", Verdict.SUSPENDED))
+    due: datetime | None = None
+    for decision in _limits(run_policy, status, observed, now, attempt):
+        due = earliest(due, decision.due)
+        if decision.cause is not None:
+            return Decision(decision.cause, due)
+    return Decision(due=due)
 
 
-def _stalled(builder: PlanBuilder, attempt: Attempt) -> Cause | None:
-    report = builder.observed.report
+def _limits(
+    run_policy: RunPolicy, status: Status, observed: Observed, now: datetime, attempt: Attempt
+) -> Iterator[Decision]:
+    """What each limit of the run policy decides; the first that has passed counts."""
+    attempt_job = observed.attempt_job(attempt.number)
+    if attempt_job is None or attempt_job.suspended:  # no limit counts while the job waits in a queue
+        return
+    limit, began = run_policy.active_deadline_seconds, status.start_time
+    if limit is not None and began is not None:
+        yield _at(Deadline(began, limit), now, active_deadline_exceeded(limit))
+    limit = run_policy.start_deadline_seconds
+    # A queue that releases a gang does not start it: the Job controller does, and sets the start time.
+    started, pods = attempt_job.started, observed.pods_of(attempt.number)
+    if (
+        limit is not None
+        and started is not None
+        and not is_true(status, "Running")
+        and not all_ready(attempt_job, pods)
+    ):
+        cause = start_deadline_exceeded(limit, why_pending(observed, attempt_job))
+        yield _at(Deadline(max(attempt.start or started, started), limit), now, cause)
+    yield _stall(run_policy, observed, now, attempt)
+
+
+def _at(deadline: Deadline, now: datetime, cause: Cause) -> Decision:
+    return Decision(cause) if deadline.passed(now) else Decision(due=deadline.due)
+
+
+def _stall(run_policy: RunPolicy, observed: Observed, now: datetime, attempt: Attempt) -> Decision:
+    report = observed.report
     if report is None or report.attempt != attempt.number or report.progress.phase != "Running":
-        return None
-    limit = STALLS * builder.policy.stall_timeout_seconds
-    if not builder.passed(report.moved, limit):
-        return None
-    if (report.told - report.moved).total_seconds() < limit:  # out of reach since: nobody knows
-        builder.requeue_with_backoff(builder.now, ASKED, ASKED)
-        return None
-    words = f"no step for {timedelta(seconds=limit)}, though the trainer answers"
-    return Cause("NoProgress", f"{words}: stopped at step {report.progress.step}", Verdict.COUNTED, BY_OPERATOR)
+        return Decision()
+    deadline = Deadline(report.advanced_at, STALLS * run_policy.stall_timeout_seconds)
+    if not deadline.passed(now):
+        return Decision(due=deadline.due)
+    if not deadline.passed(report.received_at):  # it could not be reached since, so nobody knows whether it advances
+        return Decision(due=now + timedelta(seconds=POLLED))
+    message = f"no step for {timedelta(seconds=deadline.seconds)}, though the trainer answers"
+    message += f": stopped at step {report.progress.step}"
+    return Decision(Cause("NoProgress", message, Verdict.COUNTED, BY_OPERATOR))
 
 
 def _missing(
-    builder: PlanBuilder, attempt_job: AttemptJob | None, pods: tuple[Pod, ...], known: Cause | None
+    status: Status, attempt_job: AttemptJob | None, pods: tuple[Pod, ...], known: Cause | None
 ) -> Iterator[Cause]:
-    """What was there and is gone."""
+    """Objects of the attempt that existed and are missing."""
     if attempt_job is None or attempt_job.deleting:
-        if known is None:  # else we have deleted it ourselves
+        if known is None:  # with a known cause the operator has deleted it
             yield job_deleted()
         return
     old = {pod.index for pod in pods if pod.phase != "Pending"}
-    if is_true(builder.status, "Running"):
-        # Gone, or replaced: a gang with a new member cannot go on.
+    if is_true(status, "Running"):
+        # Missing or replaced: a gang with a new member cannot continue.
         yield from (pod_missing(index) for index in range(attempt_job.workers) if index not in old)
     elif attempt_job.failed and len(old) < attempt_job.workers:
-        # Pods that fail stay: this one was deleted, by a drain or by hand, while nobody looked.
+        # Failed pods are kept: this one was deleted, by a drain or by hand, while no operator ran.
         yield pod_missing(min(set(range(attempt_job.workers)) - old))
 
 

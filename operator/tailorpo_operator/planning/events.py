@@ -1,6 +1,6 @@
-"""Events: what `kubectl describe` tells as the story of a job.
+"""Events, which `kubectl describe` shows as the history of a job.
 
-Those of `v1`, not of `events.k8s.io/v1`: kubectl puts them in order by `lastTimestamp`, which the latter refuses.
+They are of `v1` instead of `events.k8s.io/v1`: kubectl sorts them by `lastTimestamp`, which the latter refuses.
 """
 
 from datetime import UTC, datetime
@@ -14,13 +14,13 @@ from tailorpo_trainer.spec.progress import line
 REPORTER = "tailorpo.dev/operator"
 MAX_NOTE, MAX_REASON = 1024, 128
 FIRST = ("Resumed", "AttemptStarted", "Running")
-"""What comes first within a second, in which kubectl keeps the order of names."""
+"""The first events of a second, for kubectl sorts events of one second by name."""
 
 
-def event(job: Job, announcement: RecordEvent, now: datetime) -> dict[str, Any]:
-    """Its name is a function of what it says of whom: who sends it again is told that it exists."""
-    digest = blake2s(announcement.key.encode(), digest_size=8).hexdigest()
-    place = FIRST.index(announcement.reason) if announcement.reason in FIRST else len(FIRST)
+def event(job: Job, record: RecordEvent, now: datetime) -> dict[str, Any]:
+    """The event as a raw object. Its name is a function of the key, so that creating it again is refused."""
+    digest = blake2s(record.key.encode(), digest_size=8).hexdigest()
+    place = FIRST.index(record.reason) if record.reason in FIRST else len(FIRST)
     second = _timestamp(now, "seconds")
     return {
         "apiVersion": "v1",
@@ -34,9 +34,9 @@ def event(job: Job, announcement: RecordEvent, now: datetime) -> dict[str, Any]:
         "reportingComponent": REPORTER,
         "reportingInstance": "tailorpo-operator",
         "action": "Reconcile",
-        "type": announcement.kind,
-        "reason": announcement.reason[:MAX_REASON],
-        "message": line(announcement.message, MAX_NOTE),
+        "type": record.kind,
+        "reason": record.reason[:MAX_REASON],
+        "message": line(record.message, MAX_NOTE),
         "involvedObject": {
             "apiVersion": job.api_version,
             "kind": job.kind,

@@ -1,126 +1,128 @@
-"""What to do while no attempt is open: hold, wait, or begin the next one."""
+"""No attempt is open: the job is suspended, waits, or begins the next attempt."""
 
 from datetime import UTC, datetime, timedelta
 
 from tailorpo_operator.api.conditions import ConditionState, is_true, since
+from tailorpo_operator.api.types import Status
 from tailorpo_operator.children.indexed_job import TooLarge, warnings
-from tailorpo_operator.planning import attempts, end_cause, pending_reason, stopping
+from tailorpo_operator.planning import attempts, end_cause, ending, pending_reason, stopping
 from tailorpo_operator.planning.actions import CreateAttempt, CreateService
 from tailorpo_operator.planning.builder import PlanBuilder
 from tailorpo_operator.planning.causes import Cause, Verdict
+from tailorpo_operator.planning.deadline import Deadline
 from tailorpo_operator.planning.observed import Reason
+from tailorpo_operator.planning.pending_reason import FIRST_CHECK, LAST_CHECK
 
-FIRST_LOOK, LAST_LOOK = 2.0, 30.0
-"""Seconds between looks at what keeps pods from running: no watch tells of that."""
+SUSPENDED = "holds no pods until runPolicy.suspend is false"
 
 
-def between(builder: PlanBuilder) -> None:
-    """No attempt is open: hold, wait, or begin the next one."""
-    if builder.policy.suspend:
-        _suspended(builder)
+def proceed(builder: PlanBuilder) -> None:
+    """Suspends the job, waits for whatever must come first, or begins the next attempt."""
+    observed = builder.observed
+    if builder.run_policy.suspend:
+        _suspend(builder)
         return
-    if _past_active_deadline(builder):
-        return
+    limit, began = builder.run_policy.active_deadline_seconds, builder.status.start_time
+    if limit is not None and began is not None:
+        deadline = Deadline(began, limit)
+        builder.requeue_unless_passed(deadline)
+        if deadline.passed(builder.now):
+            ending.fail(builder, end_cause.active_deadline_exceeded(limit))
+            return
     due = builder.status.next_attempt_time
-    if due is not None and not builder.passed(due, 0):
-        builder.set_message(_last_words(builder), starting=False)
+    if due is not None and builder.now < due:
+        builder.requeue_at(due)
+        builder.set_message(_waiting_message(builder.status, due), starting=False)
         return
-    if builder.observed.living:
-        if not _past_start_deadline(builder):
-            stopping.clear(builder)
+    if observed.living:
+        if not _fail_at_start_deadline(builder):
+            stopping.stop_leftovers(builder)
         return
-    if (builder.status.attempts or builder.observed.reused) and builder.require_fresh():
+    if (builder.status.attempts or observed.reused) and not observed.fresh:
+        builder.request_fresh_read()
         return
-    if builder.observed.refused is not None:
-        _refused(builder, builder.observed.refused)
+    if observed.refused is not None:
+        _handle_refusal(builder, observed.refused)
         return
     _begin(builder)
 
 
+def resume(builder: PlanBuilder) -> None:
+    """Ends the suspension. The time that the job was suspended does not count against its deadline."""
+    began, suspended = builder.status.start_time, since(builder.status, "Suspended")
+    if began is not None and suspended is not None:
+        builder.update_status(start_time=began + max(timedelta(), builder.now - suspended))
+    builder.record_event("Normal", "Resumed", "runPolicy.suspend is false again", builder.job.generation)
+    builder.clear_conditions("Resumed", "Suspended")
+
+
 def _begin(builder: PlanBuilder) -> None:
-    """The next attempt. Its objects are made before the status says so: a name that is taken by our own is no error."""
+    """Begins the next attempt. Its objects are created before the status is written: creating them again is allowed."""
     last = builder.status.attempts[-1].number if builder.status.attempts else 0
     number, workers = last + 1, builder.job.spec.workers
-    if workers > 1:  # each time, for somebody may have deleted it
+    if workers > 1:  # for each attempt, because a user may have deleted it
         builder.create.append(CreateService())
     builder.create.append(CreateAttempt(number))
     attempts.begin(builder, number, builder.now, workers)
-    words = f"attempt {number}: {attempts.pods(workers)} starting"  # as the next look will: it is worth no write
-    builder.conditions(
-        Suspended=ConditionState(False, "NotSuspended"),
-        PodsReady=ConditionState(False, "Starting", words),
-        Running=ConditionState(False, "Starting"),
-    )
-    builder.set_message("; ".join([words, *warnings(builder.job)]), starting=True)
-    builder.requeue_with_backoff(builder.now, FIRST_LOOK, LAST_LOOK)
+    # The next reconcile finds the same message, so that it need not write the status.
+    message = f"attempt {number}: {attempts.pods(workers)} starting"
+    builder.clear_conditions("NotSuspended", "Suspended")
+    builder.clear_conditions("Starting", "PodsReady", message=message)
+    builder.clear_conditions("Starting", "Running")
+    builder.set_message("; ".join([message, *warnings(builder.job)]), starting=True)
+    builder.requeue_with_backoff(builder.now, FIRST_CHECK, LAST_CHECK)
 
 
-def _refused(builder: PlanBuilder, told: Reason) -> None:
-    """The API server did not take what was to be made: a quota, an admission, a name that is another's."""
-    reason = pending_reason.refusal(told)
-    if reason == TooLarge.__name__:  # waiting will not help
-        attempts.fail(builder, Cause(reason, told.message, Verdict.FATAL, 0))
+def _handle_refusal(builder: PlanBuilder, refused: Reason) -> None:
+    """The API server refused to create an object: because of a quota, an admission webhook, or a name in use."""
+    reason = pending_reason.refusal(refused)
+    if reason == TooLarge.__name__:  # trying again will not help
+        ending.fail(builder, Cause(reason, refused.message, Verdict.FATAL, 0))
         return
     number = builder.status.attempts[-1].number + 1 if builder.status.attempts else 1
-    builder.record_event("Warning", reason, told.message, number)
-    builder.conditions(PodsReady=ConditionState(False, reason, told.message))
-    if _past_start_deadline(builder):
+    builder.record_event("Warning", reason, refused.message, number)
+    builder.clear_conditions(reason, "PodsReady", message=refused.message)
+    if _fail_at_start_deadline(builder):
         return
-    builder.set_message(told.message, starting=False)
-    builder.requeue_with_backoff(_waiting_since(builder), FIRST_LOOK, LAST_LOOK)
+    builder.set_message(refused.message, starting=False)
+    builder.requeue_with_backoff(_waiting_since(builder.status, builder.now), FIRST_CHECK, LAST_CHECK)
 
 
-def _suspended(builder: PlanBuilder) -> None:
+def _suspend(builder: PlanBuilder) -> None:
     if builder.observed.living:
-        stopping.clear(builder)
+        stopping.stop_leftovers(builder)
         return
     if not is_true(builder.status, "Suspended"):
-        builder.record_event(
-            "Normal", "Suspended", "holds no pods until runPolicy.suspend is false", builder.job.generation
-        )
+        builder.record_event("Normal", "Suspended", SUSPENDED, builder.job.generation)
     builder.update_status(next_attempt_time=None)
-    builder.conditions(
-        Suspended=ConditionState(True, "Suspended", "runPolicy.suspend is true"),
-        PodsReady=ConditionState(False, "Suspended"),
-        Running=ConditionState(False, "Suspended"),
-        Restarting=ConditionState(False, "Suspended"),
-    )
-    builder.set_message("holds no pods until runPolicy.suspend is false", starting=False)
+    builder.set_conditions(Suspended=ConditionState(True, "Suspended", "runPolicy.suspend is true"))
+    builder.clear_conditions("Suspended", "PodsReady", "Running", "Restarting")
+    builder.set_message(SUSPENDED, starting=False)
 
 
-def resume(builder: PlanBuilder) -> None:
-    """The time in which it was suspended does not count against its deadline."""
-    began, stopped = builder.status.start_time, since(builder.status, "Suspended")
-    if began is not None and stopped is not None:
-        builder.update_status(start_time=began + max(timedelta(), builder.now - stopped))
-    builder.record_event("Normal", "Resumed", "runPolicy.suspend is false again", builder.job.generation)
-    builder.conditions(Suspended=ConditionState(False, "Resumed"))
+def _fail_at_start_deadline(builder: PlanBuilder) -> bool:
+    """Fails the job if nothing could be created until its start deadline, and requeues it for then otherwise.
 
-
-def _past_active_deadline(builder: PlanBuilder) -> bool:
-    limit, began = builder.policy.active_deadline_seconds, builder.status.start_time
-    if limit is None or began is None or not builder.passed(began, limit):
+    The time in which no operator tried does not count. Returns whether the job has failed.
+    """
+    limit = builder.run_policy.start_deadline_seconds
+    if limit is None:
         return False
-    attempts.fail(builder, end_cause.deadline(limit))
+    deadline = Deadline(_waiting_since(builder.status, builder.now), limit)
+    builder.requeue_unless_passed(deadline)
+    if not deadline.passed(builder.now):
+        return False
+    ending.fail(builder, end_cause.start_deadline_exceeded(limit, builder.observed.refused))
     return True
 
 
-def _past_start_deadline(builder: PlanBuilder) -> bool:
-    """While nothing can even be made; not while nobody has tried, as without an operator."""
-    limit = builder.policy.start_deadline_seconds
-    if limit is None or not builder.passed(_waiting_since(builder), limit):
-        return False
-    attempts.fail(builder, end_cause.start_deadline(limit, builder.observed.refused))
-    return True
-
-
-def _waiting_since(builder: PlanBuilder) -> datetime:
+def _waiting_since(status: Status, now: datetime) -> datetime:
     """Since when the next attempt might have begun."""
-    times = (builder.status.next_attempt_time, since(builder.status, "PodsReady"), since(builder.status, "Suspended"))
-    return max((time for time in times if time is not None), default=builder.now)
+    times = (status.next_attempt_time, since(status, "PodsReady"), since(status, "Suspended"))
+    return max((time for time in times if time is not None), default=now)
 
 
-def _last_words(builder: PlanBuilder) -> str:
-    last, due = builder.status.attempts[-1:], builder.status.next_attempt_time
-    ended = "".join(f"attempt {each.number} ended: {each.message or each.reason}; " for each in last)
-    return f"{ended}the next begins at {due.astimezone(UTC):%H:%M:%S} UTC" if due is not None else ended
+def _waiting_message(status: Status, due: datetime) -> str:
+    last = status.attempts[-1:]
+    ended = "".join(f"attempt {attempt.number} ended: {attempt.message or attempt.reason}; " for attempt in last)
+    return f"{ended}the next begins at {due.astimezone(UTC):%H:%M:%S} UTC"

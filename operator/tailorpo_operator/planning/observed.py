@@ -1,6 +1,6 @@
-"""What there is of a job in the cluster, as values: its gangs (one batch/v1 Job an attempt), their pods, what was said.
+"""What was observed of a job in the cluster, as values: one batch/v1 Job per attempt, its pods, reports and events.
 
-Read from the API's own JSON, of which nothing is taken for granted: a status arrives bit by bit.
+It is parsed from the API's own JSON. No field of a status is taken for granted, because each is set at another time.
 """
 
 from collections.abc import Iterable, Mapping
@@ -19,8 +19,8 @@ Object = Mapping[str, Any]
 class AttemptJob:
     """The batch/v1 Job of one attempt.
 
-    failed: pods are being stopped, or have been, because one has failed. suspended: by a queue; never by us. together:
-    the scheduler places all pods or none.
+    failed: pods are being stopped, or have been, because one has failed. suspended: by a queue, never by the operator.
+    gang_scheduled: the scheduler places all pods or none.
     """
 
     name: str
@@ -33,12 +33,12 @@ class AttemptJob:
     deleting: bool = False
     complete: bool = False
     failed: bool = False
-    together: bool = False
+    gang_scheduled: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """A reason with its text, in the API's words."""
+    """A reason with its message, as the API has them."""
 
     reason: str
     message: str = ""
@@ -54,22 +54,24 @@ class Exit:
 
     @cached_property
     def progress(self) -> Progress | None:
-        """The trainer's last word; None if it had none."""
+        """The trainer's progress in the termination message; None if there is none."""
         return Progress.read(self.text)
 
 
 @dataclass(frozen=True, slots=True)
 class Pod:
-    """A worker.
+    """The pod of one worker.
 
     Attributes:
         index: completion index, which is the node rank.
-        terminating: when its deletion was first seen, by this process' own clock: others' may differ.
+        terminating: when its deletion was first observed, by this process' own clock: other clocks may differ.
+        grace: seconds of its grace period once it is deleted; 0 for a deletion by force.
+        memory: the memory limit of the trainer's container.
         disruption: the condition DisruptionTarget.
-        unscheduled: why it has no node, if the scheduler said so.
-        waiting: why its container does not run, if the kubelet said so.
+        unscheduled: why the scheduler has not given it a node.
+        waiting: why its container does not run, by the kubelet.
         ended: why the pod itself failed, as for an eviction.
-        trouble: what the newest Warning event says of it.
+        warning: its newest Warning event.
     """
 
     name: str
@@ -93,53 +95,53 @@ class Pod:
 
     @property
     def done(self) -> bool:
-        """Whether no process of it can run any more."""
+        """Whether none of its processes can run any more."""
         return self.phase in ("Succeeded", "Failed")
 
     @property
     def ran(self) -> bool:
-        """Whether its container has begun."""
+        """Whether its container has started."""
         return self.phase in ("Running", "Succeeded") or self.exit is not None
 
     @property
     def forced(self) -> bool:
-        """Whether it was deleted by force, and a finalizer keeps it, as the Job controller's does."""
+        """Whether it was deleted by force and still exists, because of a finalizer such as the Job controller's."""
         return self.terminating is not None and not self.grace
 
     @property
     def succeeded(self) -> bool:
-        """Whether its trainer is done: another container, as a mesh's, may keep the pod."""
+        """Whether its trainer succeeded: another container, such as a service mesh's, may keep the pod running."""
         return self.phase == "Succeeded" or (self.exit is not None and self.exit.code == 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What rank 0 of an attempt says at `/progress`.
+    """What rank 0 of an attempt reports at `/progress`.
 
-    moved, told: when its step was first told, and when it last was, by this process' own clock. pod: the uid of who
-    told it.
+    advanced_at, received_at: when its step was first received, and when it last was, by this process' own clock. pod:
+    the uid of the pod that reported it.
     """
 
     attempt: int
     progress: Progress
-    moved: datetime
-    told: datetime
+    advanced_at: datetime
+    received_at: datetime
     pod: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """All of a job's.
+    """All that was observed of one job.
 
     Attributes:
-        gangs: its own, by attempt.
-        pods: of its own gangs, by attempt and index.
-        strangers: pods with its label that are of no gang of its own, as of a deleted job of the same name.
-        departed: its own that had told how they ended, and are gone: a drained pod goes at once when it has ended.
-        trouble: what the newest Warning event says of the present gang.
-        refused: why the API server did not take what was to be made, the last time it was tried.
-        reused: a job or a gang of this name has gone. Watches may not have shown yet all that is left of it.
-        fresh: read from the API server just now. A watch may lag: what is missing in it may be there.
+        attempt_jobs: its own, ordered by attempt.
+        pods: of its own attempt Jobs, ordered by attempt and index.
+        foreign_pods: pods with its label that belong to no Job of its own, such as those of a deleted job of its name.
+        departed_pods: its own that were deleted after they had ended: a drained pod is deleted as soon as it ends.
+        warning: the newest Warning event of the present attempt Job.
+        refused: why the API server refused to create an object at the last try.
+        reused: a job or attempt Job of this name was deleted. The cache may not show yet all that is left of it.
+        fresh: read from the API server just now. A cache lags behind: what is missing in it may exist.
     """
 
     attempt_jobs: tuple[AttemptJob, ...] = ()
@@ -160,7 +162,7 @@ class Observed:
         return tuple(pod for pod in self.pods if pod.attempt == attempt)
 
     def pods_with_evidence(self, attempt: int) -> tuple[Pod, ...]:
-        """The pods of an attempt, and those that are gone and have told how they ended."""
+        """The pods of an attempt, with those that were deleted after they had ended."""
         return (*self.pods_of(attempt), *(pod for pod in self.departed_pods if pod.attempt == attempt))
 
     @property
@@ -169,9 +171,14 @@ class Observed:
         return tuple(pod for pod in (*self.foreign_pods, *self.pods) if not pod.done)
 
 
-def attempt_job(tree: Object) -> AttemptJob:
-    """From a batch/v1 Job of ours."""
-    meta, spec, status = tree["metadata"], tree["spec"], tree.get("status") or {}
+def all_ready(attempt_job: AttemptJob, pods: tuple[Pod, ...]) -> bool:
+    """Whether each worker of the attempt runs, or has succeeded already."""
+    return len(pods) == attempt_job.workers and all(pod.ready or pod.succeeded for pod in pods)
+
+
+def attempt_job(raw: Object) -> AttemptJob:
+    """Parses a batch/v1 Job of the operator."""
+    meta, spec, status = raw["metadata"], raw["spec"], raw.get("status") or {}
     held = {each["type"] for each in status.get("conditions") or () if each["status"] == "True"}
     return AttemptJob(
         name=meta["name"],
@@ -184,13 +191,13 @@ def attempt_job(tree: Object) -> AttemptJob:
         deleting="deletionTimestamp" in meta,
         complete=bool(held & {"Complete", "SuccessCriteriaMet"}),
         failed=bool(held & {"Failed", "FailureTarget"}),
-        together=bool(spec.get("scheduling")),
+        gang_scheduled=bool(spec.get("scheduling")),
     )
 
 
-def pod(tree: Object, terminating: datetime | None = None, warning: Reason | None = None) -> Pod:
-    """From a pod of a gang of ours."""
-    meta, spec, status = tree["metadata"], tree["spec"], tree.get("status") or {}
+def pod(raw: Object, terminating: datetime | None = None, warning: Reason | None = None) -> Pod:
+    """Parses a pod of an attempt Job. terminating: when its deletion was first observed, if it is being deleted."""
+    meta, spec, status = raw["metadata"], raw["spec"], raw.get("status") or {}
     conditions = {each["type"]: each for each in status.get("conditions") or ()}
     state = _state(status)
     disruption, scheduled = conditions.get("DisruptionTarget"), conditions.get("PodScheduled")
@@ -207,34 +214,34 @@ def pod(tree: Object, terminating: datetime | None = None, warning: Reason | Non
         terminating=terminating if "deletionTimestamp" in meta else None,
         grace=float(meta.get("deletionGracePeriodSeconds") or 0),
         memory=_memory(spec),
-        disruption=_told(disruption) if disruption and disruption["status"] == "True" else None,
-        unscheduled=_told(scheduled) if scheduled and scheduled["status"] == "False" else None,
-        waiting=_told(state["waiting"]) if state.get("waiting") else None,
-        ended=_told(status) if status.get("reason") else None,
+        disruption=_reason(disruption) if disruption and disruption["status"] == "True" else None,
+        unscheduled=_reason(scheduled) if scheduled and scheduled["status"] == "False" else None,
+        waiting=_reason(state["waiting"]) if state.get("waiting") else None,
+        ended=_reason(status) if status.get("reason") else None,
         exit=_exit(state["terminated"]) if state.get("terminated") else None,
         warning=warning,
     )
 
 
 def attempt_of(meta: Object) -> int:
-    """The number on an object's label; 0 for one that is not ours."""
+    """The attempt number in an object's labels; 0 for an object of another owner."""
     return _number(meta.get("labels", {}).get(ATTEMPT, ""))
 
 
 def time(text: str) -> datetime:
-    """An instant as the API writes it."""
+    """Parses an instant as the API writes it."""
     return datetime.fromisoformat(text)
 
 
-def owner(tree: Object, kind: str) -> str | None:
-    """The uid of its owner of that kind; of several the one that controls it."""
-    references: Iterable[Object] = tree["metadata"].get("ownerReferences") or ()
+def owner(raw: Object, kind: str) -> str | None:
+    """The uid of its owner of that kind; of several owners the one that controls it."""
+    references: Iterable[Object] = raw["metadata"].get("ownerReferences") or ()
     found = sorted((each for each in references if each["kind"] == kind), key=lambda each: not each.get("controller"))
     return next((each["uid"] for each in found), None)
 
 
 def _number(text: str) -> int:
-    """0 for what is no number of ours: whoever may make pods may give them any label and annotation."""
+    """0 for text that is no number of the operator: a user may give a pod any label and annotation."""
     return int(text) if text.isdecimal() and len(text) < 10 else 0
 
 
@@ -243,13 +250,13 @@ def _state(status: Object) -> Object:
     return found.get(CONTAINER, {})
 
 
-def _told(tree: Object) -> Reason:
-    return Reason(tree.get("reason") or "", tree.get("message") or "")
+def _reason(raw: Object) -> Reason:
+    return Reason(raw.get("reason") or "", raw.get("message") or "")
 
 
-def _exit(tree: Object) -> Exit:
-    # A kubelet writes less; whoever may write the status of pods may write more.
-    return Exit(tree.get("exitCode", 0), tree.get("reason") or "", (tree.get("message") or "")[-MAX_BYTES:])
+def _exit(raw: Object) -> Exit:
+    # A kubelet writes less, but a user with the right to write the status of pods may write more.
+    return Exit(raw.get("exitCode", 0), raw.get("reason") or "", (raw.get("message") or "")[-MAX_BYTES:])
 
 
 def _memory(spec: Object) -> str | None:

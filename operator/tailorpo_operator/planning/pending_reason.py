@@ -1,14 +1,16 @@
-"""Why an attempt does not run yet, for people. Pure: from what the API server, scheduler and kubelets say."""
+"""Why an attempt does not run yet, for users. Pure: from what the API server, scheduler and kubelets report."""
 
 from collections.abc import Iterable
 
 from tailorpo_operator.planning.observed import AttemptJob, Observed, Pod, Reason
 
 QUEUED = "Queued"
+FIRST_CHECK, LAST_CHECK = 2.0, 30.0
+"""Bounds in seconds of the time between two checks of what only events report, which are not watched."""
 NORMAL = ("", "ContainerCreating", "PodInitializing")
-"""Reasons with which a container waits that are none to worry about."""
+"""Reasons for which a container waits in a normal start."""
 OVERCOME = ("FailedScheduling",)
-"""Reasons of events that do not hold any more once a pod has a node."""
+"""Reasons of events that no longer hold once a pod has a node."""
 
 _REFUSALS = (
     ("exceeded quota", "QuotaExceeded"),
@@ -18,42 +20,42 @@ _REFUSALS = (
     ("no PriorityClass", "PriorityClassNotFound"),
     ("pod rejected: RuntimeClass", "RuntimeClassNotFound"),
 )
-"""Words by which a refusal to make pods is told, and our reason for it."""
+"""A part of the message with which the API server refuses to create pods, and the reason that a user reads."""
 
 
-def why(seen: Observed, attempt_job: AttemptJob | None) -> Reason | None:
-    """What keeps the attempt from running, as far as it is known; None while nothing is out of order."""
+def why(observed: Observed, attempt_job: AttemptJob | None) -> Reason | None:
+    """What keeps the attempt from running, as far as it is known; None while its start is normal."""
     if attempt_job is None:
-        return seen.refused
+        return observed.refused
     if attempt_job.suspended:
         return Reason(QUEUED, "waits in its queue")
-    pods = seen.pods_of(attempt_job.attempt)
-    if len(pods) < attempt_job.workers and seen.warning is not None:
-        return Reason(refusal(seen.warning), seen.warning.message)
+    pods = observed.pods_of(attempt_job.attempt)
+    if len(pods) < attempt_job.workers and observed.warning is not None:
+        return Reason(refusal(observed.warning), observed.warning.message)
     return _first(_kubelet(pod) for pod in pods) or _first(_scheduler(pod) for pod in pods)
 
 
-def untold(attempt_job: AttemptJob, pods: tuple[Pod, ...]) -> bool:
-    """Whether events alone may tell what is wrong: a watch of gangs and pods shows all else."""
+def needs_events(attempt_job: AttemptJob, pods: tuple[Pod, ...]) -> bool:
+    """Whether only events may report the problem: Jobs and pods, which are watched, report all others."""
     return not attempt_job.suspended and (stuck(pods) is not None or len(pods) < attempt_job.workers)
 
 
 def stuck(pods: Iterable[Pod]) -> Pod | None:
-    """The first that has a node and does not run there yet."""
+    """The first pod that has a node and does not run there yet."""
     return next((pod for pod in pods if pod.node and pod.phase == "Pending" and not pod.ready), None)
 
 
-def unready(pods: tuple[Pod, ...]) -> Reason:
-    """Which of the pods that ran do not say any more that they do, as of a node that does not answer."""
-    silent = [pod for pod in pods if not pod.ready and not pod.succeeded]
-    names = ", ".join(f"{pod.name} on {pod.node}" for pod in silent[:3]) + (", …" if len(silent) > 3 else "")
-    return Reason("NotReady", f"{len(silent)} of {len(pods)} pods not ready: {names}")
+def not_ready(pods: tuple[Pod, ...]) -> Reason:
+    """Which of the pods that ran are not ready any more, as on a node that does not answer."""
+    found = [pod for pod in pods if not pod.ready and not pod.succeeded]
+    names = ", ".join(f"{pod.name} on {pod.node}" for pod in found[:3]) + (", …" if len(found) > 3 else "")
+    return Reason("NotReady", f"{len(found)} of {len(pods)} pods not ready: {names}")
 
 
 def refusal(warning: Reason) -> str:
-    """One word for what an API server said that it did not take."""
+    """The reason, in one CamelCase word, for which the API server refused an object."""
     text = warning.message.lower()
-    return next((reason for words, reason in _REFUSALS if words.lower() in text), warning.reason or "Refused")
+    return next((reason for part, reason in _REFUSALS if part.lower() in text), warning.reason or "Refused")
 
 
 def _kubelet(pod: Pod) -> Reason | None:

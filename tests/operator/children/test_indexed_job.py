@@ -249,7 +249,7 @@ def test_a_child_goes_with_its_job() -> None:
     for workers in (1, 2):
         made = job(workers=workers)
         child = indexed_job.attempt(made, 1, IMAGE)
-        mine = indexed_job.owned(child, made)
+        mine = indexed_job.with_owner(child, made)
         assert mine["metadata"].pop("ownerReferences") == [
             {
                 "apiVersion": "tailorpo.dev/v1alpha1",

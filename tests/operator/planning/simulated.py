@@ -1,4 +1,4 @@
-"""A cluster in miniature, for whatever may happen to a job. Pure: time is a number.
+"""A small simulated cluster, in which anything may happen to a job. Pure: time is a number.
 
 It has a Job controller, kubelets, a queue, a quota, and an operator whose watches lag and that may be killed between
 any two of its writes.
@@ -15,7 +15,7 @@ from tailorpo_operator.planning.attempts import finished
 from tailorpo_operator.planning.observed import AttemptJob, Exit, Observed, Pod, Reason
 from tailorpo_operator.planning.plan import plan
 from tailorpo_trainer.errors import ExitCode
-from tests.operator.stories import RETRIES, at, attempt_job, job, last_word, pending
+from tests.operator.stories import RETRIES, at, attempt_job, job, pending, termination_message
 
 TRAINS, WATCHDOG, TAINTED = 100.0, 600.0, 300.0
 """Seconds until a gang is done, until a worker misses its peers, until the pods of a lost node are deleted."""
@@ -23,12 +23,12 @@ QUOTA = Reason("Forbidden", "exceeded quota: jobs")
 
 
 class KilledError(Exception):
-    """The operator, between two writes."""
+    """The operator was killed between two writes."""
 
 
 @dataclass
 class Cluster:
-    """What is true. Everything is read and written here; `changes` counts what a watch would tell."""
+    """The true state. Everything is read and written here; `changes` counts what a watch would send."""
 
     job: Job = field(default_factory=lambda: job(workers=2, terminationGracePeriodSeconds=60))
     now: float = 0.0
@@ -40,7 +40,7 @@ class Cluster:
     running_since: dict[str, float] = field(default_factory=dict)
     quota: bool = True
     queued: bool = False
-    gone: bool = False
+    deleted: bool = False
     version: int = 1
     changes: int = 0
     counted: int = 0
@@ -51,7 +51,7 @@ class Cluster:
     def create(self, number: int) -> AttemptJob:
         if number in self.attempt_jobs:
             return self.attempt_jobs[number]
-        # One that was made, and deleted by somebody before it was written down, leaves no trace.
+        # A Job that was deleted before the status was written is not in the status.
         known = [self.newest - 1, *(each.number for each in self.job.status.attempts)]
         assert number > max(known), "attempt numbers only grow"
         assert not finished(self.job.status), "terminal stays terminal"
@@ -97,7 +97,7 @@ class Cluster:
         if name in self.pods and (force or self.pods[name].done):
             del self.pods[name]
         elif name in self.pods and self.pods[name].terminating is None:
-            self.set(name, terminating=at(0))  # a mark; the operator has a clock of its own
+            self.set(name, terminating=at(0))  # only a mark: the operator has its own clock
         else:
             return
         self.changes += 1
@@ -107,7 +107,7 @@ class Cluster:
         self.changes += changed != self.pods[name]
         self.pods[name] = changed
 
-    def set_gang(self, number: int, **fields: object) -> None:
+    def set_attempt_job(self, number: int, **fields: object) -> None:
         changed = replace(self.attempt_jobs[number], **fields)  # type: ignore[arg-type]
         self.changes += changed != self.attempt_jobs[number]
         self.attempt_jobs[number] = changed
@@ -119,27 +119,27 @@ class Cluster:
     def of(self, number: int) -> list[Pod]:
         return [pod for pod in self.pods.values() if pod.attempt == number]
 
-    # Those who act by themselves
+    # What happens without the operator
 
     def control(self) -> None:
         """The Job controller, and the garbage collector."""
         for number, each in list(self.attempt_jobs.items()):
             pods = self.of(number)
             if each.suspended:
-                self.set_gang(number, started=None)
+                self.set_attempt_job(number, started=None)
                 for pod in pods:
                     self.delete(pod.name)
                 continue
             if each.started is None:
-                self.set_gang(number, started=at(self.now + self.skew))
+                self.set_attempt_job(number, started=at(self.now + self.skew))
             if any(pod.phase == "Failed" for pod in pods) or (number in self.populated and len(pods) < each.workers):
-                self.set_gang(number, failed=True)
+                self.set_attempt_job(number, failed=True)
             if self.attempt_jobs[number].failed:
                 for pod in pods:
                     if not pod.done:
                         self.delete(pod.name)
             elif len(pods) == each.workers and all(pod.phase == "Succeeded" for pod in pods):
-                self.set_gang(number, complete=True)
+                self.set_attempt_job(number, complete=True)
             elif not each.complete:
                 for index in sorted({*range(each.workers)} - {pod.index for pod in pods}):
                     made = pending(index, number, created=at(self.now + self.skew))
@@ -160,20 +160,20 @@ class Cluster:
         pod = self.pods[name]
         if pod.phase == "Running" and name not in self.lost:
             phase = "Succeeded" if code == 0 else "Failed"
-            self.set(name, phase=phase, ready=False, exit=Exit(code, reason, last_word(code)))
+            self.set(name, phase=phase, ready=False, exit=Exit(code, reason, termination_message(code)))
 
     def lose(self, name: str) -> None:
-        """Its node has no power any more."""
+        """Its node has lost its power."""
         if self.pods[name].phase == "Running":
             self.lost.setdefault(name, self.now + TAINTED)
             self.set(name, ready=False)
 
     def live(self) -> None:
-        """Everybody does what they do in the end, if nothing comes between."""
+        """Every component does what it does in the end if nothing interferes."""
         self.control()
         self.queued = False
         for number in list(self.attempt_jobs):
-            self.set_gang(number, suspended=False)
+            self.set_attempt_job(number, suspended=False)
         for name, pod in list(self.pods.items()):
             if name in self.lost:
                 if self.now >= self.lost[name] and pod.terminating is None:
@@ -206,7 +206,7 @@ class Cluster:
 
 @dataclass
 class Operator:
-    """As `reconciler.py` and `cache.py`: what it has seen it may forget."""
+    """A copy of `reconciler.py` and `cache.py` in small: it may forget what it has observed."""
 
     cluster: Cluster
     job: Job = field(init=False)
@@ -214,10 +214,10 @@ class Operator:
     attempt_jobs: dict[int, AttemptJob] = field(default_factory=dict)
     pods: dict[str, Pod] = field(default_factory=dict)
     terminating: dict[str, float] = field(default_factory=dict)
-    look: float | None = 0.0
+    requeue_at: float | None = 0.0
     dirty: bool = True
     writes_left: int | None = None
-    told: set[str] = field(default_factory=set)
+    recorded: set[str] = field(default_factory=set)
     reused: bool = False
 
     def __post_init__(self) -> None:
@@ -226,30 +226,30 @@ class Operator:
     def restart(self) -> None:
         self.terminating.clear()
         self.attempt_jobs, self.reused = {}, False
-        self.dirty = True  # it looks at all jobs at its start
+        self.dirty = True  # it reconciles all jobs at its start
         self.read()
 
     def read(self) -> None:
         self.watch_job()
-        self.watch_gangs()
+        self.watch_attempt_jobs()
         self.watch_pods()
 
     def watch_job(self) -> None:
         self.dirty |= self.version != self.cluster.version
         self.job, self.version = self.cluster.job, self.cluster.version
 
-    def watch_gangs(self) -> None:
+    def watch_attempt_jobs(self) -> None:
         self.dirty |= self.attempt_jobs != self.cluster.attempt_jobs
         self.reused |= bool(self.attempt_jobs.keys() - self.cluster.attempt_jobs.keys())
         self.attempt_jobs = dict(self.cluster.attempt_jobs)
 
     def watch_pods(self) -> None:
-        seen: dict[str, Pod] = {}
+        pods: dict[str, Pod] = {}
         for name, pod in self.cluster.pods.items():
             since = self.terminating.setdefault(name, self.cluster.now) if pod.terminating is not None else None
-            seen[name] = replace(pod, terminating=None if since is None else at(since))
-        self.dirty |= seen != self.pods
-        self.pods = seen
+            pods[name] = replace(pod, terminating=None if since is None else at(since))
+        self.dirty |= pods != self.pods
+        self.pods = pods
 
     def children(self, *, fresh: bool = False, refused: Reason | None = None) -> Observed:
         attempt_jobs = tuple(sorted(self.attempt_jobs.values(), key=lambda each: each.attempt))
@@ -260,39 +260,39 @@ class Operator:
         return plan(self.job, self.children(fresh=fresh, refused=refused), at(self.cluster.now), RETRIES)
 
     def reconcile(self, writes: int | None = None) -> None:
-        """One look. writes: after so many it is killed, and starts anew."""
-        if self.cluster.gone:
+        """Reconciles once. writes: the operator is killed after so many, and restarts."""
+        if self.cluster.deleted:
             return
-        self.writes_left, self.dirty, self.look = writes, False, None
+        self.writes_left, self.dirty, self.requeue_at = writes, False, None
         try:
-            made = self.plan()
-            if made.fresh:
+            planned = self.plan()
+            if planned.fresh:
                 self.read()
-                made = self.plan(fresh=True)
-                assert not made.fresh
-            self.carry_out(made)
+                planned = self.plan(fresh=True)
+                assert not planned.fresh
+            self.carry_out(planned)
         except KilledError:
             self.restart()
-            self.look = self.cluster.now
+            self.requeue_at = self.cluster.now
 
-    def carry_out(self, made: Plan) -> None:
-        for creation in made.create:
+    def carry_out(self, planned: Plan) -> None:
+        for creation in planned.create:
             self.write()
             if isinstance(creation, CreateAttempt):
                 if not self.cluster.quota and creation.number not in self.cluster.attempt_jobs:
-                    made = self.plan(fresh=True, refused=QUOTA)
+                    planned = self.plan(fresh=True, refused=QUOTA)
                     break
                 self.attempt_jobs[creation.number] = self.cluster.create(creation.number)
-        for announcement in made.events:
+        for event in planned.events:
             self.write()
-            self.told.add(announcement.key)
+            self.recorded.add(event.key)
         self.write()
-        if not self.cluster.write(made.status, self.version):
+        if not self.cluster.write(planned.status, self.version):
             self.watch_job()
             self.dirty = True
             return
         self.job, self.version = self.cluster.job, self.cluster.version
-        for deletion in made.delete:
+        for deletion in planned.delete:
             self.write()
             match deletion:
                 case StopAttempt(each):
@@ -300,13 +300,13 @@ class Operator:
                 case DeletePod(each, force):
                     self.cluster.delete(each.name, force=force)
                 case DeleteJob():
-                    self.cluster.gone = True
-        if made.requeue_at is not None:
-            self.look = (made.requeue_at - at(0)).total_seconds()
+                    self.cluster.deleted = True
+        if planned.requeue_at is not None:
+            self.requeue_at = (planned.requeue_at - at(0)).total_seconds()
         self.twice()
 
     def twice(self) -> None:
-        """What was planned is what is: another look at the same finds nothing new."""
+        """Planning again from the same observations changes nothing."""
         again = self.plan(fresh=True)
         if not again.create:
             job_then = self.job.model_copy(update={"status": again.status})
@@ -321,15 +321,15 @@ class Operator:
 
 
 def settle(cluster: Cluster, operator: Operator) -> None:
-    """Lets everything take its course. Fails if the job waits for what never comes, or nobody will look at it again."""
+    """Lets everything take its course. Fails if the job waits for what never comes, or no requeue is due."""
     idle = 0
     for _ in range(600):
-        if cluster.gone:
+        if cluster.deleted:
             return
         before = cluster.changes
         cluster.live()
         operator.read()
-        if operator.dirty or (operator.look is not None and operator.look <= cluster.now):
+        if operator.dirty or (operator.requeue_at is not None and operator.requeue_at <= cluster.now):
             operator.reconcile()
         if cluster.changes != before or operator.dirty:
             cluster.now += 1
@@ -338,8 +338,8 @@ def settle(cluster: Cluster, operator: Operator) -> None:
         if settled(cluster):
             return
         times = [time for time in cluster.due if time > cluster.now]
-        times += [operator.look] if operator.look is not None else []
-        assert times, f"nobody will look again: {cluster.job.status.to_dict()}"
+        times += [operator.requeue_at] if operator.requeue_at is not None else []
+        assert times, f"no requeue is due: {cluster.job.status.to_dict()}"
         cluster.now = max(min(times), cluster.now + 1)
         idle += 1
         if idle > 20:

@@ -13,7 +13,7 @@ from tailorpo_operator.planning.events import event
 from tailorpo_operator.planning.observed import Exit, Pod, Reason
 from tailorpo_trainer.errors import ExitCode, end_cause
 from tailorpo_trainer.training.launch import decide
-from tests.operator.stories import NOON, Story, attempt_job, begun, exited, last_word, pending, pod, running
+from tests.operator.stories import NOON, Story, attempt_job, begun, exited, pending, pod, running, termination_message
 from tools import reason_tables
 
 FATAL, COUNTED, FREE, DONE = Verdict.FATAL, Verdict.COUNTED, Verdict.FREE, Verdict.DONE
@@ -209,16 +209,16 @@ def test_out_of_memory_names_the_limit_and_the_way_out() -> None:
 
 
 def test_the_rank_is_the_process_own() -> None:
-    cause = of(exited(ExitCode.INTERNAL, 1, text=last_word(ExitCode.INTERNAL, rank=5)))
+    cause = of(exited(ExitCode.INTERNAL, 1, text=termination_message(ExitCode.INTERNAL, rank=5)))
     assert (cause.rank, cause.message) == (5, "the trainer says 70")
 
 
 def test_what_is_no_termination_message_is_quoted_without_secrets() -> None:
     cause = of(exited(1, text="exec: s3://user:password@store/x: no such file"))
     assert cause.message == "pod animals-0001-0 ended with exit code 1: exec: s3://store/x: no such file"
-    cause = of(exited(9, text=last_word(0)))
+    cause = of(exited(9, text=termination_message(0)))
     assert cause.message == "pod animals-0001-0 ended with exit code 9 after step 100"
-    cause = of(exited(139, text=last_word(0)))
+    cause = of(exited(139, text=termination_message(0)))
     assert cause.message == "pod animals-0001-0 was killed by SIGSEGV after step 100"
     assert of(exited(137, text=" ")).message == "pod animals-0001-0 was killed by SIGKILL"
 
@@ -227,15 +227,15 @@ def test_what_is_no_termination_message_is_quoted_without_secrets() -> None:
     "text",
     [
         "\x1b[2J\x1b]0;x\x07\u202egnp\r\nTrue  Succeeded\u2028",
-        last_word(70, text="\x1b[2J\u202egnp\r\nTrue  Succeeded\x9b"),
+        termination_message(70, text="\x1b[2J\u202egnp\r\nTrue  Succeeded\x9b"),
     ],
     ids=["text", "progress"],
 )
 def test_what_a_pod_says_is_one_line_of_plain_characters(text: str) -> None:
     story = Story(running(), backoffLimit=0)
-    story.look(60, attempt_job(failed=True), exited(70, text=text), pod(1))
+    story.reconcile(60, attempt_job(failed=True), exited(70, text=text), pod(1))
     messages = [story.last.message, story.status.message, *(each.message for each in story.status.conditions)]
-    messages += [event(story.job, each, NOON)["message"] for each in story.made.events]
+    messages += [event(story.job, each, NOON)["message"] for each in story.planned.events]
     assert sum("Succeeded" in (each or "") for each in messages) >= 4
     for message in messages:
         assert (message or "").isprintable()

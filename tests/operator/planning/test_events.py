@@ -16,17 +16,17 @@ def test_what_is_said_again_has_the_same_name() -> None:
 
 
 def test_its_form() -> None:
-    made = event(job(), MADE, datetime(2026, 1, 1, 14, tzinfo=timezone(timedelta(hours=2))))
-    assert made["metadata"]["name"].startswith("animals.")
-    assert made["metadata"]["namespace"] == made["involvedObject"]["namespace"] == "team"
-    assert made["involvedObject"]["uid"] == "job-uid"
-    assert made["eventTime"] == "2026-01-01T12:00:00.000000Z"
-    assert (made["type"], made["reason"], made["message"]) == ("Warning", "OOMKilled", "was killed for its memory")
-    assert all(made[field] for field in ("action", "reportingComponent", "reportingInstance"))
+    raw = event(job(), MADE, datetime(2026, 1, 1, 14, tzinfo=timezone(timedelta(hours=2))))
+    assert raw["metadata"]["name"].startswith("animals.")
+    assert raw["metadata"]["namespace"] == raw["involvedObject"]["namespace"] == "team"
+    assert raw["involvedObject"]["uid"] == "job-uid"
+    assert raw["eventTime"] == "2026-01-01T12:00:00.000000Z"
+    assert (raw["type"], raw["reason"], raw["message"]) == ("Warning", "OOMKilled", "was killed for its memory")
+    assert all(raw[field] for field in ("action", "reportingComponent", "reportingInstance"))
 
 
 def test_it_is_never_too_long_to_be_taken() -> None:
     """The API server takes 128 characters of reason and 1024 of message."""
-    made = event(job(), RecordEvent("Normal", "R" * 300, "n" * 5000, "k" * 500), datetime.now(UTC))
-    assert (len(made["reason"]), len(made["message"])) == (128, 1024)
-    assert len(made["metadata"]["name"]) <= 63
+    raw = event(job(), RecordEvent("Normal", "R" * 300, "n" * 5000, "k" * 500), datetime.now(UTC))
+    assert (len(raw["reason"]), len(raw["message"])) == (128, 1024)
+    assert len(raw["metadata"]["name"]) <= 63

@@ -1,4 +1,4 @@
-"""Jobs and pods as the API server tells them, bit by bit, and what is made of them."""
+"""Parsing of Jobs and pods, whose fields the API server sets one after the other."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from tailorpo_operator.api import naming
 from tailorpo_operator.planning import observed
 from tailorpo_operator.planning.observed import Exit, Reason
 from tailorpo_trainer.spec.progress import MAX_BYTES
-from tests.operator.stories import NOON, at, last_word
+from tests.operator.stories import NOON, at, termination_message
 
 META = {
     "name": "animals-0002-1-x",
@@ -21,14 +21,14 @@ TRAINER = {"name": naming.CONTAINER, "resources": {"limits": {"memory": "16Gi"}}
 
 
 def pod(meta: dict[str, Any] | None = None, spec: dict[str, Any] | None = None, **status: Any) -> observed.Pod:
-    tree = {"metadata": {**META, **(meta or {})}, "spec": {"containers": [TRAINER], **(spec or {})}, "status": status}
-    return observed.pod(tree, terminating=at(5))
+    raw = {"metadata": {**META, **(meta or {})}, "spec": {"containers": [TRAINER], **(spec or {})}, "status": status}
+    return observed.pod(raw, terminating=at(5))
 
 
 def attempt_job(spec: dict[str, Any] | None = None, *conditions: str, **status: Any) -> observed.AttemptJob:
     held = [{"type": kind.strip("!"), "status": "False" if "!" in kind else "True"} for kind in conditions]
-    tree = {"metadata": META, "spec": {"completions": 2, **(spec or {})}, "status": {"conditions": held, **status}}
-    return observed.attempt_job(tree)
+    raw = {"metadata": META, "spec": {"completions": 2, **(spec or {})}, "status": {"conditions": held, **status}}
+    return observed.attempt_job(raw)
 
 
 def state(**container: Any) -> list[dict[str, Any]]:
@@ -58,7 +58,7 @@ def test_a_pod_that_runs() -> None:
 
 
 def test_of_a_message_that_no_kubelet_writes_the_end_is_kept() -> None:
-    ended = {"exitCode": 70, "reason": "Error", "message": "x" * 100_000 + last_word(70)}
+    ended = {"exitCode": 70, "reason": "Error", "message": "x" * 100_000 + termination_message(70)}
     found = pod(phase="Failed", containerStatuses=state(terminated=ended))
     assert found.exit is not None
     assert len(found.exit.text) == MAX_BYTES
@@ -66,9 +66,9 @@ def test_of_a_message_that_no_kubelet_writes_the_end_is_kept() -> None:
 
 
 def test_only_the_trainers_container_counts() -> None:
-    ended = {"exitCode": 70, "reason": "Error", "message": last_word(70)}
+    ended = {"exitCode": 70, "reason": "Error", "message": termination_message(70)}
     found = pod(phase="Failed", containerStatuses=state(terminated=ended))
-    assert found.exit == Exit(70, "Error", last_word(70))
+    assert found.exit == Exit(70, "Error", termination_message(70))
     assert found.exit.progress is not None
     assert found.exit.progress.step == 10
     waits = {"reason": "ImagePullBackOff", "message": "no"}
@@ -127,8 +127,8 @@ def test_numbers_of_attempts(label: str, attempt: int) -> None:
 
 def test_owners() -> None:
     references = [{"kind": "Job", "uid": "a"}, {"kind": "Job", "uid": "b", "controller": True}]
-    tree = {"metadata": {"ownerReferences": references}}
-    assert observed.owner(tree, "Job") == "b"
+    raw = {"metadata": {"ownerReferences": references}}
+    assert observed.owner(raw, "Job") == "b"
     assert observed.owner({"metadata": {"ownerReferences": references[:1]}}, "Job") == "a"
-    assert observed.owner(tree, "TailorPOJob") is None
+    assert observed.owner(raw, "TailorPOJob") is None
     assert observed.owner({"metadata": {}}, "Job") is None

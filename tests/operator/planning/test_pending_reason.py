@@ -1,4 +1,4 @@
-"""Why an attempt does not run yet, in the words of who keeps it."""
+"""Why an attempt does not run yet, as a user reads it."""
 
 from dataclasses import replace
 
@@ -51,7 +51,7 @@ def test_nothing_is_out_of_order(normal: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("stuck", "told"),
+    ("stuck", "reason"),
     [
         (
             pending(1, node="n", waiting=Reason("ImagePullBackOff", "back-off pulling x")),
@@ -72,8 +72,8 @@ def test_nothing_is_out_of_order(normal: str) -> None:
         (pending(1, unscheduled=Reason("", "…")), Reason("Unschedulable", "pod animals-0001-1: …")),
     ],
 )
-def test_what_keeps_a_pod(stuck: Pod, told: Reason) -> None:
-    assert why(attempt_job(), pod(), stuck) == told
+def test_what_keeps_a_pod(stuck: Pod, reason: Reason) -> None:
+    assert why(attempt_job(), pod(), stuck) == reason
 
 
 def test_a_kubelets_word_is_worth_more_than_the_schedulers() -> None:
@@ -105,6 +105,6 @@ def test_what_is_not_there_was_refused() -> None:
 
 def test_pods_that_are_not_ready_any_more_are_named() -> None:
     found = (pod(), pod(1, ready=False), pod(2, phase="Succeeded", ready=False))
-    assert pending_reason.unready(found) == Reason("NotReady", "1 of 3 pods not ready: animals-0001-1 on node-1")
+    assert pending_reason.not_ready(found) == Reason("NotReady", "1 of 3 pods not ready: animals-0001-1 on node-1")
     many = tuple(replace(pod(index), ready=False) for index in range(1000))
-    assert len(pending_reason.unready(many).message) < 200
+    assert len(pending_reason.not_ready(many).message) < 200

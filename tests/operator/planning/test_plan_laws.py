@@ -1,4 +1,4 @@
-"""What holds for every plan: in a small cluster where anything may happen, and for anything that can be seen at all."""
+"""Laws that hold for every plan: in a small cluster where anything may happen, and for any observation at all."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tailorpo_operator.api.conditions import ORDER
-from tailorpo_operator.api.status_size import MAX_BYTES, fitted, size
+from tailorpo_operator.api.status_size import MAX_BYTES, shrink, size
 from tailorpo_operator.api.types import Attempt, Checkpoint, Condition, Job, Metrics, Progress, Status
 from tailorpo_operator.planning.attempts import finished
 from tailorpo_operator.planning.causes import DISRUPTIONS
@@ -19,7 +19,7 @@ from tailorpo_operator.planning.plan import plan
 from tailorpo_trainer.errors import ExitCode
 from tailorpo_trainer.spec import progress as trainer
 from tests.operator.planning.simulated import Cluster, Operator, settle
-from tests.operator.stories import job, last_word
+from tests.operator.stories import job, termination_message
 
 # What may happen
 
@@ -45,7 +45,7 @@ def to_pod(which: int, act: Callable[[Cluster, str], None]) -> Step:
     return step
 
 
-def to_gang(act: Callable[[Cluster, int], None]) -> Step:
+def to_attempt_job(act: Callable[[Cluster, int], None]) -> Step:
     def step(cluster: Cluster, _: Operator) -> None:
         if cluster.attempt_jobs:
             act(cluster, max(cluster.attempt_jobs))
@@ -69,7 +69,7 @@ def later(seconds: float) -> Step:
 def queue(cluster: Cluster, _: Operator) -> None:
     cluster.queued = not cluster.queued
     if cluster.attempt_jobs:
-        cluster.set_gang(max(cluster.attempt_jobs), suspended=cluster.queued)
+        cluster.set_attempt_job(max(cluster.attempt_jobs), suspended=cluster.queued)
 
 
 def quota(cluster: Cluster, _: Operator) -> None:
@@ -105,13 +105,13 @@ def _ends(code: int, reason: str = "Error") -> Callable[[Cluster, str], None]:
     return lambda cluster, name: cluster.end(name, code, reason)
 
 
-whole_looks: st.SearchStrategy[Step] = st.sampled_from(
+whole_reconciles: st.SearchStrategy[Step] = st.sampled_from(
     [lambda _, operator: (operator.read(), operator.reconcile()), lambda _, operator: operator.reconcile()]
 )
-killed_looks: st.SearchStrategy[Step] = st.integers(0, 6).map(lambda writes: lambda _, op: op.reconcile(writes))
+killed_reconciles: st.SearchStrategy[Step] = st.integers(0, 6).map(lambda writes: lambda _, op: op.reconcile(writes))
 watches: st.SearchStrategy[Step] = st.sampled_from(
     [
-        lambda _, operator: operator.watch_gangs(),
+        lambda _, operator: operator.watch_attempt_jobs(),
         lambda _, operator: operator.watch_pods(),
         lambda _, operator: operator.watch_job(),
         lambda _, operator: operator.read(),
@@ -134,7 +134,7 @@ others: st.SearchStrategy[Step] = st.sampled_from(
         start_all,
         start_all,
         *map(later, (1, 30, 200, 700)),
-        to_gang(Cluster.stop),
+        to_attempt_job(Cluster.stop),
         queue,
         quota,
         user(suspend=True),
@@ -146,7 +146,7 @@ others: st.SearchStrategy[Step] = st.sampled_from(
         user(ttl_seconds_after_finished=50),
     ]
 )
-steps = st.lists(st.one_of(whole_looks, killed_looks, watches, pod_ends, others, others), max_size=50)
+steps = st.lists(st.one_of(whole_reconciles, killed_reconciles, watches, pod_ends, others, others), max_size=50)
 skews = st.sampled_from([0.0, -100.0, 100.0])
 
 
@@ -160,7 +160,7 @@ def live_through(taken: list[Step], skew: float) -> None:
     settle(cluster, operator)
 
 
-# The same each time: whether a change may land is no matter of luck. `make soak` takes new ones.
+# Derandomised, so that a change does not fail by chance. `make soak` draws new examples.
 @settings(deadline=None, max_examples=500, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(steps, skews)
 def test_whatever_happens_a_job_comes_to_an_end(taken: list[Step], skew: float) -> None:
@@ -181,7 +181,7 @@ def test_a_gang_that_is_deleted_before_it_was_written_down_leaves_pods_that_no_w
     operator.reconcile(2)
     cluster.control()
     cluster.stop(1)
-    operator.watch_gangs()
+    operator.watch_attempt_jobs()
     assert cluster.living
     assert not operator.pods
     operator.reconcile()
@@ -196,13 +196,15 @@ def test_a_cluster_in_which_nothing_happens() -> None:
     assert (cluster.job.status.phase, cluster.newest) == ("Succeeded", 1)
 
 
-# Whatever can be seen
+# Whatever can be observed
 
 times = st.datetimes(datetime(2020, 1, 1), datetime(2030, 1, 1), timezones=st.just(UTC))
 near = st.datetimes(datetime(2026, 1, 1), datetime(2026, 1, 2), timezones=st.just(UTC)) | times
 words = st.sampled_from(["", "Evicted", "Drained", "DeadlineExceeded", "ContainerStatusUnknown", "a\n\u2028é" * 20])
-texts = st.sampled_from(["", "exceeded quota", "x" * 5000, "é<&>" * 300, last_word(0), last_word(70), '{"step": -1}'])
-told = st.builds(Reason, words, texts)
+texts = st.sampled_from(
+    ["", "exceeded quota", "x" * 5000, "é<&>" * 300, termination_message(0), termination_message(70), '{"step": -1}']
+)
+reasons = st.builds(Reason, words, texts)
 numbers = st.integers(1, 4)
 REASONS = [
     *("InternalError", "Completed", "Suspended", "Extended", "NodeLost", "PodDeleted", "JobDeleted", "NoProgress"),
@@ -267,12 +269,12 @@ pods = st.builds(
     ready=st.booleans(),
     terminating=st.none() | near,
     grace=st.sampled_from([0.0, 120.0]),
-    disruption=st.none() | told,
-    unscheduled=st.none() | told,
-    waiting=st.none() | told,
-    ended=st.none() | told,
+    disruption=st.none() | reasons,
+    unscheduled=st.none() | reasons,
+    waiting=st.none() | reasons,
+    ended=st.none() | reasons,
     exit=st.none() | st.builds(Exit, st.integers(-1, 300), words, texts),
-    warning=st.none() | told,
+    warning=st.none() | reasons,
 )
 reports = st.builds(
     Report,
@@ -283,22 +285,22 @@ reports = st.builds(
         step=st.integers(-1, 2**40),
         updated=st.sampled_from(["2026-01-01T12:00:00Z", "now"]),
     ),
-    moved=near,
-    told=near,
+    advanced_at=near,
+    received_at=near,
 )
-seen = st.builds(
+observations = st.builds(
     Observed,
     attempt_jobs=st.lists(attempt_jobs, max_size=4).map(tuple),
     pods=st.lists(pods, max_size=4).map(lambda found: tuple(sorted(found, key=lambda pod: (pod.attempt, pod.index)))),
     foreign_pods=st.lists(pods, max_size=1).map(tuple),
     departed_pods=st.lists(pods, max_size=1).map(tuple),
     report=st.none() | reports,
-    warning=st.none() | told,
-    refused=st.none() | told,
+    warning=st.none() | reasons,
+    refused=st.none() | reasons,
     fresh=st.booleans(),
 )
 jobs = st.builds(
-    lambda status, policy: job(fitted(status), **policy),
+    lambda status, policy: job(shrink(status), **policy),
     statuses,
     st.fixed_dictionaries(
         {},
@@ -319,12 +321,12 @@ def outcome(status: Status) -> tuple[Any, ...]:
     return status.phase, status.completion_time, status.failures, held
 
 
-def judged(made: Job, found: Observed, now: datetime) -> None:
-    planned = plan(made, found, now)
+def check_plan(subject: Job, found: Observed, now: datetime) -> None:
+    planned = plan(subject, found, now)
     if planned.fresh:
         assert not found.fresh
-        assert (planned.create, planned.events, planned.delete, planned.status) == ((), (), (), made.status)
-        planned = plan(made, replace(found, fresh=True), now)
+        assert (planned.create, planned.events, planned.delete, planned.status) == ((), (), (), subject.status)
+        planned = plan(subject, replace(found, fresh=True), now)
     status = planned.status
     assert not planned.fresh
     assert size(status) <= MAX_BYTES
@@ -332,24 +334,24 @@ def judged(made: Job, found: Observed, now: datetime) -> None:
     assert planned.requeue_at is None or planned.requeue_at >= now
     assert all(each.reason and each.message for each in planned.events)
     assert all(each.reason for each in status.conditions)
-    if finished(made.status):
+    if finished(subject.status):
         assert not planned.create
-        assert outcome(status) == outcome(made.status)
-    assert status.failures - made.status.failures in (0, 1)
-    suspended = made.spec.run_policy.suspend and not found.living
+        assert outcome(status) == outcome(subject.status)
+    assert status.failures - subject.status.failures in (0, 1)
+    suspended = subject.spec.run_policy.suspend and not found.living
     acts = planned.create or planned.delete or planned.requeue_at
     waits = found.living or any(not (each.failed or each.complete or each.deleting) for each in found.attempt_jobs)
-    assert acts or waits or finished(status) or suspended or status != made.status
+    assert acts or waits or finished(status) or suspended or status != subject.status
 
 
 @settings(deadline=None, max_examples=200, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
-@given(jobs, seen, near)
-def test_a_plan_is_total(made: Job, found: Observed, now: datetime) -> None:
-    judged(made, found, now)
+@given(jobs, observations, near)
+def test_a_plan_is_total(subject: Job, found: Observed, now: datetime) -> None:
+    check_plan(subject, found, now)
 
 
 @pytest.mark.soak
 @settings(deadline=None, max_examples=5_000, suppress_health_check=[HealthCheck.too_slow])
-@given(jobs, seen, near)
-def test_a_plan_is_total_at_length(made: Job, found: Observed, now: datetime) -> None:
-    judged(made, found, now)
+@given(jobs, observations, near)
+def test_a_plan_is_total_at_length(subject: Job, found: Observed, now: datetime) -> None:
+    check_plan(subject, found, now)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tailorpo_operator.api.status_size import MAX_BYTES, fitted, size
+from tailorpo_operator.api.status_size import MAX_BYTES, shrink, size
 from tailorpo_operator.api.types import (
     KEPT_ATTEMPTS,
     Attempt,
@@ -74,7 +74,7 @@ statuses = st.builds(
 
 @given(statuses)
 def test_a_status_stays_small_and_keeps_what_matters(status: Status) -> None:
-    small = fitted(status)
+    small = shrink(status)
     assert size(small) <= MAX_BYTES < 8192
     assert (small.phase, small.restarts, small.progress, small.metrics) == (
         status.phase,
@@ -86,7 +86,7 @@ def test_a_status_stays_small_and_keeps_what_matters(status: Status) -> None:
     assert [(condition.type, condition.status, condition.reason) for condition in small.conditions] == outline
     if status.attempts:
         assert small.attempts[-1].replace(message=None) == status.attempts[-1].replace(message=None)
-    assert fitted(small) == small
+    assert shrink(small) == small
     json.dumps(small.to_dict(), allow_nan=False)
 
 
@@ -97,7 +97,7 @@ def test_what_was_written_is_read_again(status: Status) -> None:
 
 def test_a_small_status_is_left_alone() -> None:
     status = Status(message="waits", attempts=[Attempt(number=n, message="x" * 50) for n in range(1, 11)])
-    assert fitted(status) is status
+    assert shrink(status) is status
 
 
 def test_the_last_attempts_are_kept() -> None:

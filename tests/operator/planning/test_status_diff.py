@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from tailorpo_operator.api.types import Checkpoint, Metrics, Progress, Status
-from tailorpo_operator.planning.status_diff import ended, news
+from tailorpo_operator.planning.status_diff import difference, newly_ended
 from tests.operator.stories import NOON, at, begun, over, running
 
 STEP = {"step": 10, "of": 100, "steps": "10/100", "percent": 10.0, "updated": NOON}
@@ -17,8 +17,8 @@ def progress(**changes: Any) -> Progress:
 
 
 def test_the_same_is_none() -> None:
-    assert news(BEFORE, BEFORE) == "none"
-    assert news(Status(), Status()) == "none"
+    assert difference(BEFORE, BEFORE) == "none"
+    assert difference(Status(), Status()) == "none"
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,7 @@ def test_the_same_is_none() -> None:
     ],
 )
 def test_that_time_passes_is_none(fields: dict[str, Any]) -> None:
-    assert news(BEFORE, BEFORE.replace(**fields)) == "none"
+    assert difference(BEFORE, BEFORE.replace(**fields)) == "none"
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_that_time_passes_is_none(fields: dict[str, Any]) -> None:
     ],
 )
 def test_a_step_or_a_figure_is_progress(fields: dict[str, Any]) -> None:
-    assert news(BEFORE, BEFORE.replace(**fields)) == "progress"
+    assert difference(BEFORE, BEFORE.replace(**fields)) == "progress"
 
 
 @pytest.mark.parametrize(
@@ -62,14 +62,14 @@ def test_a_step_or_a_figure_is_progress(fields: dict[str, Any]) -> None:
     ],
 )
 def test_everything_else_is_a_change(fields: dict[str, Any]) -> None:
-    assert news(BEFORE, BEFORE.replace(**fields)) == "change"
-    assert news(BEFORE.replace(**fields), BEFORE) == "change"
+    assert difference(BEFORE, BEFORE.replace(**fields)) == "change"
+    assert difference(BEFORE.replace(**fields), BEFORE) == "change"
 
 
 def test_an_attempt_ends_once_whether_or_not_another_has_begun() -> None:
     first, second = running(begun(1)), running(over(1), begun(2))
-    assert ended(Status(), first) == []
-    assert ended(first, running(over(1))) == [over(1)]
-    assert ended(first, second) == [over(1)]
-    assert ended(second, running(over(1), over(2))) == [over(2)]
-    assert ended(second, second) == []
+    assert newly_ended(Status(), first) == []
+    assert newly_ended(first, running(over(1))) == [over(1)]
+    assert newly_ended(first, second) == [over(1)]
+    assert newly_ended(second, running(over(1), over(2))) == [over(2)]
+    assert newly_ended(second, second) == []
