@@ -190,7 +190,7 @@ def test_what_is_heard_of_a_job_is_looked_at_where_it_may_matter() -> None:
     async def story(server: Server, rendezvous: Rendezvous, cache: Cache) -> None:
         def looks() -> bool:
             before = len(rendezvous.queue)
-            rendezvous.heard_of(KEY)
+            rendezvous.enqueue(KEY)
             return len(rendezvous.queue) > before
 
         assert not looks()
