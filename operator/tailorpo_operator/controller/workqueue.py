@@ -15,14 +15,16 @@ from tailorpo_operator.kube.rate_limit import RateLimit
 
 Key = TypeVar("Key", bound=Hashable)
 
-BUSY_RATE = 30
-"""New jobs a second, or events of their children, that make the queue busy. Kubernetes creates pods more slowly than
-that for as long as an hour, and then the API server has time for a status in between.
+BUSY_RATE = 10
+"""New jobs a second, or events of deferred ones, that make the queue busy. A status that is written meanwhile delays
+the pods of other jobs; fewer than that leave the API server time for it.
 """
-QUIET_SECONDS = 2.0
+QUIET_SECONDS = 3.0
 """Without a sign that the queue is busy, until deferred keys are ready: many jobs may arrive with short pauses."""
-LATEST_SECONDS = 300.0
-"""Until a key of low priority precedes all others. A user may wait for the first status of a job for so long."""
+LATEST_SECONDS = 120.0
+"""Until a key of low priority precedes all others: for so long a user may wait for the first status of a job, and in
+that time 5,000 jobs arrive.
+"""
 
 
 class Priority(IntEnum):
