@@ -35,13 +35,13 @@ async def by_many(requests: Iterable[Awaitable[object]], clients: int) -> None:
     await asyncio.gather(*(client() for _ in range(clients)))
 
 
-async def run(wire: Transport, pods: Iterable[Object], clients: int = 16) -> None:
+async def run(transport: Transport, pods: Iterable[Object], clients: int = 16) -> None:
     """Writes what a kubelet would, for pods of plans without nodes: all run, and are ready."""
 
     async def report(number: int, pod: Object) -> None:
         meta = pod["metadata"]
         path = f"/api/v1/namespaces/{meta['namespace']}/pods/{meta['name']}/status"
-        await wire.request("patch", path, {"status": _running(pod, address(number))})
+        await transport.request("patch", path, {"status": _running(pod, address(number))})
 
     await by_many((report(number, pod) for number, pod in enumerate(pods)), clients)
 
@@ -84,9 +84,19 @@ def answering() -> Iterator[None]:
 def _serve() -> None:
     async def progress(request: web.Request) -> web.Response:
         step = int(asyncio.get_running_loop().time() / STEP_SECONDS) % OF
-        told = {"schemaVersion": 1, "attempt": 1, "phase": "Running", "step": step, "of": OF, "updated": now()}
-        told |= {"rates": {"imagesPerSecond": 12.5}, "metrics": {"reward": 0.001 * step, "loss": 0.69, "gap": 0.1}}
-        return web.json_response(told)
+        document = {
+            "schemaVersion": 1,
+            "attempt": 1,
+            "phase": "Running",
+            "step": step,
+            "of": OF,
+            "updated": now(),
+        }
+        document |= {
+            "rates": {"imagesPerSecond": 12.5},
+            "metrics": {"reward": 0.001 * step, "loss": 0.69, "gap": 0.1},
+        }
+        return web.json_response(document)
 
     app = web.Application()
     app.router.add_get("/progress", progress)

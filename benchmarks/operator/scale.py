@@ -137,18 +137,18 @@ class Operator:
         self._log.close()
 
 
-async def count(wire: Transport, path: str) -> int:
+async def count(transport: Transport, path: str) -> int:
     """How many objects there are."""
-    page = await wire.request("list", path, query={"limit": "1"})
+    page = await transport.request("list", path, query={"limit": "1"})
     return len(page["items"]) + int(page["metadata"].get("remainingItemCount", 0))
 
 
-async def create(wire: Transport, made: Iterable[Object]) -> None:
-    await crowd.by_many((wire.request("create", path_of(tree), tree) for tree in made), CLIENTS)
+async def create(transport: Transport, objects: Iterable[Object]) -> None:
+    await crowd.by_many((transport.request("create", path_of(raw), raw) for raw in objects), CLIENTS)
 
 
-async def until_there(wire: Transport, path: str, total: int) -> None:
-    while await count(wire, path) < total:
+async def until_there(transport: Transport, path: str, total: int) -> None:
+    while await count(transport, path) < total:
         await asyncio.sleep(0.2)
 
 
@@ -236,22 +236,22 @@ def less(after: dict[str, float], before: dict[str, float]) -> dict[str, float]:
     return {name: after[name] - before[name] for name in after}
 
 
-async def jobs_arrive(plane: ControlPlane, made: Sequence[Object]) -> Arrival:
+async def jobs_arrive(plane: ControlPlane, objects: Sequence[Object]) -> Arrival:
     """Jobs, made directly."""
-    async with administrator(plane) as wire:
+    async with administrator(plane) as transport:
         begun, before = time.monotonic(), cost(plane)
-        await create(wire, made)
-        await until_there(wire, PODS, WORKERS * len(made))
+        await create(transport, objects)
+        await until_there(transport, PODS, WORKERS * len(objects))
         return Arrival(time.monotonic() - begun, less(cost(plane), before))
 
 
-async def ours_arrive(plane: ControlPlane, wire: Transport, operator: Operator, jobs: int) -> Arrival:
+async def ours_arrive(plane: ControlPlane, transport: Transport, operator: Operator, jobs: int) -> Arrival:
     """TailorPOJobs; the operator runs."""
-    services = await count(wire, SERVICES)
+    services = await count(transport, SERVICES)
     mark, before, begun = plane.audit.mark(), cost(plane, operator), time.monotonic()
-    await create(wire, [ours(number) for number in range(jobs)])
-    await until_there(wire, PODS, WORKERS * jobs)
-    await until_there(wire, SERVICES, services + min(jobs, len(NAMESPACES)))
+    await create(transport, [ours(number) for number in range(jobs)])
+    await until_there(transport, PODS, WORKERS * jobs)
+    await until_there(transport, SERVICES, services + min(jobs, len(NAMESPACES)))
     seconds, used = time.monotonic() - begun, less(cost(plane, operator), before)
     return Arrival(seconds, used, sum(writes(plane, mark).values()) / jobs)
 
@@ -259,11 +259,11 @@ async def ours_arrive(plane: ControlPlane, wire: Transport, operator: Operator, 
 @asynccontextmanager
 async def started(plane: ControlPlane, user: Path, log: Path) -> AsyncIterator[tuple[Transport, Operator]]:
     """An administrator, and an operator that has started and does nothing."""
-    async with administrator(plane) as wire:
+    async with administrator(plane) as transport:
         operator = Operator(user, log)
         try:
             await asyncio.sleep(8)
-            yield wire, operator
+            yield transport, operator
         finally:
             operator.stop()
 
@@ -291,13 +291,13 @@ async def figure(operator: Operator, name: str) -> float | None:
     return float(found[1]) if found else None
 
 
-async def apply_alone(wire: Transport, number: int) -> float:
+async def apply_alone(transport: Transport, number: int) -> float:
     """Seconds from a job's creation to its pods'."""
     begun = time.monotonic()
-    tree, query = ours(number), {"labelSelector": f"{naming.JOB}=job-{number}"}
-    await wire.request("create", path_of(tree), tree)
-    pods = f"/api/v1/namespaces/{tree['metadata']['namespace']}/pods"
-    while len((await wire.request("list", pods, query=query))["items"]) < WORKERS:
+    raw, query = ours(number), {"labelSelector": f"{naming.JOB}=job-{number}"}
+    await transport.request("create", path_of(raw), raw)
+    pods = f"/api/v1/namespaces/{raw['metadata']['namespace']}/pods"
+    while len((await transport.request("list", pods, query=query))["items"]) < WORKERS:
         await asyncio.sleep(0.01)
     return time.monotonic() - begun
 
@@ -318,9 +318,9 @@ async def watched(operator: Operator, seconds: float) -> float:
 def direct(track: Track, jobs: int, make: Callable[[int], Object]) -> None:
     """A contender: batch/v1 Jobs, made directly."""
     with tempfile.TemporaryDirectory() as folder, cluster(Path(folder)) as (plane, _):
-        made = [make(number) for number in range(jobs)]
+        objects = [make(number) for number in range(jobs)]
         track.ready(server.pid for server in plane.servers.values())
-        track.done(asyncio.run(jobs_arrive(plane, made)))
+        track.done(asyncio.run(jobs_arrive(plane, objects)))
 
 
 def by_operator(track: Track, jobs: int, live_on: bool) -> None:
@@ -330,26 +330,26 @@ def by_operator(track: Track, jobs: int, live_on: bool) -> None:
 
 
 async def _by_operator(track: Track, plane: ControlPlane, user: Path, jobs: int, log: Path, live_on: bool) -> None:
-    async with started(plane, user, log) as (wire, operator):
+    async with started(plane, user, log) as (transport, operator):
         mark = plane.audit.mark()
         track.ready([operator.process.pid, *(server.pid for server in plane.servers.values())])
-        track.done(await ours_arrive(plane, wire, operator, jobs))
+        track.done(await ours_arrive(plane, transport, operator, jobs))
         if not live_on:
             return
         rss = operator.rss
         await quiet(operator)
         late = sum(writes(plane, mark).values()) / jobs
-        alone = [await apply_alone(wire, jobs + number) for number in range(ALONE)]
+        alone = [await apply_alone(transport, jobs + number) for number in range(ALONE)]
         await quiet(operator)
         idle, idle_rss = await watched(operator, IDLE), operator.rss
     mark, begun = plane.audit.mark(), time.monotonic()
-    async with administrator(plane) as wire:
+    async with administrator(plane) as transport:
         operator = Operator(user, log)
         await reconciled(operator, jobs + ALONE)
         restart = time.monotonic() - begun
         await quiet(operator)
         again, restart_rss = writes(plane, mark), operator.rss
-        await crowd.run(wire, (await wire.all(PODS))[0])
+        await crowd.run(transport, (await transport.all(PODS))[0])
         with crowd.answering():
             await asyncio.sleep(SETTLE)  # each is found to run, and is asked for the first time
             mark = plane.audit.mark()
@@ -386,8 +386,8 @@ def measure(jobs: int, turns: int) -> Found:
             race([operated], [floor, least] if turn % 2 == 0 else [least, floor])
             for contender, among in ((least, bares), (floor, floors), (operated, others)):
                 among.append(replace(contender.result, seconds=contender.seconds))
-            told = f"bare Jobs {least.seconds:.1f} s, rendered {floor.seconds:.1f} s, ours {operated.seconds:.1f} s"
-            print(f"{jobs}, turn {turn + 1}: {told}", file=sys.stderr, flush=True)
+            line = f"bare Jobs {least.seconds:.1f} s, rendered {floor.seconds:.1f} s, ours {operated.seconds:.1f} s"
+            print(f"{jobs}, turn {turn + 1}: {line}", file=sys.stderr, flush=True)
             life = operated.go_on() if last else None
     assert life is not None
     return Found(jobs, tuple(bares), tuple(floors), tuple(others), life)

@@ -32,10 +32,10 @@ class TakeOver:
 
 def replica(user: Path, log: Path) -> WarmOperator:
     """One that stands by; the first leads."""
-    made = WarmOperator(user, log, *ELECT)
-    made.start()
-    until(lambda: made.ask("/readyz")[0] == 200, "it is ready")
-    return made
+    operator = WarmOperator(user, log, *ELECT)
+    operator.start()
+    until(lambda: operator.ask("/readyz")[0] == 200, "it is ready")
+    return operator
 
 
 def take_over(

@@ -1,4 +1,4 @@
-"""The queue of jobs to look at, and how fast requests may go. Time is a test's own: nothing waits."""
+"""The work queue, and the rate limit of requests. The clock is simulated: no test waits."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
@@ -268,12 +268,12 @@ def test_due_times(queue: WorkQueue[str]) -> None:
         queue.add_after("moved", 40)
         queue.add_after("moved", 5)
         queue.add_after("past", -5)
-        seen = []
+        taken = []
         for _ in range(4):
             key = await queue.get()
-            seen.append((key, clock()))
+            taken.append((key, clock()))
             queue.done(key)
-        assert seen == [("past", 0), ("moved", 5), ("soon", 10), ("late", 20)]
+        assert taken == [("past", 0), ("moved", 5), ("soon", 10), ("late", 20)]
         assert await nothing(queue.get())
 
     run(story)
@@ -307,7 +307,7 @@ def test_due_while_it_is_worked_on(queue: WorkQueue[str]) -> None:
 
 
 def test_what_is_no_longer_due_does_not_pile_up(queue: WorkQueue[str]) -> None:
-    """A job that trains for days is looked at every few seconds, and each look sets its deadline anew."""
+    """A job that trains for days is reconciled every few seconds, and each reconcile sets its deadline anew."""
 
     async def story() -> None:
         for turn in range(5000):
