@@ -84,9 +84,19 @@ def answering() -> Iterator[None]:
 def _serve() -> None:
     async def progress(request: web.Request) -> web.Response:
         step = int(asyncio.get_running_loop().time() / STEP_SECONDS) % OF
-        told = {"schemaVersion": 1, "attempt": 1, "phase": "Running", "step": step, "of": OF, "updated": now()}
-        told |= {"rates": {"imagesPerSecond": 12.5}, "metrics": {"reward": 0.001 * step, "loss": 0.69, "gap": 0.1}}
-        return web.json_response(told)
+        document = {
+            "schemaVersion": 1,
+            "attempt": 1,
+            "phase": "Running",
+            "step": step,
+            "of": OF,
+            "updated": now(),
+        }
+        document |= {
+            "rates": {"imagesPerSecond": 12.5},
+            "metrics": {"reward": 0.001 * step, "loss": 0.69, "gap": 0.1},
+        }
+        return web.json_response(document)
 
     app = web.Application()
     app.router.add_get("/progress", progress)

@@ -143,8 +143,8 @@ async def count(transport: Transport, path: str) -> int:
     return len(page["items"]) + int(page["metadata"].get("remainingItemCount", 0))
 
 
-async def create(transport: Transport, made: Iterable[Object]) -> None:
-    await crowd.by_many((transport.request("create", path_of(tree), tree) for tree in made), CLIENTS)
+async def create(transport: Transport, objects: Iterable[Object]) -> None:
+    await crowd.by_many((transport.request("create", path_of(raw), raw) for raw in objects), CLIENTS)
 
 
 async def until_there(transport: Transport, path: str, total: int) -> None:
@@ -236,12 +236,12 @@ def less(after: dict[str, float], before: dict[str, float]) -> dict[str, float]:
     return {name: after[name] - before[name] for name in after}
 
 
-async def jobs_arrive(plane: ControlPlane, made: Sequence[Object]) -> Arrival:
+async def jobs_arrive(plane: ControlPlane, objects: Sequence[Object]) -> Arrival:
     """Jobs, made directly."""
     async with administrator(plane) as transport:
         begun, before = time.monotonic(), cost(plane)
-        await create(transport, made)
-        await until_there(transport, PODS, WORKERS * len(made))
+        await create(transport, objects)
+        await until_there(transport, PODS, WORKERS * len(objects))
         return Arrival(time.monotonic() - begun, less(cost(plane), before))
 
 
@@ -294,9 +294,9 @@ async def figure(operator: Operator, name: str) -> float | None:
 async def apply_alone(transport: Transport, number: int) -> float:
     """Seconds from a job's creation to its pods'."""
     begun = time.monotonic()
-    tree, query = ours(number), {"labelSelector": f"{naming.JOB}=job-{number}"}
-    await transport.request("create", path_of(tree), tree)
-    pods = f"/api/v1/namespaces/{tree['metadata']['namespace']}/pods"
+    raw, query = ours(number), {"labelSelector": f"{naming.JOB}=job-{number}"}
+    await transport.request("create", path_of(raw), raw)
+    pods = f"/api/v1/namespaces/{raw['metadata']['namespace']}/pods"
     while len((await transport.request("list", pods, query=query))["items"]) < WORKERS:
         await asyncio.sleep(0.01)
     return time.monotonic() - begun
@@ -318,9 +318,9 @@ async def watched(operator: Operator, seconds: float) -> float:
 def direct(track: Track, jobs: int, make: Callable[[int], Object]) -> None:
     """A contender: batch/v1 Jobs, made directly."""
     with tempfile.TemporaryDirectory() as folder, cluster(Path(folder)) as (plane, _):
-        made = [make(number) for number in range(jobs)]
+        objects = [make(number) for number in range(jobs)]
         track.ready(server.pid for server in plane.servers.values())
-        track.done(asyncio.run(jobs_arrive(plane, made)))
+        track.done(asyncio.run(jobs_arrive(plane, objects)))
 
 
 def by_operator(track: Track, jobs: int, live_on: bool) -> None:
@@ -386,8 +386,8 @@ def measure(jobs: int, turns: int) -> Found:
             race([operated], [floor, least] if turn % 2 == 0 else [least, floor])
             for contender, among in ((least, bares), (floor, floors), (operated, others)):
                 among.append(replace(contender.result, seconds=contender.seconds))
-            told = f"bare Jobs {least.seconds:.1f} s, rendered {floor.seconds:.1f} s, ours {operated.seconds:.1f} s"
-            print(f"{jobs}, turn {turn + 1}: {told}", file=sys.stderr, flush=True)
+            line = f"bare Jobs {least.seconds:.1f} s, rendered {floor.seconds:.1f} s, ours {operated.seconds:.1f} s"
+            print(f"{jobs}, turn {turn + 1}: {line}", file=sys.stderr, flush=True)
             life = operated.go_on() if last else None
     assert life is not None
     return Found(jobs, tuple(bares), tuple(floors), tuple(others), life)

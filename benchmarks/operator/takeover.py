@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from benchmarks.operator.scale import NAMESPACE, cluster, ours
+from benchmarks.operator.scale import cluster, ours
 from tests.cluster.api import Kubectl
 from tests.cluster.waiting import until
 from tests.operator.operating import WarmOperator
@@ -32,10 +32,10 @@ class TakeOver:
 
 def replica(user: Path, log: Path) -> WarmOperator:
     """One that stands by; the first leads."""
-    made = WarmOperator(user, log, *ELECT)
-    made.start()
-    until(lambda: made.ask("/readyz")[0] == 200, "it is ready")
-    return made
+    operator = WarmOperator(user, log, *ELECT)
+    operator.start()
+    until(lambda: operator.ask("/readyz")[0] == 200, "it is ready")
+    return operator
 
 
 def take_over(
@@ -56,7 +56,8 @@ def measure(end: signal.Signals, runs: int) -> Iterator[TakeOver]:
         until(lambda: "leading" in leader.logged(), "the first leads")
         for run in range(runs):
             follower = replica(user, Path(folder) / f"operator-{run + 1}")
-            yield take_over(plane.kubectl(NAMESPACE), leader, follower, end, run)
+            kubectl = plane.kubectl(ours(run)["metadata"]["namespace"])
+            yield take_over(kubectl, leader, follower, end, run)
             leader.kill()  # what is left of it
             leader = follower
         leader.kill()

@@ -1,4 +1,4 @@
-"""`/healthz`, `/readyz` and `/metrics`."""
+"""Serves `/healthz`, `/readyz` and `/metrics`."""
 
 import os
 import socket
@@ -12,21 +12,22 @@ from tailorpo_trainer.errors import ConfigurationError
 
 
 class Deadlines:
-    """What has to be done again and again, and the seconds that it may be left undone: a watch may be dead unnoticed.
+    """Tasks that have to be done again and again: a watch may be dead and raise no error.
 
-    clock: seconds, always forward.
+    clock: seconds, monotonic.
+    limits: for each task, the seconds within which it has to be done again.
     """
 
     def __init__(self, clock: Callable[[], float], **limits: float) -> None:
         self._clock, self._limits = clock, limits
         self._last = dict.fromkeys(limits, clock())
 
-    def beat(self, name: str) -> None:
-        """It is done."""
+    def reset(self, name: str) -> None:
+        """The task has been done now."""
         self._last[name] = self._clock()
 
-    def late(self) -> str | None:
-        """The first that was left undone for too long."""
+    def overdue(self) -> str | None:
+        """A message about the first task whose deadline has passed."""
         for name, limit in self._limits.items():
             if (passed := self._clock() - self._last[name]) > limit:
                 return f"no {name} for {passed:.0f} s"
@@ -35,27 +36,27 @@ class Deadlines:
 
 @asynccontextmanager
 async def serving(
-    host: str, port: int, healthy: Callable[[], str | None], ready: Callable[[], str | None]
+    host: str, port: int, live: Callable[[], str | None], ready: Callable[[], str | None]
 ) -> AsyncIterator[int]:
-    """Serves until the end of `with`; yields the port. Both answer with what is wrong, or None.
+    """Serves until the end of `with`, and yields the port. live, ready: return a problem, or None.
 
     Raises `ConfigurationError`.
     """
 
-    def probe(wrong: Callable[[], str | None]) -> Callable[[web.Request], object]:
+    def probe(check: Callable[[], str | None]) -> Callable[[web.Request], object]:
         async def answer(_: web.Request) -> web.Response:
-            problem = wrong()
+            problem = check()
             return web.Response(text=f"{problem or 'ok'}\n", status=503 if problem else 200)
 
         return answer
 
-    async def figures(_: web.Request) -> web.Response:
+    async def scrape(_: web.Request) -> web.Response:
         return web.Response(body=generate_latest(REGISTRY), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     app = web.Application()
-    app.router.add_get("/healthz", probe(healthy))  # type: ignore[arg-type]
+    app.router.add_get("/healthz", probe(live))  # type: ignore[arg-type]
     app.router.add_get("/readyz", probe(ready))  # type: ignore[arg-type]
-    app.router.add_get("/metrics", figures)
+    app.router.add_get("/metrics", scrape)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     try:
@@ -63,8 +64,8 @@ async def serving(
             await web.TCPSite(runner, host, port).start()
         except OSError as error:
             known = error.errno is not None and not isinstance(error, socket.gaierror)
-            words = os.strerror(error.errno or 0) if known else error.strerror
-            raise ConfigurationError(f"cannot listen on --host {host} --port {port}: {words}") from None
+            reason = os.strerror(error.errno or 0) if known else error.strerror
+            raise ConfigurationError(f"cannot listen on --host {host} --port {port}: {reason}") from None
         yield runner.addresses[0][1]
     finally:
         await runner.cleanup()

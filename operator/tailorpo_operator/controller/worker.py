@@ -1,4 +1,4 @@
-"""Takes keys from a queue, and looks at each: what fails is looked at again, and nothing is lost by it."""
+"""Reconciles the keys of a queue, and retries with a backoff what has failed."""
 
 import asyncio
 import logging
@@ -12,58 +12,58 @@ from tailorpo_operator.kube.transport import RefusedError, UnreachableError
 log = logging.getLogger(__name__)
 
 FIRST_RETRY, LAST_RETRY = 0.5, 30.0
-"""Seconds until the next look after an error, which double."""
+"""Seconds of the backoff after an error: the first, which doubles with each further error, and the longest."""
 DOUBLINGS = 10
-"""More would be no number in the end: what is refused may be refused for months."""
+"""At most: a request may be refused for months, and the power of two would overflow."""
 
 
 class Worker(Generic[Key]):
-    """Any number of `run` may share it.
+    """Several tasks may call `run` at the same time.
 
-    look: makes the cluster what it should be, as far as a key goes.
-    acts: whether this process may; whoever may next looks at everything.
-    about: fields for the log.
+    reconcile: makes the cluster what it should be, for one key.
+    may_act: whether this process may write. If it may not, keys are dropped: the next leader reconciles all of them.
+    log_fields: fields of a key's log lines.
     """
 
     def __init__(
         self,
         queue: WorkQueue[Key],
-        look: Callable[[Key], Awaitable[None]],
+        reconcile: Callable[[Key], Awaitable[None]],
         *,
-        acts: Callable[[], bool],
-        about: Callable[[Key], dict[str, Any]],
+        may_act: Callable[[], bool],
+        log_fields: Callable[[Key], dict[str, Any]],
     ) -> None:
-        self._queue, self._look, self._acts, self._about = queue, look, acts, about
+        self._queue, self._reconcile, self._may_act, self._log_fields = queue, reconcile, may_act, log_fields
         self._failures: dict[Key, int] = {}
 
     async def run(self) -> None:
-        """Until it is cancelled."""
+        """Runs until it is cancelled."""
         while True:
             key = await self._queue.get()
             try:
-                if not self._acts():
+                if not self._may_act():
                     continue
-                await self._look(key)
+                await self._reconcile(key)
                 self.forget(key)
             except asyncio.CancelledError:
                 raise
             except Exception as error:
-                self._again(key, error)
+                self._requeue(key, error)
             finally:
                 self._queue.done(key)
 
     def forget(self, key: Key) -> None:
-        """How often it has failed."""
+        """Resets the backoff of a key."""
         self._failures.pop(key, None)
 
-    def _again(self, key: Key, error: Exception) -> None:
+    def _requeue(self, key: Key, error: Exception) -> None:
         metrics.RECONCILE_ERRORS.inc()
         count = self._failures.get(key, 0)
         self._failures[key] = count + 1
         delay = min(FIRST_RETRY * 2.0 ** min(count, DOUBLINGS), LAST_RETRY)
         if isinstance(error, UnreachableError | RefusedError):
-            level = logging.DEBUG if count else logging.WARNING  # an outage is told once for each key
-            log.log(level, "again in %.1f s: %s", delay, error, extra=self._about(key))
+            level = logging.DEBUG if count else logging.WARNING  # an outage is logged once for each key
+            log.log(level, "again in %.1f s: %s", delay, error, extra=self._log_fields(key))
         else:
-            log.error("again in %.1f s", delay, exc_info=error, extra=self._about(key))
+            log.error("again in %.1f s", delay, exc_info=error, extra=self._log_fields(key))
         self._queue.add_after(key, delay)

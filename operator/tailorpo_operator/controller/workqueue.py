@@ -1,168 +1,153 @@
-"""Keys that wait to be worked on: each once, however often it was added, and never by two workers at a time."""
+"""Keys that wait for a worker: each once, however often it was added, and never held by two workers at a time.
+
+After client-go's work queue and controller-runtime's priority queue: a key has a priority, and may have an earliest
+time.
+"""
 
 import asyncio
-import heapq
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Hashable
-from contextlib import suppress
+from enum import IntEnum
+from operator import itemgetter
 from typing import Generic, TypeVar
+
+from tailorpo_operator.kube.rate_limit import RateLimit
 
 Key = TypeVar("Key", bound=Hashable)
 
-CALM, CALM_EACH, CALM_MOST = 1.0, 0.005, 3.0
-"""Seconds in which nothing stirs, after which all come who were put off: at least, more for each, and at most."""
-MANY, BUSY = 10, 30
-"""So many new ones a second are a crowd, though nobody waits; and so much news of those put off prolongs one: what was
-made for it keeps the API server busy for a while.
+BUSY_RATE = 10
+"""New jobs a second, or events of deferred ones, that make the queue busy. A status that is written meanwhile delays
+the pods of other jobs; fewer than that leave the API server time for it.
 """
-PATIENCE, DRIP, DRAINED = 60.0, 0.5, 600.0
-"""Seconds after which one comes who was put off even if the crowd stays; between two of them at most; and in which all
-would have come: a crowd that stays for ever is told of late, not later and later.
+QUIET_SECONDS = 3.0
+"""Without a sign that the queue is busy, until deferred keys are ready: many jobs may arrive with short pauses."""
+LATEST_SECONDS = 120.0
+"""Until a key of low priority precedes all others: for so long a user may wait for the first status of a job, and in
+that time 5,000 jobs arrive.
 """
+
+
+class Priority(IntEnum):
+    """LOW: a reconcile that only reports or checks. HIGH: any other, such as one that creates pods or judges an end."""
+
+    LOW = 0
+    HIGH = 1
 
 
 class WorkQueue(Generic[Key]):
-    """After client-go's. A key that is added while it is worked on comes again afterwards."""
+    """A key that is added while a worker has it is ready again afterwards. Call it in a running event loop."""
 
     def __init__(self) -> None:
-        self._available = asyncio.Semaphore(0)
-        self._first: OrderedDict[Key, None] = OrderedDict()
-        self._last: OrderedDict[Key, None] = OrderedDict()
-        self._put_off: OrderedDict[Key, float] = OrderedDict()
+        self._available = asyncio.Semaphore(0)  # its value: how many keys are ready
+        # Of those of low priority also the time at which each precedes all others; the earliest is the first.
+        self._high, self._low, self._deferred = (OrderedDict[Key, float]() for _ in range(3))
         self._working: set[Key] = set()
-        self._again: dict[Key, bool] = {}
-        self._patient: set[Key] = set()
-        self._asked, self._told = deque[float](maxlen=MANY), deque[float](maxlen=BUSY)
-        self._crowded = self._dripped = float("-inf")
-        self._due: dict[Key, float] = {}
-        self._heap: list[tuple[float, int, Key]] = []
-        self._count = 0
-        self._sooner = asyncio.Event()
-        self._given_back = asyncio.Event()
+        self._again: dict[Key, Priority] = {}
+        self._to_defer: set[Key] = set()
+        self._due: dict[Key, asyncio.TimerHandle] = {}
+        self._calm = RateLimit(BUSY_RATE, BUSY_RATE)
+        self._quiet_at = 0.0
+        self._release_timer: asyncio.TimerHandle | None = None
+        self._idle = asyncio.Event()
+        self._idle.set()
 
     def __len__(self) -> int:
-        return len(self._first) + len(self._last) + len(self._put_off) + len(self._working)
+        return len(self._high) + len(self._low) + len(self._deferred) + len(self._working)
 
-    def add(self, key: Key, *, can_wait: bool = False) -> None:
-        """As soon as a worker is free. can_wait: one that was put off stays so."""
+    def add(self, key: Key, priority: Priority = Priority.HIGH) -> None:
+        """A higher priority replaces a lower one. With a low priority a deferred key stays deferred."""
         if key in self._working:
-            self._again[key] = self._again.get(key, False) or not can_wait
-        elif can_wait and key in self._put_off:
-            self._stir(self._told)
-        elif can_wait and key in self._last:
-            pass
-        elif key in self._last:
-            del self._last[key]
-            self._first[key] = None
-        elif key not in self._first:
-            self._put_off.pop(key, None)
-            self._let_come(self._first, key)
-
-    def put_off(self, key: Key) -> bool:
-        """For who works on a key and could do the rest of it later: it comes again when there is no crowd any more, and
-        nobody else. Returns False, and does nothing, if there is none.
-        """
-        now = self._stir(self._asked)
-        if self._first:
-            self._crowded = now
-        crowd = now < self._calm()
-        if crowd:
-            self._patient.add(key)
-        return crowd
+            self._again[key] = max(priority, self._again.get(key, priority))
+        elif key in self._high:
+            return
+        elif priority is Priority.HIGH:
+            self._deferred.pop(key, None)
+            if self._low.pop(key, None) is None:
+                self._available.release()
+            self._high[key] = 0.0
+        elif key in self._deferred:
+            self._is_busy()
+        elif key not in self._low:
+            self._available.release()
+            self._low[key] = _time() + LATEST_SECONDS
 
     def add_after(self, key: Key, seconds: float) -> None:
-        """After that time, unless a sooner one is set already."""
-        due = asyncio.get_running_loop().time() + max(0.0, seconds)
-        if due < self._due.get(key, float("inf")):
-            self._due[key] = due
-            self._count += 1
-            heapq.heappush(self._heap, (due, self._count, key))
-            self._clear_out()
-            self._sooner.set()
+        """Adds the key after that time, unless an earlier one is set. A worker that takes the key resets it."""
+        due, known = _time() + max(0.0, seconds), self._due.get(key)
+        if known is None or due < known.when():
+            self._cancel(key)
+            self._due[key] = asyncio.get_running_loop().call_at(due, self._add_due, key)
+
+    def defer(self, key: Key) -> bool:
+        """For a worker that has the key, of a new job, and could do the rest of its work later.
+
+        Returns whether the queue is busy: then the key is ready again, with a low priority, when it is quiet, or after
+        `LATEST_SECONDS`. Otherwise nothing is changed.
+        """
+        if busy := self._is_busy():
+            self._to_defer.add(key)
+        return busy
 
     async def get(self) -> Key:
-        """The next; give it back by `done`."""
+        """The next key; `done` gives it back."""
         await self._available.acquire()
-        key, _ = (self._first or self._last).popitem(last=False)
+        overdue = bool(self._low) and _first(self._low) <= _time()
+        key, _ = (self._high if self._high and not overdue else self._low).popitem(last=False)
         self._working.add(key)
-        self._due.pop(key, None)  # whoever works on it says anew when to look again
+        self._idle.clear()
+        self._cancel(key)
         return key
-
-    async def idle(self) -> None:
-        """Returns when nothing is being worked on."""
-        while self._working:
-            self._given_back.clear()
-            await self._given_back.wait()
 
     def done(self, key: Key) -> None:
         self._working.discard(key)
-        self._given_back.set()
-        again, patient = self._again.pop(key, None), key in self._patient
-        self._patient.discard(key)
-        if patient and not again:
-            self._put_off[key] = asyncio.get_running_loop().time() + PATIENCE
-            self._sooner.set()
+        if not self._working:
+            self._idle.set()
+        again, deferred = self._again.pop(key, None), key in self._to_defer
+        self._to_defer.discard(key)
+        if deferred and again is not Priority.HIGH:
+            self._deferred[key] = _time() + LATEST_SECONDS
+            if self._release_timer is None:
+                self._release()
         elif again is not None:
-            self.add(key)
+            self.add(key, again)
 
-    def _stir(self, signs: deque[float]) -> float:
-        """One more sign of a crowd. Returns the time."""
-        now = asyncio.get_running_loop().time()
-        signs.append(now)
-        if len(signs) == signs.maxlen and now - signs[0] < 1.0:
-            self._crowded = now
-        return now
+    async def idle(self) -> None:
+        """Returns when no worker has a key."""
+        await self._idle.wait()
 
-    def _let_come(self, among: OrderedDict[Key, None], key: Key) -> None:
-        among[key] = None
-        self._available.release()
+    def _is_busy(self) -> bool:
+        """Counts a sign that new jobs arrive, and returns whether there are too many, or were a moment ago."""
+        if self._high or not self._calm.try_take():
+            self._quiet_at = _time() + QUIET_SECONDS
+        return _time() < self._quiet_at
 
-    def _calm(self) -> float:
-        """When the crowd will be over, unless more come."""
-        return self._crowded + min(CALM + CALM_EACH * len(self._put_off), CALM_MOST)
+    def _release(self) -> None:
+        """Makes all deferred keys ready if the queue is quiet, and otherwise those that have waited for too long."""
+        if _time() >= self._quiet_at:
+            for _ in self._deferred:
+                self._available.release()
+            self._low = OrderedDict(sorted((self._low | self._deferred).items(), key=itemgetter(1)))
+            self._deferred.clear()
+        while self._deferred and _first(self._deferred) <= _time():
+            self.add(next(iter(self._deferred)))
+        if self._deferred:
+            due = min(self._quiet_at, _first(self._deferred))
+            self._release_timer = asyncio.get_running_loop().call_at(due, self._release)
+        else:
+            self._release_timer = None
 
-    def _drip(self) -> float:
-        """When the next of those who were put off comes even so."""
-        pause = min(DRIP, DRAINED / len(self._put_off))
-        return max(next(iter(self._put_off.values())), self._dripped + pause)
+    def _add_due(self, key: Key) -> None:
+        del self._due[key]
+        self.add(key)
 
-    def _let_go(self, now: float) -> None:
-        """Those who were put off, if it is time."""
-        if now >= self._calm():
-            while self._put_off:
-                self._let_come(self._last, self._put_off.popitem(last=False)[0])
-        elif self._put_off and now >= self._drip():
-            self._dripped = now
-            self._let_come(self._first, self._put_off.popitem(last=False)[0])
+    def _cancel(self, key: Key) -> None:
+        if (timer := self._due.pop(key, None)) is not None:
+            timer.cancel()
 
-    def _next(self) -> float | None:
-        """When there is something to do."""
-        times = [self._heap[0][0]] if self._heap else []
-        if self._put_off:
-            times.append(min(self._drip(), self._calm()))
-        return min(times, default=None)
 
-    def _clear_out(self) -> None:
-        """Each look sets a time anew, which may be days off: what is no longer due must not pile up until then."""
-        if len(self._heap) > 2 * len(self._due) + 100:
-            self._heap = [entry for entry in self._heap if self._due.get(entry[2]) == entry[0]]
-            heapq.heapify(self._heap)
+def _time() -> float:
+    return asyncio.get_running_loop().time()
 
-    def _take_due(self, now: float) -> None:
-        while self._heap and self._heap[0][0] <= now:
-            due, _, key = heapq.heappop(self._heap)
-            if self._due.get(key) == due:  # else it was worked on meanwhile, or is due at another time
-                del self._due[key]
-                self.add(key)
 
-    async def keep_time(self) -> None:
-        """Adds keys when they are due; runs until it is cancelled."""
-        loop = asyncio.get_running_loop()
-        while True:
-            self._sooner.clear()
-            self._let_go(loop.time())
-            self._take_due(loop.time())
-            due = self._next()
-            with suppress(TimeoutError):
-                async with asyncio.timeout_at(due):  # before Python 3.12 wait_for may miss a cancellation
-                    await self._sooner.wait()
+def _first(among: OrderedDict[Key, float]) -> float:
+    return next(iter(among.values()))

@@ -190,7 +190,7 @@ def test_what_is_heard_of_a_job_is_looked_at_where_it_may_matter() -> None:
     async def story(server: Server, rendezvous: Rendezvous, cache: Cache) -> None:
         def looks() -> bool:
             before = len(rendezvous.queue)
-            rendezvous.heard_of(KEY)
+            rendezvous.enqueue(KEY)
             return len(rendezvous.queue) > before
 
         assert not looks()
@@ -255,10 +255,10 @@ def test_an_answer_that_comes_after_its_deletion_brings_nothing_back() -> None:
 def test_a_list_tells_what_went() -> None:
     async def story(server: Server, rendezvous: Rendezvous, cache: Cache) -> None:
         rendezvous.put(service_tree(version=5))
-        assert list(rendezvous.keep({"service-5"}, 9, None)) == []
-        assert list(rendezvous.keep(set(), 4, None)) == [], "it is newer than the list"
-        assert list(rendezvous.keep(set(), 9, "another")) == []
-        assert list(rendezvous.keep(set(), 9, "team")) == [("team", naming.RENDEZVOUS)]
+        assert list(rendezvous.drop_unlisted({"service-5"}, 9, None)) == []
+        assert list(rendezvous.drop_unlisted(set(), 4, None)) == [], "it is newer than the list"
+        assert list(rendezvous.drop_unlisted(set(), 9, "another")) == []
+        assert list(rendezvous.drop_unlisted(set(), 9, "team")) == [("team", naming.RENDEZVOUS)]
         await rendezvous.ensure("team")
 
     assert told(story).asked == ["create"]

@@ -1,4 +1,4 @@
-"""What is written when: of many new jobs all get their pods first, but nothing that was judged waits."""
+"""When a status is written: all of many new jobs get their pods first, but the end of an attempt is never deferred."""
 
 import asyncio
 from typing import Any
@@ -17,19 +17,19 @@ FIRST = {"number": 1, "start": "2026-01-01T12:00:00Z"}
 SETTINGS = Settings(retries=Retries(first=0))
 
 
-def look(job: dict[str, Any], attempt_jobs: list[dict[str, Any]], pods: list[dict[str, Any]]) -> AsyncMock:
-    """One look at a job in a crowd; returns what was asked of the cluster."""
+def reconcile(job: dict[str, Any], attempt_jobs: list[dict[str, Any]], pods: list[dict[str, Any]]) -> AsyncMock:
+    """One reconcile of a job while another new one waits; returns the mock of the cluster."""
     cluster = AsyncMock(spec=KubeClient)
     cluster.get_job.return_value = job
     cluster.list_children.return_value = attempt_jobs, pods, 20
 
     def created(child: dict[str, Any]) -> dict[str, Any]:
-        made = {"uid": child["metadata"]["name"], "resourceVersion": "30", "creationTimestamp": "2026-01-01T12:00:00Z"}
-        return {**child, "metadata": {**child["metadata"], **made}}
+        meta = {"uid": child["metadata"]["name"], "resourceVersion": "30", "creationTimestamp": "2026-01-01T12:00:00Z"}
+        return {**child, "metadata": {**child["metadata"], **meta}}
 
     cluster.create_attempt_job.side_effect = created
     cluster.create_service.side_effect = created
-    cluster.write_status.side_effect = lambda tree, status: {**job, "status": status}
+    cluster.write_status.side_effect = lambda raw, status: {**job, "status": status}
 
     async def story() -> None:
         cache = Cache()
@@ -47,23 +47,23 @@ def look(job: dict[str, Any], attempt_jobs: list[dict[str, Any]], pods: list[dic
     return cluster
 
 
-def made(cluster: AsyncMock) -> list[str]:
+def created_names(cluster: AsyncMock) -> list[str]:
     return [call.args[0]["metadata"]["name"] for call in cluster.create_attempt_job.await_args_list]
 
 
 def test_a_new_job_is_told_of_after_those_that_wait_for_pods() -> None:
-    cluster = look(job_tree(), [], [])
-    assert "animals-0001" in made(cluster)
+    cluster = reconcile(job_tree(), [], [])
+    assert "animals-0001" in created_names(cluster)
     cluster.write_status.assert_not_awaited()
     cluster.create_event.assert_not_awaited()
 
 
 def test_the_end_of_an_attempt_is_written_with_the_next_one() -> None:
-    """Else the next look judges it again, finds pods of a gang that nobody asked for, and deletes them."""
+    """Otherwise the next reconcile judges it again, finds pods of an unknown attempt, and deletes them."""
     job = job_tree() | {"status": {"phase": "Running", "attempts": [FIRST]}}
     pods = [ended_tree(index=index) for index in (0, 1)]
-    cluster = look(job, [gang_tree()], pods)
-    assert made(cluster)[-1] == "animals-0002"
+    cluster = reconcile(job, [gang_tree()], pods)
+    assert created_names(cluster)[-1] == "animals-0002"
     status = cluster.write_status.await_args.args[1]
     assert [each["number"] for each in status["attempts"]] == [1, 2]
     assert "end" in status["attempts"][0]

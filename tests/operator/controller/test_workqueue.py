@@ -1,4 +1,4 @@
-"""The queue of jobs to look at, and how fast requests may go. Time is a test's own: nothing waits."""
+"""The work queue, and the rate limit of requests. The clock is simulated: no test waits."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
@@ -8,17 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tailorpo_operator.controller.workqueue import (
-    BUSY,
-    CALM,
-    CALM_EACH,
-    CALM_MOST,
-    DRAINED,
-    DRIP,
-    MANY,
-    PATIENCE,
-    WorkQueue,
-)
+from tailorpo_operator.controller.workqueue import BUSY_RATE, LATEST_SECONDS, QUIET_SECONDS, Priority, WorkQueue
 from tailorpo_operator.kube.rate_limit import RateLimit
 
 
@@ -80,7 +70,7 @@ def test_never_two_at_a_time_and_nothing_is_lost(queue: WorkQueue[str]) -> None:
         assert await queue.get() == "a"
         queue.add("a")
         queue.add("a")
-        assert await nothing(queue.get()), "somebody works on it"
+        assert await nothing(queue.get()), "a worker has it"
         queue.done("a")
         assert await queue.get() == "a"
         queue.done("a")
@@ -90,235 +80,234 @@ def test_never_two_at_a_time_and_nothing_is_lost(queue: WorkQueue[str]) -> None:
     run(story)
 
 
-def test_in_a_crowd_who_is_put_off_comes_when_it_is_over(queue: WorkQueue[str]) -> None:
+def test_the_rest_of_new_jobs_is_done_when_no_more_arrive(queue: WorkQueue[str]) -> None:
     async def story() -> None:
-        async with keeping_time(queue):
-            for key in "ab":
-                queue.add(key)
-            assert await queue.get() == "a"
-            assert queue.put_off("a"), "b waits"
-            queue.add("a", can_wait=True)
-            queue.done("a")
-            assert await queue.get() == "b"
-            assert queue.put_off("b"), "a was put off just now"
-            queue.done("b")
-            queue.add("b", can_wait=True)
-            assert await nothing(queue.get(), CALM / 2)
-            assert len(queue) == 2
-            queue.add("c")
-            assert await queue.get() == "c", "it goes first"
-            assert queue.put_off("c")
-            queue.done("c")
-            assert [await queue.get(), await queue.get(), await queue.get()] == ["a", "b", "c"]
-            assert clock() == pytest.approx(CALM + 3 * CALM_EACH), "one that comes alone prolongs nothing"
+        for key in "ab":
+            queue.add(key)
+        assert await queue.get() == "a"
+        assert queue.defer("a"), "b waits"
+        queue.add("a", Priority.LOW)
+        queue.done("a")
+        assert await queue.get() == "b"
+        assert queue.defer("b"), "a was deferred a moment ago"
+        queue.done("b")
+        queue.add("b", Priority.LOW)
+        assert await nothing(queue.get(), QUIET_SECONDS / 2)
+        assert len(queue) == 2
+        queue.add("c")
+        assert await queue.get() == "c", "it creates pods"
+        assert queue.defer("c")
+        queue.done("c")
+        assert [await queue.get(), await queue.get(), await queue.get()] == ["a", "b", "c"]
+        assert clock() == QUIET_SECONDS, "one that arrives alone does not prolong it"
 
     run(story)
 
 
-def test_who_is_put_off_comes_at_once_for_what_cannot_wait(queue: WorkQueue[str]) -> None:
+def test_what_cannot_wait_ends_a_deferral(queue: WorkQueue[str]) -> None:
     async def story() -> None:
-        async with keeping_time(queue):
-            for key in "abc":
-                queue.add(key)
-            assert queue.put_off(await queue.get())
-            queue.add("a")  # while it is worked on
-            queue.done("a")
-            assert [await queue.get(), await queue.get(), await queue.get()] == ["b", "c", "a"]
-            assert queue.put_off("b")
-            queue.done("b")
-            queue.add("b")
-            queue.add("b")
-            begun = clock()
-            assert await queue.get() == "b"
-            assert clock() == begun
-            queue.done("b")
-            assert await nothing(queue.get()), "it comes once"
+        for key in "abc":
+            queue.add(key)
+        assert queue.defer(await queue.get())
+        queue.add("a")  # while a worker has it
+        queue.done("a")
+        assert [await queue.get(), await queue.get(), await queue.get()] == ["b", "c", "a"]
+        assert queue.defer("b")
+        queue.done("b")
+        queue.add("b")
+        queue.add("b", Priority.LOW)
+        assert await queue.get() == "b"
+        assert clock() == 0
+        queue.done("b")
+        assert await nothing(queue.get()), "it comes once"
 
     run(story)
 
 
-def test_who_is_put_off_comes_at_last_even_if_the_crowd_stays(queue: WorkQueue[str]) -> None:
+def test_a_low_priority_comes_after_a_high_one(queue: WorkQueue[str]) -> None:
     async def story() -> None:
-        async with keeping_time(queue):
-            for key in "abc":
-                queue.add(key)
-            for key in "ab":
-                assert queue.put_off(await queue.get())
-                queue.done(key)
-            begun, seen = clock(), []
-            while clock() - begun < PATIENCE:
-                seen.append(await queue.get())
-                queue.put_off(seen[-1])
-                await asyncio.sleep(0.5 / MANY)
-                queue.done(seen[-1])
-                queue.add(f"{len(seen)}")
-            assert not {"a", "b"} & {*seen}
-            first = [await queue.get(), await queue.get()]
-            assert "a" in first
-            assert "b" not in first, "one after the other"
-            queue.put_off(first[0])
-            await asyncio.sleep(2 * DRIP)
-            assert await queue.get() == "b"
+        for key in "ab":
+            queue.add(key, Priority.LOW)
+        queue.add("c")
+        queue.add("b")
+        queue.add("b", Priority.LOW)
+        assert len(queue) == 3
+        assert [await queue.get(), await queue.get()] == ["c", "b"]
+        queue.add("b", Priority.LOW)
+        queue.done("b")
+        assert [await queue.get(), await queue.get()] == ["a", "b"]
 
     run(story)
 
 
-@pytest.mark.parametrize(("rate", "lasts"), [(1.2 * BUSY, True), (0.8 * BUSY, False)])
-def test_much_news_of_a_crowd_prolongs_it(queue: WorkQueue[str], rate: float, lasts: bool) -> None:
-    """As of pods that Kubernetes makes; not if it makes them slowly, which may take an hour."""
-    keys = [f"{number}" for number in range(2 * MANY)]
-
+def test_a_deferred_key_has_a_low_priority_afterwards(queue: WorkQueue[str]) -> None:
     async def story() -> None:
-        async with keeping_time(queue):
-            for key in keys:
-                queue.add(key)
-            for _ in keys:
-                key = await queue.get()
-                assert queue.put_off(key)
-                queue.done(key)
-            over = CALM_MOST
-            while lasts and clock() < PATIENCE / 2:
-                queue.add(keys[0], can_wait=True)
-                over = clock() + CALM_MOST
-                assert await nothing(queue.get(), 1 / rate)
-            coming = asyncio.create_task(queue.get())
-            while not coming.done():
-                queue.add(keys[0], can_wait=True)
-                await asyncio.sleep(1 / min(rate, 0.8 * BUSY))
-            assert clock() < over
-            assert [await coming, *[await queue.get() for _ in keys[1:]]] == keys
-
-    run(story)
-
-
-def test_a_crowd_that_stays_is_told_of_within_minutes(queue: WorkQueue[str]) -> None:
-    """Twenty new ones a second, for forty minutes."""
-    made, late = dict[str, float](), dict[str, float]()
-
-    async def work() -> None:
-        while True:
+        for key in "abc":
+            queue.add(key)
+        for _ in "abc":
             key = await queue.get()
-            if key in made:
-                late[key] = clock() - made[key]
-            else:
-                made[key] = clock()
-                queue.put_off(key)
+            queue.defer(key)
             queue.done(key)
-
-    async def story() -> None:
-        async with keeping_time(queue):
-            working = asyncio.create_task(work())
-            for number in range(20 * 2400):
-                queue.add(f"{number}")
-                await asyncio.sleep(0.05)
-            working.cancel()
-
-    run(story)
-    assert len(late) > 30_000
-    assert PATIENCE < max(late.values()) < PATIENCE + DRAINED
-
-
-def test_who_was_put_off_lets_others_go_first_even_then(queue: WorkQueue[str]) -> None:
-    async def story() -> None:
-        async with keeping_time(queue):
-            for key in "abc":
-                queue.add(key)
-            for _ in "abc":
-                key = await queue.get()
-                queue.put_off(key)
-                queue.done(key)
-            await asyncio.sleep(2 * CALM)
-            queue.add("new")
-            queue.add("b")
-            assert await queue.get() == "new"
-            assert [await queue.get(), await queue.get()] == ["b", "a"]
+        await asyncio.sleep(2 * QUIET_SECONDS)
+        queue.add("new")
+        queue.add("b")
+        assert await queue.get() == "new"
+        assert [await queue.get(), await queue.get(), await queue.get()] == ["b", "a", "c"]
 
     run(story)
 
 
-def test_a_steady_trickle_is_no_crowd(queue: WorkQueue[str]) -> None:
+@pytest.mark.parametrize("deferred", [True, False])
+def test_nobody_starves_while_others_always_wait(queue: WorkQueue[str], deferred: bool) -> None:
     async def story() -> None:
-        async with keeping_time(queue):
-            for number in range(5 * MANY):
-                queue.add(f"{number}")
-                assert not queue.put_off(await queue.get())
-                queue.done(f"{number}")
-                await asyncio.sleep(1.2 / MANY)
-            for number in range(MANY):
-                queue.add(f"more-{number}")
-                crowd = queue.put_off(await queue.get())
-                queue.done(f"more-{number}")
-            assert crowd
-
-    run(story)
-
-
-def test_nobody_is_put_off_for_nobody(queue: WorkQueue[str]) -> None:
-    async def story() -> None:
-        async with keeping_time(queue):
-            queue.add("a")
-            assert not queue.put_off(await queue.get())
+        queue.add("a", Priority.HIGH if deferred else Priority.LOW)
+        queue.add("0")
+        if deferred:
+            assert await queue.get() == "a"
+            assert queue.defer("a")
             queue.done("a")
-            await asyncio.sleep(CALM)
-            queue.add("b")
-            assert not queue.put_off(await queue.get())
-            queue.done("b")
-            assert await nothing(queue.get())
+        taken, number = "", 0
+        while taken != "a":
+            number += 1
+            queue.add(f"{number}")
+            taken = await queue.get()
+            queue.defer(taken)
+            await asyncio.sleep(0.1)
+            queue.done(taken)
+            assert clock() < LATEST_SECONDS + 1
+        assert clock() > LATEST_SECONDS - 1
+
+    run(story)
+
+
+@pytest.mark.parametrize(("rate", "lasts"), [(2 * BUSY_RATE, True), (0.8 * BUSY_RATE, False)])
+def test_many_events_of_new_jobs_prolong_it(queue: WorkQueue[str], rate: float, lasts: bool) -> None:
+    """As of pods that Kubernetes creates; not if it creates them slowly, which may take an hour."""
+    keys = [f"{number}" for number in range(20)]
+
+    async def story() -> None:
+        for key in keys:
+            queue.add(key)
+        for key in keys:
+            assert await queue.get() == key
+            queue.defer(key)
+            queue.done(key)
+        first = asyncio.create_task(queue.get())
+        while clock() < LATEST_SECONDS / 3 and not first.done():
+            queue.add(keys[-1], Priority.LOW)
+            await asyncio.sleep(1 / rate)
+        assert first.done() is not lasts
+        await first
+        assert clock() < LATEST_SECONDS / 3 + QUIET_SECONDS + 1
+
+    run(story)
+
+
+def test_of_many_new_jobs_all_get_their_pods_first(queue: WorkQueue[str]) -> None:
+    """Of 2000 at 70 a second, which a worker takes as they arrive; all reports come soon after the last of them."""
+    created, reported = dict[str, float](), dict[str, float]()
+
+    async def story() -> None:
+        working = asyncio.create_task(work(queue, created, reported))
+        for number in range(2000):
+            queue.add(f"{number}")
+            await asyncio.sleep(1 / 70)
+        arrived = clock()
+        assert len(reported) < 0.05 * len(created), "only the first, before the queue is busy"
+        await asyncio.sleep(2 * QUIET_SECONDS)
+        assert created.keys() == reported.keys()
+        assert max(reported.values()) < arrived + 1.1 * QUIET_SECONDS
+        working.cancel()
+
+    run(story)
+
+
+def test_while_many_new_jobs_arrive_for_hours_each_is_reported(queue: WorkQueue[str]) -> None:
+    created, reported = dict[str, float](), dict[str, float]()
+
+    async def story() -> None:
+        working = asyncio.create_task(work(queue, created, reported))
+        for number in range(15_000):
+            queue.add(f"{number}")
+            queue.add(f"+{number}")
+            await asyncio.sleep(0.05)
+        working.cancel()
+
+    run(story)
+    assert len(reported) > 10_000
+    assert max(time - created[key] for key, time in reported.items()) < LATEST_SECONDS + 1
+
+
+async def work(queue: WorkQueue[str], created: dict[str, float], reported: dict[str, float]) -> None:
+    """A worker that creates what a new job needs, and reports it at once or later."""
+    while True:
+        key = await queue.get()
+        if key in created or not queue.defer(key):
+            reported[key] = clock()
+        created.setdefault(key, clock())
+        queue.done(key)
+
+
+def test_a_steady_trickle_is_reported_at_once(queue: WorkQueue[str]) -> None:
+    async def story() -> None:
+        for number in range(5 * BUSY_RATE):
+            queue.add(f"{number}")
+            assert not queue.defer(await queue.get())
+            queue.done(f"{number}")
+            await asyncio.sleep(1.2 / BUSY_RATE)
+        assert await nothing(queue.get()), "nothing was deferred"
 
     run(story)
 
 
 def test_due_times(queue: WorkQueue[str]) -> None:
     async def story() -> None:
-        async with keeping_time(queue):
-            queue.add_after("late", 20)
-            queue.add_after("soon", 10)
-            queue.add_after("late", 30)  # no: a sooner one is set
-            queue.add_after("moved", 40)
-            queue.add_after("moved", 5)
-            queue.add_after("past", -5)
-            seen = []
-            for _ in range(4):
-                key = await queue.get()
-                seen.append((key, clock()))
-                queue.done(key)
-            assert seen == [("past", 0), ("moved", 5), ("soon", 10), ("late", 20)]
-            assert await nothing(queue.get())
+        queue.add_after("late", 20)
+        queue.add_after("soon", 10)
+        queue.add_after("late", 30)  # no: a sooner one is set
+        queue.add_after("moved", 40)
+        queue.add_after("moved", 5)
+        queue.add_after("past", -5)
+        taken = []
+        for _ in range(4):
+            key = await queue.get()
+            taken.append((key, clock()))
+            queue.done(key)
+        assert taken == [("past", 0), ("moved", 5), ("soon", 10), ("late", 20)]
+        assert await nothing(queue.get())
 
     run(story)
 
 
 def test_who_works_on_a_key_says_anew_when_to_look_again(queue: WorkQueue[str]) -> None:
     async def story() -> None:
-        async with keeping_time(queue):
-            queue.add_after("a", 10)
-            queue.add("a")
-            await queue.get()
-            queue.add_after("a", 50)
-            queue.done("a")
-            assert await queue.get() == "a"
-            assert clock() == 50
+        queue.add_after("a", 10)
+        queue.add("a")
+        await queue.get()
+        queue.add_after("a", 50)
+        queue.done("a")
+        assert await queue.get() == "a"
+        assert clock() == 50
 
     run(story)
 
 
 def test_due_while_it_is_worked_on(queue: WorkQueue[str]) -> None:
     async def story() -> None:
-        async with keeping_time(queue):
-            queue.add("a")
-            await queue.get()
-            queue.add_after("a", 10)
-            await asyncio.sleep(20)
-            assert len(queue) == 1
-            queue.done("a")
-            assert await queue.get() == "a"
-            assert clock() == 20
+        queue.add("a")
+        await queue.get()
+        queue.add_after("a", 10)
+        await asyncio.sleep(20)
+        assert len(queue) == 1
+        queue.done("a")
+        assert await queue.get() == "a"
+        assert clock() == 20
 
     run(story)
 
 
 def test_what_is_no_longer_due_does_not_pile_up(queue: WorkQueue[str]) -> None:
-    """A job that trains for days is looked at every few seconds, and each look sets its deadline anew."""
+    """A job that trains for days is reconciled every few seconds, and each reconcile sets its deadline anew."""
 
     async def story() -> None:
         for turn in range(5000):
@@ -326,10 +315,10 @@ def test_what_is_no_longer_due_does_not_pile_up(queue: WorkQueue[str]) -> None:
             await queue.get()
             queue.add_after("a", 86_400 - turn)
             queue.done("a")
-        assert len(queue._heap) <= 200
-        async with keeping_time(queue):
-            assert await queue.get() == "a"
-            assert clock() == 86_400 - 4999
+            await asyncio.sleep(0)
+        assert len(asyncio.get_running_loop()._scheduled) <= 200  # type: ignore[attr-defined]
+        assert await queue.get() == "a"
+        assert clock() == 86_400 - 4999
 
     run(story)
 
@@ -362,17 +351,20 @@ def test_idle(queue: WorkQueue[str]) -> None:
     run(story)
 
 
-actions = st.lists(st.tuples(st.sampled_from(["add", "after", "get", "done"]), st.sampled_from("abc")), max_size=60)
+STEPS = ["add", "add low", "after", "get", "defer", "done"]
+actions = st.lists(st.tuples(st.sampled_from(STEPS), st.sampled_from("abc")), max_size=60)
 
 
 @given(actions)
 def test_whatever_happens_each_added_key_is_worked_on_after_it_was_added(steps: list[tuple[str, str]]) -> None:
+    """So is each that was deferred; and no two workers have the same key."""
+
     async def story() -> None:
         queue: WorkQueue[str] = WorkQueue()
         owed, working = set[str](), set[str]()
         for step, key in steps:
-            if step == "add":
-                queue.add(key)
+            if step in ("add", "add low"):
+                queue.add(key, Priority.LOW if "low" in step else Priority.HIGH)
                 owed.add(key)
             elif step == "after":
                 queue.add_after(key, 10)
@@ -381,16 +373,18 @@ def test_whatever_happens_each_added_key_is_worked_on_after_it_was_added(steps: 
                 assert taken not in working
                 owed.discard(taken)
                 working.add(taken)
+            elif step == "defer" and key in working and queue.defer(key):
+                owed.add(key)
             elif step == "done" and key in working:
                 queue.done(key)
                 working.discard(key)
         for key in working:
             queue.done(key)
-        while owed:
+        while owed or queue:
             taken = await queue.get()
-            owed.remove(taken)
+            owed.discard(taken)
             queue.done(taken)
-        assert len(queue) == 0
+        assert clock() <= LATEST_SECONDS
 
     run(story)
 
@@ -432,16 +426,3 @@ def test_what_may_wait_takes_only_what_is_left() -> None:
         assert [limit.try_take() for _ in range(3)] == [True, True, False], "no more than a burst is saved up"
 
     run(story)
-
-
-class keeping_time:  # noqa: N801 (reads as what it does)
-    """Within `with`, what is due is added."""
-
-    def __init__(self, queue: WorkQueue[str]) -> None:
-        self._queue = queue
-
-    async def __aenter__(self) -> None:
-        self._task = asyncio.create_task(self._queue.keep_time())
-
-    async def __aexit__(self, *_: object) -> None:
-        self._task.cancel()
