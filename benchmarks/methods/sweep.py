@@ -89,14 +89,14 @@ def _evaluation(output: Output, line: dict[str, Any]) -> dict[str, Any]:
 
 
 def _keep_pictures(output: Output, folder: Path) -> None:
-    """Copy the pictures of the first and of the last evaluation."""
+    """Of the first and of the last evaluation."""
     first, *_, last = sorted(output.samples.iterdir())
     for name, source in (("first", first), ("last", last)):
         shutil.copytree(source, folder / name, dirs_exist_ok=True)
 
 
 def named(output: Output, iteration: int, prompts: Sequence[str]) -> float:
-    """Share of an evaluation's stored pictures in which the judge recognises the prompt's animal."""
+    """Share of an evaluation's kept pictures in which the judge names the animal that was asked for."""
     pictures = [np.asarray(Image.open(output.sample(iteration, n)).convert("RGB")) for n in range(len(prompts))]
     return round(judging.share_right(np.stack(pictures), prompts), 5)
 

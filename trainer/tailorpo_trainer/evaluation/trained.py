@@ -41,11 +41,11 @@ def load(folder: Path) -> TrainedRun:
 
     Raises `ConfigurationError` if this is not the folder of a run, `DataError` if it has no usable checkpoint.
     """
-    location = locations.of(folder)
-    output, job = Output(folder), location.job
-    newest = checkpoint.latest(location.open())
+    place = locations.of(folder)
+    output, job = Output(folder), place.job
+    newest = checkpoint.latest(place.open())
     if newest is None:
-        raise DataError(f"{location.storage} holds no checkpoint yet: run the job first, or wait for its first one")
+        raise DataError(f"{place.storage} holds no checkpoint yet: run the job first, or wait for its first one")
     weights = newest.tensors("ema" if "ema" in newest.groups else "adapter")
     run = job.spec
     # The scoring decoder only ranks candidates in training; these pictures need the model's own decoder.
