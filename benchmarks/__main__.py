@@ -31,11 +31,11 @@ def main() -> None:
     rollout.options(parser)
     given = parser.parse_args()
     begun = startup.run(given.repeats, quiet=given.markdown)
-    rolled = rollout.run(given.model, given.repeats, quiet=given.markdown)
-    approximated = approximations.run(rolled, quiet=given.markdown)
+    rollout_figures = rollout.run(given.model, given.repeats, quiet=given.markdown)
+    approximated = approximations.run(rollout_figures, quiet=given.markdown)
     if given.markdown:
         parts = [
-            pages.markdown(rolled),
+            pages.markdown(rollout_figures),
             approximations.markdown(approximated),
             *([startup.markdown(begun)] if given.repeats else []),
         ]

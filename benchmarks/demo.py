@@ -1,7 +1,7 @@
-"""What `make demo` promises, over several seeds: `python -m benchmarks.demo [--seeds 0 1 2] [--markdown]`.
+"""The result of `make demo` over several seeds: `python -m benchmarks.demo [--seeds 0 1 2] [--markdown]`.
 
-Runs `examples/demo.yaml` once a seed, then measures base model and adapter on fresh noise and held-out
-prompts: the reward's paired change, and the share of pictures in which an independent judge names the animal.
+Runs `examples/demo.yaml` once for each seed, then measures base model and adapter on new noise and held-out prompts:
+the reward's paired change, and the share of pictures in which an independent judge recognises the animal.
 """
 
 import argparse
@@ -19,20 +19,20 @@ from benchmarks import judging
 from tailorpo_trainer import document, rewards
 from tailorpo_trainer.diffusion.noise import Purpose
 from tailorpo_trainer.evaluation import trained
-from tailorpo_trainer.evaluation.measurement import draw
+from tailorpo_trainer.evaluation.measurement import sample_pictures
 from tailorpo_trainer.stats import mean, standard_error
 from tailorpo_trainer.training import loop
 
 JOB = Path("examples/demo.yaml")
 BUILD = Path("build/benchmarks/demo")
 PICTURES = 192
-"""Of each model and seed: 32 of each held-out prompt."""
+"""Pictures of each model and seed: 32 of each held-out prompt."""
 ERRORS, POINTS = 3, 5
-"""What the demo has to show: so many standard errors up, and at most so many points of the judge's accuracy lost."""
+"""The pass criterion: the reward's least increase in standard errors, and the judge's largest loss in points."""
 
 
 def run(seeds: Sequence[int], folder: Path = BUILD, job: Path = JOB, pictures: int = PICTURES) -> list[dict[str, Any]]:
-    """One line of figures a seed. A run that is complete in `folder` is not trained again."""
+    """The figures of each seed. Runs that are complete in `folder` are not trained again."""
     return [_one(seed, folder / f"seed-{seed}", job, pictures) for seed in seeds]
 
 
@@ -44,7 +44,7 @@ def _one(seed: int, folder: Path, job: Path, pictures: int) -> dict[str, Any]:
 
 
 def measure(folder: Path, count: int) -> dict[str, Any]:
-    """Base model and adapter of a run on `count` fresh pictures, the same noise and prompts for both."""
+    """Measure base model and adapter of a run on `count` new pictures, with the same noise and prompts for both."""
     run = trained.load(folder)
     reward = rewards.load(run.run.rewards, run.policy.device)
     prompts, seed = run.output.read_prompts()[1], run.run.training.seed + trained.FRESH
@@ -52,10 +52,10 @@ def measure(folder: Path, count: int) -> dict[str, Any]:
     right: dict[str, float] = {}
     for when in ("before", "after"):
         with run.policy.reference() if when == "before" else nullcontext():
-            wanted, pictures = draw(run.policy, prompts, count, seed, 64, Purpose.EVALUATION)
+            wanted, pictures = sample_pictures(run.policy, prompts, count, seed, 64, Purpose.EVALUATION)
         with torch.no_grad():
             scored = reward(pictures, wanted)
-        scores[when] = {"reward": scored.total, **scored.parts}
+        scores[when] = {"reward": scored.total, **scored.term_scores}
         pixels = (pictures * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
         right[when] = judging.share_right(pixels, wanted)
     changes = {name: (scores["after"][name] - scores["before"][name]).double() for name in scores["before"]}
@@ -68,8 +68,8 @@ def measure(folder: Path, count: int) -> dict[str, Any]:
     }
 
 
-def kept(found: dict[str, Any]) -> bool:
-    """Whether one seed shows what the demo promises."""
+def passed(found: dict[str, Any]) -> bool:
+    """Whether one seed meets the pass criterion."""
     rise = found["change"]["reward"] / found["standard_error"]["reward"]
     lost = 100 * (found["judge"]["before"] - found["judge"]["after"])
     return bool(rise >= ERRORS and round(lost, 6) <= POINTS)
@@ -90,21 +90,21 @@ independent judge names the animals falls by at most {POINTS} points. The judge 
 
 def markdown(found: Sequence[dict[str, Any]]) -> str:
     """`docs/demo.md`. ± is the standard error of the mean paired difference."""
-    parts = [name for name in found[0]["change"] if name != "reward"]
+    term_names = [name for name in found[0]["change"] if name != "reward"]
     text = [
         HEAD,
         "| seed | reward before | paired change | in standard errors | "
-        + " | ".join(parts)
+        + " | ".join(term_names)
         + " | judge before | judge after | promise |",
-        "|--:|--:|--:|--:|" + "--:|" * (len(parts) + 3),
+        "|--:|--:|--:|--:|" + "--:|" * (len(term_names) + 3),
     ]
     for one in found:
         change, error, judge = one["change"], one["standard_error"], one["judge"]
         text.append(
             f"| {one['seed']} | {one['before']['reward']:.1f} | {change['reward']:+.1f} ± {error['reward']:.1f} | "
             f"{change['reward'] / error['reward']:.0f} | "
-            + " | ".join(f"{change[name]:+.1f} ± {error[name]:.1f}" for name in parts)
-            + f" | {judge['before']:.1%} | {judge['after']:.1%} | {'kept' if kept(one) else 'broken'} |"
+            + " | ".join(f"{change[name]:+.1f} ± {error[name]:.1f}" for name in term_names)
+            + f" | {judge['before']:.1%} | {judge['after']:.1%} | {'kept' if passed(one) else 'broken'} |"
         )
     text.append(
         f"\n± is the standard error of the paired differences of {found[0]['pictures']} pictures of one seed. The "

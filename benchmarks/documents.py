@@ -1,12 +1,12 @@
-"""The document that several benchmarks run, each in its own sizes."""
+"""The document that several benchmarks run with different sizes."""
 
 from typing import Any
 
 from tailorpo_trainer.spec.job import API_VERSION, KIND
 
 
-def tiny_animals(name: str, **parts: Any) -> dict[str, Any]:
-    """TailorPO as in the demo, for colourfulness alone and without evaluations; `parts` replace those of `spec`."""
+def tiny_animals(name: str, **sections: Any) -> dict[str, Any]:
+    """TailorPO as in the demo, with only colourfulness and no evaluations; `sections` replace those of `spec`."""
     return {
         "apiVersion": API_VERSION,
         "kind": KIND,
@@ -18,6 +18,6 @@ def tiny_animals(name: str, **parts: Any) -> dict[str, Any]:
             "method": {"name": "tailorpo"},
             "sampling": {"steps": 20, "trainedSteps": {"count": 5}, "guidanceScale": 3.0},
             "evaluation": {"everyIterations": 0},
-            **parts,
+            **sections,
         },
     }

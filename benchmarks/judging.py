@@ -1,4 +1,4 @@
-"""The independent judge of benchmarks: does a picture still show the animal that was asked for?"""
+"""The independent judge of benchmarks: whether a picture shows its prompt's animal."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -12,7 +12,7 @@ from tools.tiny_animals import judge
 
 
 def share_right(pixels: NDArray[np.uint8], prompts: Sequence[str]) -> float:
-    """Share of pictures [n, 64, 64, 3] that show the animal their prompt ends with, as the shipped judge sees it."""
+    """Share of pictures, uint8 [n, 64, 64, 3], in which the shipped judge recognises the last word of the prompt."""
     wanted = [ANIMALS.index(prompt.split()[-1]) for prompt in prompts]
     return float((judge.name(_load(), pixels) == wanted).mean())
 

@@ -1,6 +1,6 @@
-"""The README's picture, from a run's own samples: `python -m benchmarks.picture RUN PNG`.
+"""The README's picture, from the samples of a run: `python -m benchmarks.picture RUN PNG`.
 
-Above the first evaluation, below the last, the same prompts and noise in each column; nothing is chosen.
+The upper row is from the first evaluation, the lower from the last; each column has one prompt and noise. No selection.
 """
 
 import sys

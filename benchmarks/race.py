@@ -1,7 +1,7 @@
-"""Contenders that share a machine fairly: for a moment one runs while the other is paused, then the other one.
+"""Compare processes fairly on a shared machine: they run alternately in short time slices, while the others are paused.
 
-A machine that others share, too, may be half as fast in one minute as in the next: of what runs one after the other
-nobody can say which is faster.
+A shared machine may be half as fast in one minute as in the next, so processes that run one after the other cannot be
+compared.
 """
 
 import multiprocessing
@@ -14,33 +14,33 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any, Self
 
-MOMENT = 0.25
+TIME_SLICE = 0.25
 """Seconds."""
 
 
 class Track:
-    """What a contender says to who measures it, in its own process."""
+    """The connection of a contender's process to the process that measures it."""
 
     def __init__(self, pipe: Connection) -> None:
         self._pipe = pipe
 
     def ready(self, pids: Iterable[int]) -> None:
-        """Waits for the start. pids: what runs for it besides, and is paused with it."""
+        """Wait for the start. pids: further processes of the contender, which are paused together with it."""
         self._pipe.send([os.getpid(), *pids])
         self._pipe.recv()
 
     def done(self, result: Any) -> None:
-        """What was measured has ended. Waits until it may go on, by itself."""
+        """Report the result of the measurement, and wait for `go_on`."""
         self._pipe.send(result)
         self._pipe.recv()
 
 
 class Contender:
-    """A process that is paused whenever it is not its turn: from when it is ready until the end of the `with`.
+    """A process that is paused, unless it is its turn, from `Track.ready` until the end of the `with` block.
 
     Attributes:
-        seconds: for which it has run.
-        result: what it gave to `Track.done`.
+        seconds: total time in which it was not paused.
+        result: the argument of `Track.done`.
     """
 
     def __init__(self, work: Callable[..., None], *arguments: Any) -> None:
@@ -54,7 +54,7 @@ class Contender:
         theirs.close()
         self._pids: list[int] = self._pipe.recv()
         self._pause()
-        self._pipe.send(None)  # read when it runs
+        self._pipe.send(None)  # received when it runs
 
     def __enter__(self) -> Self:
         return self
@@ -64,11 +64,11 @@ class Contender:
         if kind is None:
             self._pipe.send(None)  # from its last `done`
         else:
-            self._signal(signal.SIGINT, self._pids[:1])  # it takes what it has started with it
+            self._signal(signal.SIGINT, self._pids[:1])  # it ends the processes that it has started
         self._process.join()
 
     def run(self, seconds: float) -> bool:
-        """For so long; returns whether it is done. Raises `EOFError` if it has ended without a result."""
+        """Run for so long; returns whether it is done. Raises `EOFError` if it has ended without a result."""
         begun = time.monotonic()
         self._resume()
         done = self._pipe.poll(seconds)
@@ -79,7 +79,7 @@ class Contender:
         return done
 
     def go_on(self) -> Any:
-        """Alone, to its next `done`. Returns what it gave to it."""
+        """Run without the others until the next `Track.done`; returns its argument."""
         self._resume()
         self._pipe.send(None)
         return self._pipe.recv()
@@ -98,14 +98,14 @@ class Contender:
 
 
 def race(*lanes: Sequence[Contender]) -> None:
-    """Until all are done: those of a lane one after the other, and a moment of each lane in turns."""
+    """Run all until they are done: the lanes in turns, the contenders of each lane one after the other."""
     waiting = [deque(lane) for lane in lanes]
     while any(waiting):
         for lane in filter(None, waiting):
-            if lane[0].run(MOMENT):
+            if lane[0].run(TIME_SLICE):
                 lane.popleft()
 
 
 def _run(pipe: Connection, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell runs in the background ignores it
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # processes in a shell's background ignore SIGINT
     work(Track(pipe), *arguments)

@@ -1,4 +1,4 @@
-"""How long `tailorpo --help` takes beside an empty Python: the price of the imports a command line makes."""
+"""The time of `tailorpo --help` against that of an empty Python program: the cost of the imports."""
 
 import json
 import statistics
@@ -17,7 +17,7 @@ CALL = "import sys; sys.argv = ['tailorpo', '--help']; from tailorpo_trainer.cli
 
 
 def run(repeats: int, quiet: bool = False) -> dict[str, Any]:
-    """Seconds of both, interleaved; kept in `build/benchmarks/startup.json`."""
+    """Seconds of both, interleaved; written to `build/benchmarks/startup.json`."""
     commands = {
         "tailorpo --help": [sys.executable, "-c", CALL],
         "python -c pass": [sys.executable, "-c", "pass"],

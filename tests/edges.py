@@ -1,4 +1,4 @@
-"""Values at the edges of what the models allow, and just beyond, from their JSON schema."""
+"""Values at the limits that the models allow, and just outside, derived from their JSON schema."""
 
 import math
 import random
@@ -11,14 +11,14 @@ from tests.documents import STRANGE, choices, objects
 
 
 def spoil_fields(spec: Any, rng: random.Random) -> None:
-    """One field of a `spec` at an edge of what the models allow, or just beyond; in place."""
+    """Set one field of a `spec` to a value at a limit that the models allow, or just outside; in place."""
     _, container, schema = rng.choice(objects(spec))
     name = rng.choice([*container, *schema["properties"]] if rng.random() < 0.5 else [*schema["properties"]])
     container[name] = value_of(schema["properties"].get(name, {}), rng, beyond=rng.choice([0, 0, 0.5]))
 
 
 def edges(schema: Mapping[str, Any], now: Any) -> Iterator[tuple[list[Any], list[Any]]]:
-    """For each bound of a field, and each bound of a list's entries: values just inside, and just beyond."""
+    """For each limit of a field and of its list entries: values just inside, and values just outside."""
     for choice in choices(schema):
         match choice.get("type"):
             case "boolean":
@@ -87,7 +87,7 @@ def _entries(now: Any, count: int) -> list[Any]:
 
 
 def value_of(schema: Mapping[str, Any], rng: random.Random, beyond: float) -> Any:
-    """A value that a schema allows, mostly at an edge; each part of it is one just beyond with that probability."""
+    """A value that a schema allows, mostly at a limit; each field is just outside with the probability `beyond`."""
     schema = rng.choice(choices(schema))
     wrong = rng.random() < beyond
     if "const" in schema or "enum" in schema:
@@ -142,7 +142,7 @@ def _mapping(schema: Mapping[str, Any], rng: random.Random, beyond: float) -> di
     patterns = schema.get("patternProperties", {})
     values: Any = next(iter(patterns.values()), schema.get("additionalProperties"))
     names = [f"k{number}" for number in range(_count(schema, "Properties", rng, rng.random() < beyond))]
-    if values is True:  # passed on unread
+    if values is True:  # not validated
         return {name: {} for name in names}
     if rng.random() < beyond:
         keys = {**schema.get("propertyNames", {}), "pattern": next(iter(patterns), "")}

@@ -1,4 +1,4 @@
-"""A proxy before an S3 server that does what networks and servers do on bad days."""
+"""A proxy before an S3 server that injects faults of networks and servers."""
 
 import http.client
 import http.server
@@ -14,11 +14,11 @@ from urllib.parse import urlsplit
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens to a request.
+    """A fault of one request.
 
-    status: answer this (and `code`) without asking the server. reset: break the connection off, `before` or `after`
-    the server was asked. rate: bytes a second of the body, both ways. keep: bytes of the answer's body that arrive
-    before the connection breaks off. then: called first, as to kill somebody just now.
+    status: respond with this (and `code`) without the server. reset: close the connection `before` or `after` the
+    request is forwarded. rate: bytes a second of the bodies, in both directions. keep: bytes of the response's body
+    before the connection is closed. then: called first, for example to kill a process.
     """
 
     status: int = 0
@@ -30,15 +30,15 @@ class Fault:
 
 
 Rule = Callable[[str, str], Fault | None]
-"""From method and path (with query) to what happens; None: nothing."""
+"""From method and path (with query) to the fault; None: no fault."""
 
 
 class Proxy:
-    """Forwards to `upstream`. `rule` may be changed at any time; `seen` and `injected` count."""
+    """Forwards to `upstream`. `rule` may be changed at any time; `requests` and `injected` record what happened."""
 
     def __init__(self, upstream: str) -> None:
         self.rule: Rule = lambda method, path: None
-        self.seen: list[tuple[str, str]] = []
+        self.requests: list[tuple[str, str]] = []
         self.injected = 0
         address = urlsplit(upstream)
         proxy = self
@@ -52,7 +52,7 @@ class Proxy:
 
             def answer(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-                proxy.seen.append((self.command, self.path))
+                proxy.requests.append((self.command, self.path))
                 fault = proxy.rule(self.command, self.path)
                 if fault is not None:
                     proxy.injected += 1
@@ -69,7 +69,7 @@ class Proxy:
             request_queue_size = 64
 
             def handle_error(self, *_: Any) -> None:
-                pass  # a client that was killed
+                pass  # the client was killed
 
         self._server = Server(("127.0.0.1", 0), Handler)
         self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
@@ -83,10 +83,10 @@ class Proxy:
         _slowly(len(body), fault)
         connection = http.client.HTTPConnection(host, port, timeout=60)
         try:
-            # The Host header stays the proxy's, which is what the client has signed.
+            # The Host header stays that of the proxy, because the client has signed it.
             connection.putrequest(handler.command, handler.path, skip_host=True, skip_accept_encoding=True)
             for name, value in handler.headers.items():
-                if name.lower() != "expect":  # answered by us already
+                if name.lower() != "expect":  # http.server has answered it already
                     connection.putheader(name, value)
             connection.endheaders(body or None)
             answer = connection.getresponse()
@@ -111,12 +111,12 @@ class Proxy:
 
 
 def nth(number: int, fault: Fault, *, method: str = "PUT", within: str = "", times: int = 1) -> Rule:
-    """The fault for some requests of a kind, from the `number`th on (from 1)."""
+    """The fault for `times` matching requests, beginning with the `number`th (from 1)."""
     count, lock = 0, threading.Lock()
 
-    def rule(asked: str, path: str) -> Fault | None:
+    def rule(requested: str, path: str) -> Fault | None:
         nonlocal count
-        if asked != method or within not in path:
+        if requested != method or within not in path:
             return None
         with lock:
             count += 1
@@ -126,6 +126,7 @@ def nth(number: int, fault: Fault, *, method: str = "PUT", within: str = "", tim
 
 
 def always(fault: Fault, *, method: str = "PUT", within: str = "") -> Rule:
+    """The fault for all matching requests."""
     return nth(1, fault, method=method, within=within, times=1 << 60)
 
 

@@ -1,4 +1,4 @@
-"""The cache of the test cluster's builds: what is in use stays, what nobody has used for long goes."""
+"""The cache of the test cluster's builds: builds in use are kept, those unused for long are deleted."""
 
 import os
 import subprocess
@@ -23,7 +23,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def make(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
-    """make(number): what `binaries` returns for the lock files of that number; nothing is compiled."""
+    """make(number): the result of `binaries` for lock files with that key; nothing is compiled."""
 
     def compiled(go: str, programs: build.Programs, folder: Path, *_: Any) -> None:
         (folder / "etcd").touch()
@@ -37,7 +37,7 @@ def make(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
 
 
 def unused(folder: Path, days: float) -> None:
-    """As if it had last been used so many days ago."""
+    """Set the time of the last use to so many days ago."""
     then = time.time() - days * 86_400
     os.utime(folder, (then, then))
 

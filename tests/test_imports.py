@@ -1,4 +1,4 @@
-"""What only reads a document must start fast: it loads none of the large libraries."""
+"""Modules that only read documents must start fast, so they import none of the large libraries."""
 
 import json
 import subprocess
@@ -29,8 +29,8 @@ LIGHT = [
 
 
 def heavy_after(statement: str, heavy: Sequence[str] = HEAVY) -> list[str]:
-    """The large libraries that a fresh interpreter holds after the statement."""
-    # Standard output may carry what the statement prints; the answer is its last line.
+    """The large libraries that a new interpreter has imported after the statement."""
+    # The statement may print; the result is the last line.
     program = f"import json, sys\ntry:\n    {statement}\nfinally:\n    print(json.dumps(sorted(sys.modules)))"
     done = subprocess.run(
         [sys.executable, "-c", program], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60
@@ -51,5 +51,5 @@ def test_importing_is_light(module: str) -> None:
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"]])
 def test_the_command_line_is_light(arguments: list[str]) -> None:
     statement = f"sys.argv[1:] = {arguments}; from tailorpo_trainer.cli import main; main()"
-    # Nor what reads a document: help is there at once.
+    # Help needs no document, so it does not import the parser either.
     assert heavy_after(statement, [*HEAVY, "pydantic", "ruamel.yaml"]) == []

@@ -1,8 +1,8 @@
-"""What other people have written costs time in proportion to its length: every pattern, and what reads whole texts.
+"""Untrusted text costs time in proportion to its length, in every pattern and in the functions that read such texts.
 
-The operator reads what any pod may have written on the loop that renews its Lease; a pattern that takes the square of a
-text's length stops it for everybody. What is measured is how the work grows, in seconds of this process' own CPU: how
-fast the machine is, and what else it does, is left out of it.
+The event loop that renews the operator's Lease also reads text from pods. A pattern that needs time quadratic in the
+length would stop the operator for all jobs. The tests measure the growth of this process' CPU time, which depends
+neither on the speed of the machine nor on its load.
 """
 
 import ast
@@ -36,13 +36,13 @@ SOURCES = {
 }
 
 OURS = {"tailorpo_operator.api.cel"}
-"""Modules whose patterns read this repository's own sentences alone."""
+"""Modules whose patterns read only texts of this repository."""
 
 LENGTH = 16_384
 AT_MOST = 2.5
-"""Times the work for twice the text: 2 where it is proportional, 4 where it grows with the square."""
+"""Largest ratio of the times for a text of double length: 2 if time is linear, 4 if it is quadratic."""
 FLOOR = 0.001
-"""Seconds: what takes less tells nothing. The square of `LENGTH` takes a hundred times as long."""
+"""Seconds below which nothing can be measured. Quadratic time for `LENGTH` is a hundred times as long."""
 TRIES = 7
 
 UNITS = [
@@ -72,7 +72,7 @@ class Pattern(NamedTuple):
 
 
 def patterns() -> Iterator[Pattern]:
-    """Every pattern of both packages, once for each way in which it is used."""
+    """Every pattern of both packages, once for each kind of use."""
     everything = "\n".join(SOURCES.values())
     for module, source in SOURCES.items():
         tree = ast.parse(source)
@@ -92,7 +92,7 @@ def patterns() -> Iterator[Pattern]:
 
 
 def value(module: str, node: ast.expr) -> Any:
-    """What an argument is; one that is no constant names what its module has."""
+    """The value of an argument, which is a constant or a name in the module."""
     try:
         return ast.literal_eval(node)
     except ValueError:
@@ -114,7 +114,7 @@ READERS: dict[str, Callable[[str], object]] = {
 
 
 def seconds(call: Callable[[str], object], text: str) -> float:
-    """Of this process' CPU, without what Python tidies up meanwhile."""
+    """CPU seconds of this process, without garbage collection."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -127,7 +127,7 @@ def seconds(call: Callable[[str], object], text: str) -> float:
 
 
 def growth(call: Callable[[str], object], shape: tuple[str, str, str], length: int = LENGTH) -> float:
-    """How many times the work of a text one takes that is twice as long. Of several tries the best: others disturb."""
+    """Ratio of the times for a text of double length and for the text; the best of several tries, because of load."""
     begin, unit, end = shape
     short, long = (begin + unit * (size // len(unit)) + end for size in (length, 2 * length))
     once = twice = math.inf
@@ -139,7 +139,7 @@ def growth(call: Callable[[str], object], shape: tuple[str, str, str], length: i
 
 
 def slow(call: Callable[[str], object]) -> tuple[str, str, str] | None:
-    """The first shape for which the work grows faster than the text."""
+    """The first shape for which the time grows faster than the length."""
     return next((shape for shape in SHAPES if growth(call, shape) > AT_MOST), None)
 
 

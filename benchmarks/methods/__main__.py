@@ -1,11 +1,11 @@
-"""`python -m benchmarks.methods run` trains and keeps the figures; `page` makes the page and its pictures of them."""
+"""`python -m benchmarks.methods run` trains and stores the figures; `page` writes the page and its pictures."""
 
 import argparse
 import os
 from pathlib import Path
 
 BUILD = Path("build/benchmarks/methods")
-"""Trials that are finished: outside of what is committed."""
+"""Folder of finished trials, which is not committed."""
 
 
 def main() -> None:
@@ -27,7 +27,7 @@ def run(folder: Path) -> None:
     from benchmarks.methods import sweep
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    sweep.run(folder, say=lambda line: print(line, flush=True))
+    sweep.run(folder, report=lambda line: print(line, flush=True))
 
 
 def page(folder: Path) -> None:

@@ -7,24 +7,24 @@ from tailorpo_trainer import estimate, rewards
 from tailorpo_trainer.spec.job import TailorPOJob
 
 SIDE = 64
-"""Pixels of the shipped model's pictures, at which the reward's network is counted."""
+"""Side in pixels of the pictures for which the reward's network is counted: that of the shipped model."""
 
 
 def of_iteration(job: TailorPOJob) -> float:
-    """As `tailorpo estimate` counts, and the reward's own network, which it leaves out."""
+    """The count of `tailorpo estimate`, plus the reward's own network, which that does not include."""
     found = estimate.estimate(job)
     rows = found.counts.iteration
     forward, backward = of_reward(job)
-    asked = sum(count for (what, _), count in rows.items() if what == "reward")
+    queries = sum(count for (what, _), count in rows.items() if what == "reward")
     return (
         sum(found.flops[key] * count for key, count in rows.items())
-        + forward * asked
+        + forward * queries
         + backward * rows.get(("decode backward", "guidance"), 0.0)
     )
 
 
 def of_reward(job: TailorPOJob) -> tuple[float, float]:
-    """FLOPs of scoring one picture, and of the way back to its pixels."""
+    """FLOPs of scoring one picture, and of the backward pass to its pixels."""
     reward = rewards.load(job.spec.rewards, torch.device("cpu"))
     pictures = torch.rand(2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0), requires_grad=True)
     reward(pictures, ["a photo of a cat"] * 2)  # a prompt is encoded once in a run, so not here

@@ -1,4 +1,4 @@
-"""Where results, page and pictures are, and their form: JSON lines, one trial each."""
+"""Paths of results, page and pictures, and the format of results: JSON lines, one for each trial."""
 
 import json
 from collections.abc import Iterable
@@ -16,25 +16,25 @@ PICTURES = DOCS / "images" / "methods-pictures.png"
 
 
 def read(path: Path) -> list[Result]:
-    """Trials of `trials.jsonl` or `results.json`, the last of each key; a killed writer's half line is ignored."""
+    """Trials of `trials.jsonl` or `results.json`, the last of each key; an incomplete line is skipped."""
     found: dict[str, Result] = {}
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         try:
             result = json.loads(line.strip().removesuffix(","))
         except ValueError:
-            continue  # half a line, or a bracket of the list
+            continue  # an incomplete line, or a bracket of the list
         if isinstance(result, dict):
             found[result["key"]] = result
     return list(found.values())
 
 
 def append(result: Result, path: Path) -> None:
-    """One more trial."""
+    """Append a trial to a file of JSON lines."""
     with path.open("a", encoding="utf-8") as out:
         out.write(json.dumps(result) + "\n")
 
 
 def write(results: Iterable[Result], path: Path) -> None:
-    """All trials as one JSON list, a line each."""
+    """Write all trials as one JSON list, one on each line."""
     lines = ",\n".join(json.dumps(result, separators=(",", ":")) for result in results)
     path.write_text(f"[\n{lines}\n]\n", encoding="utf-8")

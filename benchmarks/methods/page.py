@@ -1,4 +1,4 @@
-"""`docs/methods-compared.md`, from the results alone: every number of the page, and what they can tell apart."""
+"""`docs/methods-compared.md`, generated from the results: all numbers of the page and their significance."""
 
 from collections.abc import Iterator, Sequence
 

@@ -9,13 +9,13 @@ from tailorpo_trainer import prompts
 from tailorpo_trainer.evaluation import contact_sheet
 
 SIDE = 64
-"""Pixels of a picture on the sheet: as many as it has."""
+"""Pixels of a picture on the sheet, which is its own size."""
 
 
 def draw(folder: Path, to: Path) -> None:
-    """One picture of each held-out prompt, the first of each, after the final run of the first seed.
+    """Draw the first picture of each held-out prompt after the final run of the first seed, one reward below the other.
 
-    folder: as `sweep` leaves it, REWARD/METHOD/first and last. Rewards stand below each other.
+    folder: written by `sweep`, with REWARD/METHOD/first and last.
     """
     wanted = prompts.builtin("tiny-animals-held-out")
     sheets = []
@@ -23,7 +23,7 @@ def draw(folder: Path, to: Path) -> None:
         runs = {method: folder / reward / method for method in plan.METHODS}
         groups = {"before": _pictures(runs[plan.METHODS[0]] / "first", len(wanted))}
         groups |= {method: _pictures(run / "last", len(wanted)) for method, run in runs.items()}
-        sheets.append(contact_sheet.lay_out(groups, [f"{prompt}, {reward}" for prompt in wanted], SIDE))
+        sheets.append(contact_sheet.compose(groups, [f"{prompt}, {reward}" for prompt in wanted], SIDE))
     whole = Image.new("RGB", (max(one.width for one in sheets), sum(one.height for one in sheets)), contact_sheet.PAPER)
     top = 0
     for one in sheets:

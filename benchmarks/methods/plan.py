@@ -1,4 +1,4 @@
-"""What is compared: which trials, each with which document, and how long. The same effort for every method."""
+"""The plan of the comparison: the trials, their documents and their lengths, with equal effort for every method."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,21 +19,21 @@ LEARNING_RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 BETAS = (0.1, 10.0)
 """Every method's default is one of these. Tried with each learning rate."""
 DDPO_LEARNING_RATES = (1e-3, 1.6e-3, 2.6e-3, 4.3e-3, 7e-3, 1.1e-2, 1.8e-2, 3e-2)
-"""DDPO has no beta, and at one update an iteration its clip range never acts: it gets as many learning rates."""
+"""DDPO has no beta, and with one update an iteration its clip range has no effect, so it gets more learning rates."""
 
 TUNING_SEED = 100
 SEEDS = (0, 1, 2, 3, 4)
 
 TUNING_BUDGET, BUDGET = 1.5e12, 2.0e12
-"""FLOPs that a tuning run and a final run train for. Evaluations are not counted."""
+"""FLOPs of training in a tuning run and in a final run, without evaluations."""
 SPOILT = 0.05
-"""A setting is not chosen if its tuning run loses more than this share of pictures in the judge's eyes."""
+"""A setting is not chosen if the judge's accuracy falls by more than this share in its tuning run."""
 PROMPTS, IMAGES = 4, 8
-"""Prompts and trajectories of one iteration, of every method: D3PO's pair is two trajectories."""
+"""Prompts and trajectories of one iteration, for every method; a pair of D3PO is two trajectories."""
 POINTS = 5
-"""Evaluations of a final run besides the first, about: they cost more than some methods' iterations between them."""
+"""About how many evaluations a final run has after the first; they cost more than the iterations of some methods."""
 EVALUATED = 30
-"""Pictures of one evaluation: five of each held-out prompt. A run keeps 32, so the judge sees all of them."""
+"""Pictures of one evaluation: five of each held-out prompt. A run stores 32, so the judge gets all of them."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Trial:
 
     @property
     def key(self) -> str:
-        """The same for the same trial, and for no other."""
+        """A unique name of the trial."""
         beta = "" if self.beta is None else f"/beta={self.beta:g}"
         return f"{self.stage}/{self.reward}/{self.method}/lr={self.learning_rate:g}{beta}/seed={self.seed}"
 
@@ -60,14 +60,14 @@ class Trial:
 
 
 def settings(method: str) -> list[Setting]:
-    """The grid of a method; equally large for each."""
+    """The tuning grid of a method, which is equally large for all methods."""
     if method == "ddpo":
         return [(rate, None) for rate in DDPO_LEARNING_RATES]
     return [(rate, beta) for beta in BETAS for rate in LEARNING_RATES]
 
 
 def tuning() -> Iterator[Trial]:
-    """The grid of tuning trials, in an order in which methods and rewards take turns."""
+    """The tuning trials of the grid; methods and rewards alternate."""
     grids = {method: settings(method) for method in METHODS}
     for number in range(len(grids[METHODS[0]])):
         for reward in REWARDS:
@@ -76,14 +76,14 @@ def tuning() -> Iterator[Trial]:
 
 
 def finer(method: str, rate: float) -> tuple[float, float]:
-    """Learning rates half-way to the neighbours of one of a method's grid, on a logarithmic scale; two digits."""
+    """Learning rates half-way to both neighbours in a method's grid, on a logarithmic scale, rounded to two digits."""
     rates = DDPO_LEARNING_RATES if method == "ddpo" else LEARNING_RATES
     step = (rates[-1] / rates[0]) ** (0.5 / (len(rates) - 1))
     return float(f"{rate / step:.2g}"), float(f"{rate * step:.2g}")
 
 
 def refinement(chosen: Mapping[tuple[str, str], Setting]) -> Iterator[Trial]:
-    """Two more tuning trials for each reward and method, around what the grid chose."""
+    """Two more tuning trials for each reward and method, around the best of the grid."""
     for (reward, method), (rate, beta) in chosen.items():
         for near in finer(method, rate):
             yield Trial("tuning", reward, method, near, beta, TUNING_SEED)
@@ -98,12 +98,12 @@ def finals(chosen: Mapping[tuple[str, str], Setting]) -> Iterator[Trial]:
 
 
 def iterations(budget: float, flops: float) -> int:
-    """The fewest that spend a budget. flops: of one."""
+    """The smallest number of iterations that uses up a budget. flops: of one iteration."""
     return max(1, ceil(budget / flops))
 
 
 def job(trial: Trial, count: int, model: str = "tiny-animals", images: int = EVALUATED) -> TailorPOJob:
-    """The document of a trial of `count` iterations, and for the rest each method's own defaults."""
+    """The document of a trial of `count` iterations, otherwise with each method's defaults."""
     (watched,) = (name for name in REWARDS if name != trial.reward)
     every = count if trial.stage == "tuning" else ceil(count / POINTS)
     method: dict[str, Any] = {"name": trial.method} | ({} if trial.beta is None else {"beta": trial.beta})

@@ -17,7 +17,7 @@ COLOURS = {
     "d3po": "#D55E00",
     "ddpo": "#E69F00",
 }
-"""Okabe and Ito's: told apart by eyes that see colours differently."""
+"""The palette of Okabe and Ito, which people with colour blindness can distinguish."""
 LABELS = {
     "images": "images (trajectories)",
     "reward_queries": "reward queries, logarithmic",
@@ -53,18 +53,18 @@ def draw(results: Sequence[Result], to: Path) -> None:
 
 def _panel(axes: Any, finals: Sequence[Result], reward: str, axis: str) -> None:
     unit, budget = UNITS[axis], analysis.budget(finals, axis)
-    widest = max(analysis.spent(run, axis)[-1] for run in finals)
+    widest = max(analysis.cost(run, axis)[-1] for run in finals)
     axes.axhline(0, color="#999999", linewidth=0.8)
     axes.axvline(budget / unit, color=INK, linewidth=1, linestyle=(0, (4, 3)))
     if axis == "flops":
         axes.axvline(plan.TUNING_BUDGET / unit, color=INK, linewidth=1, linestyle=(0, (1, 3)))
     for number, (method, colour) in enumerate(COLOURS.items()):
         runs = analysis.of(finals, method=method)
-        least = min(analysis.spent(run, axis)[1] for run in runs)
+        least = min(analysis.cost(run, axis)[1] for run in runs)
         most = analysis.budget(runs, axis)
-        # On a logarithmic axis there is no 0: curves begin at a tenth of the first evaluation.
+        # A logarithmic axis has no 0, so curves begin at a tenth of the first evaluation.
         xs = np.geomspace(least / 10, most, 60) if axis == "reward_queries" else np.linspace(0, most, 60)
-        xs[-1] = most  # rounding must not lead outside of what was measured
+        xs[-1] = most  # rounding must not exceed the measured range
         readings = [analysis.read(runs, axis, float(x), reward) for x in xs]
         means, errors = np.array([r.mean for r in readings]), np.array([r.error for r in readings])
         whole = np.array([analysis.read(runs, axis, float(x), "named").mean for x in xs]) >= -plan.SPOILT
@@ -74,9 +74,9 @@ def _panel(axes: Any, finals: Sequence[Result], reward: str, axis: str) -> None:
         axes.plot(xs[rest] / unit, means[rest], color=colour, linewidth=2, linestyle=(0, (1, 1.2)), zorder=3)
         axes.fill_between(xs / unit, means - errors, means + errors, color=colour, alpha=0.18, linewidth=0, zorder=2)
         seeds = analysis.read(runs, axis, budget, reward).values
-        aside = number - (len(COLOURS) - 1) / 2  # beside each other, or they hide each other
-        place = budget * (1 + 0.06 * aside) if axis == "reward_queries" else budget + 0.009 * aside * widest
-        axes.scatter([place / unit] * len(seeds), seeds, s=18, color=colour, edgecolor="white", linewidth=0.6, zorder=4)
+        aside = number - (len(COLOURS) - 1) / 2  # side by side, so that no dot hides another
+        x = budget * (1 + 0.06 * aside) if axis == "reward_queries" else budget + 0.009 * aside * widest
+        axes.scatter([x / unit] * len(seeds), seeds, s=18, color=colour, edgecolor="white", linewidth=0.6, zorder=4)
     if axis == "reward_queries":
         axes.set_xscale("log")
     axes.grid(color=GRID, linewidth=0.7)

@@ -1,4 +1,4 @@
-"""Runs the plan in one process, and appends each finished trial to a JSON-lines file: a killed sweep goes on."""
+"""Run the plan in one process. Finished trials are appended to a JSON-lines file, so a killed sweep can be resumed."""
 
 import shutil
 import tempfile
@@ -20,26 +20,26 @@ from tailorpo_trainer.results.run_folder import Output
 from tailorpo_trainer.training import loop
 
 
-def run(folder: Path, say: Callable[[str], None] = print) -> None:
-    """All trials of the plan that `folder/trials.jsonl` does not have yet: a grid, finer, and finals of the best."""
+def run(folder: Path, report: Callable[[str], None] = print) -> None:
+    """Run all trials that `folder/trials.jsonl` does not have: the grid, its refinement, and the finals of the best."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "trials.jsonl"
-    _go_through(plan.tuning(), path, say)
-    _go_through(plan.refinement(analysis.chosen(analysis.grid(files.read(path)), plan.SPOILT)), path, say)
-    _go_through(plan.finals(analysis.chosen(files.read(path), plan.SPOILT)), path, say)
+    _run_missing(plan.tuning(), path, report)
+    _run_missing(plan.refinement(analysis.chosen(analysis.grid(files.read(path)), plan.SPOILT)), path, report)
+    _run_missing(plan.finals(analysis.chosen(files.read(path), plan.SPOILT)), path, report)
 
 
-def _go_through(trials: Iterable[Trial], path: Path, say: Callable[[str], None]) -> None:
+def _run_missing(trials: Iterable[Trial], path: Path, report: Callable[[str], None]) -> None:
     done = {result["key"] for result in files.read(path)}
     for trial in trials:
         if trial.key not in done:
             result = run_trial(trial, path.parent)
             files.append(result, path)
-            say(f"{trial.key}: {_last(result)} in {result['seconds']:.0f} s")
+            report(f"{trial.key}: {_last(result)} in {result['seconds']:.0f} s")
 
 
 def run_trial(trial: Trial, folder: Path, model: str = "tiny-animals", images: int = plan.EVALUATED) -> Result:
-    """Train one trial in a folder that is deleted afterwards. A failure, such as a loss not finite, is a result."""
+    """Train one trial in a temporary folder. A failure, such as a loss that is not finite, is a result too."""
     since = time.perf_counter()
     flops = _flops(trial.reward, trial.method, model)
     job = plan.job(trial, plan.iterations(trial.budget, flops), model, images)
@@ -49,7 +49,7 @@ def run_trial(trial: Trial, folder: Path, model: str = "tiny-animals", images: i
         try:
             loop.run(job, output.root, display="quiet")
         except StoppedError:
-            raise  # no result: the next sweep runs it again
+            raise  # not a result: the next sweep repeats it
         except TailorPOError as found:
             error = str(found)
         evaluations = [_evaluation(output, line) for line in output.read_metrics() if line["kind"] == "evaluation"]

@@ -1,11 +1,11 @@
-"""The tables of `docs/methods-compared.md`: what was found for each reward, and what tuning tried."""
+"""The tables of `docs/methods-compared.md`: the results for each reward, and the tuning trials."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 
 from benchmarks.methods import analysis, plan
-from benchmarks.methods.analysis import Reading
+from benchmarks.methods.analysis import Estimate
 from benchmarks.methods.files import Result
 from tailorpo_trainer.stats import mean
 
@@ -14,7 +14,7 @@ DECIMALS = {"colourfulness": 1, "clip-score": 2}
 
 
 def of_reward(results: Sequence[Result], reward: str) -> Iterator[str]:
-    """What the finals on a reward show at equal budgets, and what the seeds can tell apart."""
+    """The results of the finals on a reward at equal budgets, and which differences are significant."""
     finals = analysis.of(results, stage="final", reward=reward)
     by_method = {method: analysis.of(finals, method=method) for method in plan.METHODS}
     points, digits = analysis.points(finals), DECIMALS[reward]
@@ -32,15 +32,15 @@ def of_reward(results: Sequence[Result], reward: str) -> Iterator[str]:
         yield f"| `{method}` | " + " | ".join(cells) + " |"
     yield ""
     for point in points:
-        yield f"- At {amount(*point)}: {_verdict({m: analysis.read(r, *point, reward) for m, r in by_method.items()})}"
+        yield f"- At {amount(*point)}: {_ranking({m: analysis.read(r, *point, reward) for m, r in by_method.items()})}"
     yield ""
-    yield from _besides(by_method, reward, [at for axis, at in points if axis == "flops"])
+    yield from _side_effects(by_method, reward, [at for axis, at in points if axis == "flops"])
 
 
-def _verdict(readings: Mapping[str, Reading]) -> str:
-    """The order by mean, and the shorter list: of pairs that are told apart, or of those that are not."""
+def _ranking(readings: Mapping[str, Estimate]) -> str:
+    """The order by mean, and the shorter of two lists: significantly different pairs, or the other pairs."""
     order = sorted(readings, key=lambda method: -readings[method].mean)
-    alike = analysis.indistinct({method: readings[method] for method in order})
+    alike = analysis.indistinguishable({method: readings[method] for method in order})
     apart = [pair for pair in combinations(order, 2) if pair not in alike]
     unmoved = [method for method in order if not readings[method].differs_from_zero]
     text = f"{' > '.join(f'`{method}`' for method in order)} by mean. "
@@ -57,8 +57,8 @@ def _verdict(readings: Mapping[str, Reading]) -> str:
     return text
 
 
-def _besides(by_method: Mapping[str, Sequence[Result]], reward: str, budgets: Sequence[float]) -> Iterator[str]:
-    """What was not maximised, at equal FLOPs."""
+def _side_effects(by_method: Mapping[str, Sequence[Result]], reward: str, budgets: Sequence[float]) -> Iterator[str]:
+    """The quantities that were not maximised, at equal FLOPs."""
     (watched,) = (name for name in plan.REWARDS if name != reward)
     yield "What training did besides, at equal FLOPs. The judge is a classifier that is never a reward: the share of"
     yield f"{plan.EVALUATED} pictures a seed in which it names the animal that was asked for.\n"
@@ -78,7 +78,7 @@ def _besides(by_method: Mapping[str, Sequence[Result]], reward: str, budgets: Se
 
 
 def of_tuning(results: Sequence[Result]) -> Iterator[str]:
-    """Every trial, and what was chosen."""
+    """All tuning trials, and the chosen settings."""
     trials = analysis.of(results, stage="tuning")
     first, best = (analysis.chosen(some, plan.SPOILT) for some in (analysis.grid(trials), trials))
     grid = len(plan.settings(plan.METHODS[0]))
@@ -121,7 +121,7 @@ def of_tuning(results: Sequence[Result]) -> Iterator[str]:
 
 
 def _beta(trials: Sequence[Result], reward: str) -> str:
-    """The greatest difference that beta made among settings that kept pictures whole."""
+    """The largest difference between values of beta, over settings whose pictures the judge still recognises."""
     ends: dict[tuple[str, float], list[float]] = defaultdict(list)
     for trial in analysis.of(trials, reward=reward, error=None):
         if trial["beta"] is not None and analysis.rank(trial, plan.SPOILT)[0]:
@@ -144,9 +144,9 @@ def _trial(trials: Sequence[Result], reward: str, method: str, setting: plan.Set
 
 
 def amount(axis: str, value: float) -> str:
-    """A budget as it reads."""
+    """A budget as text."""
     return f"{value / 1e12:.1f} TFLOP" if axis == "flops" else f"{value:g} {AXIS_NAMES[axis]}"
 
 
-def _signed(found: Reading, digits: int) -> str:
+def _signed(found: Estimate, digits: int) -> str:
     return f"{found.mean:+.{digits}f} ± {found.error:.{digits}f}"

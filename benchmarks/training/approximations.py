@@ -1,8 +1,8 @@
-"""What approximations save, and how well they still rank: a smaller decoder for scoring, early steps only, and both.
+"""The savings and the rank agreement of approximations: a smaller decoder for scoring, early steps only, and both.
 
-`python -m benchmarks` prints it after the exact comparison. Work is counted as there, relative to the same plain loop.
-Ranks are compared on trajectories of the base model that go on from the winner by the model's own decoder, so that all
-variants judge the same candidates.
+`python -m benchmarks` prints them after the exact comparison. FLOPs are counted as there, relative to the same plain
+loop. Ranks are compared on trajectories of the base model that continue from the winner by the model's own decoder, so
+that all variants score the same candidates.
 """
 
 import json
@@ -21,7 +21,7 @@ from tailorpo_trainer.diffusion.policy import Policy
 from tailorpo_trainer.rewards.weighted_sum import RewardSum
 from tailorpo_trainer.rollout.agreement import Agreement, rank_agreement
 from tailorpo_trainer.rollout.scoring import CHECKED
-from tailorpo_trainer.rollout.trajectories import Branch, branch
+from tailorpo_trainer.rollout.trajectories import BranchPoint, sample_branched_trajectories
 from tailorpo_trainer.spec.job import Reward
 from tailorpo_trainer.tiny_animals import ANIMALS
 
@@ -34,7 +34,7 @@ TRAJECTORIES = 96
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to do an iteration: which steps are trained, and whether a smaller decoder scores."""
+    """A variant of an iteration: the choice of trained steps, and whether a smaller decoder scores."""
 
     name: str
     choose: str
@@ -49,11 +49,11 @@ VARIANTS = (
 )
 
 
-def measure(rolled: Mapping[str, Any], trajectories: int = TRAJECTORIES) -> dict[str, Any]:
-    """All figures, JSON-ready. rolled: those of `benchmarks.training.rollout`, with the plain loop's work."""
-    plain_flops = sum(rolled["flops"][ONE_BY_ONE].values())
-    large = costs_of_a_row(rolled)
-    plain_large = work_of(rolled["rows"][ONE_BY_ONE], large)
+def measure(rollout_figures: Mapping[str, Any], trajectories: int = TRAJECTORIES) -> dict[str, Any]:
+    """All figures, JSON-ready. rollout_figures: those of `benchmarks.training.rollout`, for the plain loop's FLOPs."""
+    plain_flops = sum(rollout_figures["flops"][ONE_BY_ONE].values())
+    large = costs_of_a_row(rollout_figures)
+    plain_large = work_of(rollout_figures["rows"][ONE_BY_ONE], large)
     found: dict[str, Any] = {"trajectories": trajectories, "goal": GOAL, "variants": {}}
     for variant in VARIANTS:
         decoder = models.SHIPPED if variant.small else None
@@ -75,10 +75,10 @@ def measure(rolled: Mapping[str, Any], trajectories: int = TRAJECTORIES) -> dict
     return found
 
 
-def costs_of_a_row(rolled: Mapping[str, Any]) -> dict[str, float]:
-    """FLOPs of one row of each kind on Stable Diffusion 1.5, its small decoder being TAESD."""
+def costs_of_a_row(rollout_figures: Mapping[str, Any]) -> dict[str, float]:
+    """FLOPs of one row of each kind on Stable Diffusion 1.5, with TAESD as the scoring decoder."""
     costs = estimate.row_costs(job(SD15, scoring_decoder=TAESD).spec)
-    return {**rolled["stableDiffusion"]["flopsPerRow"], "scoring decode": costs["scoring_decode"]}
+    return {**rollout_figures["stableDiffusion"]["flopsPerRow"], "scoring decode": costs["scoring_decode"]}
 
 
 def work_of(rows: Mapping[str, int], each: Mapping[str, float]) -> float:
@@ -94,7 +94,7 @@ def work_of(rows: Mapping[str, int], each: Mapping[str, float]) -> float:
 
 
 def ranks_of(choose: str, trajectories: int) -> dict[str, "Ranks"]:
-    """How the candidates of some trajectories are scored, by reward."""
+    """The scores of the candidates of some trajectories, by reward."""
     work = job(models.SHIPPED, choose=choose, scoring_decoder=models.SHIPPED)
     policy, _ = load(work)
     chosen = work.spec.sampling.trained_steps
@@ -107,17 +107,17 @@ def ranks_of(choose: str, trajectories: int) -> dict[str, "Ranks"]:
     for name in REWARDS:
         reward = rewards.load([Reward(name=name)], policy.device)
         with policy.reference():
-            found[name] = Ranks(policy, reward, prompts, noise).follow(trained)
+            found[name] = Ranks(policy, reward, prompts, noise).sample(trained)
     return found
 
 
 @dataclass
 class Ranks:
-    """Scores of the candidates of each trained step, [n, 2] each, by who judges them.
+    """Scores of the candidates of each trained step, a tensor [n, 2] for each step.
 
     Attributes:
-        own, small: of the expected picture, by the model's own decoder or the smaller one.
-        finished: of the picture that a candidate becomes, both candidates denoised to the end with the same noise.
+        own, small: of the estimated picture (x0hat), by the model's own decoder and by the scoring decoder.
+        finished: of the final picture of each candidate, both candidates denoised with the same noise.
     """
 
     policy: Policy
@@ -128,14 +128,15 @@ class Ranks:
     small: list[Tensor] = field(default_factory=list)
     finished: list[Tensor] = field(default_factory=list)
 
-    def follow(self, trained: Sequence[int]) -> "Ranks":
-        """Roll out, going on from the winner by the model's own decoder, and let all judge."""
+    def sample(self, trained: Sequence[int]) -> "Ranks":
+        """Sample trajectories that continue from the winner by the model's own decoder, and record all scores."""
         policy, text = self.policy, self.policy.embed(self.prompts)
-        for drawn in branch(policy, text, self.noise, self._judge, trained, 2, "winner"):
-            self.finished.append(self._scores(policy.decode(finish(policy, text, self.noise, drawn))))
+        rollout = sample_branched_trajectories(policy, text, self.noise, self._score_all, trained, 2, "winner")
+        for branch_point in rollout:
+            self.finished.append(self._scores(policy.decode(finish(policy, text, self.noise, branch_point))))
         return self
 
-    def _judge(self, clean: Tensor, _: int) -> Tensor:
+    def _score_all(self, clean: Tensor, _: int) -> Tensor:
         self.own.append(self._scores(self.policy.decode(clean)))
         self.small.append(self._scores(self.policy.decode_for_scoring(clean)))
         return self.own[-1].flatten()
@@ -144,31 +145,31 @@ class Ranks:
         return self.reward(pictures, [prompt for prompt in self.prompts for _ in range(2)]).total.view(-1, 2)
 
 
-def finish(policy: Policy, text: Tensor, noise: Noise, drawn: Branch) -> Tensor:
-    """The latents [2 n, c, h, w] that a step's candidates end in, with the same noise for both."""
-    x, both = drawn.candidates.flatten(0, 1), text.repeat_interleave(2, dim=0)
-    for step in range(drawn.step + 1, policy.sampler.steps):
+def finish(policy: Policy, text: Tensor, noise: Noise, branch_point: BranchPoint) -> Tensor:
+    """The final latents [2 n, c, h, w] of a step's candidates, with the same noise for both."""
+    x, both = branch_point.candidates.flatten(0, 1), text.repeat_interleave(2, dim=0)
+    for step in range(branch_point.step + 1, policy.sampler.steps):
         mean = policy.sampler.mean(step, x, policy.predict(x, step, both))
         x = mean + policy.sampler.noise_level(step, x) * noise.step(step).repeat_interleave(2, dim=0)
     return x
 
 
 def share(one: Sequence[Tensor], other: Sequence[Tensor]) -> dict[str, float]:
-    """The rank agreement over all steps, its standard error (trajectories are independent, their steps are not), and
-    the number of pairs."""
+    """The rank agreement over all steps, its standard error over trajectories (whose steps are dependent), and the
+    number of pairs."""
     each = [
         sum((rank_agreement(a[row : row + 1], b[row : row + 1]) for a, b in zip(one, other, strict=True)), Agreement())
         for row in range(len(one[0]))
     ]
     total = sum(each, Agreement())
     assert total.share is not None
-    apart = sum((found.agreed - total.share * found.compared) ** 2 for found in each)
-    error = (apart * len(each) / max(1, len(each) - 1)) ** 0.5 / total.compared
+    squares = sum((found.agreed - total.share * found.compared) ** 2 for found in each)
+    error = (squares * len(each) / max(1, len(each) - 1)) ** 0.5 / total.compared
     return {"share": total.share, "standardError": error, "pairs": total.compared}
 
 
 def lines(found: Mapping[str, Any]) -> Iterator[str]:
-    """One line a variant."""
+    """The figures as text, for each variant."""
     for name, values in found["variants"].items():
         yield (
             f"{name}: {values['stableDiffusionFlopsRatio']:.3f} of the plain loop's FLOPs on Stable Diffusion 1.5, "
@@ -220,9 +221,9 @@ def _text(agreement: Mapping[str, float]) -> str:
     return f"{agreement['share']:.3f} ± {agreement['standardError']:.3f}"
 
 
-def run(rolled: Mapping[str, Any], quiet: bool = False) -> dict[str, Any]:
-    """Measure, and keep the figures in `build/benchmarks/approximations.json`."""
-    found = measure(rolled)
+def run(rollout_figures: Mapping[str, Any], quiet: bool = False) -> dict[str, Any]:
+    """Measure, and write the figures to `build/benchmarks/approximations.json`."""
+    found = measure(rollout_figures)
     BUILD.mkdir(parents=True, exist_ok=True)
     (BUILD / "approximations.json").write_text(json.dumps(found, indent=2) + "\n")
     if not quiet:

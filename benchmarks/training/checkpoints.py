@@ -1,7 +1,7 @@
-"""What checkpoints cost: the stall of training, the upload against boto3's own, the way back, and memory.
+"""The cost of checkpoints: the stall of training, the upload against boto3's, the resume, and memory.
 
 `python -m benchmarks.training.checkpoints [--repeats N] > docs/benchmarks-checkpoints.md` starts a SeaweedFS on this
-machine, so server and client share its processors. What is compared is interleaved.
+machine, so server and client share its processors. Measurements that are compared are interleaved.
 """
 
 import argparse
@@ -36,7 +36,7 @@ EVERY, ITERATIONS, RANK = 10, 30, 16
 
 
 def job(storage: str | None = None, iterations: int = ITERATIONS) -> TailorPOJob:
-    """With a checkpoint every ten iterations."""
+    """A run with a checkpoint every ten iterations."""
     return document.parse(
         tiny_animals(
             "benchmark",
@@ -47,7 +47,7 @@ def job(storage: str | None = None, iterations: int = ITERATIONS) -> TailorPOJob
 
 
 def stall(storage: str | None, folder: Path) -> dict[str, Any]:
-    """Seconds that training waited for each checkpoint, and seconds of an iteration."""
+    """The seconds that training waited for each checkpoint, and the seconds of each iteration."""
     waits: list[float] = []
     whole = Session.checkpoint
 
@@ -57,12 +57,12 @@ def stall(storage: str | None, folder: Path) -> dict[str, Any]:
         waits.append(time.perf_counter() - since)
 
     Session.checkpoint = timed  # type: ignore[method-assign]
-    here = Path.cwd()
+    directory = Path.cwd()
     try:
         os.chdir(folder)
         loop.run(job(storage), display="quiet")
     finally:
-        os.chdir(here)
+        os.chdir(directory)
         Session.checkpoint = whole  # type: ignore[method-assign]
     lines = [json.loads(line) for line in (folder / "runs/benchmark/metrics.jsonl").read_text().splitlines()]
     ends = [0.0, *(line["totals"]["seconds"] for line in lines if line["kind"] == "iteration")]
@@ -71,7 +71,7 @@ def stall(storage: str | None, folder: Path) -> dict[str, Any]:
 
 
 def large_state(rank: int = RANK) -> Groups:
-    """An adapter of all attention layers of SDXL's denoiser, and AdamW's two moments: the shapes, random values."""
+    """An adapter of all attention layers of SDXL's denoiser, and AdamW's two moments: real shapes, random values."""
     drawn = torch.Generator().manual_seed(0)
     adapter: dict[str, Tensor] = {}
     for width, blocks in ((640, 10), (1280, 60)):  # transformer blocks of 640 and of 1280 channels; text has 2048
@@ -85,48 +85,48 @@ def large_state(rank: int = RANK) -> Groups:
     return {"adapter": adapter, "optimizer": moments}
 
 
-def size(groups: Groups) -> int:
+def total_bytes(groups: Groups) -> int:
     return sum(value.nbytes for group in groups.values() for value in group.values())
 
 
 def upload(uri: str, groups: Groups, repeats: int, folder: Path) -> dict[str, Any]:
-    """Commits of a state (hashed and uploaded) against `upload_file` of the same bytes, in turns."""
+    """Commits of a state (hashed and uploaded) against `upload_file` of the same bytes, interleaved."""
     store = checkpoint.open_store(uri)
     assert isinstance(store, S3Store)
-    held = checkpoint.capture(1, groups, {})
-    for name, content in held.objects.items():
+    snapshot = checkpoint.capture(1, groups, {})
+    for name, content in snapshot.objects.items():
         (folder / name).write_bytes(content)
     files = sorted(folder.iterdir())
     attempt = checkpoint.open_run(store, job()).begin(None)
 
     def commit() -> None:
-        attempt.commit(replace(held, step=len(seconds["commit"]) + 1))
+        attempt.commit(replace(snapshot, step=len(seconds["commit"]) + 1))
 
     def write() -> None:
-        for name, content in held.objects.items():
+        for name, content in snapshot.objects.items():
             store.write(f"plain/{name}", content)
 
     def plain() -> None:
         for path in files:
             store.client.upload_file(str(path), store.bucket, f"{store.prefix}boto3/{path.name}")
 
-    ways: dict[str, Callable[[], None]] = {"commit": commit, "write": write, "upload_file": plain}
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    orders = list(itertools.permutations(ways))  # nobody always first, nor always after the same one
+    methods: dict[str, Callable[[], None]] = {"commit": commit, "write": write, "upload_file": plain}
+    seconds: dict[str, list[float]] = {name: [] for name in methods}
+    orders = list(itertools.permutations(methods))  # so that none is always first, or always after the same one
     for turn in range(repeats):
         for name in orders[turn % len(orders)]:
             since = time.perf_counter()
-            ways[name]()
+            methods[name]()
             seconds[name].append(time.perf_counter() - since)
     ratios = {
         name: [theirs / ours for theirs, ours in zip(seconds["upload_file"], seconds[name], strict=True)]
         for name in ("commit", "write")
     }
-    return {"bytes": sum(map(len, held.objects.values())), "seconds": seconds, "ratios": ratios}
+    return {"bytes": sum(map(len, snapshot.objects.values())), "seconds": seconds, "ratios": ratios}
 
 
 def streamed(storage: str, groups: Groups) -> dict[str, Any]:
-    """Two checkpoints of a state, the second while the first is written: seconds of each `save`, and of a commit."""
+    """Two checkpoints of a state, the second while the first is written: seconds of each `save` and of a commit."""
     attempt = checkpoint.open_run(checkpoint.open_store(storage), job()).begin(None)
     commits: list[float] = []
     stream = checkpoint.BackgroundWriter(attempt, 3, 3, after=lambda _, seconds: commits.append(seconds))
@@ -140,7 +140,7 @@ def streamed(storage: str, groups: Groups) -> dict[str, Any]:
 
 
 def resume(storage: str) -> float:
-    """Seconds to find, read and verify the newest checkpoint and to make tensors of it."""
+    """Seconds to find, read and verify the newest checkpoint and to build its tensors."""
     since = time.perf_counter()
     found = checkpoint.open_run(checkpoint.open_store(storage), job()).latest()
     assert found is not None
@@ -150,8 +150,8 @@ def resume(storage: str) -> float:
 
 
 def peak(storage: str) -> float:
-    """Most memory that streaming two large states took beyond the live one, in its size; in a process of its own."""
-    code = f"from benchmarks import checkpoints; checkpoints.print_peak({storage!r})"
+    """Peak memory of writing two large states, without the live one, in units of its size; in a new process."""
+    code = f"from benchmarks.training import checkpoints; checkpoints.print_peak({storage!r})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return float(done.stdout.split()[-1])
 
@@ -162,11 +162,11 @@ def print_peak(storage: str) -> None:
     groups = large_state()
     before = _kilobytes("VmRSS")
     streamed(storage, groups)
-    print((_kilobytes("VmHWM") - before) * 1024 / size(groups))
+    print((_kilobytes("VmHWM") - before) * 1024 / total_bytes(groups))
 
 
 def _kilobytes(name: str) -> int:
-    """A figure of this process from /proc: memory in use (VmRSS), or the most that ever was (VmHWM)."""
+    """A figure of this process from /proc: memory in use (VmRSS), or its peak (VmHWM)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
@@ -176,14 +176,14 @@ def measure(repeats: int, uri: str) -> dict[str, Any]:
     found: dict[str, Any] = {"machine": machine(), "repeats": repeats}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for place, storage in (("folder", None), ("S3", f"{uri}/tiny")):
-            (folder / place).mkdir()
-            found[f"stall {place}"] = stall(storage, folder / place)
+        for location, storage in (("folder", None), ("S3", f"{uri}/tiny")):
+            (folder / location).mkdir()
+            found[f"stall {location}"] = stall(storage, folder / location)
         groups = large_state()
-        found["state"] = {"rank": RANK, "bytes": size(groups), "tensors": sum(map(len, groups.values()))}
-        for place, storage in (("folder", f"{folder}/large"), ("S3", f"{uri}/large")):
-            found[f"large {place}"] = [streamed(f"{storage}-{number}", groups) for number in range(repeats)]
-            found[f"resume {place}"] = [resume(f"{storage}-0") for _ in range(repeats)]
+        found["state"] = {"rank": RANK, "bytes": total_bytes(groups), "tensors": sum(map(len, groups.values()))}
+        for location, storage in (("folder", f"{folder}/large"), ("S3", f"{uri}/large")):
+            found[f"large {location}"] = [streamed(f"{storage}-{number}", groups) for number in range(repeats)]
+            found[f"resume {location}"] = [resume(f"{storage}-0") for _ in range(repeats)]
         (folder / "files").mkdir()
         found["upload"] = upload(f"{uri}/upload", groups, repeats, folder / "files")
         found["peak"] = {"folder": peak(f"{folder}/peak"), "S3": peak(f"{uri}/peak")}
@@ -199,10 +199,10 @@ def markdown(found: dict[str, Any]) -> str:
         "| kept in | stall of one checkpoint | an iteration | stall / iteration | goal |",
         "|---|--:|--:|--:|--:|",
     ]
-    for place in ("folder", "S3"):
-        one = found[f"stall {place}"]
+    for location in ("folder", "S3"):
+        one = found[f"stall {location}"]
         text.append(
-            f"| {place} | {_span(one['waits'], 1e3)} ms | {statistics.median(one['iterations']):.2f} s | "
+            f"| {location} | {_span(one['waits'], 1e3)} ms | {statistics.median(one['iterations']):.2f} s | "
             f"{one['share']:.2%} | ≤ {STALL_GOAL:.0%} |"
         )
     text += [
@@ -213,11 +213,11 @@ def markdown(found: dict[str, Any]) -> str:
         "| kept in | stall | stall of the second | commit | find, read, verify | memory | goal |",
         "|---|--:|--:|--:|--:|--:|--:|",
     ]
-    for place in ("folder", "S3"):
-        runs = found[f"large {place}"]
+    for location in ("folder", "S3"):
+        runs = found[f"large {location}"]
         cells = [_span([run[name] for run in runs], 1, 2) for name in ("first", "second", "commit")]
-        cells.append(_span(found[f"resume {place}"], 1, 2))
-        text.append(f"| {place} | {' s | '.join(cells)} s | {found['peak'][place]:.1f} | < {MEMORY_GOAL:.0f} |")
+        cells.append(_span(found[f"resume {location}"], 1, 2))
+        text.append(f"| {location} | {' s | '.join(cells)} s | {found['peak'][location]:.1f} | < {MEMORY_GOAL:.0f} |")
     text += [
         "\nThe same bytes to the same server, in turns; throughput against boto3's `upload_file` of files with its own "
         "settings. A commit also hashes, and writes the manifest.\n",

@@ -1,4 +1,4 @@
-"""Who is compared: one iteration of ours, and of `plain_loop` one by one and batched, on equal weights."""
+"""The contenders: one iteration of this package, and of `plain_loop` one by one and batched, with equal weights."""
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -32,7 +32,7 @@ def job(
     choose: str = "spread",
     scoring_decoder: str | None = None,
 ) -> TailorPOJob:
-    """The document of what is compared: TailorPO as `docs/methods.md` describes it."""
+    """The document of the comparison: TailorPO as in `docs/methods.md`."""
     return document.parse(
         {
             "apiVersion": "tailorpo.dev/v1alpha1",
@@ -48,7 +48,7 @@ def job(
                     "trainedSteps": {"count": trained, "choose": choose},
                     "guidanceScale": 5.0,
                 },
-                # Gradients are compared as they are: nothing is scaled down.
+                # Gradients are compared without clipping.
                 "optimizer": {"learningRate": 1e-4, "maxGradNorm": 1e6},
                 "training": {"iterations": 1, "promptsPerIteration": samples, "precision": "fp32"},
                 "evaluation": {"everyIterations": 0},
@@ -59,7 +59,7 @@ def job(
 
 @dataclass
 class Contender:
-    """One way to do an iteration: `run` leaves the gradient of each adapter weight by name."""
+    """An implementation of an iteration: `run` returns the gradient of each adapter weight by name."""
 
     name: str
     denoisers: tuple[Any, ...]
@@ -83,17 +83,17 @@ def contenders(work: TailorPOJob, seed: int = 0) -> list[Contender]:
 
 
 def ours(work: TailorPOJob, seed: int = 0) -> Contender:
-    """Ours alone."""
+    """The contender of this package alone."""
     return _ours(work, *load(work, seed))
 
 
 def load(work: TailorPOJob, seed: int = 0) -> tuple[Policy, RewardSum]:
-    """A policy whose adapter differs from nothing, and the reward."""
+    """A policy whose adapter is not zero, and the reward."""
     run = work.spec
     device = torch.device("cpu")
     policy = models.load_policy(run, device)
     generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():  # a fresh adapter is the reference, and half of its gradient is 0
+    with torch.no_grad():  # a new adapter equals the reference model, and half of its gradient is 0
         for weights in policy.parameters:
             weights.add_(0.02 * torch.randn(weights.shape, generator=generator))
     return policy, rewards.load(run.rewards, device)
@@ -101,12 +101,12 @@ def load(work: TailorPOJob, seed: int = 0) -> tuple[Policy, RewardSum]:
 
 def _inputs(work: TailorPOJob, policy: Policy) -> tuple[list[str], Tensor, Noise, list[int]]:
     run = work.spec
-    given, samples = run.prompts.list_, run.training.prompts_per_iteration
-    assert given is not None
+    listed, samples = run.prompts.list_, run.training.prompts_per_iteration
+    assert listed is not None
     chosen = run.sampling.trained_steps
     assert chosen.count is not None
     assert chosen.choose is not None
-    prompts = [given[n % len(given)] for n in range(samples)]
+    prompts = [listed[n % len(listed)] for n in range(samples)]
     noise = Noise((run.training.seed, Purpose.TRAINING, 0), range(samples), policy.latent_shape, policy.device)
     return (
         prompts,
@@ -131,17 +131,17 @@ def _ours(work: TailorPOJob, policy: Policy, reward: RewardSum) -> Contender:
         _reset(policy.adapter(), start)
         updater = Updater(policy, method, work.spec)
         updater.optimizer.register_step_pre_hook(keep)
-        fused = methods.can_keep_graph(work.spec.training, policy.batch_sizes, trained, len(noise.samples))
+        keep_graph = methods.can_keep_graph(work.spec.training, policy.batch_sizes, trained, len(noise.samples))
         scorer = Scorer(policy, reward, prompts)
-        scene = methods.RolloutContext(policy, text, indices, noise, scorer, trained, keep_graph=fused)
-        updater.iterate(method.rows(scene, method.roll_out(scene)), text)
+        context = methods.RolloutContext(policy, text, indices, noise, scorer, trained, keep_graph=keep_graph)
+        updater.iterate(method.rows(context, method.rollout(context)), text)
         return gradients
 
     return Contender(OURS, (policy.unet,), policy.vae, run, scoring_decoder=policy.scoring_decoder)
 
 
 def _plain(work: TailorPOJob, policy: Policy, reward: RewardSum, at_once: int) -> Contender:
-    """at_once: trajectories in one call; 0 for all."""
+    """at_once: number of trajectories in one call; 0: all."""
     run = work.spec
     prompts, text, noise, trained = _inputs(work, policy)
     negative = policy.embed([run.sampling.negative_prompt])
@@ -186,7 +186,7 @@ def _reset(adapter: dict[str, Tensor], start: dict[str, Tensor]) -> None:
 
 
 def count(contender: Contender) -> dict[str, Tensor]:
-    """One iteration with FLOPs and rows counted where they come from; returns its gradients."""
+    """Run one iteration, and count its FLOPs and rows by their source; returns its gradients."""
     flops_of = {"forward": 0, "backward": 0, "decode": 0}
     rows = {"forward": 0, "forward with gradient": 0, "forward of the reference": 0, "decode": 0}
     decoders = {"decode": contender.vae}
@@ -194,14 +194,14 @@ def count(contender: Contender) -> dict[str, Tensor]:
         decoders["scoring decode"] = contender.scoring_decoder
         flops_of["scoring decode"] = rows["scoring decode"] = 0
 
-    def within(part: str, function: Callable[..., Any], reference: bool = False) -> Callable[..., Any]:
+    def counted(kind: str, function: Callable[..., Any], reference: bool = False) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
             before = flops.get_total_flops()
             result = function(*args, **kwargs)
-            flops_of[part] += flops.get_total_flops() - before
-            if part in rows:
-                rows[part] += len(args[0])
-            if part == "forward":
+            flops_of[kind] += flops.get_total_flops() - before
+            if kind in rows:
+                rows[kind] += len(args[0])
+            if kind == "forward":
                 rows["forward with gradient"] += len(args[0]) * torch.is_grad_enabled()
                 rows["forward of the reference"] += len(args[0]) * (reference or _adapter_off(contender))
             return result
@@ -210,11 +210,11 @@ def count(contender: Contender) -> dict[str, Tensor]:
 
     with ExitStack() as stack:
         flops = stack.enter_context(FlopCounterMode(display=False))
-        stack.enter_context(mock.patch.object(Tensor, "backward", within("backward", Tensor.backward)))
-        for part, decoder in decoders.items():
-            stack.enter_context(mock.patch.object(decoder, "decode", within(part, decoder.decode)))
+        stack.enter_context(mock.patch.object(Tensor, "backward", counted("backward", Tensor.backward)))
+        for kind, decoder in decoders.items():
+            stack.enter_context(mock.patch.object(decoder, "decode", counted(kind, decoder.decode)))
         for number, denoiser in enumerate(contender.denoisers):
-            forward = within("forward", denoiser.forward, reference=number > 0)
+            forward = counted("forward", denoiser.forward, reference=number > 0)
             stack.enter_context(mock.patch.object(denoiser, "forward", forward))
         gradients = contender.run()
     contender.flops, contender.rows = flops_of, rows
@@ -222,6 +222,6 @@ def count(contender: Contender) -> dict[str, Tensor]:
 
 
 def _adapter_off(contender: Contender) -> bool:
-    """Whether the denoiser that has the adapter runs without it at the moment."""
+    """Whether the adapter of the denoiser is currently disabled."""
     layers = (module for module in contender.denoisers[0].modules() if isinstance(module, BaseTunerLayer))
     return bool(next(layers).disable_adapters)

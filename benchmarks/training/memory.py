@@ -1,4 +1,4 @@
-"""Whether a long run's memory stays what it was: `python -m benchmarks.training.memory`.
+"""Whether the memory of a long run is constant: `python -m benchmarks.training.memory`.
 
 500 iterations with a checkpoint every 10 and an evaluation every 50; the resident memory is read after every iteration.
 """
@@ -17,11 +17,11 @@ from typing import Any
 from benchmarks.documents import tiny_animals
 
 GOAL = 0.02
-WINDOW = 50  # iterations whose median is compared: allocators breathe
+WINDOW = 50  # iterations whose median is compared, since memory fluctuates
 
 
 def job(iterations: int) -> dict[str, Any]:
-    """TailorPO on few steps and samples: what could leak is the bookkeeping, which is the same for small and large."""
+    """TailorPO with few steps and samples: a leak would be in the bookkeeping, which is the same for every size."""
     return tiny_animals(
         "memory",
         sampling={"steps": 4, "trainedSteps": {"count": 2}, "guidanceScale": 3.0},

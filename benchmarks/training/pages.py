@@ -10,7 +10,7 @@ TARGETS = {"denoiser FLOPs": 0.65, ONE_BY_ONE: 0.33, BATCHED: 0.65}
 
 
 def lines(found: dict[str, Any]) -> Iterator[str]:
-    """One line a figure."""
+    """The figures as lines of text."""
     yield (
         f"{found['model']}, {found['samples']} samples, {found['steps']} steps of which "
         f"{found['trainedSteps']} are trained, guidance; {found['repeats']} interleaved repeats"

@@ -1,16 +1,16 @@
-"""TailorPO as the papers' code would write it: plain, correct, and the yardstick of `benchmarks.training.rollout`.
+"""TailorPO in the style of the papers' code: simple, correct, and the baseline of `benchmarks.training.rollout`.
 
-Written for the benchmark in the manner of the official DDPO, D3PO and SPO training scripts, from the
-formulas of `docs/methods.md`; no code of theirs. What makes it plain:
+Written for the benchmark from the formulas of `docs/methods.md`, in the style of the official training scripts of DDPO,
+D3PO and SPO, but without their code. Its simplifications:
 
-- the whole trajectory of T steps is rolled out, whatever is trained;
-- each candidate is judged alone: its own denoiser call for x0hat, its own decoding;
-- the prediction at the next step is made anew, though it was made to judge the candidate;
-- a pair's loss takes four log-probabilities, each from a denoiser call of its own;
-- the reference is a second copy of the denoiser.
+- all T steps of the trajectory are sampled, whichever are trained;
+- each candidate is scored separately, with its own denoiser call for x0hat and its own decoding;
+- the prediction at the next step is computed again, although the candidate's score needed it too;
+- a pair's loss has four log-probabilities, each from its own denoiser call;
+- the reference model is a second copy of the denoiser.
 
-`trajectories_at_once` is 1 for the one-by-one loop, or the number of samples for the batched one. The
-latter draws, judges and trains many samples in one call, but changes nothing else.
+`trajectories_at_once` is 1 for the one-by-one loop, or the number of samples for the batched one, which samples, scores
+and trains many samples in one call. There is no other difference.
 """
 
 import copy
@@ -29,7 +29,7 @@ Rewards = Callable[[Tensor, Sequence[str]], Tensor]
 
 @dataclass
 class Calls:
-    """What was computed, in rows."""
+    """The number of computed rows."""
 
     forwards: int = 0
     forwards_with_gradient: int = 0
@@ -39,7 +39,7 @@ class Calls:
 
 @dataclass(frozen=True)
 class Pair:
-    """One trained step of some samples: both next latents came from x."""
+    """One trained step of some samples; both next latents were sampled from x."""
 
     step: int
     rows: slice
@@ -51,7 +51,7 @@ class Pair:
 
 @dataclass
 class PlainLoop:
-    """Attributes: the pipeline's parts; `reference` is a denoiser of its own; `calls` counts."""
+    """Attributes: the pipeline's components; `reference` is a copy of the denoiser; `calls` counts rows."""
 
     unet: Any
     reference: Any
@@ -73,20 +73,20 @@ class PlainLoop:
         rewards: Rewards,
         trajectories_at_once: int,
     ) -> float:
-        """Roll out all samples, then add the gradient of their mean loss to the adapter; returns that loss.
+        """Sample all trajectories, then add the gradient of their mean loss to the adapter; returns that loss.
 
         text, negative: embeddings [n, tokens, width] and [1, tokens, width].
         """
-        parts = [slice(at, at + trajectories_at_once) for at in range(0, len(text), trajectories_at_once)]
+        batches = [slice(at, at + trajectories_at_once) for at in range(0, len(text), trajectories_at_once)]
         pairs = [
             pair
-            for part in parts
-            for pair in self.roll_out(prompts[part], text[part], negative, noise.rows(part), trained, rewards, part)
+            for rows in batches
+            for pair in self.rollout(prompts[rows], text[rows], negative, noise.select(rows), trained, rewards, rows)
         ]
         return self.update(pairs, text, negative, rows=len(text) * len(trained))
 
     @torch.no_grad()
-    def roll_out(
+    def rollout(
         self,
         prompts: Sequence[str],
         text: Tensor,
@@ -103,17 +103,19 @@ class PlainLoop:
                 x = mean + sigma * noise.step(step).to(x.dtype)
                 continue
             first, second = (mean + sigma * noise.step(step, k).to(x.dtype) for k in (0, 1))
-            of_first, of_second = (self.judge(step, y, text, negative, prompts, rewards) for y in (first, second))
+            of_first, of_second = (
+                self.score_candidate(step, y, text, negative, prompts, rewards) for y in (first, second)
+            )
             first_wins = (of_first >= of_second).view(-1, 1, 1, 1)
             winner, loser = torch.where(first_wins, first, second), torch.where(first_wins, second, first)
             pairs.append(Pair(step, rows, x, winner, loser, (of_first != of_second).to(x.dtype)))
             x = winner
         return pairs
 
-    def judge(
+    def score_candidate(
         self, step: int, y: Tensor, text: Tensor, negative: Tensor, prompts: Sequence[str], rewards: Rewards
     ) -> Tensor:
-        """Reward of the picture that a next latent leads to."""
+        """Reward [n] of the picture that a next latent leads to."""
         clean = y
         if step + 1 < self.steps:
             clean = self.x0hat(step + 1, y, self.predict(self.unet, step + 1, y, text, negative))
@@ -178,7 +180,7 @@ class PlainLoop:
 
 
 def plain_loop(pipeline: Any, adapted: Any, *, guidance_scale: float, steps: int, eta: float, beta: float) -> PlainLoop:
-    """The loop on a pipeline whose denoiser is untouched, and a copy of it that has the adapter."""
+    """The loop for a pipeline with an unchanged denoiser, and a copy of that denoiser with the adapter."""
     from diffusers import DDIMScheduler
 
     scheduler = DDIMScheduler.from_config(dict(pipeline.scheduler.config) | {"clip_sample": False})

@@ -1,7 +1,7 @@
-"""Two processes of one run against two runs of one process, side by side: `python -m benchmarks.training.ranks`.
+"""Two processes of one run against two runs of one process at the same time: `python -m benchmarks.training.ranks`.
 
-Both do the same work on the same cores at the same time: what differs is that the first two wait for each other and
-add up their gradients.
+Both do the same work on the same cores. The only difference is that the processes of one run wait for each other and
+add their gradients.
 """
 
 import argparse
@@ -23,7 +23,7 @@ GOAL = 0.9
 
 
 def job(samples: int) -> dict[str, Any]:
-    """`samples` an iteration."""
+    """A run of `samples` samples an iteration."""
     return tiny_animals(
         "ranks",
         training={"iterations": ITERATIONS, "promptsPerIteration": samples},
@@ -39,7 +39,7 @@ def rate(folder: Path) -> float:
 
 
 def run(work: Path, samples: int, names: Sequence[str], *options: str) -> float:
-    """Images a second of runs side by side, added up."""
+    """The sum of the images a second of simultaneous runs."""
     (work / "job.json").write_text(json.dumps(job(samples)))
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "tailorpo_trainer", str(work / "job.json"), "--quiet", *options]
@@ -51,7 +51,7 @@ def run(work: Path, samples: int, names: Sequence[str], *options: str) -> float:
 
 
 def measure(repeats: int) -> list[tuple[float, float]]:
-    """Pairs of images a second: together, apart; in turn, so that a busy machine slows both."""
+    """Pairs of images a second, of one run and of two; alternating, so that load of the machine affects both."""
     found = []
     for repeat in range(repeats):
         with tempfile.TemporaryDirectory() as folder:

@@ -1,8 +1,8 @@
-"""One training iteration of ours against `plain_loop`, one by one and batched, paired and interleaved.
+"""One training iteration of this package against `plain_loop`, one by one and batched, paired and interleaved.
 
-`python -m benchmarks.training.rollout [--repeats N] [--model PATH] [--markdown]`. All three compute the same: same
-noise, same trained steps, same decoder and reward, and the adapter's gradients are asserted to be equal.
-Work is counted by torch's FLOP counter in passes of its own; times are wall-clock seconds of others.
+`python -m benchmarks.training.rollout [--repeats N] [--model PATH] [--markdown]`. All three compute the same: noise,
+trained steps, decoder and reward are equal, and the adapter's gradients are asserted to be equal. FLOPs are counted by
+torch's FLOP counter in passes of their own; times are wall-clock seconds of other passes.
 """
 
 import argparse
@@ -33,23 +33,23 @@ EQUAL = 1e-4
 def difference(ours: dict[str, Tensor], other: dict[str, Tensor]) -> float:
     """|g - g'| / |g'| over all weights."""
     assert ours.keys() == other.keys()
-    apart = sum(float((ours[name].double() - other[name].double()).square().sum()) for name in ours)
+    differences = sum(float((ours[name].double() - other[name].double()).square().sum()) for name in ours)
     size = sum(float(gradient.double().square().sum()) for gradient in other.values())
-    return float((apart / size) ** 0.5)
+    return float((differences / size) ** 0.5)
 
 
-def measure(work: TailorPOJob, repeats: int, say: Callable[[str], None] = print) -> dict[str, Any]:
+def measure(work: TailorPOJob, repeats: int, report: Callable[[str], None] = print) -> dict[str, Any]:
     """All figures, JSON-ready. Raises AssertionError if two gradients differ."""
-    field_of = contenders(work)
-    ours, *plain = field_of
-    gradients = {contender.name: count(contender) for contender in field_of}
-    apart = {other.name: difference(gradients[OURS], gradients[other.name]) for other in plain}
-    for name, value in apart.items():
-        say(f"gradient, ours against {name}: relative difference {value:.1e}")
+    all_contenders = contenders(work)
+    ours, *plain = all_contenders
+    gradients = {contender.name: count(contender) for contender in all_contenders}
+    differences = {other.name: difference(gradients[OURS], gradients[other.name]) for other in plain}
+    for name, value in differences.items():
+        report(f"gradient, ours against {name}: relative difference {value:.1e}")
         assert value < EQUAL, f"the loops do not compute the same: gradients differ by {value:.1e}"
     for number in range(repeats):
-        turn = number % len(field_of)
-        for contender in [*field_of[turn:], *field_of[:turn]]:  # interleaved, and nobody always first
+        turn = number % len(all_contenders)
+        for contender in [*all_contenders[turn:], *all_contenders[:turn]]:  # interleaved, and none is always first
             wall, cpu = time.perf_counter(), time.process_time()
             contender.run()
             contender.seconds.append(time.perf_counter() - wall)
@@ -62,22 +62,22 @@ def measure(work: TailorPOJob, repeats: int, say: Callable[[str], None] = print)
         "steps": run.sampling.steps,
         "trainedSteps": run.sampling.trained_steps.count,
         "repeats": repeats,
-        "gradientDifference": apart,
-        "rows": {contender.name: contender.rows for contender in field_of},
-        "flops": {contender.name: contender.flops for contender in field_of},
+        "gradientDifference": differences,
+        "rows": {contender.name: contender.rows for contender in all_contenders},
+        "flops": {contender.name: contender.flops for contender in all_contenders},
         "denoiserFlopsRatio": ours.denoiser_flops / plain[0].denoiser_flops,
-        "seconds": {contender.name: contender.seconds for contender in field_of},
+        "seconds": {contender.name: contender.seconds for contender in all_contenders},
         "timeRatio": {other.name: _ratio(ours.seconds, other.seconds) for other in plain if repeats},
         "cpuTimeRatio": {other.name: _ratio(ours.cpu_seconds, other.cpu_seconds) for other in plain if repeats},
-        "stableDiffusion": stable_diffusion(work, {contender.name: contender.rows for contender in field_of}),
+        "stableDiffusion": stable_diffusion(work, {contender.name: contender.rows for contender in all_contenders}),
     }
     for line in lines(found):
-        say(line)
+        report(line)
     return found
 
 
 def _ratio(ours: Sequence[float], other: Sequence[float]) -> dict[str, float]:
-    """Of runs beside each other, so that a busy machine slows both."""
+    """Ratios of neighbouring runs, so that the machine's load affects both."""
     ratios = [mine / theirs for mine, theirs in zip(ours, other, strict=True)]
     return {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
 
@@ -133,7 +133,7 @@ def machine() -> dict[str, Any]:
 
 
 def processor() -> str:
-    """The processor's name where Linux says it."""
+    """The processor's name from /proc/cpuinfo, if there is one."""
     try:
         found = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.split(":", 1)[1].strip() for line in found if line.startswith("model name"))
@@ -157,8 +157,8 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(model: str, repeats: int, quiet: bool = False) -> dict[str, Any]:
-    """Measure, and keep the figures in `build/benchmarks/rollout.json`."""
-    found = measure(job(model), repeats, say=(lambda line: None) if quiet else print)
+    """Measure, and write the figures to `build/benchmarks/rollout.json`."""
+    found = measure(job(model), repeats, report=(lambda line: None) if quiet else print)
     BUILD.mkdir(parents=True, exist_ok=True)
     (BUILD / "rollout.json").write_text(json.dumps(found, indent=2) + "\n")
     return found

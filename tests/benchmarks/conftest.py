@@ -1,4 +1,4 @@
-"""The tiny random pipeline of the trainer's tests, and the repository's root, where `benchmarks` is."""
+"""The tiny random pipeline of the trainer's tests, and the root of the repository on the import path."""
 
 import sys
 from pathlib import Path

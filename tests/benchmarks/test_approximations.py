@@ -1,4 +1,4 @@
-"""What the approximations' page says is what was counted and ranked."""
+"""The page about approximations shows the measured figures."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from tailorpo_trainer.diffusion.noise import Noise, Purpose
 
 
 def test_a_share_and_its_error_over_trajectories() -> None:
-    """Steps of one trajectory that all agree or all disagree tell no more than one of them."""
+    """If all steps of a trajectory agree, or all disagree, they are no more information than one step."""
     generator = torch.Generator().manual_seed(0)
     agrees = torch.rand(400, generator=generator) < 0.8
     one = torch.randn(400, 2, generator=generator)
@@ -29,7 +29,7 @@ def test_the_last_step_s_candidates_are_finished_pictures(tiny_pipeline: Path) -
     policy, reward = contenders.load(work)
     noise = Noise((0, Purpose.TRAINING, 0), range(2), policy.latent_shape)
     with policy.reference():
-        found = approximations.Ranks(policy, reward, ["a cat", "a dog"], noise).follow([2, 3])
+        found = approximations.Ranks(policy, reward, ["a cat", "a dog"], noise).sample([2, 3])
     assert torch.equal(found.own[-1], found.finished[-1])
     assert not torch.equal(found.own[0], found.finished[0])
     assert torch.equal(found.own[0], found.small[0])  # no other decoder is named

@@ -1,4 +1,4 @@
-"""What is measured of the demo: base against adapter on the same fresh noise, and when its promise holds."""
+"""The demo's measurement: base model against adapter on the same new noise, and its pass criterion."""
 
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ def seed_with(change: float, after: float) -> dict[str, Any]:
     ("change", "after", "holds"), [(3.0, 0.95, True), (2.9, 1.0, False), (9.0, 0.94, False), (-9.0, 1.0, False)]
 )
 def test_the_promise_is_about_both_reward_and_judge(change: float, after: float, holds: bool) -> None:
-    assert demo.kept(seed_with(change, after)) == holds
+    assert demo.passed(seed_with(change, after)) == holds
     assert ("| kept |" in demo.markdown([seed_with(change, after)])) == holds
 
 

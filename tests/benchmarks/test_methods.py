@@ -1,4 +1,4 @@
-"""The comparison of methods: same effort for each, rightly read off, and the page is what the results say."""
+"""The comparison of methods: equal effort, correct interpolation, and a page that agrees with the results."""
 
 from collections import Counter
 from itertools import pairwise
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from benchmarks.methods import analysis, files, page, plan, sweep
-from benchmarks.methods.analysis import Reading
+from benchmarks.methods.analysis import Estimate
 from benchmarks.methods.plan import Trial
 
 RESULTS = files.read(files.RESULTS)
@@ -53,10 +53,11 @@ def test_seeds_are_paired_whatever_their_order() -> None:
 
 
 def test_a_constant_difference_is_told_apart_however_much_seeds_differ() -> None:
-    near = Reading((0.0, 10.0, -10.0, 5.0, 1.0))
-    above = Reading(tuple(value + 1 + n / 100 for n, value in enumerate(near.values)))
-    assert analysis.indistinct({"one": near, "other": above}) == []
-    assert analysis.indistinct({"one": near, "other": Reading((5.0, -10.0, 10.0, 0.0, 1.0))}) == [("one", "other")]
+    near = Estimate((0.0, 10.0, -10.0, 5.0, 1.0))
+    above = Estimate(tuple(value + 1 + n / 100 for n, value in enumerate(near.values)))
+    assert analysis.indistinguishable({"one": near, "other": above}) == []
+    other = Estimate((5.0, -10.0, 10.0, 0.0, 1.0))
+    assert analysis.indistinguishable({"one": near, "other": other}) == [("one", "other")]
     assert not near.differs_from_zero
 
 
@@ -123,11 +124,11 @@ def test_a_killed_sweep_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(sweep, "run_trial", run_trial)
     with pytest.raises(KeyboardInterrupt):
-        sweep.run(tmp_path, say=lambda line: None)
+        sweep.run(tmp_path, report=lambda line: None)
     path = tmp_path / "trials.jsonl"
-    path.write_text(path.read_text(encoding="utf-8")[:-10], encoding="utf-8")  # the last line is half written
+    path.write_text(path.read_text(encoding="utf-8")[:-10], encoding="utf-8")  # the last line is incomplete
     kill_at[0] = -1
-    sweep.run(tmp_path, say=lambda line: None)
+    sweep.run(tmp_path, report=lambda line: None)
     assert Counter(Counter(run).values()) == {1: len(set(run)) - 1, 2: 1}
     files.write(files.read(path), tmp_path / "results.json")
     assert files.read(tmp_path / "results.json") == files.read(path)
@@ -138,8 +139,8 @@ def test_the_committed_results_are_those_of_the_plan() -> None:
     planned = [*plan.tuning(), *plan.refinement(grid), *plan.finals(best)]
     assert sorted(found["key"] for found in RESULTS) == sorted(trial.key for trial in planned)
     for found in analysis.of(RESULTS, stage="final"):
-        assert analysis.spent(found, "flops")[-1] >= plan.BUDGET
-        assert all(earlier < later for earlier, later in pairwise(analysis.spent(found, "images")))
+        assert analysis.cost(found, "flops")[-1] >= plan.BUDGET
+        assert all(earlier < later for earlier, later in pairwise(analysis.cost(found, "images")))
     assert files.RESULTS.stat().st_size < 500_000
 
 

@@ -1,4 +1,4 @@
-"""The yardstick computes what ours computes: equal gradients, in float64 too, whatever the batch."""
+"""The plain loop and this package compute equal gradients, also in float64, for every batch size."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +22,7 @@ PROMPTS = ["a cat", "a dog", "a bee"]
 
 
 class Brightness:
-    """A reward that any arithmetic ranks alike."""
+    """A reward whose ranks do not depend on rounding."""
 
     name, unit, differentiable = "brightness", "", True
 
@@ -43,7 +43,7 @@ class Exact(Policy):
 
 
 class ExactNoise(Noise):
-    """The same numbers, in float64."""
+    """The same noise, in float64."""
 
     def _normal(self, index: int, candidate: int) -> Tensor:
         return super()._normal(index, candidate).double()
@@ -70,7 +70,7 @@ def test_gradients_are_equal_in_float64(tiny_pipeline: Path, choose: str, at_onc
         policy, text.double(), torch.arange(len(PROMPTS)), noise, Scorer(policy, reward, PROMPTS), trained
     )
     method = methods.build(job.spec.method)
-    rows = method.rows(scene, method.roll_out(scene))
+    rows = method.rows(scene, method.rollout(scene))
     assert rows.weight.all(), "no ties, or there is nothing to compare"
     ours = gradients_of_update(Updater(policy, method, job.spec), rows, scene.text)
 
@@ -84,7 +84,7 @@ def test_gradients_are_equal_in_float64(tiny_pipeline: Path, choose: str, at_onc
 
 
 def gradients_of_update(updater: Updater, rows: Any, text: Tensor) -> dict[str, Tensor]:
-    """Of one optimiser step, which is taken back."""
+    """The gradients of one optimiser step, which is undone."""
     adapter = updater.policy.adapter()
     start = {name: weights.detach().clone() for name, weights in adapter.items()}
     kept: dict[str, Tensor] = {}
@@ -130,7 +130,7 @@ def test_gradients_are_equal_as_the_benchmark_runs(counted: dict[str, Any]) -> N
 
 
 def test_the_plain_loop_computes_what_it_says(counted: dict[str, Any]) -> None:
-    """T + 2 T_ft predictions to roll out and judge, 4 T_ft to train, two rows each; the same batched or
+    """T + 2 T_ft predictions to sample and score, 4 T_ft to train, two rows each; the same batched or
     not."""
     per_sample = {
         "forward": 2 * (20 + 2 * 5 + 4 * 5),
@@ -160,8 +160,8 @@ def test_unequal_gradients_are_noticed(counted: dict[str, Any]) -> None:
 def test_figures_become_lines_and_tables(tiny_pipeline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rollout, "SD15", str(tiny_pipeline))  # its networks take seconds on the meta device
     said: list[str] = []
-    say: Callable[[str], None] = said.append
-    found = rollout.measure(contenders.job(str(tiny_pipeline), samples=1, steps=4, trained=1), repeats=1, say=say)
+    report: Callable[[str], None] = said.append
+    found = rollout.measure(contenders.job(str(tiny_pipeline), samples=1, steps=4, trained=1), repeats=1, report=report)
     page = pages.markdown(found)
     assert sum("goal" in line for line in said) == 3
     assert page.count("| ours |") == 2

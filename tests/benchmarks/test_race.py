@@ -1,4 +1,4 @@
-"""Contenders that are measured together: processes that are paused and go on."""
+"""Contenders that are measured together: processes that are paused and resumed in turns."""
 
 import signal
 import time
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.race import MOMENT, Contender, Track, race
+from benchmarks.race import TIME_SLICE, Contender, Track, race
 
 
 def counting(track: Track, log: Path, name: str, until: int) -> None:
@@ -22,7 +22,7 @@ def counting(track: Track, log: Path, name: str, until: int) -> None:
 
 
 def busy(track: Track, log: Path, name: str) -> None:
-    """Writes its name again and again, for a second of the processor's time."""
+    """Writes its name repeatedly, for one second of CPU time."""
     track.ready([])
     begun = time.process_time()
     with log.open("a", buffering=1) as lines:
@@ -63,7 +63,7 @@ def test_lanes_run_in_turns_and_only_what_is_theirs_counts(tmp_path: Path) -> No
         names = log.read_text().split()
         turns = 1 + sum(before != after for before, after in pairwise(names))
         assert turns > 2
-        assert turns <= (a.seconds + b.seconds) / MOMENT + 2, "one ran in the other's turn"
+        assert turns <= (a.seconds + b.seconds) / TIME_SLICE + 2, "one ran in the other's turn"
 
 
 def test_one_that_fails_ends_the_race_for_all(tmp_path: Path) -> None:

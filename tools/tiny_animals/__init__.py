@@ -1,1 +1,1 @@
-"""How the model that ships is made: pictures from a font, autoencoder, scorer, judge, denoiser."""
+"""Build the shipped model: pictures from a font, autoencoder, scorer, judge, denoiser."""

@@ -1,9 +1,9 @@
 """64x64 pictures to 8x8x16 latents and back, as a stock `diffusers.AutoencoderTiny`.
 
-The encoder is not trained. Without residual blocks it is linear, so it is set in closed form to the 16
-leading principal components of the pictures' 8x8 patches: latents that are well behaved, known at once, and a
-target for the denoiser while the decoder still learns. The decoder is where pictures get sharp: it is deep at
-8x8 and 16x16, where depth is cheap, and meets noisy latents in training, as it will when the denoiser errs.
+The encoder is not trained. Without residual blocks it is linear, so it is set in closed form to the 16 leading
+principal components of the pictures' 8x8 patches. The latents are therefore well-conditioned, and the denoiser can be
+trained before the decoder. The decoder makes pictures sharp: it is deep at 8x8 and 16x16, where depth is cheap, and it
+is trained with noise on the latents, because the denoiser's latents have errors.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tools.tiny_animals.loop import Loop, descend, learning_rate, to_pixels, to_tensor
+from tools.tiny_animals.loop import Loop, learning_rate, optimizer_step, to_pixels, to_tensor
 from tools.tiny_animals.pictures import PictureSet
 
 CHANNELS = 16
-SCALING = 3.0  # the decoder squashes its input to +-3: it sees latents this much smaller than the denoiser's
+SCALING = 3.0  # the decoder limits its input to +-3, so its latents are the denoiser's divided by this
 WIDTH = 48
 DECODER_BLOCKS = (6, 5, 1, 0)  # at 8, 16, 32 and 64 pixels a side
 STEPS, BATCH, RATE = 5_400, 16, 2e-3
@@ -49,7 +49,7 @@ def build(
 
 
 def initialise(decoder: Any) -> None:
-    """He's weights, and residual branches near zero: the default hardly learns, without normalisation."""
+    """He initialisation, and residual branches near zero; without normalisation layers, the default hardly learns."""
     for layer in decoder.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
@@ -66,8 +66,8 @@ def initialise(decoder: Any) -> None:
 def principal_components(pixels: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
     """Half-whitened PCA of 8x8 patches: the map (16, 192) and the mean (192,), for pictures in -1..1.
 
-    Half-whitened (divided by the fourth root of the variance): strong components still stand out of the noise
-    first, as in natural images, and the weak ones, which carry outlines, are not lost in it.
+    Half-whitened means divided by the fourth root of the variance: strong components still emerge from the noise first,
+    as in natural images, and the weak ones, which hold the outlines, are not lost in it.
     """
     patches = F.pixel_unshuffle(to_tensor(pixels), PATCH).permute(0, 2, 3, 1).reshape(-1, 3 * PATCH**2).double()
     mean = patches.mean(0)
@@ -95,7 +95,7 @@ def set_encoder(model: AutoencoderTiny, linear: Tensor, mean: Tensor) -> None:
     kernel = linear.reshape(CHANNELS, 3, PATCH, PATCH)
     for c, y, x in product(range(3), range(PATCH), range(PATCH)):
         channel = (c * 4 + y % 2 * 2 + x % 2) * 4 + y // 2 % 2 * 2 + x // 2 % 2
-        # The encoder sees (picture + 1) / 2, hence the 2 here and the row sums in the bias.
+        # The encoder's input is (picture + 1) / 2, hence the 2 here and the row sums in the bias.
         folds[2].weight[:CHANNELS, channel, 1 + y // 4, 1 + x // 4] = 2 * kernel[:, c, y, x]
     for c in range(CHANNELS):
         last.weight[c, c, 1, 1] = 1
@@ -106,19 +106,19 @@ def set_encoder(model: AutoencoderTiny, linear: Tensor, mean: Tensor) -> None:
 def encode_closed_form(
     pixels: NDArray[np.uint8], linear: Tensor, mean: Tensor, batch: int = 2_000
 ) -> NDArray[np.float16]:
-    """What `encode` gives, by one matrix product: a hundred times faster, for whole training sets."""
+    """The latents of `encode`, (N, 16, 8, 8), by one matrix product, which is a hundred times faster."""
     kernel = (linear * SCALING).reshape(CHANNELS, 3, PATCH, PATCH)
     bias = -(linear @ mean) * SCALING
-    parts = [
+    batches = [
         F.conv2d(to_tensor(pixels[i : i + batch]), kernel, bias, stride=PATCH).to(torch.float16).numpy()
         for i in range(0, len(pixels), batch)
     ]
-    return np.concatenate(parts)
+    return np.concatenate(batches)
 
 
-def picture_loss(made: Tensor, true: Tensor) -> Tensor:
-    """Absolute and squared error, and the absolute error of horizontal and vertical differences (edges)."""
-    error = made - true
+def picture_loss(decoded: Tensor, true: Tensor) -> Tensor:
+    """Absolute and squared error, plus the absolute error of horizontal and vertical differences (edges)."""
+    error = decoded - true
     edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
     return error.abs().mean() + error.square().mean() + 0.5 * edges
 
@@ -140,30 +140,30 @@ def train(work: Path, pictures: PictureSet) -> AutoencoderTiny:
         strength = torch.randn(BATCH, 1, 1, 1, generator=generator).abs() * LATENT_NOISE / SCALING
         noisy = latents + strength * torch.randn(latents.shape, generator=generator)
         with torch.autocast("cpu", dtype=torch.bfloat16):  # halves the time where the CPU has AVX-512 BF16
-            made = model.decoder(noisy)
+            decoded = model.decoder(noisy)
         rate = learning_rate(step, STEPS, RATE)
-        loop.losses.append(descend(picture_loss(made.float(), images), optimizer, parameters, rate))
+        loop.losses.append(optimizer_step(picture_loss(decoded.float(), images), optimizer, parameters, rate))
     return model.eval()
 
 
 @torch.no_grad()
 def encode(model: AutoencoderTiny, pixels: NDArray[np.uint8], batch: int = 256) -> NDArray[np.float16]:
-    """Latents as the denoiser sees them (RMS about 1), (N, 16, 8, 8)."""
-    parts = [
+    """Latents in the denoiser's scale (RMS about 1), (N, 16, 8, 8)."""
+    batches = [
         (model.encoder(to_tensor(pixels[i : i + batch])) * SCALING).to(torch.float16).numpy()
         for i in range(0, len(pixels), batch)
     ]
-    return np.concatenate(parts)
+    return np.concatenate(batches)
 
 
 @torch.no_grad()
 def decode(model: AutoencoderTiny, latents: NDArray[Any], batch: int = 64) -> NDArray[np.uint8]:
     """Pictures (N, 64, 64, 3) of the denoiser's latents."""
-    parts = [
+    batches = [
         to_pixels(model.decoder(torch.from_numpy(latents[i : i + batch]).float() / SCALING))
         for i in range(0, len(latents), batch)
     ]
-    return np.concatenate(parts)
+    return np.concatenate(batches)
 
 
 def measure(model: AutoencoderTiny, held_out: PictureSet, count: int = 480) -> dict[str, float]:

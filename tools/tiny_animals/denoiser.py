@@ -19,20 +19,20 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from tailorpo_trainer.tiny_animals import GROUNDS
 from tools.tiny_animals.autoencoder import CHANNELS
-from tools.tiny_animals.loop import Loop, descend, learning_rate
+from tools.tiny_animals.loop import Loop, learning_rate, optimizer_step
 from tools.tiny_animals.pictures import NO_GROUND, PREFIXES, PictureSet, caption_index
 from tools.tiny_animals.scorer import TEXT_WIDTH
 
 WIDTHS = (96, 112)  # at 8x8 and 4x4
 STEPS, BATCH, RATE = 7_300, 32, 1e-3
-CONSTANT = 0.69  # the part of all steps before the learning rate falls
+CONSTANT = 0.69  # fraction of the steps before the learning rate decays
 AVERAGE = 0.999
 CAPTION_DROP, GROUND_NAMED = 0.10, 0.60
 SNR_CAP = 5.0
 
 
 def build() -> UNet2DConditionModel:
-    """The untrained denoiser. Attention at 4x4 only: there it costs little and sees the whole picture."""
+    """The untrained denoiser. Attention only at 4x4, where it is cheap and still covers the whole picture."""
     model = UNet2DConditionModel(
         sample_size=8,
         in_channels=CHANNELS,
@@ -46,7 +46,7 @@ def build() -> UNet2DConditionModel:
         attention_head_dim=4,  # the number of heads, despite its name
         norm_num_groups=16,
     )
-    # Every residual branch starts as nothing, and so does the output: saves the first thousand steps.
+    # Residual branches and the output start at zero, which saves about a thousand steps.
     for module in model.modules():
         last = module.conv2 if isinstance(module, ResnetBlock2D) else getattr(module, "proj_out", None)
         if last is not None:
@@ -68,14 +68,14 @@ def scheduler() -> DDIMScheduler:
 
 
 class Average:
-    """An exponential moving average of a module's parameters, slower as training goes on."""
+    """An exponential moving average of a module's parameters, whose decay increases during training."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = copy.deepcopy(module).requires_grad_(False)
 
     @torch.no_grad()
     def update(self, module: nn.Module, step: int) -> None:
-        """Move towards `module`; early steps are forgotten quickly."""
+        """Move towards `module`; early steps get little weight."""
         keep = min(AVERAGE, (1 + step) / (10 + step))
         torch._foreach_lerp_(list(self.module.parameters()), list(module.parameters()), 1 - keep)
 
@@ -87,7 +87,7 @@ class Average:
 
 
 def draw_captions(pictures: PictureSet, chosen: Tensor, generator: torch.Generator, empty: int) -> NDArray[np.int64]:
-    """A caption index for each chosen picture: random wording, ground often named, sometimes empty."""
+    """A caption index for each chosen picture: random prefix, ground often named, sometimes empty."""
     size = len(chosen)
     dropped, named = torch.rand(2, size, generator=generator).numpy()
     prefix = torch.randint(len(PREFIXES), (size,), generator=generator).numpy()
@@ -115,15 +115,15 @@ def train(work: Path, pictures: PictureSet, latents: NDArray[np.float16], states
         caption = states[draw_captions(pictures, chosen, generator, empty=len(states) - 1)]
         noise = torch.randn(clean.shape, generator=generator)
         # One timestep from each of BATCH equal parts of the schedule: less variance than independent draws.
-        places = (torch.arange(BATCH) + torch.rand(BATCH, generator=generator)) / BATCH
-        timesteps = (places * len(alphas)).long()
+        fractions = (torch.arange(BATCH) + torch.rand(BATCH, generator=generator)) / BATCH
+        timesteps = (fractions * len(alphas)).long()
         alpha = alphas[timesteps].view(-1, 1, 1, 1)
         noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
         predicted = model(noisy, timesteps, encoder_hidden_states=caption, return_dict=False)[0]
         error = (predicted - noise).square().mean((1, 2, 3))
         loss = (weights[timesteps] * error).mean()
         loop.losses.append(error.mean().item())
-        descend(loss, optimizer, parameters, learning_rate(step, STEPS, RATE, constant=CONSTANT))
+        optimizer_step(loss, optimizer, parameters, learning_rate(step, STEPS, RATE, constant=CONSTANT))
         average.update(model, step)
     return average.module.eval()
 
@@ -134,7 +134,7 @@ def pipeline(
     tower: CLIPTextModel,
     tokenizer: CLIPTokenizer,
 ) -> StableDiffusionPipeline:
-    """The stock pipeline of these parts."""
+    """The stock pipeline of these components."""
     return StableDiffusionPipeline(
         vae=autoencoder.to(memory_format=torch.contiguous_format),
         text_encoder=tower,
@@ -147,19 +147,19 @@ def pipeline(
     )
 
 
-def save_pipeline(made: StableDiffusionPipeline, folder: Path) -> None:
-    """Denoiser and autoencoder in half precision; the text encoder in single.
+def save_pipeline(pipe: StableDiffusionPipeline, folder: Path) -> None:
+    """Write denoiser and autoencoder in half precision, and the text encoder in single precision.
 
-    transformers loads a half-precision file as it is where diffusers loads it in single: the call would fail.
+    transformers keeps a file's half precision while diffusers converts to single, so the dtypes would not match.
     """
-    made.unet.half()
-    made.vae.half()
-    made.save_pretrained(folder, safe_serialization=True)
+    pipe.unet.half()
+    pipe.vae.half()
+    pipe.save_pretrained(folder, safe_serialization=True)
 
 
 @torch.no_grad()
 def sample(
-    made: StableDiffusionPipeline,
+    pipe: StableDiffusionPipeline,
     prompts: list[str],
     guidance: float,
     steps: int = 20,
@@ -167,11 +167,11 @@ def sample(
     eta: float = 1.0,
 ) -> NDArray[np.uint8]:
     """Pictures (N, 64, 64, 3) of the prompts, 64 at a time."""
-    made.set_progress_bar_config(disable=True)
+    pipe.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(seed)
-    parts = []
+    batches = []
     for i in range(0, len(prompts), 64):
-        out = made(
+        out = pipe(
             prompts[i : i + 64],
             num_inference_steps=steps,
             guidance_scale=guidance,
@@ -179,12 +179,12 @@ def sample(
             generator=generator,
             output_type="np",
         )
-        parts.append(np.rint(out.images * 255).astype(np.uint8))
-    return np.concatenate(parts)
+        batches.append(np.rint(out.images * 255).astype(np.uint8))
+    return np.concatenate(batches)
 
 
 def prompts_for(animal: str, count: int, grounds: bool) -> list[str]:
-    """`count` evaluation prompts; with grounds, each names the next colour."""
+    """`count` evaluation prompts; with grounds, each names another colour in turn."""
     if not grounds:
         return [f"a photo of a {animal}"] * count
     return [f"a {animal} on a {GROUNDS[i % len(GROUNDS)]} background" for i in range(count)]

@@ -1,8 +1,7 @@
-"""An independent eye: a small `transformers.ResNetForImageClassification` that names the animal of a picture.
+"""The independent judge: a small `transformers.ResNetForImageClassification` that names the animal of a picture.
 
-It shares the training pictures with the scorer and nothing else: convolutions against attention, other seeds,
-stronger augmentation. It is never a reward, so that it can tell whether aligned pictures still show what was
-asked for.
+It shares with the scorer only the training pictures: it has convolutions instead of attention, other seeds and stronger
+augmentation. It is never a reward, so it can show whether the pictures of a trained policy still fit their prompts.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from torch.nn import functional as F
 from transformers import ResNetConfig, ResNetForImageClassification, ViTImageProcessor
 
 from tailorpo_trainer.tiny_animals import ANIMALS, SIZE
-from tools.tiny_animals.loop import Loop, descend, learning_rate, to_tensor, weaken
+from tools.tiny_animals.loop import Loop, degrade, learning_rate, optimizer_step, to_tensor
 from tools.tiny_animals.pictures import PictureSet
 
 WIDTHS, DEPTHS = (24, 48, 88), (1, 1, 1)
@@ -39,7 +38,7 @@ def build() -> ResNetForImageClassification:
 
 
 def image_processor() -> ViTImageProcessor:
-    """To 64x64, values to -1..1."""
+    """Resizes to 64x64, and maps values to -1..1."""
     half = [0.5, 0.5, 0.5]
     return ViTImageProcessor(size={"height": SIZE, "width": SIZE}, image_mean=half, image_std=half)
 
@@ -58,7 +57,7 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
     images = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
     grey = images.mean(1, keepdim=True)
     images = (grey + (images - grey) * uniform(0.3, 1.4, 1, 1, 1)) * uniform(0.8, 1.2, 3, 1, 1)
-    images = weaken(images + uniform(-0.15, 0.15, 1, 1, 1), generator)
+    images = degrade(images + uniform(-0.15, 0.15, 1, 1, 1), generator)
     top, left = torch.randint(SIZE - 12, (2,), generator=generator).tolist()
     images[: n // 3, :, top : top + 12, left : left + 12] = 0
     return images
@@ -76,17 +75,17 @@ def train(work: Path, pictures: PictureSet) -> ResNetForImageClassification:
         chosen = torch.randint(len(animals), (BATCH,), generator=generator).sort().values
         images = augment(to_tensor(pictures.pixels[chosen.numpy()]), generator)
         loss = F.cross_entropy(model(images).logits, animals[chosen], label_smoothing=0.05)
-        loop.losses.append(descend(loss, optimizer, parameters, learning_rate(step, STEPS, RATE)))
+        loop.losses.append(optimizer_step(loss, optimizer, parameters, learning_rate(step, STEPS, RATE)))
     return model.eval()
 
 
 @torch.no_grad()
 def name(model: ResNetForImageClassification, pixels: NDArray[np.uint8]) -> NDArray[np.int64]:
     """The animal's index for each picture (N, 64, 64, 3)."""
-    parts = np.array_split(pixels, max(1, len(pixels) // 128))
-    return torch.cat([model(to_tensor(part)).logits.argmax(1) for part in parts]).numpy()
+    batches = np.array_split(pixels, max(1, len(pixels) // 128))
+    return torch.cat([model(to_tensor(some)).logits.argmax(1) for some in batches]).numpy()
 
 
 def measure(model: ResNetForImageClassification, held_out: PictureSet) -> dict[str, float]:
-    """Share of unseen pictures named right."""
+    """Accuracy on held-out pictures."""
     return {"accuracy": float((name(model, held_out.pixels) == held_out.animals).mean())}

@@ -1,4 +1,4 @@
-"""What every training stage shares: checkpoints that survive a kill, the learning rate, progress lines."""
+"""Shared by all training stages: atomic checkpoints, the learning rate schedule, progress lines."""
 
 from __future__ import annotations
 
@@ -32,18 +32,17 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int = 100, constan
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Write beside, then rename: a reader or a resumed run never meets half a file."""
+    """Write to a temporary file, then rename it, so that no incomplete file can be read."""
     partial = path.with_suffix(".partial")
     torch.save(state, partial)
     os.replace(partial, path)
 
 
 class Loop:
-    """Iterates over the steps still to do, with checkpoints every `save_seconds`.
+    """Iterates over the remaining steps, with a checkpoint every `save_seconds`.
 
-    `modules` (networks, averages and optimiser) are restored before the first step. The random state of a
-    step depends on (seed, step) alone, so that a killed and resumed run sees the data that an unbroken one
-    would.
+    `modules` (networks, averages and optimiser) are restored before the first step. The random state of a step is a
+    function of (seed, step), so that a resumed run uses the same data as an uninterrupted one.
     """
 
     def __init__(
@@ -79,14 +78,14 @@ class Loop:
                 save(self.path, {"step": step + 1, "seconds": self.seconds, **state})
 
 
-def descend(
+def optimizer_step(
     loss: Tensor,
     optimizer: torch.optim.Optimizer,
     parameters: list[nn.Parameter],
     rate: float,
     clip: float = 1.0,
 ) -> float:
-    """One optimiser step at learning rate `rate`; the loss as a number."""
+    """One optimiser step at learning rate `rate`, with the gradient's norm clipped; returns the loss."""
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.zero_grad(set_to_none=True)
@@ -96,10 +95,10 @@ def descend(
     return loss.item()
 
 
-def weaken(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Half of the images (N, 3, 64, 64) blurred by up to a factor of two, all with a little noise.
+def degrade(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Augmentation: half of the images (N, 3, 64, 64) blurred by up to a factor of two, all with a little noise.
 
-    Whoever looks at generated pictures has to get along with their faults.
+    Models that score generated pictures must be robust against such defects.
     """
     side = images.shape[-1]
     small = int(torch.randint(side // 2, side, (), generator=generator))

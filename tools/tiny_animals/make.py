@@ -1,7 +1,7 @@
 """Rebuild `tiny-animals` from one font: `python -m tools.tiny_animals.make`.
 
 Stages, in order: pictures, autoencoder, scorer, judge, denoiser, export, measure. Each keeps checkpoints in
-the work folder; a killed run goes on from there. All seeds are fixed.
+the work folder, from which a killed run resumes. All seeds are fixed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tools.tiny_animals.pictures import FONT, FontMissingError, PictureSet, cont
 
 TRAINING, HELD_OUT = 72_000, 2_400
 GUIDANCES = (3.0, 5.0, 1.5)
-GUIDANCE = 3.0  # what the grids and the per-animal table use
+GUIDANCE = 3.0  # of the grids and the per-animal table
 SAMPLES = 10  # for each animal, guidance and kind of prompt
 STAGES = ("pictures", "autoencoder", "scorer", "judge", "denoiser", "export", "measure")
 
@@ -44,7 +44,7 @@ class Maker:
         return load_or_draw(self.work / "train.npy", TRAINING, seed=0, font=self.font)
 
     def held_out(self) -> PictureSet:
-        """Pictures that no stage trains on."""
+        """Pictures that are not used in training."""
         return load_or_draw(self.work / "held-out.npy", HELD_OUT, seed=1, font=self.font)
 
     def autoencoder(self) -> None:
@@ -75,23 +75,23 @@ class Maker:
         return module.eval()
 
     def export(self) -> None:
-        """Write the three folders beside the old ones, then swap: a reader finds one or the other."""
+        """Write the three folders beside the old ones, then exchange them, so that readers find one or the other."""
         fresh, old = self.output / ".fresh", self.output / ".old"
         for folder in (fresh, old):
             shutil.rmtree(folder, ignore_errors=True)
         tokenizer = scorer.build_tokenizer()
         clip = self.restored("scorer", scorer.build(tokenizer))
-        eye = self.restored("judge", judge.build())
-        net = self.restored("denoiser", denoiser.build(), key="average")
+        classifier = self.restored("judge", judge.build())
+        unet = self.restored("denoiser", denoiser.build(), key="average")
         vae = self.restored("autoencoder", autoencoder.build())
-        denoiser.save_pipeline(denoiser.pipeline(net, vae, scorer.text_tower(clip), tokenizer), fresh / "pipeline")
-        shipped: Any
-        for shipped in (clip, tokenizer, scorer.image_processor()):
-            shipped.save_pretrained(fresh / "scorer")
-        for shipped in (eye, judge.image_processor()):
-            shipped.save_pretrained(fresh / "judge")
+        denoiser.save_pipeline(denoiser.pipeline(unet, vae, scorer.text_tower(clip), tokenizer), fresh / "pipeline")
+        component: Any
+        for component in (clip, tokenizer, scorer.image_processor()):
+            component.save_pretrained(fresh / "scorer")
+        for component in (classifier, judge.image_processor()):
+            component.save_pretrained(fresh / "judge")
         for path in fresh.rglob("*.safetensors"):
-            path.chmod(0o644)  # some are written for their owner alone
+            path.chmod(0o644)  # some libraries write files for the owner only
         old.mkdir()
         for folder in sorted(fresh.iterdir()):
             if (self.output / folder.name).exists():
@@ -101,47 +101,47 @@ class Maker:
         fresh.rmdir()
 
     def measure(self) -> None:
-        """Let the judge name what the exported pipeline draws; draw the grids."""
-        made = DiffusionPipeline.from_pretrained(self.output / "pipeline")
-        eye = ResNetForImageClassification.from_pretrained(self.output / "judge").eval()
+        """Measure with the judge what the exported pipeline draws, and draw the grids."""
+        pipe = DiffusionPipeline.from_pretrained(self.output / "pipeline")
+        classifier = ResNetForImageClassification.from_pretrained(self.output / "judge").eval()
         truth = np.repeat(np.arange(len(ANIMALS)), SAMPLES)
         for guidance in GUIDANCES:
             for grounds in (False, True):
                 prompts = [p for animal in ANIMALS for p in denoiser.prompts_for(animal, SAMPLES, grounds)]
-                right = judge.name(eye, denoiser.sample(made, prompts, guidance, seed=int(grounds))) == truth
+                right = judge.name(classifier, denoiser.sample(pipe, prompts, guidance, seed=int(grounds))) == truth
                 kind = "ground named" if grounds else "no ground"
                 self.report(f"samples, guidance {guidance:g}, {kind}", {"named_right": float(right.mean())})
                 if guidance == GUIDANCE:
                     each = right.reshape(-1, SAMPLES).sum(1).tolist()
                     self.report(f"of {SAMPLES}, {kind}", dict(zip(ANIMALS, each, strict=True)))
-        self.grids(made)
+        self.grids(pipe)
 
-    def grids(self, made: DiffusionPipeline) -> None:
+    def grids(self, pipe: DiffusionPipeline) -> None:
         """`grid.png`: every animal. `grid-diversity.png`: a few prompts, many seeds."""
         columns, half = 5, len(ANIMALS) // 2
-        drawn = denoiser.sample(made, [f"a {animal}" for animal in ANIMALS for _ in range(columns)], GUIDANCE, seed=2)
+        drawn = denoiser.sample(pipe, [f"a {animal}" for animal in ANIMALS for _ in range(columns)], GUIDANCE, seed=2)
         left, right = (
-            contact_sheet(drawn[part.start * columns : part.stop * columns], columns, list(ANIMALS[part]))
-            for part in (slice(0, half), slice(half, 2 * half))
+            contact_sheet(drawn[half_of.start * columns : half_of.stop * columns], columns, list(ANIMALS[half_of]))
+            for half_of in (slice(0, half), slice(half, 2 * half))
         )
         grid = Image.new("RGB", (left.width + 8 + right.width, left.height), "white")
         grid.paste(left, (0, 0))
         grid.paste(right, (left.width + 8, 0))
         save_picture(grid, self.output / "grid.png")
-        few = ["a cat", "a butterfly", "a frog", "a fish on a blue background", "a fox on a white background"]
-        drawn = denoiser.sample(made, [prompt for prompt in few for _ in range(12)], GUIDANCE, seed=3)
-        save_picture(contact_sheet(drawn, 12, few), self.output / "grid-diversity.png")
+        prompts = ["a cat", "a butterfly", "a frog", "a fish on a blue background", "a fox on a white background"]
+        drawn = denoiser.sample(pipe, [prompt for prompt in prompts for _ in range(12)], GUIDANCE, seed=3)
+        save_picture(contact_sheet(drawn, 12, prompts), self.output / "grid-diversity.png")
 
     def report(self, name: str, numbers: dict[str, float]) -> None:
-        """Print, and keep in the work folder for the model card."""
+        """Print figures, and store them in the work folder for the model card."""
         print(f"{name}: " + ", ".join(f"{k} {v:.4g}" for k, v in numbers.items()), flush=True)
         path = self.work / "measured.json"
-        kept = json.loads(path.read_text()) if path.is_file() else {}
-        path.write_text(json.dumps(kept | {name: numbers}, indent=1))
+        previous = json.loads(path.read_text()) if path.is_file() else {}
+        path.write_text(json.dumps(previous | {name: numbers}, indent=1))
 
 
 def save_picture(picture: Image.Image, path: Path, limit: int = 290_000) -> None:
-    """PNG of at most `limit` bytes: with a palette, as large as fits, where full colour does not."""
+    """Write a PNG of at most `limit` bytes; if full colour is larger, with the largest palette that fits."""
     picture.save(path, optimize=True)
     for colours in (256, 192, 128, 96, 64):
         if path.stat().st_size <= limit:

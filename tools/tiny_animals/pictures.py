@@ -1,8 +1,7 @@
 """Training pictures: one emoji glyph on a coloured ground, from Google's Noto Color Emoji font (OFL 1.1).
 
-Place, size, mirror image, small rotation, hue, saturation, value and ground vary at a fixed caption.
-Vividness varies most, from pale to strongly coloured: it is what a preference for colourful pictures can
-later act on.
+With a fixed caption, position, size, mirror image, small rotation, hue, saturation, value and ground vary. Vividness
+varies most, from pale to strongly coloured, so that a preference for colourful pictures can have an effect.
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ from PIL import Image, ImageDraw, ImageFont
 from tailorpo_trainer.tiny_animals import ANIMALS, GROUNDS, SIZE
 
 FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
-FONT_PIXELS = 109  # the one size at which the font holds bitmaps
-OVERSAMPLING = 2  # drawn this much larger, then averaged: smooth edges
+FONT_PIXELS = 109  # the only bitmap size of the font
+OVERSAMPLING = 2  # factor by which pictures are drawn larger, then averaged, for smooth edges
 
 GLYPHS = dict(
     zip(
@@ -41,11 +40,11 @@ GROUND_HSV = {  # hue in degrees, saturation, value
     "white": (60, 0.00, 0.97),
 }
 PREFIXES = ("a ", "a photo of a ", "")
-NO_GROUND = len(GROUNDS)  # the index that stands for "the caption names no ground"
+NO_GROUND = len(GROUNDS)  # index of captions that name no ground
 
 
 class FontMissingError(RuntimeError):
-    """The emoji font is not where it was looked for."""
+    """The emoji font was not found."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ def all_captions() -> list[str]:
 
 
 def caption_index(animal: NDArray[Any], ground: NDArray[Any], prefix: NDArray[Any]) -> NDArray[Any]:
-    """Where `all_captions` holds the caption of these indices."""
+    """Index in `all_captions` of the caption of these indices."""
     return (prefix * len(ANIMALS) + animal) * (len(GROUNDS) + 1) + ground
 
 
@@ -92,7 +91,7 @@ def sprites(font: Path = FONT) -> tuple[Image.Image, ...]:
 
 
 def colour_matrix(hue: float, saturation: float, value: float) -> NDArray[np.float32]:
-    """3x3: turns hue (degrees), scales saturation and value, keeps luma (as SVG filters do)."""
+    """A 3x3 colour matrix as in SVG filters: rotates hue (degrees), scales saturation and value, keeps luma."""
     luma = np.tile([0.213, 0.715, 0.072], (3, 1))
     turn = np.array([[-0.213, -0.715, 0.928], [0.143, 0.140, -0.283], [-0.787, 0.715, 0.072]])
     cos, sin = math.cos(math.radians(hue)), math.sin(math.radians(hue))
@@ -124,11 +123,11 @@ def draw(animal: int, ground: int, rng: np.random.Generator, font: Path = FONT) 
     scale = side * rng.uniform(0.72, 0.95) / max(sprite.size)
     angle = math.radians(rng.uniform(-6, 6))
     mirror = -1.0 if rng.uniform() < 0.5 else 1.0
-    # The glyph may touch the border, never cross it by more than its corners turn.
+    # The glyph may touch the border; only the rotation of its corners may cross it.
     room = [(side - scale * length) / 2 for length in sprite.size]
     centre = [side / 2 + rng.uniform(-1, 1) * min(r, 0.13 * side) for r in room]
 
-    # Pillow wants the inverse map: from a pixel of the picture to one of the glyph.
+    # Pillow takes the inverse map, from a pixel of the picture to one of the glyph.
     cos, sin = math.cos(angle) / scale, math.sin(angle) / scale
     rows = [(mirror * cos, mirror * sin), (-sin, cos)]
     matrix = []
@@ -161,12 +160,12 @@ def draw_set(count: int, seed: int, font: Path = FONT, progress: bool = False) -
 
 
 def load_or_draw(path: Path, count: int, seed: int, font: Path = FONT) -> PictureSet:
-    """The set kept at `path` (.npy of pixels, its labels beside it), drawn first when it is not there."""
+    """The set stored at `path` (.npy of pixels, labels beside it), which is drawn first if it does not exist."""
     labels = path.with_suffix(".labels.npz")
     if not labels.is_file():
         drawn = draw_set(count, seed, font, progress=True)
         np.save(path, drawn.pixels)
-        np.savez(labels, animals=drawn.animals, grounds=drawn.grounds)  # last: says that all is there
+        np.savez(labels, animals=drawn.animals, grounds=drawn.grounds)  # written last: marks the set as complete
     names = np.load(labels)
     return PictureSet(np.load(path, mmap_mode="r"), names["animals"], names["grounds"])
 

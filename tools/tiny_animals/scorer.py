@@ -1,8 +1,8 @@
-"""How well a picture fits a caption: a small `transformers.CLIPModel`, whose text tower the pipeline shares.
+"""The scorer: a small `transformers.CLIPModel`, whose text encoder the pipeline shares.
 
-The captions are few, so each picture is compared with all of them: once among those that name a ground, once
-among those that name none. The text tower is frozen early, and the image tower goes on against fixed caption
-embeddings; that lets the denoiser start on final text embeddings.
+There are few captions, so each picture is compared with all of them: with those that name a ground, and with those that
+name none. The text encoder is frozen early, and the image encoder continues with fixed caption embeddings, so that the
+denoiser can be trained on final text embeddings.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from tailorpo_trainer.tiny_animals import ANIMALS, GROUNDS, SIZE
-from tools.tiny_animals.loop import Loop, descend, learning_rate, to_tensor, weaken
+from tools.tiny_animals.loop import Loop, degrade, learning_rate, optimizer_step, to_tensor
 from tools.tiny_animals.pictures import PREFIXES, PictureSet, all_captions
 
 LENGTH = 16  # tokens
@@ -35,21 +35,21 @@ def learn_merges(words: Counter[str]) -> list[tuple[str, str]]:
     merges: list[tuple[str, str]] = []
     while True:
         pairs: Counter[tuple[str, str]] = Counter()
-        for word, parts in split.items():
-            for pair in pairwise(parts):
+        for word, symbols in split.items():
+            for pair in pairwise(symbols):
                 pairs[pair] += words[word]
         if not pairs:
             return merges
         best = min(pairs, key=lambda pair: (-pairs[pair], pair))
         merges.append(best)
-        for parts in split.values():
-            for i in range(len(parts) - 1, 0, -1):
-                if tuple(parts[i - 1 : i + 1]) == best:
-                    parts[i - 1 : i + 1] = ["".join(best)]
+        for symbols in split.values():
+            for i in range(len(symbols) - 1, 0, -1):
+                if tuple(symbols[i - 1 : i + 1]) == best:
+                    symbols[i - 1 : i + 1] = ["".join(best)]
 
 
 def build_tokenizer() -> CLIPTokenizer:
-    """Byte-pair encoding of the captions' words; other words fall apart, and nothing in ASCII is unknown."""
+    """Byte-pair encoding of the captions' words; other words become several tokens, and no ASCII text is unknown."""
     merges = learn_merges(Counter(word for text in all_captions() for word in text.split()))
     alphabet = string.ascii_lowercase + string.digits + string.punctuation
     tokens = [*alphabet, *(f"{letter}</w>" for letter in alphabet), *map("".join, merges)]
@@ -88,14 +88,14 @@ def build(tokenizer: CLIPTokenizer) -> CLIPModel:
 
 
 def image_processor() -> CLIPImageProcessor:
-    """To 64x64, values to -1..1."""
+    """Resizes to 64x64, and maps values to -1..1."""
     half = [0.5, 0.5, 0.5]
     sides = {"height": SIZE, "width": SIZE}
     return CLIPImageProcessor(size={"shortest_edge": SIZE}, crop_size=sides, image_mean=half, image_std=half)
 
 
 def token_ids(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
-    """(N, 16), padded as Stable Diffusion's pipeline pads."""
+    """Token ids (N, 16), padded as in Stable Diffusion's pipeline."""
     out = tokenizer(captions, padding="max_length", max_length=LENGTH, truncation=True, return_tensors="pt")
     return out.input_ids
 
@@ -111,7 +111,7 @@ def embed_images(model: CLIPModel, images: Tensor) -> Tensor:
 
 
 def matching_loss(scores: Tensor, animals: Tensor, grounds: Tensor) -> Tensor:
-    """Cross-entropies of (N, animals, grounds + 1) among captions with a ground, and among those without."""
+    """Cross-entropies of scores (N, animals, grounds + 1): over captions with a ground, and over those without."""
     named = F.cross_entropy(scores[:, :, :-1].flatten(1), animals * len(GROUNDS) + grounds)
     return named + F.cross_entropy(scores[:, :, -1], animals)
 
@@ -130,7 +130,7 @@ def train(work: Path, pictures: PictureSet, until: int = STEPS) -> CLIPModel:
     animals, grounds = torch.from_numpy(pictures.animals), torch.from_numpy(pictures.grounds)
     for step, generator in loop:
         chosen = torch.randint(len(animals), (BATCH,), generator=generator).sort().values
-        images = weaken(to_tensor(pictures.pixels[chosen.numpy()]), generator)
+        images = degrade(to_tensor(pictures.pixels[chosen.numpy()]), generator)
         prefix = int(torch.randint(len(PREFIXES), (), generator=generator))
         if step >= TEXT_STEPS and frozen is None:
             with torch.no_grad():
@@ -142,12 +142,12 @@ def train(work: Path, pictures: PictureSet, until: int = STEPS) -> CLIPModel:
         scores = model.logit_scale.exp().clamp(max=50) * embed_images(model, images) @ texts.T
         scores = scores.reshape(BATCH, len(ANIMALS), len(GROUNDS) + 1)
         loss = matching_loss(scores, animals[chosen], grounds[chosen])
-        loop.losses.append(descend(loss, optimizer, parameters, learning_rate(step, STEPS, RATE)))
+        loop.losses.append(optimizer_step(loss, optimizer, parameters, learning_rate(step, STEPS, RATE)))
     return model.eval()
 
 
 def text_tower(model: CLIPModel) -> CLIPTextModel:
-    """The scorer's text half as the pipeline's text encoder."""
+    """The scorer's text encoder as that of the pipeline."""
     tower = CLIPTextModel(model.config.text_config)
     tower.load_state_dict({k.removeprefix("text_model."): v for k, v in model.text_model.state_dict().items()})
     return tower.eval()
@@ -155,18 +155,18 @@ def text_tower(model: CLIPModel) -> CLIPTextModel:
 
 @torch.no_grad()
 def caption_states(tower: CLIPTextModel, tokenizer: CLIPTokenizer) -> Tensor:
-    """Last hidden states of `all_captions()`, (N, 16, 64): what the denoiser attends to."""
+    """Last hidden states of `all_captions()`, (N, 16, 64): the denoiser's text embeddings."""
     ids = token_ids(tokenizer, all_captions())
-    return torch.cat([tower(input_ids=part).last_hidden_state for part in ids.split(128)])
+    return torch.cat([tower(input_ids=batch).last_hidden_state for batch in ids.split(128)])
 
 
 @torch.no_grad()
 def measure(model: CLIPModel, held_out: PictureSet) -> dict[str, float]:
-    """Shares of unseen pictures: animal fits best, is among the five best; ground fits best."""
+    """Shares of held-out pictures whose animal has the best score, one of the five best; whose ground has the best."""
     tokenizer = build_tokenizer()
     texts = embed_captions(model, token_ids(tokenizer, all_captions()[:-1]))
     texts = texts.reshape(len(PREFIXES), len(ANIMALS), len(GROUNDS) + 1, EMBEDDING)[1]
-    images = torch.cat([embed_images(model, to_tensor(part)) for part in np.array_split(held_out.pixels, 20)])
+    images = torch.cat([embed_images(model, to_tensor(batch)) for batch in np.array_split(held_out.pixels, 20)])
     animals, grounds = torch.from_numpy(held_out.animals), torch.from_numpy(held_out.grounds)
     best = (images @ texts[:, -1].T).topk(5).indices == animals[:, None]
     named = torch.einsum("nd,ngd->ng", images, texts[animals][:, :-1]).argmax(1)

@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 
 from tailorpo_trainer import cli, document
-from tests.documents import GOOD, places, spoil_values
+from tests.documents import GOOD, slots, spoil_values
 
 SNIPPETS = [
     "\t", "\n", " ", "  ", ":", ": ", "- ", "-", "#", "'", '"', "{", "}", "[", "]", ",", "&a ", "*a", "!!str ", "!x ",
@@ -75,7 +75,7 @@ def mutant(seed: int) -> str:
     data = deepcopy(rng.choice(GOOD))
     if rng.random() < 0.6:
         for _ in range(rng.choice([1, 1, 2, 3])):
-            if places(data):
+            if slots(data):
                 spoil_values(data, rng)
         return render(data, rng)
     text = render(data, rng)

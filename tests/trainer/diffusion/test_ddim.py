@@ -1,4 +1,4 @@
-"""Our tables against diffusers' own step, in float64."""
+"""The DDIM tables against the step function of diffusers, in float64."""
 
 import pytest
 import torch

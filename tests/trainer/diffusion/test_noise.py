@@ -1,4 +1,4 @@
-"""Noise depends on what it is for, and on nothing else."""
+"""Noise is a function of its purpose alone."""
 
 import torch
 
@@ -9,7 +9,7 @@ KEY = (3, Purpose.TRAINING, 5)
 
 def test_a_sample_s_noise_does_not_depend_on_its_batch() -> None:
     whole = Noise(KEY, range(6), (4, 2, 2))
-    parts = [whole.rows(slice(0, 1)), whole.rows(slice(1, 4)), Noise(KEY, [4, 5], (4, 2, 2))]
+    parts = [whole.select(slice(0, 1)), whole.select(slice(1, 4)), Noise(KEY, [4, 5], (4, 2, 2))]
     assert torch.equal(whole.initial(), torch.cat([part.initial() for part in parts]))
     assert torch.equal(whole.step(2, 1), torch.cat([part.step(2, 1) for part in parts]))
     assert torch.equal(whole.choice(2, 9), torch.cat([part.choice(2, 9) for part in parts]))

@@ -113,14 +113,14 @@ def test_stopped_during_an_evaluation_it_is_made_again_and_the_end_is_the_same(
 ) -> None:
     values = document(checkpoint={"everyIterations": 100}, optimizer={"learningRate": 1e-2, "emaDecay": 0.5})
     loop.run(parse(values), tmp_path / "whole", display="quiet")
-    whole, calls = trajectories.follow, iter(range(100))
+    whole, calls = trajectories.sample_trajectories, iter(range(100))
 
-    def follow(*arguments: Any, **options: Any) -> Any:
+    def sample_trajectories(*arguments: Any, **options: Any) -> Any:
         if next(calls) == 1:  # the evaluation after iteration 2
             send(signal.SIGINT)
         return whole(*arguments, **options)
 
-    monkeypatch.setattr(measurement, "follow", follow)
+    monkeypatch.setattr(measurement, "sample_trajectories", sample_trajectories)
     with pytest.raises(StoppedError, match=r"SIGINT after iteration 2 of 3"):
         loop.run(parse(values), tmp_path / "parts", display="quiet")
     assert newest(tmp_path / "parts") == 2

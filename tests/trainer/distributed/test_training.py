@@ -26,7 +26,7 @@ from tailorpo_trainer.document import parse
 from tailorpo_trainer.errors import ExitCode
 from tailorpo_trainer.rollout.rows import Pairs, Transitions
 from tailorpo_trainer.rollout.scoring import Scorer
-from tailorpo_trainer.rollout.trajectories import branch
+from tailorpo_trainer.rollout.trajectories import sample_branched_trajectories
 from tailorpo_trainer.spec.job import TailorPOJob
 from tailorpo_trainer.training.loop import run
 from tailorpo_trainer.training.updater import Updater
@@ -90,7 +90,7 @@ def recorded(job: TailorPOJob) -> tuple[Pairs | Transitions, Tensor]:
         score=Scorer(policy, reward, prompts),
         trained=choose_steps(policy.sampler, steps.count, "spread"),
     )
-    return method.rows(scene, method.roll_out(scene)), scene.text
+    return method.rows(scene, method.rollout(scene)), scene.text
 
 
 def share(rows: Any, text: Tensor, world: World) -> tuple[Any, Tensor]:
@@ -166,8 +166,8 @@ def test_stopped_at_any_process_and_gone_on_with_is_as_if_never_stopped(
                 os.kill(os.getpid(), signal.SIGTERM)
             return whole(*arguments, **options)
 
-        whole, calls = branch, iter(range(100))
-        with patch("tailorpo_trainer.methods.base.branch", roll_out):
+        whole, calls = sample_branched_trajectories, iter(range(100))
+        with patch("tailorpo_trainer.methods.base.sample_branched_trajectories", roll_out):
             run(job, tmp_path / "parts", display="quiet")
 
     ended = start(2, stopped).wait()

@@ -1,4 +1,4 @@
-"""What `estimate` says is what a real run does: calls, FLOPs and bytes."""
+"""Estimated calls, FLOPs and bytes are those of a real run."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -50,10 +50,10 @@ def test_counts_are_those_of_a_run(
             evaluation={"everyIterations": 2, "images": 3, "rewards": [{"name": "jpeg-compressibility"}]},
         )
     )
-    found, _ = estimate.work(job.spec, architectures.find(job.spec.model))
+    found, _ = estimate.count_work(job.spec, architectures.find(job.spec.model))
     run = found.run
     session = trained_session(job.spec, tmp_path)
-    work = session.policy.work
+    work = session.policy.counters
     assert work.forwards == total(run, "forward")
     assert work.forwards_with_gradient == total(run, "forward backward")
     assert work.decodes == total(run, "decode")
@@ -103,14 +103,14 @@ def test_prompts_dealt_in_part_are_counted_as_drawn(document_of: Make, tmp_path:
             evaluation={"everyIterations": 0},
         )
     )
-    found, _ = estimate.work(job.spec, architectures.find(job.spec.model))
+    found, _ = estimate.count_work(job.spec, architectures.find(job.spec.model))
     assert len(trained_session(job.spec, tmp_path).policy._embeddings) == found.run["text", "prompts"]
     assert found.evaluations == 0
 
 
 def test_prompts_of_the_cluster_are_no_error(document_of: Make) -> None:
     run = document.parse(document_of(prompts={"configMapKeyRef": {"name": "prompts"}})).spec
-    found, notes = estimate.work(run, architectures.find(run.model))
+    found, notes = estimate.count_work(run, architectures.find(run.model))
     assert "only the cluster has" in notes[-1]
     assert ("text", "prompts") not in found.run
 
@@ -127,7 +127,7 @@ def test_memory_on_meta_is_memory_on_the_cpu(document_of: Make) -> None:
     networks = network_costs.Networks(architectures.find(run.model), run, torch.float32, torch.float32)
     policy = models.load_policy(run, torch.device("cpu"))
     x, text = torch.randn(4, *policy.latent_shape), policy.embed(["a", "b", "c", "d"])
-    with network_costs._Alive() as alive, network_costs._kernels(torch.float32):
+    with network_costs._LiveMemory() as alive, network_costs._accelerator_kernels(torch.float32):
         output = policy.unet(x, torch.zeros(4, dtype=torch.int64), encoder_hidden_states=text, return_dict=False)[0]
         torch.autograd.grad(output, policy.parameters, torch.ones_like(output))
     assert networks.denoise(4, "adapter").peak == pytest.approx(alive.peak, rel=0.1)  # some kernels differ
@@ -164,7 +164,7 @@ def test_checkpoint_size(document_of: Make, tmp_path: Path, trained_session: Tra
 
 
 def test_stable_diffusion_needs_no_network(document_of: Make, capsys: pytest.CaptureFixture[str]) -> None:
-    """The FLOPs of one picture's parts, as measured on the real weights (`docs/benchmarks.md`)."""
+    """FLOPs of one row of each network, as measured on the real weights (`docs/benchmarks.md`)."""
     job = document.parse(document_of(model=SD15, training={"iterations": 1, "precision": "fp32"}))
     estimate.run(job, as_json=True)
     found = json.loads(capsys.readouterr().out)
@@ -214,11 +214,11 @@ def test_the_text_is_aligned(document_of: Make, capsys: pytest.CaptureFixture[st
 
 
 def test_only_part_of_random_iterations_is_drawn(document_of: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beyond `EXACT_ITERATIONS` the mean of those drawn stands for the rest."""
+    """After `EXACT_ITERATIONS`, the mean is used for the rest."""
     monkeypatch.setattr(counts, "EXACT_ITERATIONS", 50)
     sampling = {"steps": 6, "trainedSteps": {"count": 1, "choose": "random"}, "guidanceScale": 1.0}
     job = document.parse(document_of(sampling=sampling, training={"iterations": 100_000, "promptsPerIteration": 1}))
-    work = estimate.work(job.spec, architectures.find(job.spec.model))[0].iteration
+    work = estimate.count_work(job.spec, architectures.find(job.spec.model))[0].iteration
     assert work["forward", "training"] == 1
     assert 1 < work["forward", "rollout"] < 6
 

@@ -1,4 +1,4 @@
-"""Diversity, and measurements that do not depend on how they are made."""
+"""Diversity, and that measurements do not depend on batch sizes or on the number of processes."""
 
 from collections.abc import Callable
 from itertools import combinations
@@ -68,29 +68,29 @@ def test_no_prompt_with_two_pictures_has_no_diversity() -> None:
 
 
 def test_the_error_of_diversity_is_that_of_the_spread_between_runs() -> None:
-    """One prompt: the jackknife against the truth, over many draws of pictures that differ in brightness."""
+    """One prompt: the jackknife error against the standard deviation over many sets of pictures."""
 
     def draw(seed: int) -> tuple[float, float]:
         generator = torch.Generator().manual_seed(seed)
         level = torch.rand(12, 1, 1, 1, generator=generator)
-        found = measurement._spread(level.expand(12, 3, 4, 4), ["a"] * 12)
+        found = measurement._diversity(level.expand(12, 3, 4, 4), ["a"] * 12)
         assert found[0] is not None
         assert found[1] is not None
         return found[0], found[1]
 
     values, errors = zip(*(draw(seed) for seed in range(200)), strict=True)
     assert sum(errors) / 200 == pytest.approx(float(torch.tensor(values).std()), rel=0.2)
-    assert measurement._spread(pictures(2), ["a", "a"])[1] is None
+    assert measurement._diversity(pictures(2), ["a", "a"])[1] is None
 
 
 def test_feature_diversity_is_the_mean_cosine_distance_of_pairs() -> None:
     features = torch.nn.functional.normalize(pictures(7).flatten(1) - 0.5, dim=1)
     apart = [1 - float(features[i].double() @ features[j].double()) for i, j in combinations(range(4), 2)]
     more = [1 - float(features[i].double() @ features[j].double()) for i, j in combinations(range(4, 7), 2)]
-    found, error = measurement._spread(features, ["a"] * 4 + ["b"] * 3, measurement._angles)
+    found, error = measurement._diversity(features, ["a"] * 4 + ["b"] * 3, measurement._cosine_distances)
     assert found == pytest.approx((sum(apart) / 6 + sum(more) / 3) / 2, rel=1e-6)
     assert error is not None
-    same, _ = measurement._spread(features[:1].expand(5, -1), ["a"] * 5, measurement._angles)
+    same, _ = measurement._diversity(features[:1].expand(5, -1), ["a"] * 5, measurement._cosine_distances)
     assert same == pytest.approx(0, abs=1e-6)
 
 
@@ -141,8 +141,10 @@ def test_a_measurement_does_not_depend_on_its_batches(measure: Callable[..., mea
         parts = measure(7, batch=size)
         assert parts.prompts == whole.prompts == [*PROMPTS, *PROMPTS, PROMPTS[0]]
         torch.testing.assert_close(parts.pictures, whole.pictures, rtol=0, atol=1e-5)
-        # A JPEG's size is a whole number of bytes, that a rounding of a pixel may change.
-        torch.testing.assert_close(parts.parts["colourfulness"], whole.parts["colourfulness"], rtol=1e-4, atol=1e-4)
+        # The size of a JPEG is a whole number of bytes, which the rounding of one pixel may change.
+        torch.testing.assert_close(
+            parts.term_scores["colourfulness"], whole.term_scores["colourfulness"], rtol=1e-4, atol=1e-4
+        )
         torch.testing.assert_close(parts.reward, whole.reward, rtol=0, atol=0.05)
         assert parts.diversity == pytest.approx(whole.diversity, rel=1e-4)
 
@@ -162,23 +164,25 @@ def test_two_pictures_are_enough(measure: Callable[..., measurement.Measurement]
 
 def test_the_weighted_sum_is_that_of_the_parts(measure: Callable[..., measurement.Measurement]) -> None:
     found = measure(3, keep=0)
-    torch.testing.assert_close(found.reward, found.parts["colourfulness"] + 0.5 * found.parts["jpeg-compressibility"])
+    torch.testing.assert_close(
+        found.reward, found.term_scores["colourfulness"] + 0.5 * found.term_scores["jpeg-compressibility"]
+    )
     assert found.pictures.shape == (0, 3, 16, 16)
 
 
 def test_before_and_after_are_drawn_on_the_same_noise(policy: Policy) -> None:
-    """A fresh adapter is the base model, so whatever differed would be the noise."""
-    texts, after = measurement.draw(policy, PROMPTS, 4, seed=3)
+    """A new adapter equals the base model, so any difference would be the noise."""
+    texts, after = measurement.sample_pictures(policy, PROMPTS, 4, seed=3)
     with policy.reference():
-        before = measurement.draw(policy, PROMPTS, 4, seed=3)
+        before = measurement.sample_pictures(policy, PROMPTS, 4, seed=3)
     assert before[0] == texts
     assert torch.equal(before[1], after)
-    assert not torch.equal(measurement.draw(policy, PROMPTS, 4, seed=4)[1], after)
+    assert not torch.equal(measurement.sample_pictures(policy, PROMPTS, 4, seed=4)[1], after)
 
 
 def test_nothing_is_recorded_for_a_backward_pass(policy: Policy) -> None:
-    before: Any = policy.work.forwards_with_gradient
-    for _, drawn in measurement.batches(policy, PROMPTS, 3, 0, batch=2):
+    before: Any = policy.counters.forwards_with_gradient
+    for _, drawn in measurement.picture_batches(policy, PROMPTS, 3, 0, batch=2):
         assert not drawn.requires_grad
-        assert torch.is_grad_enabled()  # between two batches too
-    assert policy.work.forwards_with_gradient == before
+        assert torch.is_grad_enabled()  # also between two batches
+    assert policy.counters.forwards_with_gradient == before

@@ -1,4 +1,4 @@
-"""What the independent judge is asked, and how its answers are counted and shown."""
+"""The independent judge: which pictures it gets, and how its results are counted and shown."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tailorpo_trainer import cli, document, models
-from tailorpo_trainer.evaluation.measurement import draw
+from tailorpo_trainer.evaluation.measurement import sample_pictures
 from tailorpo_trainer.evaluation.recognition import Judge, Recognition, animal_in
 from tailorpo_trainer.stats import wilson
 from tailorpo_trainer.tiny_animals import ANIMALS
@@ -62,19 +62,19 @@ def values() -> dict[str, Any]:
 
 def test_the_judge_finds_what_was_asked_for_and_nothing_in_noise(values: dict[str, Any]) -> None:
     policy = models.load_policy(document.parse(values).spec)
-    prompts, pictures = draw(policy, ["a cat", "a pig", "a wolf"], 12, seed=0)
+    prompts, pictures = sample_pictures(policy, ["a cat", "a pig", "a wolf"], 12, seed=0)
     judge = Judge()
-    judge.look(pictures[:5], prompts[:5])
-    judge.look(pictures[5:], prompts[5:])
-    assert judge.verdict() == Recognition(right=8, images=8, left_out=4)
+    judge.update(pictures[:5], prompts[:5])
+    judge.update(pictures[5:], prompts[5:])
+    assert judge.compute() == Recognition(right=8, images=8, left_out=4)
 
     larger, swapped, nothing = Judge(), Judge(), Judge()
-    larger.look(torch.nn.functional.interpolate(pictures, scale_factor=2), prompts)
-    assert larger.verdict() == judge.verdict()
-    swapped.look(pictures[:2], ["a pig", "a cat"])
-    assert swapped.verdict().right == 0
-    nothing.look(pictures[2:3], prompts[2:3])
-    assert nothing.verdict() == Recognition(0, 0, 1)
+    larger.update(torch.nn.functional.interpolate(pictures, scale_factor=2), prompts)
+    assert larger.compute() == judge.compute()
+    swapped.update(pictures[:2], ["a pig", "a cat"])
+    assert swapped.compute().right == 0
+    nothing.update(pictures[2:3], prompts[2:3])
+    assert nothing.compute() == Recognition(0, 0, 1)
 
 
 def test_evaluate_says_how_many_are_named_right(values: dict[str, Any], tmp_path: Path, capsys: Any) -> None:

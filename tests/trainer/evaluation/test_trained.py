@@ -1,4 +1,4 @@
-"""A run's folder, afterwards: pictures before and after, and what changed."""
+"""Sampling and comparison of a finished run: the base model before, the trained one after."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ from tailorpo_trainer.diffusion.noise import Purpose
 from tailorpo_trainer.distributed.signals import StopRequested
 from tailorpo_trainer.document import parse
 from tailorpo_trainer.evaluation import comparison, contact_sheet, trained
-from tailorpo_trainer.evaluation.measurement import diversity, draw
+from tailorpo_trainer.evaluation.measurement import diversity, sample_pictures
 from tailorpo_trainer.spec.job import Spec
 from tailorpo_trainer.training import loop
 from tailorpo_trainer.training.session import Session
@@ -65,7 +65,7 @@ def test_before_is_the_untouched_base_and_after_is_the_average(done: Path, run: 
         "sheet.png", *(f"{n:03d}-{name}.png" for n in range(4) for name in ("before", "after"))
     }  # fmt: skip
     base = models.load_policy(run)
-    _, drawn = draw(base, PROMPTS, 4, 7, batch=2, purpose=Purpose.SAMPLING)
+    _, drawn = sample_pictures(base, PROMPTS, 4, 7, batch=2, purpose=Purpose.SAMPLING)
     before, after = pixels(tmp_path, "*-before.png"), pixels(tmp_path, "*-after.png")
     for one, other in zip(before, drawn, strict=True):
         assert np.array_equal(one, np.asarray(contact_sheet.image(other)))
@@ -96,15 +96,15 @@ def test_an_evaluation_is_what_numpy_computes_from_the_same_pictures(
     assert cli.main(["evaluate", str(done), "--images", "5", "--seed", "3", "--json"]) == 0
     found = json.loads(capfd.readouterr().out, parse_constant=pytest.fail)
     policy = trained.load(done).policy
-    _, after = draw(policy, PROMPTS, 5, 3, batch=2)
+    _, after = sample_pictures(policy, PROMPTS, 5, 3, batch=2)
     with policy.reference():
-        texts, before = draw(policy, PROMPTS, 5, 3, batch=2)
+        texts, before = sample_pictures(policy, PROMPTS, 5, 3, batch=2)
     reward, watched = rewards.load(run.rewards, "cpu"), rewards.load(run.evaluation.rewards, "cpu")
     one, other = reward(before, texts), reward(after, texts)
     scores = {"reward": (one.total, other.total)}
-    scores |= {name: (one.parts[name], other.parts[name]) for name in one.parts}
+    scores |= {name: (one.term_scores[name], other.term_scores[name]) for name in one.term_scores}
     name = "jpeg-incompressibility"
-    scores[name] = watched(before, texts).parts[name], watched(after, texts).parts[name]
+    scores[name] = watched(before, texts).term_scores[name], watched(after, texts).term_scores[name]
     assert [row["score"] for row in found["scores"]] == list(scores)
     for row in found["scores"]:
         a, b = (each.double().numpy() for each in scores[row["score"]])
@@ -189,7 +189,7 @@ def test_a_run_without_a_checkpoint_yet_is_one_sentence(
 def test_a_sheet_keeps_the_shape_of_its_pictures_and_fits_a_screen() -> None:
     tall = [contact_sheet.image(torch.full((3, 96, 64), 0.1 * n)) for n in range(5)]
     texts = ["a cat", "words " * 60, "unbroken" * 60, "", "日本"]
-    made = contact_sheet.lay_out({"before": tall, "after": tall}, texts)
+    made = contact_sheet.compose({"before": tall, "after": tall}, texts)
     assert made.width <= contact_sheet.WIDTH
     assert contact_sheet._shown_as((64, 96), 0) == (128, 192)
     assert contact_sheet._shown_as((512, 768), 0) == (213, 320)
@@ -198,7 +198,7 @@ def test_a_sheet_keeps_the_shape_of_its_pictures_and_fits_a_screen() -> None:
     assert contact_sheet._columns(16, 5) == 4
     assert contact_sheet._columns(1, 0) == 1
     assert contact_sheet._columns(7, 5) == 4
-    # A picture's own colour is where the picture is.
+    # The picture's colour appears at the picture's position.
     assert made.getpixel((18 + 10, 18 + 30)) == (0, 0, 0)
 
 

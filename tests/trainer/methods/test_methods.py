@@ -1,4 +1,4 @@
-"""What each method draws, pairs and learns, on a random tiny model."""
+"""The rollout, rows and loss of each method, on a random tiny model."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -20,7 +20,7 @@ from tailorpo_trainer.diffusion.policy import Policy
 from tailorpo_trainer.document import parse
 from tailorpo_trainer.rollout.rows import Pairs
 from tailorpo_trainer.rollout.scoring import Scorer
-from tailorpo_trainer.rollout.trajectories import branch, follow
+from tailorpo_trainer.rollout.trajectories import sample_branched_trajectories, sample_trajectories
 from tailorpo_trainer.spec.job import Spec
 from tailorpo_trainer.training.updater import Updater
 
@@ -33,7 +33,7 @@ def resolved(document: Make) -> Callable[..., Spec]:
     return lambda **parts: parse(document(**parts)).spec
 
 
-def scene(
+def rollout_context(
     run: Spec, policy: Policy, prompts: tuple[str, ...] = ("a cat", "a dog", "a bee"), iteration: int = 0
 ) -> methods.RolloutContext:
     steps = run.sampling.trained_steps
@@ -51,7 +51,7 @@ def scene(
 
 @contextmanager
 def nudged(policy: Policy, size: float = 0.05) -> Iterator[None]:
-    """The adapter away from its beginning, where both its matrices count."""
+    """Inside, the adapter differs from its initial state, so that both its matrices matter."""
     before = {name: value.detach().clone() for name, value in policy.adapter().items()}
     with torch.no_grad():
         generator = torch.Generator().manual_seed(7)
@@ -93,10 +93,10 @@ def test_a_fresh_policy_and_the_reference_are_the_untouched_base(
 def test_before_the_first_update_policy_and_reference_are_one(resolved: Callable[..., Spec], name: str) -> None:
     run = resolved(method={"name": name} | ({"threshold": 0.0} if name == "spo" else {}))
     policy, method = models.load_policy(run), methods.build(run.method)
-    setting = scene(run, policy)
-    rows = method.rows(setting, method.roll_out(setting))
-    found = method.loss(policy, rows, setting.text[rows.sample])
-    assert float(found.facts["logit"].abs().max()) < 1e-5
+    context = rollout_context(run, policy)
+    rows = method.rows(context, method.rollout(context))
+    found = method.loss(policy, rows, context.text[rows.sample])
+    assert float(found.metrics["logit"].abs().max()) < 1e-5
     if name != "ddpo":
         torch.testing.assert_close(found.losses, torch.full_like(found.losses, math.log(2)))
     else:
@@ -111,11 +111,11 @@ def test_an_update_prefers_what_was_preferred(resolved: Callable[..., Spec], nam
         training={"iterations": 9, "promptsPerIteration": 3},
     )
     policy, method = models.load_policy(run), methods.build(run.method)
-    setting = scene(run, policy)
-    rows = method.rows(setting, method.roll_out(setting))
+    context = rollout_context(run, policy)
+    rows = method.rows(context, method.rollout(context))
     updater = Updater(policy, method, run)
-    first = updater.iterate(rows, setting.text)
-    second = updater.iterate(rows, setting.text)
+    first = updater.iterate(rows, context.text)
+    second = updater.iterate(rows, context.text)
     assert first.gradient_norm > 0
     assert second.loss < first.loss
 
@@ -124,10 +124,10 @@ def test_an_update_prefers_what_was_preferred(resolved: Callable[..., Spec], nam
 def test_candidates_share_their_latent_and_their_mean(resolved: Callable[..., Spec], name: str) -> None:
     run = resolved(method={"name": name})
     policy, method = models.load_policy(run), methods.build(run.method)
-    setting = scene(run, policy)
-    for drawn in method.roll_out(setting):
+    context = rollout_context(run, policy)
+    for drawn in method.rollout(context):
         sigma = float(policy.sampler.sigma[drawn.step])
-        noises = [setting.noise.step(drawn.step, k) for k in range(drawn.candidates.shape[1])]
+        noises = [context.noise.step(drawn.step, k) for k in range(drawn.candidates.shape[1])]
         means = [drawn.candidates[:, k] - sigma * noise for k, noise in enumerate(noises)]
         for mean in means[1:]:
             torch.testing.assert_close(mean, means[0], rtol=0, atol=1e-5)
@@ -135,14 +135,14 @@ def test_candidates_share_their_latent_and_their_mean(resolved: Callable[..., Sp
 
 
 def test_the_clean_estimate_at_the_shared_latent_cannot_rank(resolved: Callable[..., Spec]) -> None:
-    """x0hat taken from x is one picture for both candidates; taken from each candidate it is two."""
+    """x0hat predicted from x is the same for both candidates; predicted from each candidate it differs."""
     run = resolved()
     policy = models.load_policy(run)
-    setting = scene(run, policy)
-    for drawn in methods.build(run.method).roll_out(setting):
+    context = rollout_context(run, policy)
+    for drawn in methods.build(run.method).rollout(context):
         with torch.no_grad():
-            from_x = policy.sampler.clean(drawn.step, drawn.x, policy.predict(drawn.x, drawn.step, setting.text))
-        rewards_of_x = setting.score(from_x.repeat_interleave(2, dim=0), drawn.step).view(-1, 2)
+            from_x = policy.sampler.clean(drawn.step, drawn.x, policy.predict(drawn.x, drawn.step, context.text))
+        rewards_of_x = context.score(from_x.repeat_interleave(2, dim=0), drawn.step).view(-1, 2)
         assert torch.equal(rewards_of_x[:, 0], rewards_of_x[:, 1])
         assert (drawn.rewards[:, 0] != drawn.rewards[:, 1]).all()
 
@@ -154,23 +154,23 @@ def test_the_trajectory_goes_on_from_the_chosen_candidate(resolved: Callable[...
         sampling={"steps": 4, "trainedSteps": {"count": 4}, "guidanceScale": 1.0},
     )
     policy = models.load_policy(run)
-    setting = scene(run, policy)
-    drawn = methods.build(run.method).roll_out(setting)
+    context = rollout_context(run, policy)
+    drawn = methods.build(run.method).rollout(context)
     rows = torch.arange(3)
     for now, after in pairwise(drawn):
-        chosen = now.winner if continue_from == "winner" else setting.noise.choice(now.step, 2)
+        chosen = now.winner if continue_from == "winner" else context.noise.choice(now.step, 2)
         assert torch.equal(after.x, now.candidates[rows, chosen])
 
 
 def test_the_prediction_made_to_score_is_the_next_step_s(resolved: Callable[..., Spec]) -> None:
-    """Reusing it changes nothing: recomputed from the stored latents, every mean is the same."""
+    """Reusing the prediction changes nothing: means recomputed from the stored latents are equal."""
     run = resolved(sampling={"steps": 6, "trainedSteps": {"count": 3}, "guidanceScale": 2.0})
     policy = models.load_policy(run)
-    setting = scene(run, policy)
-    for drawn in methods.build(run.method).roll_out(setting):
+    context = rollout_context(run, policy)
+    for drawn in methods.build(run.method).rollout(context):
         with torch.no_grad():
-            mean = policy.sampler.mean(drawn.step, drawn.x, policy.predict(drawn.x, drawn.step, setting.text))
-        expected = mean + policy.sampler.noise_level(drawn.step, mean) * setting.noise.step(drawn.step, 0)
+            mean = policy.sampler.mean(drawn.step, drawn.x, policy.predict(drawn.x, drawn.step, context.text))
+        expected = mean + policy.sampler.noise_level(drawn.step, mean) * context.noise.step(drawn.step, 0)
         torch.testing.assert_close(drawn.candidates[:, 0], expected, rtol=1e-4, atol=1e-5)
 
 
@@ -180,14 +180,14 @@ def test_the_prediction_made_to_score_is_the_next_step_s(resolved: Callable[...,
         ("tailorpo", "spread", 3),
         ("tailorpo-g", "spread", 3),
         ("spo", "spread", 3),
-        ("tailorpo", "early", 1),  # the others follow a trained step
-        ("tailorpo-g", "late", 3),  # the guided winner's prediction is made for itself
+        ("tailorpo", "early", 1),  # the other trained steps follow a trained step
+        ("tailorpo-g", "late", 3),  # the guided winner needs a prediction of its own
     ],
 )
 def test_keeping_the_rollout_s_graph_changes_work_and_nothing_else(
     resolved: Callable[..., Spec], name: str, choose: str, saved: int
 ) -> None:
-    """The update's forward at x is the rollout's: the same gradient, 2 rows of each such step less."""
+    """The update reuses the rollout's prediction at x: the gradient is equal, with 2 rows less for each such step."""
     run = resolved(
         method={"name": name} | ({"threshold": 0.0} if name == "spo" else {}),
         sampling={"steps": 12, "trainedSteps": {"count": 3, "choose": choose}, "guidanceScale": 3.0},
@@ -196,12 +196,12 @@ def test_keeping_the_rollout_s_graph_changes_work_and_nothing_else(
     for keep in (False, True):
         policy, method = models.load_policy(run), methods.build(run.method)
         with nudged(policy):
-            setting = replace(scene(run, policy), keep_graph=keep)
-            rows = method.rows(setting, method.roll_out(setting))
-            found = method.loss(policy, rows, setting.text[rows.sample])
+            context = replace(rollout_context(run, policy), keep_graph=keep)
+            rows = method.rows(context, method.rollout(context))
+            found = method.loss(policy, rows, context.text[rows.sample])
             found.losses.sum().backward()
         gradients.append({name: value.grad for name, value in policy.adapter().items()})
-        forwards.append(policy.work.forwards)
+        forwards.append(policy.counters.forwards)
     assert forwards[0] - forwards[1] == 2 * 3 * saved
     for part, gradient in gradients[0].items():
         assert gradient is not None
@@ -224,18 +224,18 @@ def test_the_graph_is_kept_where_that_is_exact_and_fits(
 def test_ties_weigh_nothing_and_are_not_dropped(resolved: Callable[..., Spec]) -> None:
     run = resolved()
     policy, method = models.load_policy(run), methods.build(run.method)
-    setting = scene(run, policy)
+    context = rollout_context(run, policy)
 
     def indifferent(latents: Tensor, step: int) -> Tensor:
         return torch.zeros(len(latents))
 
-    drawn = branch(policy, setting.text, setting.noise, indifferent, setting.trained, 2, "winner")
-    rows = method.rows(setting, drawn)
-    assert len(rows) == 3 * len(setting.trained)
+    drawn = sample_branched_trajectories(policy, context.text, context.noise, indifferent, context.trained, 2, "winner")
+    rows = method.rows(context, drawn)
+    assert len(rows) == 3 * len(context.trained)
     assert float(rows.weight.abs().max()) == 0
     before = {name: value.detach().clone() for name, value in policy.adapter().items()}
     no_decay = run.model_copy(update={"optimizer": run.optimizer.model_copy(update={"weight_decay": 0.0})})
-    facts = Updater(policy, method, no_decay).iterate(rows, setting.text)
+    facts = Updater(policy, method, no_decay).iterate(rows, context.text)
     assert facts.loss == 0
     assert all(torch.equal(value, before[name]) for name, value in policy.adapter().items())
 
@@ -243,14 +243,14 @@ def test_ties_weigh_nothing_and_are_not_dropped(resolved: Callable[..., Spec]) -
 def test_spo_keeps_pairs_from_its_threshold_on(resolved: Callable[..., Spec]) -> None:
     everything = resolved(method={"name": "spo", "threshold": 0.0})
     policy = models.load_policy(everything)
-    setting = scene(everything, policy)
-    drawn = methods.build(everything.method).roll_out(setting)
-    rows = methods.build(everything.method).rows(setting, drawn)
+    context = rollout_context(everything, policy)
+    drawn = methods.build(everything.method).rollout(context)
+    rows = methods.build(everything.method).rows(context, drawn)
     assert isinstance(rows, Pairs)
     gaps = rows.gap
     middle = float(gaps.median())
     some = resolved(method={"name": "spo", "threshold": middle})
-    rows = methods.build(some.method).rows(setting, drawn)
+    rows = methods.build(some.method).rows(context, drawn)
     assert torch.equal(rows.weight, (gaps >= middle).float())
     assert torch.equal(gaps, torch.cat([b.rewards.max(1).values - b.rewards.min(1).values for b in drawn]))
 
@@ -258,8 +258,8 @@ def test_spo_keeps_pairs_from_its_threshold_on(resolved: Callable[..., Spec]) ->
 def test_d3po_s_sides_share_only_the_first_noise(resolved: Callable[..., Spec]) -> None:
     run = resolved(method={"name": "d3po"})
     policy, method = models.load_policy(run), methods.build(run.method)
-    setting = scene(run, policy)
-    rows = method.rows(setting, method.roll_out(setting))
+    context = rollout_context(run, policy)
+    rows = method.rows(context, method.rollout(context))
     assert isinstance(rows, Pairs)
     assert rows.x_loser is not None
     first = rows.step == 0
@@ -270,9 +270,9 @@ def test_d3po_s_sides_share_only_the_first_noise(resolved: Callable[..., Spec]) 
 def test_d3po_labels_every_step_by_the_final_picture(resolved: Callable[..., Spec]) -> None:
     run = resolved(method={"name": "d3po"})
     policy, method = models.load_policy(run), methods.build(run.method)
-    setting = scene(run, policy)
-    drawn = method.roll_out(setting)
-    rows = method.rows(setting, drawn)
+    context = rollout_context(run, policy)
+    drawn = method.rollout(context)
+    rows = method.rows(context, drawn)
     assert isinstance(rows, Pairs)
     first_wins = drawn.rewards[:, 0] > drawn.rewards[:, 1]
     assert len(drawn.first) == 2
@@ -284,7 +284,7 @@ def test_d3po_labels_every_step_by_the_final_picture(resolved: Callable[..., Spe
 
 
 def test_a_pushed_winner_has_a_higher_reward(resolved: Callable[..., Spec]) -> None:
-    """More than 95 % of small pushes raise the reward of the picture that the winner leads to."""
+    """More than 95 % of small displacements raise the reward of the picture that the winner leads to."""
     run = resolved(
         method={"name": "tailorpo-g", "rewardGuidance": {"fraction": 0.02}},
         sampling={"steps": 6, "trainedSteps": {"count": 5, "choose": "early"}, "guidanceScale": 2.0},
@@ -292,10 +292,10 @@ def test_a_pushed_winner_has_a_higher_reward(resolved: Callable[..., Spec]) -> N
     policy = models.load_policy(run)
     method, raised = methods.build(run.method), []
     for iteration in range(8):
-        setting = scene(run, policy, ("a cat", "a dog", "a bee", "a fox"), iteration)
-        for drawn in method.roll_out(setting):
+        context = rollout_context(run, policy, ("a cat", "a dog", "a bee", "a fox"), iteration)
+        for drawn in method.rollout(context):
             winner = drawn.candidates[torch.arange(4), drawn.winner]
-            before, after = (reward_after(policy, setting, drawn.step, y) for y in (winner, drawn.target))
+            before, after = (reward_after(policy, context, drawn.step, y) for y in (winner, drawn.target))
             raised.append((after > before).float())
             length = (drawn.target - winner).flatten(1).norm(dim=1)
             longest = 0.02 * float(policy.sampler.sigma[drawn.step]) * 256**0.5
@@ -303,17 +303,17 @@ def test_a_pushed_winner_has_a_higher_reward(resolved: Callable[..., Spec]) -> N
     assert float(torch.cat(raised).mean()) > 0.95
 
 
-def reward_after(policy: Policy, setting: methods.RolloutContext, step: int, y: Tensor) -> Tensor:
+def reward_after(policy: Policy, context: methods.RolloutContext, step: int, y: Tensor) -> Tensor:
     with torch.no_grad():
-        clean = policy.sampler.clean(step + 1, y, policy.predict(y, step + 1, setting.text))
-    return setting.score(clean, step)
+        clean = policy.sampler.clean(step + 1, y, policy.predict(y, step + 1, context.text))
+    return context.score(clean, step)
 
 
 def test_a_winner_above_the_target_is_not_pushed(resolved: Callable[..., Spec]) -> None:
     run = resolved(method={"name": "tailorpo-g", "rewardGuidance": {"target": -1e6, "strength": 1.0}})
     policy = models.load_policy(run)
-    setting = scene(run, policy)
-    for drawn in methods.build(run.method).roll_out(setting):
+    context = rollout_context(run, policy)
+    for drawn in methods.build(run.method).rollout(context):
         assert torch.equal(drawn.target, drawn.candidates[torch.arange(3), drawn.winner])
 
 
@@ -323,11 +323,11 @@ def test_the_push_is_the_gradient_of_the_squared_distance_to_the_target(resolved
         sampling={"steps": 4, "trainedSteps": {"count": 1, "choose": "early"}, "guidanceScale": 1.0},
     )
     policy = models.load_policy(run)
-    setting = scene(run, policy)
-    (drawn,) = methods.build(run.method).roll_out(setting)
+    context = rollout_context(run, policy)
+    (drawn,) = methods.build(run.method).rollout(context)
     y = drawn.candidates[torch.arange(3), drawn.winner].clone().requires_grad_()
-    clean = policy.sampler.clean(1, y, policy.predict(y, 1, setting.text))
-    ((200.0 - setting.score.differentiable(clean, 0)) ** 2).sum().backward()
+    clean = policy.sampler.clean(1, y, policy.predict(y, 1, context.text))
+    ((200.0 - context.score.differentiable(clean, 0)) ** 2).sum().backward()
     assert y.grad is not None
     torch.testing.assert_close(drawn.target - y.detach(), -1e-6 * y.grad, rtol=1e-2, atol=1e-6)
 
@@ -335,36 +335,36 @@ def test_the_push_is_the_gradient_of_the_squared_distance_to_the_target(resolved
 def test_a_rollout_ends_after_the_last_trained_step(resolved: Callable[..., Spec]) -> None:
     run = resolved(sampling={"steps": 8, "trainedSteps": {"count": 2, "choose": "early"}, "guidanceScale": 3.0})
     policy = models.load_policy(run)
-    setting = scene(run, policy)
-    methods.build(run.method).roll_out(setting)
-    # Latents x_0 and x_1 and the candidates of both steps, of which one each is the next latent; 3 samples, guided.
-    assert policy.work.forwards == 2 * 3 * (1 + 2 + 2)
+    context = rollout_context(run, policy)
+    methods.build(run.method).rollout(context)
+    # Latents x_0 and x_1, and the candidates of both steps, of which one is the next latent; 3 samples, with guidance.
+    assert policy.counters.forwards == 2 * 3 * (1 + 2 + 2)
 
 
 @pytest.mark.parametrize(("keep", "forwards"), [(False, 70), (True, 60)])
 def test_work_of_one_trajectory_stays_within_the_best_known(
     resolved: Callable[..., Spec], keep: bool, forwards: int
 ) -> None:
-    """T = 20, 5 trained steps, guidance: at most 70 plain forwards, of which 10 carry a gradient."""
+    """T = 20, 5 trained steps, guidance: at most 70 denoiser forwards, of which 10 record a gradient."""
     run = resolved(sampling={"steps": 20, "trainedSteps": {"count": 5}, "guidanceScale": 5.0})
     policy, method = models.load_policy(run), methods.build(run.method)
-    setting = replace(scene(run, policy, ("a cat",)), keep_graph=keep)
-    rows = method.rows(setting, method.roll_out(setting))
-    Updater(policy, method, run).iterate(rows, setting.text)
-    assert policy.work.forwards <= forwards
-    assert policy.work.forwards_with_gradient == 10
+    context = replace(rollout_context(run, policy, ("a cat",)), keep_graph=keep)
+    rows = method.rows(context, method.rollout(context))
+    Updater(policy, method, run).iterate(rows, context.text)
+    assert policy.counters.forwards <= forwards
+    assert policy.counters.forwards_with_gradient == 10
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_what_is_drawn_does_not_depend_on_the_batch(resolved: Callable[..., Spec], name: str) -> None:
-    from tailorpo_trainer.rollout.rows import merge
+    from tailorpo_trainer.rollout.rows import concatenate
 
     run = resolved(method={"name": name})
     policy, method = models.load_policy(run), methods.build(run.method)
-    setting = scene(run, policy)
-    whole = method.rows(setting, method.roll_out(setting))
+    context = rollout_context(run, policy)
+    whole = method.rows(context, method.rollout(context))
     parts = method.rows(
-        setting, merge([method.roll_out(setting.part(slice(0, 1))), method.roll_out(setting.part(slice(1, 3)))])
+        context, concatenate([method.rollout(context.select(slice(0, 1))), method.rollout(context.select(slice(1, 3)))])
     )
     for field in ("sample", "step", "weight"):
         assert torch.equal(getattr(whole, field), getattr(parts, field))
@@ -378,9 +378,9 @@ def test_both_adapter_matrices_learn_under_gradient_checkpointing(resolved: Call
         run = resolved(training=training | {"gradientCheckpointing": checkpointing})
         policy, method = models.load_policy(run), methods.build(run.method)
         with nudged(policy):
-            setting = scene(run, policy)
-            rows = method.rows(setting, method.roll_out(setting))
-            method.loss(policy, rows, setting.text[rows.sample]).losses.sum().backward()
+            context = rollout_context(run, policy)
+            rows = method.rows(context, method.rollout(context))
+            method.loss(policy, rows, context.text[rows.sample]).losses.sum().backward()
         gradients.append({name: value.grad for name, value in policy.adapter().items()})
     for name, gradient in gradients[0].items():
         assert gradient is not None
@@ -395,9 +395,9 @@ def test_accumulating_micro_batches_gives_the_same_gradient(resolved: Callable[.
     norms = []
     for each in (run, whole):
         policy, method = models.load_policy(each), methods.build(each.method)
-        setting = scene(each, policy)
-        rows = method.rows(setting, method.roll_out(setting))
-        norms.append(Updater(policy, method, each).iterate(rows, setting.text).gradient_norm)
+        context = rollout_context(each, policy)
+        rows = method.rows(context, method.rollout(context))
+        norms.append(Updater(policy, method, each).iterate(rows, context.text).gradient_norm)
     assert norms[0] == pytest.approx(norms[1], rel=1e-4)
 
 
@@ -415,13 +415,13 @@ def test_balanced_steps_have_mean_weight_1_and_tame_the_last_step(resolved: Call
 
 
 def test_whole_trajectories_are_what_diffusers_draws(resolved: Callable[..., Spec], tiny_pipeline: Path) -> None:
-    """Our sampler and the stock pipeline, given the same noise, paint the same picture."""
+    """With the same noise, the sampler and the stock pipeline give the same picture."""
     from diffusers import DDIMScheduler, StableDiffusionPipeline
 
     run = resolved(sampling={"steps": 5, "guidanceScale": 3.0})
     policy = models.load_policy(run)
     noise = Noise((0, Purpose.SAMPLING, 0), [0], policy.latent_shape)
-    ours = policy.decode(follow(policy, policy.embed(["a cat"]), noise)[0])
+    ours = policy.decode(sample_trajectories(policy, policy.embed(["a cat"]), noise)[0])
 
     class Recorded(DDIMScheduler):  # type: ignore[misc]
         calls = 0

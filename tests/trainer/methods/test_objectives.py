@@ -1,4 +1,4 @@
-"""The losses against what they stand for."""
+"""The losses against their definitions."""
 
 import math
 
@@ -82,7 +82,7 @@ def test_the_gradient_never_moves_the_mean_against_the_preferred_direction() -> 
 
 
 def test_with_different_inputs_it_can() -> None:
-    """D3PO's two sides have Jacobians of their own, and the cross term sometimes wins."""
+    """In D3PO, winner and loser have different Jacobians, and the cross term is sometimes larger."""
     wrong = 0
     for seed in range(200):
         jacobians = [normal(12, 5, seed=seed), normal(12, 5, seed=seed + 500)]

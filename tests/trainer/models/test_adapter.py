@@ -1,4 +1,4 @@
-"""The adapter's file: every reader makes of it what the trainer makes of its weights, whatever modules it adapts."""
+"""The adapter's file: every reader loads the same weights as the trainer's, for all adapted modules."""
 
 import copy
 import json
@@ -33,18 +33,18 @@ MIXTURES = [
 
 @pytest.fixture(scope="module")
 def stock(tiny_pipeline: Path) -> Any:
-    """A pipeline as its users have it, of Stable Diffusion 1.x: a transformer is entered by a convolution."""
+    """A pipeline as in Stable Diffusion 1.x, whose transformers begin with a convolution."""
     return pipeline(tiny_pipeline, linear=False)
 
 
 @pytest.fixture(scope="module")
 def linear(tiny_pipeline: Path) -> Any:
-    """One of Stable Diffusion 2.x: a transformer is entered by a linear layer."""
+    """A pipeline as in Stable Diffusion 2.x, whose transformers begin with a linear layer."""
     return pipeline(tiny_pipeline, linear=True)
 
 
 def pipeline(folder: Path, linear: bool) -> Any:
-    """As small as all kinds of module allow: loading takes its time for each of them."""
+    """The smallest model that has all kinds of modules, because loading takes time for each module."""
     from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 
     found = StableDiffusionPipeline.from_pretrained(folder)
@@ -57,7 +57,7 @@ def pipeline(folder: Path, linear: bool) -> Any:
 
 
 def trained(stock: Any, lora: LoRA) -> tuple[Any, dict[str, torch.Tensor]]:
-    """The denoiser with an adapter as the trainer makes it, none of whose weights is 0, and these weights."""
+    """The denoiser with the trainer's adapter, and the adapter's weights, none of which is 0."""
     unet = copy.deepcopy(stock.unet)
     run: Any = SimpleNamespace(lora=lora, training=Training())
     models.attach_adapter(unet, run)
@@ -79,7 +79,7 @@ def close(found: Any, wanted: Any, by: float = 1e-6) -> bool:
 
 
 def readings(stock: Any, folder: Path, lora: LoRA) -> Iterator[tuple[str, Any]]:
-    """What diffusers and PEFT make of a file, each as the denoiser that came of it; no tensor may be left over."""
+    """The denoisers that diffusers and PEFT load from a file; every tensor must be used."""
     from peft import LoraConfig, set_peft_model_state_dict
 
     saved = load_file(folder / FILE)
@@ -103,7 +103,7 @@ def readings(stock: Any, folder: Path, lora: LoRA) -> Iterator[tuple[str, Any]]:
 
 @pytest.mark.parametrize("modules", MIXTURES, ids="+".join)
 def test_every_reader_loads_every_kind_of_module_whole(stock: Any, tmp_path: Path, modules: list[str]) -> None:
-    """Alpha other than rank, so that the scale is tried at the same time."""
+    """Alpha differs from the rank, so that the scale is tested too."""
     whole(stock, tmp_path, modules)
 
 
@@ -129,7 +129,7 @@ def test_every_reader_finds_the_same_scale(stock: Any, tmp_path: Path, rank: int
     unet, weights = trained(stock, lora)
     models.export_adapter(weights, lora, tmp_path)
     for reader, theirs in readings(stock, tmp_path, lora):
-        # 7 / 3 rounds each weight once: as much as float32 itself makes of them.
+        # The factor 7 / 3 rounds each weight once, to the precision of float32.
         assert close(drawn(theirs), drawn(unet), 1e-6 if rank != 3 else 5e-6), reader
 
 
@@ -146,7 +146,7 @@ def test_it_is_what_diffusers_writes(stock: Any, tmp_path: Path) -> None:
 
 
 def test_the_same_weights_are_the_same_bytes(document: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
-    """From a policy and from a checkpoint's weights, in any order and however often; and the policy keeps its own."""
+    """The same bytes from a policy and from a checkpoint's weights, in any order; the policy does not change."""
     values = {"rank": 2, "alpha": 6, "targetModules": ["to_v", "conv1", "to_q"]}
     run = TrainingSpec.model_validate(document(lora=values)["spec"])
     policy = models.load_policy(run)

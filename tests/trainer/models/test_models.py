@@ -1,4 +1,4 @@
-"""What becomes of a model's name: hub, folder or shipped; and an adapter that begins from another."""
+"""Loading a model from the hub, a folder or this package; and initial adapters."""
 
 import hashlib
 import http.server
@@ -21,20 +21,20 @@ from tailorpo_trainer.models import hub as explaining
 from tailorpo_trainer.models import sources
 from tailorpo_trainer.spec.job import Model, TrainingSpec
 
-pytestmark = pytest.mark.timeout(300)  # on a busy machine the hub's questions take a minute
+pytestmark = pytest.mark.timeout(300)  # on a busy machine the requests to the hub take a minute
 
 # --- folders ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def folder(tiny_pipeline: Path, tmp_path: Path) -> Path:
-    """A copy of the tiny pipeline that a test may spoil."""
+    """A copy of the tiny pipeline that a test may damage."""
     shutil.copytree(tiny_pipeline, tmp_path / "pipeline")
     return tmp_path / "pipeline"
 
 
 def refusal(kind: type[Exception] = ConfigurationError, **model: Any) -> str:
-    """What is said of a model, its name replaced by NAME."""
+    """The error message for a model, its name replaced by NAME."""
     with pytest.raises(kind) as caught:
         models.load_pipeline(Model(**model))
     text = str(caught.value)
@@ -192,11 +192,11 @@ def test_a_full_disk_and_a_closed_cache() -> None:
     model = Model(name="org/model")
     wrapped = OSError("cannot")
     wrapped.__cause__ = OSError(28, "No space left on device")
-    assert isinstance(explaining.explain(model, False, wrapped), ResourceError)
-    closed = explaining.explain(model, False, PermissionError(13, "Permission denied", "/cache"))
+    assert isinstance(explaining.pipeline_error(model, False, wrapped), ResourceError)
+    closed = explaining.pipeline_error(model, False, PermissionError(13, "Permission denied", "/cache"))
     assert isinstance(closed, ConfigurationError)
     assert "/cache may not be used (Permission denied): set HF_HOME" in str(closed)
-    assert isinstance(explaining.explain(model, True, MemoryError()), ResourceError)
+    assert isinstance(explaining.pipeline_error(model, True, MemoryError()), ResourceError)
 
 
 # --- the hub ----------------------------------------------------------------------------------------------------------
@@ -205,7 +205,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 def handler(tiny: Path) -> type[http.server.BaseHTTPRequestHandler]:
-    """A hub: the organisation's repositories differ in how they refuse."""
+    """A fake hub, whose repositories fail in different ways."""
 
     class Hub(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -297,7 +297,7 @@ def handler(tiny: Path) -> type[http.server.BaseHTTPRequestHandler]:
     return Hub
 
 
-# Loads each model of stdin and tells what came of it. Its own process, since the endpoint is fixed at import.
+# Loads each model of stdin and prints the result. Runs in a process of its own, since the endpoint is set at import.
 SCRIPT = """
 import json, os, sys, time
 time.sleep = lambda *_: None  # between the retries
@@ -353,7 +353,7 @@ ASKED: dict[str, dict[str, Any]] = {
     "pickled decoder": {"decoder": {"name": "org/pickled-decoder"}},
     "no decoder repository": {"decoder": {"name": "org/none"}},
     "decoder's revision": {"decoder": {"name": "org/decoder", "revision": "v9"}},
-    # From here on offline: what is cached still loads.
+    # Now offline: what is cached still loads.
     "offline, cached": {"name": "org/tiny", "offline": True},
     "offline": {"name": "org/other"},
 }
@@ -377,7 +377,7 @@ def ask(endpoint: str, home: Path, cases: dict[str, dict[str, Any]]) -> dict[str
 
 @pytest.fixture(scope="module")
 def hub(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
-    """What came of every question to the hub, by name."""
+    """The result of every request to the hub, by the model's name."""
     both = tmp_path_factory.mktemp("hub") / "tiny"
     shutil.copytree(tiny_pipeline, both)
     models.load_pipeline(Model(name=str(both))).to(torch.float16).save_pretrained(both, variant="fp16")
@@ -446,7 +446,7 @@ def test_the_hub_refuses(hub: dict[str, list[str]], case: str, kind: str, messag
 
 def test_a_hub_that_is_away_may_be_tried_again() -> None:
     model = Model(name="org/model")
-    assert isinstance(explaining.explain(model, False, ConnectionResetError(104, "reset")), UnavailableError)
+    assert isinstance(explaining.pipeline_error(model, False, ConnectionResetError(104, "reset")), UnavailableError)
 
 
 # --- adapters ---------------------------------------------------------------------------------------------------------
@@ -486,7 +486,7 @@ def bad_adapter(
 
 
 def close(found: Any, wanted: Any) -> bool:
-    """Equal but for one rounding of each weight, where alpha / rank is no power of two; guidance makes more of it."""
+    """Equal except one rounding of each weight if alpha / rank is no power of two; guidance amplifies it."""
     return bool((found - wanted).abs().max() <= 1e-5 * wanted.abs().max())
 
 
@@ -495,7 +495,7 @@ def close(found: Any, wanted: Any) -> bool:
 def test_an_adapter_begins_where_the_other_ended(
     document: Any, adapter: tuple[Any, Path], file: str, alpha: float
 ) -> None:
-    """Whatever its alpha was: the document's counts from here on, and the pictures are the same."""
+    """The document's alpha replaces that of the file, and the pictures are the same."""
     policy, folder = adapter
     again = models.load_policy(training(document, rank=2, alpha=alpha, initial=str(folder / file)))
     assert again.adapter().keys() == policy.adapter().keys()
@@ -544,7 +544,7 @@ def test_without_its_header_an_adapter_means_the_same(document: Any, adapter: tu
 
 @pytest.mark.parametrize("modules", [["to_q", "to_out.0"], ["to_q", "proj_in", "conv1"], ["conv1", "time_emb_proj"]])
 def test_an_adapter_of_the_older_layout(document: Any, tmp_path: Path, modules: list[str]) -> None:
-    """diffusers' names for attention, PEFT's for all else, weights of the trained alpha, which the header says."""
+    """The former layout: diffusers' names for attention, PEFT's for other modules, and alpha in the header only."""
     from diffusers import StableDiffusionPipeline
     from diffusers.utils import convert_state_dict_to_diffusers
     from peft import get_peft_model_state_dict
@@ -562,7 +562,7 @@ def test_an_adapter_of_the_older_layout(document: Any, tmp_path: Path, modules: 
     assert torch.equal(predictions(again), predictions(policy))
     other = models.load_policy(training(document, rank=2, alpha=3, targetModules=modules, initial=str(tmp_path)))
     assert close(predictions(other), predictions(policy))
-    if modules[0] == "to_q":  # the older names without a header: the document says what alpha is
+    if modules[0] == "to_q":  # with the older names and no header, alpha is the document's
         bare = save(tmp_path, load(tmp_path))
         again = models.load_policy(training(document, **LORA, targetModules=modules, initial=bare))
         assert torch.equal(predictions(again), predictions(policy))

@@ -1,4 +1,4 @@
-"""What the tests of rewards share: pictures, a document's reward items, a tiny CLIP model."""
+"""Fixtures of the rewards' tests: pictures, items of `spec.rewards`, a tiny CLIP model."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ PROMPTS = ["a red fox", "a blue whale", "a green frog on a white ground", "a bee
 
 @dataclass(frozen=True)
 class Spec:
-    """The fields of `spec.rewards[n]` that a reward is made from."""
+    """The fields of `spec.rewards[n]` that configure a reward."""
 
     name: str
     weight: float = 1.0
@@ -59,7 +59,7 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         vocab_size=300, special_tokens=["<pad>", "<s>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
     )
     words.train_from_iterator(PROMPTS, trainer)
-    # Id 2 would mean "the highest id" to transformers, so the end token gets one of its own.
+    # transformers takes id 2 for "the highest id", so the end token has another id.
     words.add_special_tokens(["<end>"])
     end = words.token_to_id("<end>")
     words.post_processor = processors.TemplateProcessing(

@@ -1,4 +1,4 @@
-"""CLIP score: the stock model's numbers, with gradients."""
+"""CLIP score: equal to the stock model's, and differentiable."""
 
 import json
 import shutil
@@ -45,7 +45,7 @@ def test_preprocessing_agrees_with_the_stock_processor(pictures, config, height,
     stock = CLIPImageProcessorPil(**config)
     expected = np.stack(stock(to_pillow(images), return_tensors="np")["pixel_values"])
     actual = Preprocessing.read(json.loads(stock.to_json_string()))(images).numpy()
-    # The stock one rounds to 8 bits after each of two passes, halves upwards: about a level.
+    # The stock processor rounds to 8 bits after each of two passes: a difference of about one level.
     np.testing.assert_allclose(actual, expected, atol=1.2 / 255 / 0.26)
     assert abs((actual - expected).mean()) < 0.2 / 255 / 0.26
 
@@ -59,7 +59,7 @@ def test_is_the_stock_model_s_cosine(score, clip_folder, pictures, prompts):
     expected = 100 * (stock.image_embeds * stock.text_embeds).sum(-1)
     actual = score(images, prompts)
     assert actual.dtype == torch.float32
-    assert expected.std() > 1  # or the test would not see a mix-up of rows
+    assert expected.std() > 1  # otherwise the test would not detect exchanged rows
     torch.testing.assert_close(actual, expected, atol=0.01, rtol=0)
 
 
@@ -98,7 +98,7 @@ def test_embeds_a_prompt_once(clip_folder, pictures, prompts, monkeypatch):
 
 
 def test_forgets_rather_than_growing_without_end(clip_folder, pictures, prompts, monkeypatch):
-    monkeypatch.setattr("tailorpo_trainer.rewards.clip_score.REMEMBERED_PROMPTS", 4)
+    monkeypatch.setattr("tailorpo_trainer.rewards.clip_score.CACHED_PROMPTS", 4)
     score = ClipScore(model=str(clip_folder))
     before = score(pictures(), prompts)
     score(pictures(2), [prompts[0], "another"])

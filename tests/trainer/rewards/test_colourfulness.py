@@ -1,4 +1,4 @@
-"""Colourfulness: the paper's numbers, and gradients that can be climbed."""
+"""Colourfulness: the paper's values, and useful gradients."""
 
 import itertools
 import math
@@ -20,7 +20,7 @@ def colours(*rgb):
 
 
 def by_numpy(image):
-    """Hasler and Suesstrunk 2003, written down once more, for one picture [3, H, W] in [0, 1]."""
+    """An independent implementation of Hasler and Suesstrunk 2003, for one picture [3, H, W] in [0, 1]."""
     r, g, b = 255 * image.numpy()
     rg, yb = r - g, 0.5 * (r + g) - b
     sigma = np.hypot(np.std(rg), np.std(yb))

@@ -1,4 +1,4 @@
-"""The http reward against real servers on this machine, with every fault that one can have."""
+"""The http reward against real local servers, with every kind of fault."""
 
 import base64
 import contextlib
@@ -37,7 +37,7 @@ def plain_environment(monkeypatch):
 
 
 class FakeClock:
-    """Waiting takes no time, and is written down. Full jitter draws its largest value."""
+    """A clock whose waits take no time and are recorded. The jitter is always the largest."""
 
     def __init__(self):
         self.time, self.waits = 1000.0, []
@@ -204,7 +204,7 @@ def test_its_connections_end_with_it(serve, fake, pictures, prompts):
 
 def test_batches_are_in_flight_together(serve, fake, pictures, prompts):
     server = serve()
-    server.gate = threading.Barrier(2)  # nobody is answered until two requests are there
+    server.gate = threading.Barrier(2)  # no request is answered until there are two
     reward(fake, server.url, batch_size=1)(pictures(), prompts)
     assert server.most == 2
 
@@ -262,7 +262,7 @@ def test_one_of_two_endpoints_is_dead(serve, fake, dead, pictures, prompts):
     score = reward(fake, dead, server.url, batch_size=1)
     for _ in range(3):
         torch.testing.assert_close(score(pictures(), prompts), expected(pictures()), atol=1e-5, rtol=0)
-    assert fake.waits == []  # the other one is asked at once
+    assert fake.waits == []  # the other endpoint is tried immediately
     assert len(server.requests) == 12
 
 
@@ -363,7 +363,7 @@ def test_nan_is_left_to_the_sum(serve, fake, pictures, prompts):
 
 def test_the_first_final_failure_ends_the_other_batches(serve, pictures, prompts):
     server = serve((500, "", {"Retry-After": "100"}), forever=(400, "no"))
-    server.gate = threading.Barrier(2)  # both batches are there before one is refused and the other has to wait
+    server.gate = threading.Barrier(2)  # both batches arrive before one is refused and the other has to wait
     score = HttpReward(endpoints=[server.url], batch_size=2)  # with the real clock
     began = time.monotonic()
     with pytest.raises(ConfigurationError):

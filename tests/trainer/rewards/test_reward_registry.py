@@ -38,7 +38,7 @@ PLUGIN = """
 
 @pytest.fixture
 def install(tmp_path, monkeypatch):
-    """Puts a package with entry points on the path, as pip leaves it."""
+    """Puts a package with entry points on the path, as pip would install it."""
 
     def put(package, *points, module="", source=PLUGIN):
         info = tmp_path / f"{package}-1.0.dist-info"
@@ -104,7 +104,7 @@ def test_the_plug_in_of_the_documentation(install, spec, pictures, prompts):
     install("sharp", *(f"{k} = {v}" for k, v in points.items()), module="tailorpo_sharpness", source=python)
     total = rewards.load([spec("sharpness", parameters={"axis": "horizontal"})], "cpu")
     images = torch.zeros(4, 3, 6, 6)
-    images[1, :, :, ::2] = 1  # stripes that only a horizontal walk crosses
+    images[1, :, :, ::2] = 1  # vertical stripes
     images[2, :, ::2, :] = 1
     assert total(images.requires_grad_(), prompts).total.tolist() == [0, 255, 0, 0]
     rewards.require_differentiable(total, "tailorpo-g")

@@ -1,4 +1,4 @@
-"""The weighted sum: linear, in the batch's order, and on its guard against every reward."""
+"""The weighted sum: linear, in the batch's order, and robust against every reward."""
 
 import math
 
@@ -16,7 +16,7 @@ weight = st.floats(-100, 100)
 
 
 class Fake:
-    """A reward that does what it is told."""
+    """A reward with a given behaviour."""
 
     name, unit = "fake", ""
 
@@ -47,11 +47,11 @@ def test_is_linear_in_the_weights(first, second, factor, spec, pictures, prompts
         return rewards.load(specs, "cpu")(pictures(), prompts)
 
     scores = score(first, second)
-    expected = first * scores.parts["colourfulness"] + second * scores.parts["jpeg-compressibility"]
+    expected = first * scores.term_scores["colourfulness"] + second * scores.term_scores["jpeg-compressibility"]
     torch.testing.assert_close(scores.total, expected, rtol=1e-4, atol=1e-3)
     scaled = score(factor * first, factor * second)
     torch.testing.assert_close(scaled.total, factor * scores.total, rtol=1e-3, atol=1e-1)
-    assert all(torch.equal(scaled.parts[name], part) for name, part in scores.parts.items())
+    assert all(torch.equal(scaled.term_scores[name], part) for name, part in scores.term_scores.items())
 
 
 @pytest.mark.parametrize("size", [None, 1, 2, 3, 4, 9])
@@ -61,8 +61,8 @@ def test_follows_the_batch_whatever_the_batch_size(size, spec, pictures, prompts
     order = [3, 1, 0, 2]
     permuted = total(pictures()[order], [prompts[n] for n in order])
     whole = rewards.load([*map(spec, LOCAL), spec("clip-score", model=str(clip_folder))], "cpu")(pictures(), prompts)
-    for name, part in permuted.parts.items():
-        torch.testing.assert_close(part, whole.parts[name][order], rtol=1e-4, atol=1e-3)
+    for name, part in permuted.term_scores.items():
+        torch.testing.assert_close(part, whole.term_scores[name][order], rtol=1e-4, atol=1e-3)
     torch.testing.assert_close(permuted.total, whole.total[order], rtol=1e-4, atol=1e-3)
 
 
@@ -76,8 +76,8 @@ def test_names_and_queries(spec, pictures, prompts):
     total = rewards.load([spec("colourfulness"), spec("jpeg-compressibility"), spec("colourfulness", -1.0)], "cpu")
     assert total.names == ("colourfulness", "jpeg-compressibility", "colourfulness-2")
     scores = total(pictures(), prompts)
-    assert tuple(scores.parts) == total.names
-    torch.testing.assert_close(scores.total, scores.parts["jpeg-compressibility"])
+    assert tuple(scores.term_scores) == total.names
+    torch.testing.assert_close(scores.total, scores.term_scores["jpeg-compressibility"])
     total(pictures(2), prompts[:2])
     assert total.queries == 6
     assert total(pictures(1)[:0], []).total.shape == (0,)
@@ -90,7 +90,7 @@ def test_gradients_reach_the_pictures_through_the_sum(spec, pictures, prompts, c
     images = pictures().requires_grad_()
     scores = total(images, prompts)
     (whole,) = torch.autograd.grad(scores.total.sum(), images, retain_graph=True)
-    parts = [torch.autograd.grad(part.sum(), images, retain_graph=True)[0] for part in scores.parts.values()]
+    parts = [torch.autograd.grad(part.sum(), images, retain_graph=True)[0] for part in scores.term_scores.values()]
     torch.testing.assert_close(whole, 0.5 * parts[0] + 2 * parts[1])
     assert all(part.norm() > 0 for part in parts)
 
@@ -150,7 +150,7 @@ def test_an_answer_that_is_no_score_a_picture(answer, text, pictures, prompts):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.int64])
 def test_scores_become_float32(dtype, pictures, prompts):
     scores = one(lambda images, prompts: torch.arange(4, dtype=dtype))(pictures(), prompts)
-    assert scores.total.dtype == scores.parts["fake"].dtype == torch.float32
+    assert scores.total.dtype == scores.term_scores["fake"].dtype == torch.float32
     assert scores.total.tolist() == [0, 1, 2, 3]
 
 

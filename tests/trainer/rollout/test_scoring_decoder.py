@@ -1,4 +1,4 @@
-"""Ranking by a smaller decoder: where it comes from, what it decodes, and how well it is known to rank."""
+"""The scoring decoder: how it is loaded, what it decodes, its rank agreement, and its cost."""
 
 import json
 import shutil
@@ -16,8 +16,8 @@ from tailorpo_trainer.errors import ConfigurationError, DataError, TailorPOError
 from tailorpo_trainer.estimate import architectures
 from tailorpo_trainer.evaluation import trained
 from tailorpo_trainer.rollout.agreement import Agreement, rank_agreement
-from tailorpo_trainer.rollout.scoring import CHECKED, Scorer, rechecked
-from tailorpo_trainer.rollout.trajectories import branch
+from tailorpo_trainer.rollout.scoring import CHECKED, Scorer, samples_to_check
+from tailorpo_trainer.rollout.trajectories import sample_branched_trajectories
 from tailorpo_trainer.spec.job import API_VERSION, KIND, ScoringDecoder, Spec
 from tailorpo_trainer.telemetry import alarms
 from tailorpo_trainer.tiny_animals import PIPELINE, SCORING_DECODER
@@ -29,7 +29,7 @@ PROMPTS = ["a cat", "a dog", "a bee"]
 
 
 def make_decoder(folder: Path, channels: int = 4, stages: int = 2, scaling: float = 1.0) -> Path:
-    """An `AutoencoderTiny` of random weights, for the tests' pipeline unless asked otherwise."""
+    """An `AutoencoderTiny` with random weights, for the tests' pipeline by default."""
     from diffusers import AutoencoderTiny
 
     widths = (4,) * stages
@@ -65,7 +65,7 @@ def lines(folder: Path, kind: str = "iteration") -> list[dict[str, Any]]:
     return [line for line in written if line["kind"] == kind]
 
 
-# --- where it comes from ----------------------------------------------------------------------------------------------
+# --- loading ----------------------------------------------------------------------------------------------------------
 
 
 def refusal(decoder: Any, kind: type[TailorPOError] = ConfigurationError, **more: Any) -> str:
@@ -160,7 +160,7 @@ def test_each_decoder_scales_latents_by_its_own_factor(document: Make, tmp_path:
     with torch.no_grad():
         expected = (policy.scoring_decoder.decode(latents / scaling).sample / 2 + 0.5).clamp(0, 1)
         torch.testing.assert_close(policy.decode_for_scoring(latents), expected)
-    assert policy.work.as_dict() == {
+    assert policy.counters.as_dict() == {
         "images": 0, "denoiser_forwards": 0, "denoiser_forwards_with_gradient": 0, "decodes": 0, "scoring_decodes": 2
     }  # fmt: skip
 
@@ -170,8 +170,8 @@ def test_estimates_are_ranked_by_it_and_finished_pictures_by_the_model_s_own(doc
     policy = models.load_policy(run)
     score = Scorer(policy, rewards.load(run.rewards, "cpu"), PROMPTS)
     noise = Noise((0, Purpose.TRAINING, 0), range(3), policy.latent_shape)
-    found = branch(policy, policy.embed(PROMPTS), noise, score, [2, 3], 2, "winner")
-    assert (policy.work.scoring_decodes, policy.work.decodes) == (6, 6)
+    found = sample_branched_trajectories(policy, policy.embed(PROMPTS), noise, score, [2, 3], 2, "winner")
+    assert (policy.counters.scoring_decodes, policy.counters.decodes) == (6, 6)
     finished = found[-1].candidates.flatten(0, 1)
     own = rewards.load(run.rewards, "cpu")(policy.decode(finished), [p for p in PROMPTS for _ in range(2)]).total
     assert torch.equal(found[-1].rewards.flatten(), own)
@@ -186,15 +186,15 @@ def test_the_push_follows_its_gradient(document: Make, decoder: Path) -> None:
     score.differentiable(latents, 1).sum().backward()
     assert latents.grad is not None
     assert latents.grad.flatten(1).norm(dim=1).min() > 0
-    assert policy.work.decodes == 0
+    assert policy.counters.decodes == 0
     score.differentiable(latents, 3).sum().backward()
-    assert policy.work.decodes == 3
+    assert policy.counters.decodes == 3
 
 
 def test_the_model_s_own_decoder_for_scoring_changes_nothing(
     document: Make, tmp_path: Path, trained_session: Train
 ) -> None:
-    """Bit for bit the same weights, and all pairs ordered alike."""
+    """The weights are bitwise equal, and all pairs have the same order."""
     parts = {
         "model": {"name": "tiny-animals"},
         "training": {"iterations": 2, "promptsPerIteration": 2},
@@ -206,7 +206,7 @@ def test_the_model_s_own_decoder_for_scoring_changes_nothing(
         assert torch.equal(one, other)
     checked, unchecked = lines(tmp_path / "1")
     assert checked["rank_agreement"] == 1
-    assert checked["rank_agreement_pairs"] == 2  # of the two trained steps, the last makes finished pictures
+    assert checked["rank_agreement_pairs"] == 2  # of the two trained steps, the last has final pictures
     assert "rank_agreement" not in unchecked
     assert "rank_agreement" not in lines(tmp_path / "0")[0]
 
@@ -220,7 +220,7 @@ def test_what_comes_after_training_needs_no_scoring_decoder(
     assert trained.compare(tmp_path / "run", 2).iteration == 1
 
 
-# --- how well it ranks ------------------------------------------------------------------------------------------------
+# --- rank agreement ---------------------------------------------------------------------------------------------------
 
 
 def test_rank_agreement_counts_pairs_that_both_tell_apart() -> None:
@@ -240,12 +240,12 @@ def test_rank_agreement_counts_pairs_that_both_tell_apart() -> None:
 
 def test_a_check_is_small_and_due_with_evaluations(document: Make, decoder: Path) -> None:
     run = run_of(document, decoder, evaluation={"everyIterations": 4})
-    assert [rechecked(run, n, [1, 2]) > 0 for n in range(9)] == [n % 4 == 0 for n in range(9)]
-    assert rechecked(run, 0, range(5)) * 5 * 2 == CHECKED
-    assert rechecked(run_of(document, decoder, evaluation={"everyIterations": 0}), 10, [1]) > 0
-    assert rechecked(run_of(document, None), 0, [1]) == 0
+    assert [samples_to_check(run, n, [1, 2]) > 0 for n in range(9)] == [n % 4 == 0 for n in range(9)]
+    assert samples_to_check(run, 0, range(5)) * 5 * 2 == CHECKED
+    assert samples_to_check(run_of(document, decoder, evaluation={"everyIterations": 0}), 10, [1]) > 0
+    assert samples_to_check(run_of(document, None), 0, [1]) == 0
     wide = run_of(document, decoder, method={"name": "spo", "candidates": 64})
-    assert rechecked(wide, 0, range(3)) == 1
+    assert samples_to_check(wide, 0, range(3)) == 1
 
 
 def test_a_random_decoder_raises_the_alarm(
@@ -278,13 +278,13 @@ def test_the_checks_of_all_processes_are_one(document: Make, decoder: Path) -> N
     assert mine.compared == 2
 
     class Twins:
-        """A peer that found the same."""
+        """Another process with the same statistics."""
 
         def sum(self, tensors: list[torch.Tensor]) -> None:
             for tensor in tensors:
                 tensor.mul_(2)
 
-    score.pool(cast(Any, Twins()))
+    score.all_reduce(cast(Any, Twins()))
     assert score.agreement == mine + mine
 
 
@@ -305,7 +305,7 @@ def test_the_alarm_reads_the_newest_checks(checks: list[tuple[float, int]], rais
     assert [alarm.name for alarm in alarms.from_checks(written)] == ["rank-agreement-low"] * raised
 
 
-# --- what it costs ----------------------------------------------------------------------------------------------------
+# --- cost -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("method", "choose"), [("tailorpo", "random"), ("tailorpo-g", "late"), ("spo", "spread")])
@@ -320,20 +320,20 @@ def test_counts_are_those_of_a_run(
         training={"iterations": 5, "promptsPerIteration": 5, "samplingBatchSize": 3},
         evaluation={"everyIterations": 2, "images": 3},
     )
-    found, _ = estimate.work(run, architectures.find(run.model))
+    found, _ = estimate.count_work(run, architectures.find(run.model))
     session = trained_session(run, tmp_path)
 
     def total(what: str) -> float:
         return sum(rows for (kind, _), rows in found.run.items() if kind == what)
 
-    assert session.policy.work.decodes == total("decode")
-    assert session.policy.work.scoring_decodes == total("scoring decode") > 0
+    assert session.policy.counters.decodes == total("decode")
+    assert session.policy.counters.scoring_decodes == total("scoring decode") > 0
     assert found.run["decode", "checking"] > 0
     assert session.reward.queries == total("reward")
 
 
 def test_taesd_on_stable_diffusion() -> None:
-    """As published: some 5 % of the VAE's decoder; known without a network, as the model is."""
+    """TAESD needs some 5 % of the VAE decoder's FLOPs, as published; its cost is known offline."""
     model = {"name": "stable-diffusion-v1-5/stable-diffusion-v1-5", "scoringDecoder": {"name": "madebyollin/taesd"}}
     run = documents.parse(
         {
@@ -363,7 +363,7 @@ def test_an_estimate_tells_both_decoders_apart(document: Make, decoder: Path, ca
     assert "  checking" in shown
 
 
-# --- the one that ships -----------------------------------------------------------------------------------------------
+# --- the shipped one --------------------------------------------------------------------------------------------------
 
 
 def test_the_shipped_one_ranks_as_the_shipped_model_s_decoder_does(document: Make) -> None:
@@ -378,7 +378,7 @@ def test_the_shipped_one_ranks_as_the_shipped_model_s_decoder_does(document: Mak
     texts = list(prompts.load(run.prompts, None))
     score = Scorer(policy, rewards.load(run.rewards, "cpu"), texts, recheck=len(texts))
     noise = Noise((0, Purpose.TRAINING, 0), range(len(texts)), policy.latent_shape)
-    branch(policy, policy.embed(texts), noise, score, [0, 2, 4, 6, 8], 2, "winner")
+    sample_branched_trajectories(policy, policy.embed(texts), noise, score, [0, 2, 4, 6, 8], 2, "winner")
     assert score.agreement.compared >= 80
     assert score.agreement.share is not None
     assert score.agreement.share > 0.85
@@ -392,8 +392,8 @@ def test_the_script_that_makes_it_learns(monkeypatch: pytest.MonkeyPatch) -> Non
 
     from tools.tiny_animals import scoring_decoder as script
 
-    models.quiet()
-    for name, value in {"STEPS": 30, "BATCH": 8, "AT_ONCE": 4, "DENOISING_STEPS": 4}.items():
+    models.silence_libraries()
+    for name, value in {"STEPS": 30, "BATCH": 8, "SAMPLING_BATCH": 4, "DENOISING_STEPS": 4}.items():
         monkeypatch.setattr(script, name, value)
     pipeline = StableDiffusionPipeline.from_pretrained(PIPELINE)
     latents = script.expected_latents(pipeline, 8, seed=0)

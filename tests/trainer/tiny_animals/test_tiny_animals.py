@@ -1,4 +1,4 @@
-"""The model that ships: stock classes load it, an independent judge names what it draws, and it can be aligned."""
+"""The shipped model: stock classes load it, an independent judge recognises its pictures, and training improves it."""
 
 import json
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from tailorpo_trainer import document, models, tiny_animals
-from tailorpo_trainer.evaluation.measurement import draw
+from tailorpo_trainer.evaluation.measurement import sample_pictures
 from tailorpo_trainer.tiny_animals import ANIMALS, JUDGE, PIPELINE, ROOT, SCORER, SCORING_DECODER
 
 DEMO = Path(__file__).parents[3] / "examples" / "demo.yaml"
@@ -34,13 +34,13 @@ def test_stock_diffusers_loads_and_draws() -> None:
 
 
 def test_the_judge_names_what_is_drawn() -> None:
-    """At least nine of ten, at 20 steps and eta 1; the card has the measurement on many more."""
+    """At least nine of ten, with 20 steps and eta 1; the model card has a larger measurement."""
     from transformers import AutoModelForImageClassification
 
     run = document.read(DEMO).spec
     policy = models.load_policy(run)
     prompts = [f"a photo of {'an' if name[0] in 'aeiou' else 'a'} {name}" for name in ANIMALS]
-    _, pictures = draw(policy, prompts, len(ANIMALS), seed=0, batch=len(ANIMALS))
+    _, pictures = sample_pictures(policy, prompts, len(ANIMALS), seed=0, batch=len(ANIMALS))
     judge = AutoModelForImageClassification.from_pretrained(JUDGE).eval()
     config = json.loads((JUDGE / "preprocessor_config.json").read_text())
     mean, std = (torch.tensor(config[key]).view(1, 3, 1, 1) for key in ("image_mean", "image_std"))
@@ -57,7 +57,7 @@ def test_the_scorer_tells_the_animals_apart() -> None:
     run = document.read(DEMO).spec
     policy = models.load_policy(run)
     prompts = [f"a photo of a {name}" for name in ("fox", "frog", "zebra", "pig")]
-    _, pictures = draw(policy, prompts, 8, seed=1, batch=8)
+    _, pictures = sample_pictures(policy, prompts, 8, seed=1, batch=8)
     score = rewards.load([Reward(name="clip-score")], "cpu")
     table = torch.stack([score(pictures, [prompt] * 8).total for prompt in prompts], dim=1)
     assert torch.equal(table.argmax(1), torch.arange(8) % 4)

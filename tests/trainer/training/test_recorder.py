@@ -66,7 +66,7 @@ def shown(made: Recorder) -> list[Line]:
 def scorer(*scores: float) -> Scorer:
     total = torch.tensor(scores)
     policy = SimpleNamespace(decode_for_scoring=lambda latents: latents, sampler=SimpleNamespace(steps=4))
-    reward = lambda *_: SimpleNamespace(total=total, parts={"main": total})  # noqa: E731
+    reward = lambda *_: SimpleNamespace(total=total, term_scores={"main": total})  # noqa: E731
     made = Scorer(cast(Any, policy), cast(Any, reward), ["a"] * len(scores))
     made(torch.zeros(len(scores), 1), 0)
     return made

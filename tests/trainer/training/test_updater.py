@@ -35,7 +35,7 @@ def model(at_once: int = 256) -> Any:
         parameters=[weight],
         adapter=lambda: {"weight": weight},
         device=torch.device("cpu"),
-        interrupt=None,
+        check_stop=None,
         batch_sizes=BatchSizes(training=at_once),
     )
 

@@ -1,1 +1,1 @@
-"""The policy, the sampler's tables, the noise, and how much is computed at once."""
+"""The policy, the DDIM sampler, the noise, and the batch sizes."""

@@ -1,4 +1,4 @@
-"""How much is computed at once where the document does not say: as much as pictures of that size allow."""
+"""Batch sizes: those of the document, or defaults that need about the same memory at every picture size."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ MEGAPIXEL = 2**20
 
 @dataclass(frozen=True)
 class BatchSizes:
-    """Rows in memory at once: trajectories drawn, rows of a forward with a gradient, latents decoded."""
+    """Rows in memory at once: sampled trajectories, rows of a micro-batch with a gradient, decoded latents."""
 
     sampling: int = 64
     training: int = 256
@@ -17,10 +17,10 @@ class BatchSizes:
 
 
 def batch_sizes(training: Training, pixels: int) -> BatchSizes:
-    """About four megapixels of pictures drawn, one trained on and one decoded at a time: at 512 x 512 some 6 GiB.
+    """By default four megapixels are sampled, one trained on and one decoded at a time: about 6 GiB at 512 x 512.
 
     Args:
-        pixels: of one picture, height x width.
+        pixels: height x width of one picture.
     """
     megapixel = max(1, MEGAPIXEL // pixels)
     return BatchSizes(

@@ -1,11 +1,11 @@
-"""DDIM with noise (Song et al. 2020, eq. 12 and 16) as tables of coefficients: tensor in, tensor out.
+"""Stochastic DDIM (Song et al. 2020, eq. 12 and 16) as tables of coefficients.
 
-Whatever the model predicts (noise, velocity or the clean latent), the mean of the next latent and the estimate
-of the clean one are affine in the latent x and the prediction m:
+Whether the model predicts noise, velocity or the clean latent, the mean of the next latent and the estimate of the
+clean latent are affine in the latent x and the prediction m:
 
     mean = mean_x[i] x + mean_m[i] m        x0hat = clean_x[i] x + clean_m[i] m
 
-so a step is four numbers and a sigma, taken in float64 from the scheduler's own alpha table.
+so each step has four coefficients and a sigma, computed in float64 from the scheduler's own alpha table.
 """
 
 from dataclasses import dataclass
@@ -17,16 +17,16 @@ from torch import Tensor
 from tailorpo_trainer.errors import ConfigurationError
 
 SMALLEST_SIGMA = 1e-4
-"""Steps with less noise (the last one under `set_alpha_to_one`) leave nothing to choose between: not trained."""
+"""Steps with a smaller sigma (the last one under `set_alpha_to_one`) have equal candidates, so are not trained."""
 
 
 @dataclass(frozen=True)
 class DDIM:
-    """The steps of one trajectory, index 0 the noisiest; all tables float64 of shape [steps].
+    """The denoising steps of one trajectory, from the noisiest (index 0); all tables are float64 [steps].
 
     Attributes:
-        timesteps: what the denoiser is told, int64 [steps].
-        sigma: standard deviation of the noise that a step adds.
+        timesteps: the denoiser's timestep of each step, int64 [steps].
+        sigma: standard deviation of the noise that the step adds.
         mean_x, mean_m: coefficients of the next latent's mean.
         clean_x, clean_m: coefficients of x0hat, the estimate of the clean latent.
     """
@@ -43,28 +43,30 @@ class DDIM:
         return len(self.timesteps)
 
     def mean(self, step: int | Tensor, x: Tensor, prediction: Tensor) -> Tensor:
-        """Mean of p(x_next | x); x and prediction [n, ...], step an index or one for each row."""
-        return _at(self.mean_x, step, x) * x + _at(self.mean_m, step, x) * prediction
+        """Mean of p(x_next | x), [n, ...] as x and prediction; step: one index, or one for each row (int64 [n])."""
+        return _coefficient(self.mean_x, step, x) * x + _coefficient(self.mean_m, step, x) * prediction
 
     def clean(self, step: int | Tensor, x: Tensor, prediction: Tensor) -> Tensor:
-        """x0hat: the clean latent that the prediction at x implies."""
-        return _at(self.clean_x, step, x) * x + _at(self.clean_m, step, x) * prediction
+        """x0hat, the clean latent that the prediction at x implies; arguments and shapes as `mean`."""
+        return _coefficient(self.clean_x, step, x) * x + _coefficient(self.clean_m, step, x) * prediction
 
     def noise_level(self, step: int | Tensor, x: Tensor) -> Tensor:
-        """sigma, shaped to broadcast over x."""
-        return _at(self.sigma, step, x)
+        """sigma of the step, or of each row's step, in a shape that broadcasts over x [n, ...]."""
+        return _coefficient(self.sigma, step, x)
 
     @property
     def trainable(self) -> list[int]:
-        """Steps whose Gaussian has a density worth the name."""
+        """Indices of the steps that add enough noise to be trained, ascending."""
         return [i for i, sigma in enumerate(self.sigma.tolist()) if sigma >= SMALLEST_SIGMA]
 
 
 def ddim(scheduler: Any, steps: int, eta: float, spacing: str | None = None) -> DDIM:
-    """The tables of a diffusers scheduler's noise schedule, under DDIM with `eta`.
+    """The DDIM tables for the noise schedule of a diffusers scheduler.
 
-    `scheduler` is any diffusers scheduler of the SD 1.x/2.x family (its betas and prediction type are what counts;
-    its own update rule is replaced by DDIM's). Raises `ConfigurationError` where the mean would not be affine.
+    Args:
+        scheduler: of the SD 1.x/2.x family; its betas and prediction type are used, its update rule is not.
+        eta: 0 is deterministic, 1 adds as much noise as DDPM. spacing: `timestep_spacing`; None: the scheduler's.
+    Raises `ConfigurationError` for more steps than the model was trained with, or an unknown prediction type.
     """
     from diffusers import DDIMScheduler
 
@@ -111,27 +113,27 @@ def ddim(scheduler: Any, steps: int, eta: float, spacing: str | None = None) -> 
     )
 
 
-def choose_steps(sampler: DDIM, count: int, choose: str, draw: float = 0.0) -> list[int]:
+def choose_steps(sampler: DDIM, count: int, choose: str, fraction: float = 0.0) -> list[int]:
     """Indices of the steps to train, ascending.
 
-    `spread` takes the middle of each of `count` equal parts; `random` takes one from each part at the fraction
-    `draw` in [0, 1) rotates to, so that every step is trained equally often.
+    The trainable steps are divided into `count` equal intervals. `spread` takes the middle of each; `random` takes the
+    position `fraction` in [0, 1) of each, so that over a run every step is trained equally often.
     """
-    able = sampler.trainable
-    count = min(count, len(able))
+    trainable = sampler.trainable
+    count = min(count, len(trainable))
     match choose:
         case "early":
-            return able[:count]
+            return trainable[:count]
         case "late":
-            return able[-count:]
+            return trainable[-count:]
         case "spread":
-            return [able[int((k + 0.5) * len(able) / count)] for k in range(count)]
+            return [trainable[int((k + 0.5) * len(trainable) / count)] for k in range(count)]
         case "random":
-            return sorted({able[int((k + draw) * len(able) / count)] for k in range(count)})
+            return sorted({trainable[int((k + fraction) * len(trainable) / count)] for k in range(count)})
     raise ValueError(choose)
 
 
-def _at(table: Tensor, step: int | Tensor, x: Tensor) -> Tensor:
-    """The coefficient of each row, in x's dtype and on its device, shaped to broadcast over x [n, ...]."""
+def _coefficient(table: Tensor, step: int | Tensor, x: Tensor) -> Tensor:
+    """Each row's coefficient, in x's dtype and on its device, shaped to broadcast over x [n, ...]."""
     values = table[step] if isinstance(step, int) else table[step.cpu()].reshape(-1, *[1] * (x.dim() - 1))
     return values.to(device=x.device, dtype=x.dtype)

@@ -1,8 +1,8 @@
-"""All randomness of a run, as functions of what it is for.
+"""All randomness of a run, as a function of its purpose.
 
 The noise of sample n at step i is a function of (seed, purpose, iteration, n, i) and of nothing else: not of the
-batch size, the number of ranks, or where a run was interrupted. Each is an independent stream of numpy's
-`SeedSequence` (O'Neill's seed_seq; spawn keys are made for this).
+batch size, the number of ranks, or where a run was interrupted. Each tuple is the spawn key of an independent stream
+of numpy's `SeedSequence`, which was designed for this use.
 """
 
 import math
@@ -18,7 +18,7 @@ from torch import Tensor
 
 
 class Purpose(IntEnum):
-    """What a stream is for, so that no two uses share numbers."""
+    """The purpose of a stream, so that no two uses share random numbers."""
 
     TRAINING = 0
     EVALUATION = 1
@@ -28,33 +28,33 @@ class Purpose(IntEnum):
 
 
 def seed_globally(seed: int, purpose: Purpose, iteration: int, rank: int = 0) -> None:
-    """Set the generators that code of others may use (a reward plug-in), as a function of the arguments.
+    """Seed the global generators of Python, numpy and torch, which reward plug-ins may use.
 
-    Called before each iteration and evaluation, so that what they draw does not depend on where a run was
-    interrupted, and no generator's state needs to be kept.
+    Called before each iteration and evaluation, so that their numbers do not depend on where a run was interrupted,
+    and no generator's state has to be saved.
     """
-    words = np.random.SeedSequence(seed, spawn_key=(Purpose.PLUGINS, purpose, iteration, rank)).generate_state(8)
-    random.seed(words[:4].tobytes())
-    np.random.seed(words[4:6])
-    torch.manual_seed(int.from_bytes(words[6:].tobytes(), "little") >> 1)
+    state = np.random.SeedSequence(seed, spawn_key=(Purpose.PLUGINS, purpose, iteration, rank)).generate_state(8)
+    random.seed(state[:4].tobytes())
+    np.random.seed(state[4:6])
+    torch.manual_seed(int.from_bytes(state[6:].tobytes(), "little") >> 1)
 
 
 INITIAL = 2**31
-"""Stands where a step's index would: the noise that a trajectory starts from."""
+"""Takes the place of a step's index for the initial noise of a trajectory."""
 
 CHOICE = 2**31 + 1
-"""Stands where a step's index would: choices that are not Gaussian noise."""
+"""Takes the place of a step's index for random choices, which are not Gaussian noise."""
 
 
 @dataclass(frozen=True)
 class Noise:
-    """The noise of one iteration's samples.
+    """The noise of one iteration's samples, float32.
 
     Attributes:
         key: seed, purpose and iteration.
-        samples: global index of each row.
+        samples: global index of each row's sample, in all processes' samples.
         shape: of one latent, [channels, height, width].
-        device: where tensors are put; they are drawn on the CPU, the same on every machine.
+        device: of the returned tensors; numbers are drawn on the CPU, so they are equal on every machine.
     """
 
     key: tuple[int, int, int]
@@ -67,16 +67,16 @@ class Noise:
         return self._normal(INITIAL, 0)
 
     def step(self, index: int, candidate: int = 0) -> Tensor:
-        """Noise of a denoising step for one candidate, [n, *shape], standard normal."""
+        """Noise of one candidate at a denoising step, [n, *shape], standard normal."""
         return self._normal(index, candidate)
 
     def choice(self, index: int, options: int) -> Tensor:
-        """One of `options` for each row, uniform, int64 [n]."""
-        drawn = [self._stream(sample, CHOICE, index).integers(options) for sample in self.samples]
-        return torch.tensor(drawn, dtype=torch.int64, device=self.device)
+        """A uniform choice from range(options) for each row, int64 [n]."""
+        chosen = [self._stream(sample, CHOICE, index).integers(options) for sample in self.samples]
+        return torch.tensor(chosen, dtype=torch.int64, device=self.device)
 
     def uniform(self) -> float:
-        """One number in [0, 1) for the whole iteration."""
+        """A uniform number in [0, 1), one for the whole iteration."""
         return float(self._stream(2**31, CHOICE, 2**31).random())
 
     @property
@@ -84,9 +84,9 @@ class Noise:
         """Elements of one latent."""
         return math.prod(self.shape)
 
-    def rows(self, part: slice) -> "Noise":
-        """The noise of some of the samples: what they are given does not change."""
-        return Noise(self.key, self.samples[part], self.shape, self.device)
+    def select(self, rows: slice) -> "Noise":
+        """The noise of some of the rows, the same numbers as they have here."""
+        return Noise(self.key, self.samples[rows], self.shape, self.device)
 
     def _normal(self, index: int, candidate: int) -> Tensor:
         out = np.empty((len(self.samples), *self.shape), dtype=np.float32)
@@ -94,8 +94,8 @@ class Noise:
             self._stream(sample, index, candidate).standard_normal(out=out[row], dtype=np.float32)
         return torch.from_numpy(out).to(self.device)
 
-    def _stream(self, *where: int) -> np.random.Generator:
+    def _stream(self, *index: int) -> np.random.Generator:
         seed, purpose, iteration = self.key
         return np.random.Generator(
-            np.random.Philox(np.random.SeedSequence(seed, spawn_key=(purpose, iteration, *where)))
+            np.random.Philox(np.random.SeedSequence(seed, spawn_key=(purpose, iteration, *index)))
         )

@@ -1,4 +1,4 @@
-"""The policy: a denoiser with an adapter, its text, its decoder, and itself without the adapter as the reference."""
+"""The policy: a denoiser with an adapter, text encoder and decoder; without the adapter it is the reference model."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -15,10 +15,10 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 
 
 @dataclass
-class Work:
-    """What was computed, in rows: a guided prediction of one latent counts two denoiser forwards.
+class ComputeCounters:
+    """Rows computed so far; under classifier-free guidance, the prediction of one latent counts two forwards.
 
-    images: trajectories drawn, each of which leads to a picture.
+    images: sampled trajectories, each of which leads to one picture.
     """
 
     images: int = 0
@@ -28,6 +28,7 @@ class Work:
     scoring_decodes: int = 0
 
     def as_dict(self) -> dict[str, int]:
+        """The counters by the names that metrics and checkpoints use."""
         return {
             "images": self.images,
             "denoiser_forwards": self.forwards,
@@ -39,16 +40,16 @@ class Work:
 
 @dataclass(eq=False)
 class Policy:
-    """pi_theta(x_next | x, prompt), and pi_ref with the adapter switched off.
+    """pi_theta(x_next | x, prompt), and the reference model pi_ref when the adapter is disabled.
 
     Attributes:
-        unet, vae, text_encoder, tokenizer: the pipeline's own parts, frozen but for the adapter in `unet`.
-        scoring_decoder: a smaller one for latents that are only ranked; None: `vae` decodes those too.
+        unet, vae, text_encoder, tokenizer: the pipeline's components, frozen except the adapter in `unet`.
         sampler: the DDIM tables.
-        guidance_scale: classifier-free guidance, in sampling and in training alike; 1 is off.
-        interrupt: called before each call that makes no gradient, between which nothing is half-done; may raise.
-        portions: rows in memory at once.
-        dtype: of the denoiser's arithmetic (autocast); latents and log-probabilities stay float32.
+        guidance_scale: of classifier-free guidance, in sampling and in training; 1 disables it.
+        dtype: of the denoiser's autocast; latents, predictions and log-probabilities stay float32.
+        batch_sizes: rows in memory at once. latent_shape: [channels, height, width].
+        scoring_decoder: a smaller decoder for candidates that are only ranked; None: `vae` decodes them.
+        check_stop: called before each denoiser forward without a gradient, when no update is incomplete; may raise.
     """
 
     unet: Any
@@ -63,17 +64,17 @@ class Policy:
     batch_sizes: BatchSizes = field(default_factory=BatchSizes)
     latent_shape: tuple[int, ...] = (4, 64, 64)
     scoring_decoder: Any = None
-    work: Work = field(default_factory=Work)
-    interrupt: Callable[[], None] | None = None
+    counters: ComputeCounters = field(default_factory=ComputeCounters)
+    check_stop: Callable[[], None] | None = None
     _embeddings: dict[str, Tensor] = field(default_factory=dict)
 
     def embed(self, prompts: Sequence[str]) -> Tensor:
-        """Text embeddings [n, tokens, width]; each prompt is encoded once in a run."""
+        """Text embeddings, float32 [n, tokens, width]; each distinct prompt is encoded once in a run."""
         new = [prompt for prompt in dict.fromkeys([*prompts, self.negative_prompt]) if prompt not in self._embeddings]
         for start in range(0, len(new), 64):
-            part = new[start : start + 64]
+            batch = new[start : start + 64]
             tokens = self.tokenizer(
-                part,
+                batch,
                 padding="max_length",
                 max_length=self.tokenizer.model_max_length,
                 truncation=True,
@@ -81,15 +82,15 @@ class Policy:
             )
             with torch.no_grad():
                 states = self.text_encoder(tokens.input_ids.to(self.device))[0].float()
-            self._embeddings.update(zip(part, states, strict=True))
+            self._embeddings.update(zip(batch, states, strict=True))
         return torch.stack([self._embeddings[prompt] for prompt in prompts])
 
     def predict(self, x: Tensor, step: int | Tensor, text: Tensor) -> Tensor:
-        """The guided prediction of the denoiser, float32 like x [n, c, h, w].
+        """The denoiser's prediction with classifier-free guidance, float32 [n, c, h, w] as x.
 
         Args:
-            step: index of the sampler's step, or one for each row (int64 [n]).
-            text: [n, tokens, width], from `embed`.
+            step: index of the denoising step, or one for each row (int64 [n]).
+            text: embeddings of each row's prompt [n, tokens, width], from `embed`.
         """
         timestep = self.sampler.timesteps[step if isinstance(step, int) else step.cpu()].to(self.device)
         timesteps = timestep.expand(len(x))
@@ -101,37 +102,37 @@ class Policy:
         return unconditional + self.guidance_scale * (conditional - unconditional)
 
     def _denoise(self, x: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
-        if self.interrupt is not None and not torch.is_grad_enabled():
-            self.interrupt()
-        self.work.forwards += len(x)
+        if self.check_stop is not None and not torch.is_grad_enabled():
+            self.check_stop()
+        self.counters.forwards += len(x)
         if torch.is_grad_enabled():
-            self.work.forwards_with_gradient += len(x)
+            self.counters.forwards_with_gradient += len(x)
         with self._autocast():
             return self.unet(x, timesteps, encoder_hidden_states=text, return_dict=False)[0].float()
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Pictures [n, 3, H, W] in [0, 1] of clean latents [n, c, h, w]; differentiable."""
-        self.work.decodes += len(latents)
+        """Pictures, float32 [n, 3, H, W] in [0, 1], of clean latents [n, c, h, w]; differentiable."""
+        self.counters.decodes += len(latents)
         return self._decode(self.vae, latents)
 
     def decode_for_scoring(self, latents: Tensor) -> Tensor:
-        """The same by the scoring decoder, where there is one: good enough to compare pictures by."""
+        """As `decode`, but by the scoring decoder where there is one: only for pictures that are ranked."""
         if self.scoring_decoder is None:
             return self.decode(latents)
-        self.work.scoring_decodes += len(latents)
+        self.counters.scoring_decodes += len(latents)
         return self._decode(self.scoring_decoder, latents)
 
     def _decode(self, vae: Any, latents: Tensor) -> Tensor:
         scaled = latents / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0.0)
-        parts = [
-            vae.decode(part.to(vae.dtype), return_dict=False)[0].float()
-            for part in scaled.split(self.batch_sizes.decoding)
+        batches = [
+            vae.decode(batch.to(vae.dtype), return_dict=False)[0].float()
+            for batch in scaled.split(self.batch_sizes.decoding)
         ]
-        return (torch.cat(parts) / 2 + 0.5).clamp(0, 1)
+        return (torch.cat(batches) / 2 + 0.5).clamp(0, 1)
 
     @contextmanager
     def reference(self) -> Iterator[None]:
-        """Inside, predictions are those of the base model: the adapter is switched off, nothing is copied."""
+        """Inside, predictions are the reference model's, without a gradient: the adapter is disabled, not copied."""
         self.unet.disable_adapters()
         try:
             with torch.no_grad():
@@ -141,11 +142,11 @@ class Policy:
 
     @property
     def parameters(self) -> list[torch.nn.Parameter]:
-        """The adapter's weights, in the denoiser's own order."""
+        """The adapter's weights, in the order of the denoiser's parameters."""
         return [parameter for parameter in self.unet.parameters() if parameter.requires_grad]
 
     def adapter(self) -> dict[str, Tensor]:
-        """The adapter's weights by name, live."""
+        """The adapter's weights by name: the parameters themselves, no copies."""
         return {name: value for name, value in self.unet.named_parameters() if value.requires_grad}
 
     def _autocast(self) -> Any:

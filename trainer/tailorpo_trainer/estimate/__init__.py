@@ -1,7 +1,7 @@
-"""What a run will cost, before it is paid for: `tailorpo estimate FILE`. Needs no weights.
+"""The cost of a run before it starts: `tailorpo estimate FILE`. Needs no weights.
 
-Counts come from running the methods themselves on a hollow policy (`counts`), FLOPs and memory from the
-real networks on torch's meta device (`meta`, `memory`).
+Counts come from running the methods on networks that only count (`counts`). FLOPs and memory come from the real
+networks on torch's meta device (`network_costs`, `memory`).
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ from tailorpo_trainer.spec import rules
 from tailorpo_trainer.spec.job import Spec, TailorPOJob
 
 HEADER_BYTES = 100
-"""About what a safetensors file says of each tensor: its name, dtype, shape and place."""
+"""Approximate size of a tensor's entry in the header of a safetensors file: name, dtype, shape and offsets."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,11 @@ class Estimate:
     """Work, memory and storage of a document's run.
 
     Attributes:
-        counts: rows of everything that is computed. flops: of one row of each.
-        images: training images of an iteration. keep: checkpoints that are kept.
-        forward_equivalents: the denoiser's FLOPs for one training image, in FLOPs of its forward without
-            adapter.
-        memory: one for each precision that the document may run in. batches: rows in memory at once.
+        counts: computed rows of each kind. flops: of one row of each kind.
+        images: sampled trajectories of an iteration. keep: number of checkpoints that are kept.
+        forward_equivalents: the denoiser's FLOPs for one image, in units of a forward without adapter.
+        memory: for each precision that the document may run in. batches: rows in memory at once.
+        checkpoint_bytes, adapter_bytes: size of one checkpoint, and of the adapter's weights in it.
     """
 
     job: str
@@ -56,7 +56,7 @@ class Estimate:
 
 
 def run(job: TailorPOJob, as_json: bool = False, base: Path | None = None) -> None:
-    """Print the estimate. base: folder that relative paths in the document start from."""
+    """Print the estimate. base: the folder that relative paths in the document refer to. Raises as `estimate`."""
     found = estimate(job, base)
     if as_json:
         print(printing.as_json(found))
@@ -65,19 +65,19 @@ def run(job: TailorPOJob, as_json: bool = False, base: Path | None = None) -> No
 
 
 def estimate(job: TailorPOJob, base: Path | None = None) -> Estimate:
-    """Count and measure. Raises `ConfigurationError`, `DataError` or `UnavailableError` with one sentence."""
+    """The estimate of a document. Raises `ConfigurationError`, `DataError` or `UnavailableError`."""
     run = rules.resolve(job.spec)
     architecture = architectures.find(run.model)
-    counted, notes = work(run, architecture, base)
+    counted, notes = count_work(run, architecture, base)
     measured: list[Memory] = []
     networks = None
     for precision in reversed(memory.precisions(run)):
         networks = memory.networks(architecture, run, precision)
         measured.insert(0, memory.memory(networks, run, counted, precision))
     assert networks is not None
-    flops, plain = _flops(networks, run, counted)
+    flops, reference_flops = _flops(networks, run, counted)
     denoiser = sum(flops[key] * rows for key, rows in counted.iteration.items() if key[0].startswith("forward"))
-    adapter = network_costs.size(networks.adapter)
+    adapter = network_costs.parameter_bytes(networks.adapter)
     return Estimate(
         job=job.metadata.name,
         model=run.model.name,
@@ -87,7 +87,7 @@ def estimate(job: TailorPOJob, base: Path | None = None) -> Estimate:
         images=counted.images,
         counts=counted,
         flops=flops,
-        forward_equivalents=denoiser / counted.images / plain,
+        forward_equivalents=denoiser / counted.images / reference_flops,
         batches=memory.batches(run, counted, networks.pixels),
         memory=tuple(measured),
         checkpointing=run.training.gradient_checkpointing,
@@ -99,7 +99,7 @@ def estimate(job: TailorPOJob, base: Path | None = None) -> Estimate:
 
 
 def row_costs(run: Spec) -> dict[str, float]:
-    """FLOPs of one row of each kind of work that a run counts in its `totals`; the rewards' own are not known."""
+    """FLOPs of one row of each kind that a run counts in its `totals`; those of rewards are unknown."""
     networks = memory.networks(architectures.find(run.model), run, memory.precisions(run)[0])
     denoiser = networks.denoise(1, "adapter")
     costs = {
@@ -112,25 +112,25 @@ def row_costs(run: Spec) -> dict[str, float]:
     return costs
 
 
-def work(run: Spec, architecture: Architecture, base: Path | None = None) -> tuple[Counts, tuple[str, ...]]:
-    """The counts alone, and what they leave out; run: with its defaults resolved."""
+def count_work(run: Spec, architecture: Architecture, base: Path | None = None) -> tuple[Counts, tuple[str, ...]]:
+    """The counts alone, and notes about what they leave out; run: resolved by `rules.resolve`."""
     sampling, notes = run.sampling, ["Rewards' own networks are counted neither in FLOPs nor in memory."]
     tables = SimpleNamespace(config=architecture.scheduler)
     table = ddim(tables, sampling.steps, sampling.eta, sampling.timestep_spacing)
     counted = counts.count(run, table, batch_sizes(run.training, architecture.pixels(run.sampling)))
     try:
         counted.run["text", "prompts"] = _encoded(run, base)
-    except ConfigurationError:  # a ConfigMap's: they are on the cluster
+    except ConfigurationError:  # prompts of a ConfigMap are in the cluster
         notes.append("Prompts that only the cluster has are not counted as encoded.")
     return counted, tuple(notes)
 
 
 def _flops(networks: Networks, run: Spec, counted: Counts) -> tuple[dict[Key, float], float]:
-    """FLOPs of one row of each thing that a run computes, and of a denoiser forward without the adapter."""
+    """FLOPs of one row of each kind that a run computes, and of a denoiser forward without the adapter."""
     rows = memory.batches(run, counted, networks.pixels)
     training = networks.denoise(rows.update, "adapter").each(rows.update)
     reference = networks.denoise(1, adapted=False)
-    push = networks.denoise(rows.guidance, "latent").each(rows.guidance) if rows.guidance else training
+    guidance_cost = networks.denoise(rows.guidance, "latent").each(rows.guidance) if rows.guidance else training
     decode = networks.decode(1, gradient=("decode backward", "guidance") in counted.run)
     scoring = decode
     if networks.scoring_decoder is not None:
@@ -138,7 +138,7 @@ def _flops(networks: Networks, run: Spec, counted: Counts) -> tuple[dict[Key, fl
     encode = networks.encode(1) if ("text", "prompts") in counted.run else None
 
     def one(what: str, purpose: str) -> float:
-        denoise = {"reference": reference, "guidance": push}.get(purpose, training)
+        denoise = {"reference": reference, "guidance": guidance_cost}.get(purpose, training)
         match what:
             case "forward":
                 return denoise.forward
@@ -160,22 +160,22 @@ def _flops(networks: Networks, run: Spec, counted: Counts) -> tuple[dict[Key, fl
 
 
 def _encoded(run: Spec, base: Path | None) -> int:
-    """Distinct prompts that the text encoder sees; each is encoded once in a run."""
+    """Number of distinct prompts; the text encoder encodes each once in a run."""
     training = run.training
     texts = prompts.load(run.prompts, base)
     held_out = prompts.load(run.evaluation.prompts, base) if run.evaluation.prompts else texts
-    drawn = training.iterations * training.prompts_per_iteration
-    # The prompts are dealt like cards: a pack's worth of draws has seen them all.
-    some = range(len(texts)) if drawn >= len(texts) else prompts.draw(texts, training.seed, 0, drawn)
-    seen = {texts[index] for index in some} | {run.sampling.negative_prompt}
+    picked = training.iterations * training.prompts_per_iteration
+    # Prompts are drawn without replacement until all are used, so `len(texts)` draws contain every prompt.
+    indices = range(len(texts)) if picked >= len(texts) else prompts.draw(texts, training.seed, 0, picked)
+    distinct = {texts[index] for index in indices} | {run.sampling.negative_prompt}
     if counts.evaluations(run):
-        seen |= set(held_out[: run.evaluation.images])
-    return len(seen)
+        distinct |= set(held_out[: run.evaluation.images])
+    return len(distinct)
 
 
 def _checkpoint_bytes(networks: Networks, run: Spec) -> int:
-    """Adapter, AdamW's two moments and step counts, and the average where one is kept."""
-    adapter, tensors = network_costs.size(networks.adapter), len(networks.adapter)
+    """Bytes of adapter, AdamW's two moments and step counts, and the moving average if the run keeps one."""
+    adapter, tensors = network_costs.parameter_bytes(networks.adapter), len(networks.adapter)
     copies = 1 + memory.MOMENTS + (run.optimizer.ema_decay is not None)
     return copies * (adapter + tensors * HEADER_BYTES) + tensors * (4 + HEADER_BYTES)
 

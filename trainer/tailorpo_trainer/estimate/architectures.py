@@ -1,7 +1,7 @@
-"""The networks of well-known models as configuration values, so that they can be counted without a network.
+"""Configurations of well-known models, so that their cost can be estimated offline.
 
-Values are those of the `config.json` files of the named hub repositories; fields at diffusers' own defaults
-(which are Stable Diffusion 1's) are left out. FLOPs follow from them alone.
+The values are those of the `config.json` files of the named hub repositories, without the fields that equal diffusers'
+defaults (those of Stable Diffusion 1). They determine the FLOPs.
 """
 
 import json
@@ -53,7 +53,7 @@ VAE: Values = {
     "scaling_factor": 0.18215,
 }
 TAESD: Values = {"_class_name": "AutoencoderTiny", "latent_channels": 4}
-"""Of the repository named `TINY`: all else is at diffusers' defaults, which are its."""
+"""Configuration of the repository `TINY`; all other fields equal diffusers' defaults."""
 TINY = "madebyollin/taesd"
 SCHEDULER: Values = {
     "beta_start": 0.00085,
@@ -67,12 +67,12 @@ SCHEDULER: Values = {
 
 @dataclass(frozen=True)
 class Architecture:
-    """The configurations of a pipeline's parts, as their `config.json` files say.
+    """The configurations of a pipeline's components, as in their `config.json` files.
 
     Attributes:
-        name: what a person calls it, such as `Stable Diffusion 1.5`.
-        tokens: length that every prompt is padded to.
-        scoring_decoder: of the document's, if it has one.
+        name: for people, such as `Stable Diffusion 1.5`.
+        tokens: length to which every prompt is padded.
+        scoring_decoder: configuration of the document's scoring decoder, if it has one.
     """
 
     name: str
@@ -89,12 +89,12 @@ class Architecture:
         return int(2 ** (len(self.vae["block_out_channels"]) - 1))
 
     def latent_sides(self, sampling: Sampling) -> tuple[int, int]:
-        """Height and width of a latent that is sampled."""
+        """Height and width of the sampled latents."""
         own = self.unet["sample_size"]
         sides = (own, own) if isinstance(own, int) else own
-        asked = (sampling.height, sampling.width)
+        requested = (sampling.height, sampling.width)
         height, width = (
-            pixels // self.scale if pixels else int(side) for pixels, side in zip(asked, sides, strict=True)
+            pixels // self.scale if pixels else int(side) for pixels, side in zip(requested, sides, strict=True)
         )
         return height, width
 
@@ -134,7 +134,7 @@ KNOWN: dict[str, Architecture] = {
         }.items()
     },
 }
-"""Hub ids that need no network."""
+"""Architectures by hub id that need no network access."""
 
 FILES = {
     "unet": "unet/config.json",
@@ -145,11 +145,11 @@ FILES = {
 
 
 def find(model: Model) -> Architecture:
-    """The architecture of a document's model: from its folder, from `KNOWN`, else from the hub's small files.
+    """The architecture of a document's model: from its folder, from `KNOWN`, or from the hub's small files.
 
-    Raises `ConfigurationError`, `DataError` or `UnavailableError` with one sentence if it cannot be had.
+    Raises `ConfigurationError`, `DataError` or `UnavailableError` if it cannot be read.
     """
-    found, decoder = _find(model), model.scoring_decoder
+    found, decoder = _find_pipeline(model), model.scoring_decoder
     if decoder is None:
         return found
     known = decoder.name == TINY and not Path(TINY).is_dir()
@@ -158,22 +158,22 @@ def find(model: Model) -> Architecture:
     return replace(found, scoring_decoder=config)
 
 
-def _find(model: Model) -> Architecture:
+def _find_pipeline(model: Model) -> Architecture:
     if model.name in KNOWN and not Path(model.name).is_dir():
         return KNOWN[model.name]
     source = models.locate(model)
     if isinstance(source, Path):
-        return _read(model.name, {part: source / file for part, file in FILES.items()}, source)
-    return _read(model.name, {part: _download(model, file) for part, file in FILES.items()}, None)
+        return _read(model.name, {component: source / file for component, file in FILES.items()}, source)
+    return _read(model.name, {component: _download(model, file) for component, file in FILES.items()}, None)
 
 
 def _read(name: str, files: Mapping[str, Path], folder: Path | None) -> Architecture:
     values: dict[str, Any] = {}
-    for part, file in files.items():
+    for component, file in files.items():
         try:
-            values[part] = json.loads(file.read_text(encoding="utf-8"))
+            values[component] = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise DataError(f"spec.model.name: {name!r} cannot be read: {FILES[part]}: {error}") from None
+            raise DataError(f"spec.model.name: {name!r} cannot be read: {FILES[component]}: {error}") from None
     if "num_hidden_layers" not in values["text_encoder"] or "block_out_channels" not in values["unet"]:
         raise ConfigurationError(
             f"spec.model.name: {name!r}: pipelines with a UNet and a CLIP text encoder, as Stable Diffusion 1.x and "
@@ -198,10 +198,10 @@ def _download(model: Model, file: str) -> Path:
     absent = (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.EntryNotFoundError)
     try:
         return Path(hf_hub_download(model.name, file, revision=model.revision))
-    except Exception as error:  # whatever the network's libraries raise
-        # A file that is not in the cache while there is no network is an EntryNotFoundError too.
+    except Exception as error:  # the hub's client and the network raise many types
+        # Without a network, a file that is not cached raises a subclass of EntryNotFoundError too.
         offline = isinstance(error, errors.LocalEntryNotFoundError) or not isinstance(error, absent)
         raise (UnavailableError if offline else ConfigurationError)(
-            f"spec.model.name: {model.name!r}: {file} cannot be had from the hub ({type(error).__name__}); without a "
+            f"spec.model.name: {model.name!r}: {file} cannot be read from the hub ({type(error).__name__}); without a "
             f"network, give a folder, {models.SHIPPED!r} or one of {', '.join(KNOWN)}"
         ) from None

@@ -1,4 +1,4 @@
-"""The memory that a run needs at its peak, from the same meta networks as its FLOPs."""
+"""The peak memory of a run, measured on the same meta networks as its FLOPs."""
 
 from dataclasses import dataclass
 
@@ -8,25 +8,23 @@ from tailorpo_trainer.diffusion.batch_sizes import batch_sizes
 from tailorpo_trainer.diffusion.policy import PRECISIONS
 from tailorpo_trainer.estimate.architectures import Architecture
 from tailorpo_trainer.estimate.counts import Counts
-from tailorpo_trainer.estimate.network_costs import Networks, size
+from tailorpo_trainer.estimate.network_costs import Networks, parameter_bytes
 from tailorpo_trainer.spec.job import Spec
 
 MOMENTS = 2
-"""Of AdamW, each as large as the adapter."""
+"""AdamW's moments, each as large as the adapter."""
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes in one precision. Rewards' networks, the libraries and fragmentation come on top.
+    """Bytes in one precision, without the rewards' networks, the libraries and fragmentation.
 
     Attributes:
-        weights: of denoiser, decoder and text encoder. state: adapter, its gradient, AdamW's moments, the
-            average.
-        update, update_checkpointed: forward and backward of one micro batch, without and with gradient
-            checkpointing.
+        weights: of denoiser, decoders and text encoder. state: of adapter, gradient, AdamW's moments, moving average.
+        update, update_checkpointed: forward and backward of one micro-batch, without and with gradient checkpointing.
         sampling: the largest forward without a gradient. decoding: one batch of pictures.
-        guidance: the push up the reward's gradient (`tailorpo-g`), 0 if there is none.
-        peak: weights and state, and the largest of the others as the document sets them.
+        guidance: the reward gradient of `tailorpo-g`, otherwise 0.
+        peak: weights, state and the largest of the others that the document's settings use.
     """
 
     precision: str
@@ -42,9 +40,9 @@ class Memory:
 
 @dataclass(frozen=True)
 class Batches:
-    """Rows that are in memory at once: denoiser rows (guidance counts two), latents in the decoder.
+    """Rows in memory at once: of the denoiser (two for a latent under classifier-free guidance), or of the decoder.
 
-    scoring: latents in the scoring decoder, which then takes the place of the other in guidance too.
+    scoring: latents in the scoring decoder, which then replaces the model's own decoder in reward guidance too.
     """
 
     update: int
@@ -56,56 +54,58 @@ class Batches:
 
 
 def precisions(run: Spec) -> list[str]:
-    """`auto` is fp32 on CPUs and bf16 on accelerators: both."""
+    """The precisions that a document may run in: `auto` is fp32 on CPUs and bf16 on accelerators."""
     return ["fp32", "bf16"] if run.training.precision == "auto" else [run.training.precision]
 
 
 def batches(run: Spec, counts: Counts, pixels: int) -> Batches:
-    """The largest calls of a run. pixels: of one picture."""
-    training, largest, at_once = run.training, counts.largest, batch_sizes(run.training, pixels)
+    """The rows of a run's largest calls. pixels: height x width of one picture."""
+    training, largest, sizes = run.training, counts.largest, batch_sizes(run.training, pixels)
     samples = training.prompts_per_iteration * training.samples_per_prompt
-    drawn = min(at_once.sampling, samples)
-    evaluated = min(at_once.sampling, run.evaluation.images) if counts.evaluations else 0
+    sampled = min(sizes.sampling, samples)
+    evaluated = min(sizes.sampling, run.evaluation.images) if counts.evaluations else 0
     each_update = -(-samples * counts.trained_rows // training.updates_per_iteration)
-    plain = largest.get(("forward", "rollout"), 1)
-    decoded = max(largest.get(("decode", "scoring"), 0) * drawn, evaluated)
-    scored = largest.get(("scoring decode", "scoring"), 0) * drawn
-    pushed = max(largest.get((what, "guidance"), 0) for what in ("decode", "scoring decode"))
+    forwards = largest.get(("forward", "rollout"), 1)
+    decoded = max(largest.get(("decode", "scoring"), 0) * sampled, evaluated)
+    scored = largest.get(("scoring decode", "scoring"), 0) * sampled
+    guided = max(largest.get((what, "guidance"), 0) for what in ("decode", "scoring decode"))
     return Batches(
-        update=int(min(at_once.training, each_update) * largest["forward", "training"]),
-        sampling=int(max(drawn * max(plain, largest.get(("forward", "scoring"), 0)), evaluated * plain)),
-        decoding=int(1 if training.vae_slicing else min(at_once.decoding, decoded)),
-        guidance=int(min(at_once.training, drawn) * largest.get(("forward", "guidance"), 0)),
-        guidance_decoding=int(min(at_once.training, drawn) * pushed),
-        scoring=int(min(1 if training.vae_slicing else at_once.decoding, scored)),
+        update=int(min(sizes.training, each_update) * largest["forward", "training"]),
+        sampling=int(max(sampled * max(forwards, largest.get(("forward", "scoring"), 0)), evaluated * forwards)),
+        decoding=int(1 if training.vae_slicing else min(sizes.decoding, decoded)),
+        guidance=int(min(sizes.training, sampled) * largest.get(("forward", "guidance"), 0)),
+        guidance_decoding=int(min(sizes.training, sampled) * guided),
+        scoring=int(min(1 if training.vae_slicing else sizes.decoding, scored)),
     )
 
 
 def networks(architecture: Architecture, run: Spec, precision: str) -> Networks:
-    """The networks as `models.load_policy` casts them."""
+    """The meta networks in the dtypes that `models.load_policy` uses."""
     dtype = PRECISIONS[precision]
     upcast = bool(architecture.vae.get("force_upcast", True))
     return Networks(architecture, run, dtype, torch.float32 if upcast else dtype)
 
 
-def memory(parts: Networks, run: Spec, counts: Counts, precision: str) -> Memory:
-    """Measure the largest calls; the networks may be used further."""
-    rows = batches(run, counts, parts.pixels)
+def memory(networks: Networks, run: Spec, counts: Counts, precision: str) -> Memory:
+    """Measure the largest calls of a run on its networks."""
+    rows = batches(run, counts, networks.pixels)
     checkpointing = run.training.gradient_checkpointing
     update = {}
-    for on in (not checkpointing, checkpointing):
-        parts.recompute(on)
-        update[on] = parts.denoise(rows.update, "adapter").peak
-    guidance = parts.denoise(rows.guidance, "latent").peak if rows.guidance else 0
+    for enabled in (not checkpointing, checkpointing):
+        networks.recompute(enabled)
+        update[enabled] = networks.denoise(rows.update, "adapter").peak
+    guidance = networks.denoise(rows.guidance, "latent").peak if rows.guidance else 0
     if rows.guidance_decoding:
         scoring = rows.scoring > 0
-        guidance += parts.decode(rows.guidance_decoding, gradient=True, scoring=scoring).peak
-    sampling, decoding = parts.denoise(rows.sampling).peak, parts.decode(rows.decoding).peak
+        guidance += networks.decode(rows.guidance_decoding, gradient=True, scoring=scoring).peak
+    sampling, decoding = networks.denoise(rows.sampling).peak, networks.decode(rows.decoding).peak
     if rows.scoring:
-        decoding = max(decoding, parts.decode(rows.scoring, scoring=True).peak)
-    adapter = size(parts.adapter)
-    decoders = size(parts.vae) + (0 if parts.scoring_decoder is None else size(parts.scoring_decoder))
-    weights = size(parts.unet) - adapter + decoders + size(parts.text_encoder)
+        decoding = max(decoding, networks.decode(rows.scoring, scoring=True).peak)
+    adapter = parameter_bytes(networks.adapter)
+    decoders = parameter_bytes(networks.vae)
+    if networks.scoring_decoder is not None:
+        decoders += parameter_bytes(networks.scoring_decoder)
+    weights = parameter_bytes(networks.unet) - adapter + decoders + parameter_bytes(networks.text_encoder)
     state = adapter * (2 + MOMENTS + (run.optimizer.ema_decay is not None))
     return Memory(
         precision=precision,

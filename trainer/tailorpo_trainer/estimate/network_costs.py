@@ -1,10 +1,9 @@
-"""What one call of a network costs, FLOPs and memory: measured on the meta device, where nothing is computed.
+"""FLOPs and memory of one call of a network, measured on the meta device, which computes nothing.
 
-The networks are the real ones, built from their configuration without weights, and run the real forward and
-backward passes on tensors that have a shape and no data. FLOPs are counted by torch's own `FlopCounterMode`
-(2 for each multiply-add of matrix products, convolutions and attention; nothing else counts). Memory is the
-largest sum of the storages that are alive at once, by following every tensor that an operation makes until
-it is freed.
+The networks are the real ones, built from their configurations without weights. Their real forward and backward passes
+run on tensors that have a shape and no data. Torch's `FlopCounterMode` counts FLOPs: 2 for each multiply-add of matrix
+products, convolutions and attention, and 0 for everything else. Memory is the largest sum of the storages that are
+alive at once; every tensor is tracked from the operation that creates it until it is freed.
 """
 
 import weakref
@@ -31,14 +30,14 @@ META = torch.device("meta")
 
 @dataclass(frozen=True)
 class Cost:
-    """One call: FLOPs forward and backward, and the bytes it needs at once beside weights and inputs."""
+    """FLOPs of one call, forward and backward, and its peak memory in bytes without weights and inputs."""
 
     forward: float
     backward: float
     peak: int
 
     def each(self, rows: int) -> "Cost":
-        """The FLOPs of one of so many rows; FLOPs are linear in rows, so that this is exact."""
+        """The FLOPs of one of `rows` rows, which is exact because FLOPs are linear in rows; the peak of all."""
         return Cost(self.forward / rows, self.backward / rows, self.peak)
 
 
@@ -46,7 +45,7 @@ class Networks:
     """A pipeline's networks on the meta device, the denoiser with the document's adapter.
 
     Args:
-        dtype: of the denoiser's arithmetic (autocast, as on accelerators), or float32.
+        dtype: of the denoiser's autocast, or float32.
         vae_dtype: of the decoder's weights and arithmetic.
     """
 
@@ -56,7 +55,7 @@ class Networks:
         from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
         from transformers import CLIPTextConfig, CLIPTextModel
 
-        models.quiet()
+        models.silence_libraries()
         self.dtype, self.tokens = dtype, architecture.tokens
         self._measured: dict[Any, Cost] = {}
         with META:
@@ -69,8 +68,8 @@ class Networks:
             decoders = [self.vae] if small is None else [self.vae, self.scoring_decoder]
             for network in (self.unet, self.text_encoder, *decoders):
                 network.requires_grad_(False).eval()
-            fresh = run.model_copy(update={"lora": run.lora.model_copy(update={"initial": None})})
-            models.attach_adapter(self.unet, fresh)
+            without_initial = run.model_copy(update={"lora": run.lora.model_copy(update={"initial": None})})
+            models.attach_adapter(self.unet, without_initial)
         self.unet.to(dtype)
         for parameter in self.adapter:
             parameter.data = parameter.data.float()
@@ -82,7 +81,7 @@ class Networks:
         self.pixels = architecture.pixels(run.sampling)
 
     def recompute(self, on: bool) -> None:
-        """Switch gradient checkpointing, as `models.load_policy` does."""
+        """Enable or disable gradient checkpointing, as `models.load_policy` does."""
         if on:
             self.unet.enable_gradient_checkpointing()
         else:
@@ -91,12 +90,14 @@ class Networks:
 
     @property
     def adapter(self) -> list[nn.Parameter]:
+        """The adapter's weights."""
         return [parameter for parameter in self.unet.parameters() if parameter.requires_grad]
 
     def denoise(self, rows: int, gradient: str = "none", adapted: bool = True) -> Cost:
-        """One call on so many rows.
+        """Denoise so many rows in one call.
 
-        gradient: `adapter` as in training, `latent` as a push up the reward's gradient needs, or `none`.
+        gradient: `adapter` as in training, `latent` as in guidance by the reward gradient, or `none`.
+        adapted: False for the reference model.
         """
         key = (rows, gradient, adapted, self.unet.training)
         if key not in self._measured:
@@ -109,7 +110,7 @@ class Networks:
         text = torch.empty(rows, self.tokens, self.text_encoder.config.hidden_size, device=META)
 
         def forward() -> Tensor:
-            # A view, because FlopCounterMode cannot take a leaf as a module's input; the policy passes none either.
+            # A view, because FlopCounterMode does not support leaf tensors as a module's inputs.
             output: Tensor = self.unet(x.view_as(x), timesteps, encoder_hidden_states=text, return_dict=False)[
                 0
             ].float()
@@ -124,7 +125,7 @@ class Networks:
             self.unet.enable_adapters()
 
     def decode(self, rows: int, gradient: bool = False, scoring: bool = False) -> Cost:
-        """Decoding so many latents at once. scoring: by the scoring decoder."""
+        """Decode so many latents in one call. gradient: to the latents. scoring: by the scoring decoder."""
         decoder = self.scoring_decoder if scoring else self.vae
         latents = torch.empty(rows, *self.latent, dtype=decoder.dtype, device=META, requires_grad=gradient)
 
@@ -135,43 +136,43 @@ class Networks:
         return _measure(forward, [latents] if gradient else [], torch.float32)
 
     def encode(self, prompts: int) -> Cost:
-        """Encoding so many prompts."""
+        """Encode so many prompts in one call."""
         tokens = torch.empty(prompts, self.tokens, dtype=torch.int64, device=META)
         return _measure(lambda: self.text_encoder(tokens)[0], [], torch.float32)
 
 
-def size(network: nn.Module | list[nn.Parameter]) -> int:
-    """Bytes of the weights."""
+def parameter_bytes(network: nn.Module | list[nn.Parameter]) -> int:
+    """Bytes of a network's weights."""
     parameters = network.parameters() if isinstance(network, nn.Module) else network
     return sum(parameter.numel() * parameter.element_size() for parameter in parameters)
 
 
 def _measure(forward: Callable[[], Tensor], inputs: list[Any], dtype: torch.dtype) -> Cost:
-    """Run forward, and backward to `inputs` unless there are none."""
+    """Measure forward, and backward to `inputs` if there are any."""
     flops = FlopCounterMode(display=False)
-    with torch.set_grad_enabled(bool(inputs)), _kernels(dtype), _Alive() as alive, flops:
+    with torch.set_grad_enabled(bool(inputs)), _accelerator_kernels(dtype), _LiveMemory() as live_memory, flops:
         output = forward()
-        ahead = flops.get_total_flops()
+        forward_flops = flops.get_total_flops()
         if inputs:
             torch.autograd.grad(output, inputs, torch.empty_like(output), allow_unused=True)
-    return Cost(ahead, flops.get_total_flops() - ahead, alive.peak)
+    return Cost(forward_flops, flops.get_total_flops() - forward_flops, live_memory.peak)
 
 
-LOWER = ("linear", "conv2d", "scaled_dot_product_attention")
-UPPER = ("group_norm", "layer_norm", "softmax")
+LOW_PRECISION = ("linear", "conv2d", "scaled_dot_product_attention")
+FULL_PRECISION = ("group_norm", "layer_norm", "softmax")
 
 
 @contextmanager
-def _kernels(dtype: torch.dtype) -> Iterator[None]:
-    """Inside, operations are those that CPUs and accelerators choose: fused attention, and autocast's dtypes.
+def _accelerator_kernels(dtype: torch.dtype) -> Iterator[None]:
+    """Inside, operations are those of CPUs and accelerators: fused attention, and the dtypes of autocast.
 
-    The meta device would take unfused attention, which keeps matrices of tokens by tokens that no device
-    keeps, and has no autocast. The dtypes are CUDA's autocast lists as far as these networks meet them. (No
-    TorchFunctionMode: it is switched off within a backward pass, which recomputes the forward one under
+    The meta device would use unfused attention, which keeps matrices of tokens by tokens that real devices do not keep,
+    and it has no autocast. The dtypes are those of CUDA's autocast for the operations of these networks. (A
+    TorchFunctionMode would not do: it is disabled in a backward pass, which recomputes the forward pass under
     gradient checkpointing.)
     """
 
-    def made(function: Callable[..., Any], to: torch.dtype) -> Callable[..., Any]:
+    def casting(function: Callable[..., Any], to: torch.dtype) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
             if dtype != torch.float32:
                 args = tuple(_cast(value, to) for value in args)
@@ -180,11 +181,11 @@ def _kernels(dtype: torch.dtype) -> Iterator[None]:
 
         return call
 
-    own = {name: getattr(F, name) for name in (*LOWER, *UPPER)}
+    own = {name: getattr(F, name) for name in (*LOW_PRECISION, *FULL_PRECISION)}
     chosen = own | {"scaled_dot_product_attention": _fused_attention}
     try:
         for name, function in chosen.items():
-            setattr(F, name, made(function, dtype if name in LOWER else torch.float32))
+            setattr(F, name, casting(function, dtype if name in LOW_PRECISION else torch.float32))
         yield
     finally:
         for name, function in own.items():
@@ -204,11 +205,11 @@ def _fused_attention(
     **_: Any,
 ) -> Tensor:
     output: Tensor = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, dropout_p)[0]
-    return output  # a mask changes neither FLOPs, as they are counted, nor memory worth the name
+    return output  # a mask changes neither the counted FLOPs nor the memory much
 
 
-class _Alive(TorchDispatchMode):
-    """Bytes of all storages made inside that are still alive, and the most there were at once."""
+class _LiveMemory(TorchDispatchMode):
+    """Bytes of the storages that were created inside and are still alive (`now`), and their maximum (`peak`)."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -218,21 +219,21 @@ class _Alive(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         for value in tree_leaves((args, kwargs)):
             if isinstance(value, Tensor):
-                self._known.add(value.untyped_storage())  # weights and inputs were there before
+                self._known.add(value.untyped_storage())  # weights and inputs are not counted
         result = func(*args, **(kwargs or {}))
         for value in tree_leaves(result):
             if isinstance(value, Tensor):
-                self._follow(value.untyped_storage())
+                self._track(value.untyped_storage())
         return result
 
-    def _follow(self, storage: Any) -> None:
+    def _track(self, storage: Any) -> None:
         if storage in self._known:
             return
         self._known.add(storage)
-        taken = storage.nbytes()
-        self.now += taken
+        size = storage.nbytes()
+        self.now += size
         self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._free, taken).atexit = False
+        weakref.finalize(storage, self._free, size).atexit = False
 
-    def _free(self, taken: int) -> None:
-        self.now -= taken
+    def _free(self, size: int) -> None:
+        self.now -= size

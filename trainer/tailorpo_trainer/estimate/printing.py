@@ -1,4 +1,4 @@
-"""An estimate as a person and as a program read it."""
+"""An estimate as text for people, and as JSON for programs."""
 
 import json
 import sys
@@ -23,73 +23,74 @@ PURPOSES = {"watching": "evaluation, watched"}
 Row = tuple[str, ...]
 
 
-def as_json(found: "Estimate") -> str:
-    """Schema version 1: keys may be added, none changes its meaning. Counts are rows, memory is bytes."""
+def as_json(estimate: "Estimate") -> str:
+    """JSON, schema version 1: keys may be added, but none changes its meaning. Counts are rows, memory is bytes."""
     values: dict[str, Any] = {
         "schemaVersion": 1,
-        "job": found.job,
-        "model": {"name": found.model, "architecture": found.architecture},
-        "method": found.method,
-        "iterations": found.iterations,
-        "imagesPerIteration": found.images,
-        "evaluations": found.counts.evaluations,
-        "updates": found.counts.updates,
+        "job": estimate.job,
+        "model": {"name": estimate.model, "architecture": estimate.architecture},
+        "method": estimate.method,
+        "iterations": estimate.iterations,
+        "imagesPerIteration": estimate.images,
+        "evaluations": estimate.counts.evaluations,
+        "updates": estimate.counts.updates,
         "work": [
             {
                 "what": what,
                 "purpose": purpose,
-                "perIteration": _whole(found.counts.iteration.get((what, purpose), 0)),
-                "perEvaluation": _whole(found.counts.evaluation.get((what, purpose), 0)),
+                "perIteration": _whole(estimate.counts.iteration.get((what, purpose), 0)),
+                "perEvaluation": _whole(estimate.counts.evaluation.get((what, purpose), 0)),
                 "run": _whole(rows),
-                "flopsPerRow": _whole(found.flops[what, purpose]),
-                "flopsRun": _whole(found.flops[what, purpose] * rows),
+                "flopsPerRow": _whole(estimate.flops[what, purpose]),
+                "flopsRun": _whole(estimate.flops[what, purpose] * rows),
             }
-            for (what, purpose), rows in found.counts.run.items()
+            for (what, purpose), rows in estimate.counts.run.items()
         ],
-        "flops": {name: _whole(value) for name, value in _totals(found).items()},
-        "forwardEquivalentsPerImage": round(found.forward_equivalents, 3),
-        "memoryBytes": [{_camel(name): value for name, value in asdict(item).items()} for item in found.memory],
-        "checkpointBytes": found.checkpoint_bytes,
-        "adapterBytes": found.adapter_bytes,
-        "storageBytes": found.checkpoint_bytes * found.keep,
-        "notes": list(found.notes),
+        "flops": {name: _whole(value) for name, value in _totals(estimate).items()},
+        "forwardEquivalentsPerImage": round(estimate.forward_equivalents, 3),
+        "memoryBytes": [{_camel(name): value for name, value in asdict(item).items()} for item in estimate.memory],
+        "checkpointBytes": estimate.checkpoint_bytes,
+        "adapterBytes": estimate.adapter_bytes,
+        "storageBytes": estimate.checkpoint_bytes * estimate.keep,
+        "notes": list(estimate.notes),
     }
     return json.dumps(values, indent=2)
 
 
-def show(found: "Estimate") -> None:
-    """Print tables: drawn where standard output is a terminal, else aligned text."""
+def show(estimate: "Estimate") -> None:
+    """Print tables, formatted by rich if standard output is a terminal, otherwise as aligned text."""
     print(
-        f"{found.job}: {found.method} on {found.architecture}, {found.iterations:,} iterations of "
-        f"{found.images:,} images and {found.counts.evaluations:,} evaluations"
+        f"{estimate.job}: {estimate.method} on {estimate.architecture}, {estimate.iterations:,} iterations of "
+        f"{estimate.images:,} images and {estimate.counts.evaluations:,} evaluations"
     )
-    _table(("", "per iteration", "per evaluation", "whole run", "FLOPs of the run"), list(_work(found)))
+    _table(("", "per iteration", "per evaluation", "whole run", "FLOPs of the run"), list(_work(estimate)))
     print(
         f"\nA guided prediction counts two forwards. The denoiser's work for one training image equals "
-        f"{found.forward_equivalents:.1f} of its forwards."
+        f"{estimate.forward_equivalents:.1f} of its forwards."
     )
-    _table(("memory", *(item.precision for item in found.memory)), list(_memory(found)))
-    print(f"\ncheckpoint: {_bytes(found.checkpoint_bytes)}, {found.keep} kept; adapter: {_bytes(found.adapter_bytes)}")
-    for line in [*_hints(found), *found.notes]:
+    _table(("memory", *(item.precision for item in estimate.memory)), list(_memory(estimate)))
+    checkpoint, adapter = _bytes(estimate.checkpoint_bytes), _bytes(estimate.adapter_bytes)
+    print(f"\ncheckpoint: {checkpoint}, {estimate.keep} kept; adapter: {adapter}")
+    for line in [*_hints(estimate), *estimate.notes]:
         print(line)
 
 
-def _work(found: "Estimate") -> Iterator[Row]:
-    counts, last = found.counts, ""
+def _work(estimate: "Estimate") -> Iterator[Row]:
+    counts, previous = estimate.counts, ""
     for (what, purpose), rows in sorted(counts.run.items(), key=lambda item: list(TITLES).index(item[0][0])):
-        if what != last:
+        if what != previous:
             yield (TITLES[what], "", "", "", "")
-            last = what
-        once, evaluation = counts.iteration.get((what, purpose), 0), counts.evaluation.get((what, purpose), 0)
-        flops = found.flops[what, purpose]
+            previous = what
+        iteration, evaluation = counts.iteration.get((what, purpose), 0), counts.evaluation.get((what, purpose), 0)
+        flops = estimate.flops[what, purpose]
         yield (
             f"  {PURPOSES.get(purpose, purpose)}",
-            _number(once),
+            _number(iteration),
             _number(evaluation),
             _number(rows),
             _flops(flops * rows) if flops else "not counted",
         )
-    totals = _totals(found)
+    totals = _totals(estimate)
     yield (
         "FLOPs",
         *(_flops(totals[name]) for name in ("perIteration", "perEvaluation", "run")),
@@ -97,36 +98,36 @@ def _work(found: "Estimate") -> Iterator[Row]:
     )
 
 
-def _totals(found: "Estimate") -> dict[str, float]:
-    parts = {
-        "perIteration": found.counts.iteration,
-        "perEvaluation": found.counts.evaluation,
-        "run": found.counts.run,
+def _totals(estimate: "Estimate") -> dict[str, float]:
+    work_of = {
+        "perIteration": estimate.counts.iteration,
+        "perEvaluation": estimate.counts.evaluation,
+        "run": estimate.counts.run,
     }
-    return {name: sum(found.flops[key] * rows for key, rows in work.items()) for name, work in parts.items()}
+    return {name: sum(estimate.flops[key] * rows for key, rows in work.items()) for name, work in work_of.items()}
 
 
-def _memory(found: "Estimate") -> Iterator[Row]:
+def _memory(estimate: "Estimate") -> Iterator[Row]:
     lines = {
         "weights": "weights",
         "state": "adapter, gradient, optimiser",
-        "update": f"update of {found.batches.update} rows",
+        "update": f"update of {estimate.batches.update} rows",
         "update_checkpointed": "  with gradientCheckpointing",
-        "sampling": f"sampling of {found.batches.sampling} rows",
-        "decoding": f"decoding of {found.batches.decoding} pictures",
-        "guidance": "push up the reward's gradient",
+        "sampling": f"sampling of {estimate.batches.sampling} rows",
+        "decoding": f"decoding of {estimate.batches.decoding} pictures",
+        "guidance": "reward gradient of the winners",
         "peak": "peak, about",
     }
     for name, title in lines.items():
-        values = [getattr(item, name) for item in found.memory]
+        values = [getattr(item, name) for item in estimate.memory]
         if any(values):
             yield (title, *(_bytes(value) for value in values))
 
 
-def _hints(found: "Estimate") -> Iterator[str]:
-    """What lowers the largest of the phases."""
-    most = found.memory[-1]
-    update = most.update_checkpointed if found.checkpointing else most.update
+def _hints(estimate: "Estimate") -> Iterator[str]:
+    """The settings that reduce the memory of the largest phase."""
+    most = estimate.memory[-1]
+    update = most.update_checkpointed if estimate.checkpointing else most.update
     phases = {
         "update": update,
         "sampling": most.sampling,
@@ -135,33 +136,34 @@ def _hints(found: "Estimate") -> Iterator[str]:
     }
     largest = max(phases, key=lambda name: phases[name])
     hints = {
-        "update": ["spec.training.microBatchSize"] + ([] if found.checkpointing else ["gradientCheckpointing: true"]),
+        "update": ["spec.training.microBatchSize"]
+        + ([] if estimate.checkpointing else ["gradientCheckpointing: true"]),
         "sampling": ["spec.training.samplingBatchSize"],
         "decoding": ["spec.training.decodeBatchSize", "vaeSlicing: true"],
         "guidance": ["spec.training.samplingBatchSize", "spec.method.rewardGuidance.gradient: detached"],
     }
     yield (
-        f"To lower the peak ({largest}): {', or '.join(hints[largest])}. Nothing of the result changes by "
-        + ("smaller batches." if largest != "guidance" else "smaller batches; `detached` is another push.")
+        f"To lower the peak ({largest}): {', or '.join(hints[largest])}. Results do not change with "
+        + ("smaller batches." if largest != "guidance" else "smaller batches; `detached` is another gradient.")
     )
 
 
-def _table(heads: Row, rows: Sequence[Row]) -> None:
+def _table(header: Row, rows: Sequence[Row]) -> None:
     if sys.stdout.isatty():
         from rich.console import Console
         from rich.table import Table
 
-        table = Table(*(heads[:1]), box=None, pad_edge=False, header_style="bold")
-        for head in heads[1:]:
+        table = Table(*(header[:1]), box=None, pad_edge=False, header_style="bold")
+        for head in header[1:]:
             table.add_column(head, justify="right")
         for row in rows:
             table.add_row(*row)
         print()
         Console().print(table)
         return
-    widths = [max(len(row[column]) for row in (heads, *rows)) for column in range(len(heads))]
+    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
     print()
-    for row in (heads, *rows):
+    for row in (header, *rows):
         first, *others = (
             cell.ljust(w) if n == 0 else cell.rjust(w) for n, (cell, w) in enumerate(zip(row, widths, strict=True))
         )

@@ -1,1 +1,1 @@
-"""How good a policy is: measurements on held-out prompts, comparisons, contact sheets."""
+"""The quality of a policy: measurements on held-out prompts, comparisons, contact sheets."""

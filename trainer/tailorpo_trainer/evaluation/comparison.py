@@ -1,4 +1,4 @@
-"""Two measurements side by side, with what is certain about their difference."""
+"""Two measurements on the same noise, and the confidence intervals of their difference."""
 
 import math
 from dataclasses import dataclass
@@ -14,10 +14,11 @@ from tailorpo_trainer.stats import t_quantile, wilson
 
 @dataclass(frozen=True)
 class Comparison:
-    """Before and after on the same noise. Intervals are 95 %: Student's, from the standard error of n pictures.
+    """Measurements before and after training, on the same noise. Intervals are Student's, 95 %, over the pictures.
 
-    recognised: what the shipped model's judge made of the pictures before and after; None for another model, or
-    where no prompt names an animal that it knows.
+    Attributes:
+        iteration: after which the policy was measured. images: number of pictures of each measurement.
+        recognised: the judge's results, before and after; None if no prompt names an animal, or for another model.
     """
 
     iteration: int
@@ -27,10 +28,11 @@ class Comparison:
     recognised: tuple[Recognition, Recognition] | None = None
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row a score: means, half widths of their intervals, and of the paired difference."""
+        """For each score: the means before and after, their paired difference, and half the widths of the intervals."""
         scores = {"reward": (self.before.reward, self.after.reward)}
-        scores |= {name: (self.before.parts[name], self.after.parts[name]) for name in self.before.parts}
-        if len(self.before.parts) == 1 and torch.equal(self.before.reward, next(iter(self.before.parts.values()))):
+        terms = self.before.term_scores
+        scores |= {name: (terms[name], self.after.term_scores[name]) for name in terms}
+        if len(terms) == 1 and torch.equal(self.before.reward, next(iter(terms.values()))):
             del scores["reward"]  # the sum of one reward of weight 1 is that reward
         return [
             {
@@ -46,6 +48,7 @@ class Comparison:
         ]
 
     def as_dict(self) -> dict[str, Any]:
+        """The comparison as JSON values; a number that is not defined is NaN or None."""
         found = {
             "iteration": self.iteration,
             "images": self.images,
@@ -63,7 +66,7 @@ class Comparison:
         return found
 
     def table(self) -> list[list[str]]:
-        """What a person reads: name, before, after, paired difference, each with its interval where it has one."""
+        """Text cells for people: name, before, after, paired difference, with their intervals where there are any."""
         rows = [
             [
                 row["score"],
@@ -114,7 +117,7 @@ def _share(found: Recognition) -> dict[str, float]:
 
 
 def with_interval(value: float, half: float, sign: str = "") -> str:
-    """12.34 ± 0.56: two digits of the interval, and as many of the value."""
+    """`12.34 ± 0.56`: two significant digits of the interval, and as many decimals of the value."""
     if not math.isfinite(half) or half == 0:
         return f"{value:{sign}.4g}"
     digits = min(9, max(0, 1 - math.floor(math.log10(half))))

@@ -1,4 +1,4 @@
-"""Whether pictures still show what was asked for, as the shipped model's independent judge sees them."""
+"""Whether pictures still show what their prompts name, by the shipped model's independent judge."""
 
 import re
 from collections.abc import Sequence
@@ -13,9 +13,9 @@ from tailorpo_trainer.tiny_animals import ANIMALS, JUDGE, SIZE
 
 @dataclass(frozen=True)
 class Recognition:
-    """Of `images` pictures whose prompt names one animal that the judge knows, it named `right` right.
+    """Of `images` pictures whose prompt names one animal of the judge's, it recognised that animal in `right`.
 
-    left_out: pictures of other prompts.
+    left_out: number of pictures with other prompts.
     """
 
     right: int
@@ -24,14 +24,14 @@ class Recognition:
 
 
 def animal_in(prompt: str) -> str | None:
-    """The one animal of the judge's that a prompt names, in the singular or plural; None if it names none or two."""
+    """The animal of the judge's that a prompt names, in the singular or plural; None if it names none or several."""
     words = set(re.findall(r"[a-z]+", prompt.lower()))
     named = [animal for animal in ANIMALS if words & {animal, f"{animal}s", f"{animal}es"}]
     return named[0] if len(named) == 1 else None
 
 
 class Judge:
-    """Looks at pictures and counts those that show their prompt's animal; to evaluate, never a reward."""
+    """Counts the pictures that show their prompt's animal. A metric in the style of torchmetrics, never a reward."""
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
         from transformers import ResNetForImageClassification
@@ -40,20 +40,20 @@ class Judge:
         self._right = self._images = self._left_out = 0
 
     @torch.no_grad()
-    def look(self, pictures: Tensor, prompts: Sequence[str]) -> None:
-        """pictures [n, 3, H, W] in [0, 1], each with its prompt."""
-        asked = [animal_in(prompt) for prompt in prompts]
-        known = [row for row, animal in enumerate(asked) if animal is not None]
-        self._left_out += len(asked) - len(known)
+    def update(self, pictures: Tensor, prompts: Sequence[str]) -> None:
+        """Count pictures, float [n, 3, H, W] in [0, 1], each with its prompt."""
+        expected = [animal_in(prompt) for prompt in prompts]
+        known = [row for row, animal in enumerate(expected) if animal is not None]
+        self._left_out += len(expected) - len(known)
         if not known:
             return
-        seen = pictures[known]
-        if seen.shape[-2:] != (SIZE, SIZE):
-            seen = F.interpolate(seen, (SIZE, SIZE), mode="bilinear", antialias=True, align_corners=False)
-        named = self._model(seen * 2 - 1).logits.argmax(1).tolist()
+        inputs = pictures[known]
+        if inputs.shape[-2:] != (SIZE, SIZE):
+            inputs = F.interpolate(inputs, (SIZE, SIZE), mode="bilinear", antialias=True, align_corners=False)
+        named = self._model(inputs * 2 - 1).logits.argmax(1).tolist()
         self._images += len(known)
-        self._right += sum(ANIMALS[index] == asked[row] for index, row in zip(named, known, strict=True))
+        self._right += sum(ANIMALS[index] == expected[row] for index, row in zip(named, known, strict=True))
 
-    def verdict(self) -> Recognition:
-        """Of all pictures so far."""
+    def compute(self) -> Recognition:
+        """The result over all pictures so far."""
         return Recognition(self._right, self._images, self._left_out)

@@ -1,4 +1,4 @@
-"""What a run's folder can do afterwards: draw pictures and measure, the base model beside the trained one."""
+"""Sample from a finished run and measure it, the base model beside the trained one."""
 
 import json
 import sys
@@ -23,12 +23,12 @@ from tailorpo_trainer.results.run_folder import Output, finite
 from tailorpo_trainer.spec.job import Spec
 
 FRESH = 1_000_003
-"""Added to the run's seed, so that noise differs from that of the evaluations made while it trained."""
+"""Added to the run's seed, so that the noise differs from that of the evaluations during training."""
 
 
 @dataclass(frozen=True)
-class Trained:
-    """A run's policy with its newest weights. `iteration`: when they were saved."""
+class TrainedRun:
+    """A run's policy with its newest weights, which were saved after `iteration` iterations."""
 
     output: Output
     run: Spec
@@ -36,10 +36,10 @@ class Trained:
     iteration: int
 
 
-def load(folder: Path) -> Trained:
-    """The newest checkpoint of an output folder (its average, where one is kept), on the model it was trained on.
+def load(folder: Path) -> TrainedRun:
+    """The newest checkpoint of an output folder, on its base model; of the moving average if the run keeps one.
 
-    Raises `ConfigurationError` if this is no run's folder, `DataError` if it holds no checkpoint yet.
+    Raises `ConfigurationError` if this is not the folder of a run, `DataError` if it has no usable checkpoint.
     """
     place = locations.of(folder)
     output, job = Output(folder), place.job
@@ -48,7 +48,7 @@ def load(folder: Path) -> Trained:
         raise DataError(f"{place.storage} holds no checkpoint yet: run the job first, or wait for its first one")
     weights = newest.tensors("ema" if "ema" in newest.groups else "adapter")
     run = job.spec
-    # Only training ranks: what is drawn here is decoded by the model's own decoder.
+    # The scoring decoder only ranks candidates in training; these pictures need the model's own decoder.
     model = run.model.model_copy(update={"scoring_decoder": None})
     policy = models.load_policy(run.model_copy(update={"model": model}))
     adapter = policy.adapter()
@@ -57,38 +57,38 @@ def load(folder: Path) -> Trained:
     with torch.no_grad():
         for name, value in adapter.items():
             value.copy_(weights[name])
-    return Trained(output, run, policy, newest.step)
+    return TrainedRun(output, run, policy, newest.step)
 
 
 def sample(
     folder: Path, prompts: Sequence[str], images: int, seed: int, to: Path, *, before: bool = True, size: int = 0
 ) -> Path:
-    """Draw `images` pictures over the prompts in turn, and write them and one sheet of the first of them.
+    """Sample `images` pictures over the prompts in turn, and write them and a contact sheet into the folder `to`.
 
     Args:
-        prompts: empty for those the run was evaluated on.
-        before: also draw the base model's, on the same noise, beside each.
-        size: pixels of a picture's longer side on the sheet; 0 for what is well seen.
+        prompts: if empty, the prompts that the run was evaluated on.
+        before: sample also from the base model, on the same noise.
+        size: pixels of a picture's longer side on the sheet; 0 chooses one (see `contact_sheet.compose`).
     Returns:
-        The sheet, `to/sheet.png`.
+        The path of the sheet, `to/sheet.png`.
     """
     trained = load(folder)
     wanted = list(prompts) or trained.output.read_prompts()[1]
     to.mkdir(parents=True, exist_ok=True)
     names = ["before", "after"] if before else ["after"]
-    shown = {name: _draw(trained, wanted, images, seed, to, name) for name in names}
+    shown = {name: _sample(trained, wanted, images, seed, to, name) for name in names}
     texts = [wanted[number % len(wanted)] for number in range(images)]
     path = to / "sheet.png"
-    contact_sheet.lay_out(shown, texts[: contact_sheet.MOST], size).save(path)
+    contact_sheet.compose(shown, texts[: contact_sheet.MOST], size).save(path)
     return path
 
 
-def _draw(trained: Trained, prompts: Sequence[str], images: int, seed: int, to: Path, name: str) -> list[Any]:
-    """Write the pictures of one model; those that the sheet has room for come back."""
+def _sample(trained: TrainedRun, prompts: Sequence[str], images: int, seed: int, to: Path, name: str) -> list[Any]:
+    """Sample and write the pictures of one model; returns the first of them, for the sheet."""
     policy, batch = trained.policy, trained.policy.batch_sizes.sampling
     digits, number, shown = max(3, len(str(images - 1))), 0, []
     with policy.reference() if name == "before" else nullcontext():
-        for _, pictures in measurement.batches(policy, prompts, images, seed, batch, Purpose.SAMPLING):
+        for _, pictures in measurement.picture_batches(policy, prompts, images, seed, batch, Purpose.SAMPLING):
             for picture in pictures.cpu():
                 image = contact_sheet.image(picture)
                 image.save(to / f"{number:0{digits}d}-{name}.png")
@@ -99,28 +99,27 @@ def _draw(trained: Trained, prompts: Sequence[str], images: int, seed: int, to: 
 
 
 def compare(folder: Path, images: int, prompts: Sequence[str] = (), seed: int | None = None) -> Comparison:
-    """Measure the base model and the trained one on held-out noise (and the run's held-out prompts, by default)."""
+    """Measure base and trained model on held-out noise; by default with the run's held-out prompts and its seed."""
     trained = load(folder)
     run, policy = trained.run, trained.policy
     reward = rewards.load(run.rewards, policy.device)
     extra = run.evaluation.rewards
     watched = rewards.load(extra, policy.device, "spec.evaluation.rewards") if extra else None
     wanted = list(prompts) or trained.output.read_prompts()[1]
-    drawn_from = run.training.seed + FRESH if seed is None else seed
+    noise_seed = run.training.seed + FRESH if seed is None else seed
     batch = policy.batch_sizes.sampling
-
     shipped = run.model.name == models.SHIPPED
 
     def measure() -> tuple[Measurement, Recognition | None]:
         judge = Judge(policy.device) if shipped else None
-        look = judge.look if judge else None
-        found = measurement.measure(policy, reward, watched, wanted, images, drawn_from, batch, keep=0, look=look)
-        return found, judge.verdict() if judge else None
+        update = judge.update if judge else None
+        found = measurement.measure(policy, reward, watched, wanted, images, noise_seed, batch, keep=0, on_batch=update)
+        return found, judge.compute() if judge else None
 
     with policy.reference():
-        before, seen_before = measure()
-    after, seen_after = measure()
-    recognised = (seen_before, seen_after) if seen_before and seen_after and seen_after.images else None
+        before, judged_before = measure()
+    after, judged_after = measure()
+    recognised = (judged_before, judged_after) if judged_before and judged_after and judged_after.images else None
     return Comparison(trained.iteration, images, before, after, recognised)
 
 

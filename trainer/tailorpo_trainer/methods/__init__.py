@@ -1,4 +1,4 @@
-"""The methods, behind one switch: `build(run.method)`."""
+"""The training methods; `build(run.method)` makes the one that a document names."""
 
 from collections.abc import Callable
 
@@ -20,7 +20,7 @@ METHODS: dict[str, Callable[[job.Method], Method]] = {
 
 
 def build(parameters: job.Method) -> Method:
-    """The method that a document names, with its parameters (defaults written out by `rules.resolve`)."""
+    """The method that a document names; parameters: resolved by `rules.resolve`, so that no default is missing."""
     return METHODS[parameters.name](parameters)
 
 

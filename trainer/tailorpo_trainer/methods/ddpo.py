@@ -1,8 +1,8 @@
 """DDPO with importance sampling (Black et al. 2023), as in its official code.
 
-Whole trajectories; the final picture's reward, normalised within each prompt, is the advantage of every step; PPO's
-clipped loss. No reference model. Official code keeps each prompt's last 32 rewards for the normalisation; here an
-iteration's own samples of the prompt serve (`training.samplesPerPrompt`), so that there is no state to resume.
+Whole trajectories are sampled. The final picture's reward, normalised within each prompt, is the advantage of every
+step in PPO's clipped loss. There is no reference model. The official code normalises by each prompt's last 32 rewards;
+here it is the iteration's samples of the prompt (`training.samplesPerPrompt`), so that there is no state to resume.
 """
 
 from dataclasses import dataclass
@@ -12,9 +12,9 @@ from torch import Tensor
 
 from tailorpo_trainer.diffusion.policy import Policy
 from tailorpo_trainer.methods import objectives
-from tailorpo_trainer.methods.base import Loss, RolloutContext, given, mean_shift
-from tailorpo_trainer.rollout.rows import Transitions
-from tailorpo_trainer.rollout.trajectories import Transition, follow
+from tailorpo_trainer.methods.base import Loss, RolloutContext, mean_shift, resolved
+from tailorpo_trainer.rollout.rows import Transitions, concatenate
+from tailorpo_trainer.rollout.trajectories import Transition, sample_trajectories
 from tailorpo_trainer.spec.job import Method
 
 
@@ -27,34 +27,30 @@ class Trajectories:
 
 
 class DDPO:
-    """Final reward as advantage of each transition, clipped likelihood ratio."""
+    """Policy gradient with clipped likelihood ratios; the final reward is each transition's advantage."""
 
     needs_gradient = False
 
     def __init__(self, parameters: Method) -> None:
         self.reduction = parameters.log_probability
-        self.clip_range = given(parameters.clip_range)
-        self.advantage_clip = given(parameters.advantage_clip)
+        self.clip_range = resolved(parameters.clip_range)
+        self.advantage_clip = resolved(parameters.advantage_clip)
 
-    def roll_out(self, scene: RolloutContext) -> Trajectories:
-        clean, transitions = follow(scene.policy, scene.text, scene.noise, scene.trained)
-        return Trajectories(transitions, scene.score(clean, scene.policy.sampler.steps - 1))
+    def rollout(self, context: RolloutContext) -> Trajectories:
+        clean, transitions = sample_trajectories(context.policy, context.text, context.noise, context.trained)
+        return Trajectories(transitions, context.score(clean, context.policy.sampler.steps - 1))
 
-    def rows(self, scene: RolloutContext, drawn: Trajectories) -> Transitions:
-        rewards, prompts = scene.gather(drawn.rewards), scene.gather(scene.prompts)
-        mine = list(scene.noise.samples)
+    def rows(self, context: RolloutContext, rollout: Trajectories) -> Transitions:
+        rewards, prompts = context.gather(rollout.rewards), context.gather(context.prompts)
+        mine = list(context.noise.samples)
         advantage = objectives.normalised_advantages(rewards, prompts, self.advantage_clip)[mine]
         samples = torch.arange(len(advantage), device=advantage.device)
-        steps = drawn.transitions
-        return Transitions(
-            sample=samples.repeat(len(steps)),
-            step=torch.cat([torch.full_like(samples, transition.step) for transition in steps]),
-            x=torch.cat([transition.x for transition in steps]),
-            y=torch.cat([transition.y for transition in steps]),
-            prediction=torch.cat([transition.prediction for transition in steps]),
-            advantage=advantage.repeat(len(steps)),
-            weight=torch.ones(len(samples) * len(steps), device=advantage.device),
-        )
+        weight = torch.ones(len(samples), device=advantage.device)
+        steps = [
+            Transitions(samples, torch.full_like(samples, t.step), t.x, t.y, t.prediction, advantage, weight)
+            for t in rollout.transitions
+        ]
+        return concatenate(steps)
 
     def loss(self, policy: Policy, rows: Transitions, text: Tensor) -> Loss:
         prediction = policy.predict(rows.x, rows.step, text)

@@ -1,8 +1,8 @@
-"""The losses, as functions of means and samples: no model, no loop.
+"""The losses, as pure functions of means and samples.
 
-A next latent's density under policy and reference differs only in the mean, so everything follows from
-`shift` = mu_theta - mu_ref (DDPO: mu_theta - mu_old), which is the sampler's mean_m times the difference of two
-predictions: the large common term A x never enters, and nothing cancels in fp32.
+The Gaussians of policy and reference differ only in their means, so every loss is a function of
+`shift` = mu_theta - mu_ref (DDPO: mu_theta - mu_old). This is the sampler's mean_m times the difference of two
+predictions: the large common term mean_x x is never added, so no digits are lost to cancellation in fp32.
 """
 
 import math
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 
 def reduce(values: Tensor, how: str) -> Tensor:
-    """[n, ...] -> [n] by `mean` or `sum` over a latent's elements."""
+    """[n, ...] -> [n] by the `mean` or `sum` over each row's elements."""
     flat = values.flatten(1)
     return flat.mean(1) if how == "mean" else flat.sum(1)
 
@@ -21,8 +21,8 @@ def reduce(values: Tensor, how: str) -> Tensor:
 def shared_logit(winner: Tensor, loser: Tensor, shift: Tensor, sigma: Tensor, beta: float, how: str) -> Tensor:
     """beta [Delta(y_w | x) - Delta(y_l | x)] for two next latents of one x: beta (y_w - y_l) . shift / sigma^2.
 
-    One forward with a gradient and one without replace four log-probabilities. Arguments [n, ...], sigma
-    broadcasting over them; returns [n]. Derived in `docs/methods.md`; tested against the four log-probabilities.
+    One forward with a gradient and one without replace four log-probabilities (derived in `docs/methods.md`).
+    Arguments [n, ...], where sigma broadcasts; returns [n].
     """
     return beta * reduce((winner - loser) * shift / sigma**2, how)
 
@@ -33,7 +33,7 @@ def log_ratio(y: Tensor, reference_mean: Tensor, shift: Tensor, sigma: Tensor, h
 
 
 def clamp_log_ratio(delta: Tensor, clamp: float) -> Tensor:
-    """log clamp(exp(Delta), 1 +- clamp), as D3PO's official code limits the likelihood ratio."""
+    """log clamp(exp(Delta), 1 +- clamp), [n] -> [n]: the likelihood ratio is limited as in D3PO's official code."""
     return delta.clamp(math.log1p(-clamp), math.log1p(clamp))
 
 
@@ -43,16 +43,16 @@ def preference_loss(logit: Tensor) -> Tensor:
 
 
 def clipped_surrogate(delta: Tensor, advantage: Tensor, clip: float) -> Tensor:
-    """max(-A rho, -A clip(rho, 1 +- clip)), rho = exp(Delta), [n]: PPO's loss as DDPO's official code uses it."""
+    """max(-A rho, -A clip(rho, 1 +- clip)) with rho = exp(Delta), [n]: PPO's loss (Schulman et al. 2017, eq. 7)."""
     ratio = delta.exp()
     return torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1 - clip, 1 + clip))
 
 
 def normalised_advantages(rewards: Tensor, groups: Tensor, clip: float) -> Tensor:
-    """(r - mean) / std within each prompt's group, clipped; over all rows where groups have one member.
+    """(r - mean) / std within each prompt, clipped to [-clip, clip], [n]; over all rows if no prompt has two samples.
 
     Args:
-        rewards: [n]. groups: int64 [n], the same number for the samples of one prompt.
+        rewards: [n]. groups: index of each row's prompt, int64 [n].
     """
     if len(groups.unique()) == len(groups):
         groups = torch.zeros_like(groups)
@@ -64,5 +64,5 @@ def normalised_advantages(rewards: Tensor, groups: Tensor, clip: float) -> Tenso
     centred = rewards - (total / count)[inverse]
     squares.index_add_(0, inverse, centred**2)
     std = (squares / count).sqrt()[inverse]
-    floor = 1e-6 * rewards.abs().max()  # below it a spread is rounding, and would be blown up to advantages
+    floor = 1e-6 * rewards.abs().max()  # a smaller std is rounding error, which the division would amplify
     return (centred / (std + floor + 1e-8)).clamp(-clip, clip)

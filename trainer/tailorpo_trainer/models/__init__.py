@@ -1,9 +1,9 @@
-"""Load a diffusers pipeline of the SD 1.x/2.x family, attach an adapter, and say clearly what could not be loaded."""
+"""Load a diffusers pipeline of the SD 1.x/2.x family, attach an adapter, and report clearly what cannot be loaded."""
 
 from tailorpo_trainer.models.adapter import attach_adapter, export_adapter, save_adapter
 from tailorpo_trainer.models.decoder import check_decoder, load_decoder, read_config
 from tailorpo_trainer.models.loading import load_policy, pick_device, pick_dtype
-from tailorpo_trainer.models.pipeline import load_pipeline, quiet
+from tailorpo_trainer.models.pipeline import load_pipeline, silence_libraries
 from tailorpo_trainer.models.sources import SHIPPED, locate
 
 __all__ = [
@@ -17,7 +17,7 @@ __all__ = [
     "locate",
     "pick_device",
     "pick_dtype",
-    "quiet",
     "read_config",
     "save_adapter",
+    "silence_libraries",
 ]

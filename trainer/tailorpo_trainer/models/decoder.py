@@ -1,4 +1,4 @@
-"""The scoring decoder: an `AutoencoderTiny` beside the pipeline, from wherever it is."""
+"""The scoring decoder: an `AutoencoderTiny` beside the pipeline, from a folder, S3 or the hub."""
 
 import json
 from collections.abc import Mapping
@@ -19,24 +19,25 @@ SUITABLE = f"give an {CLASS} made for this model's latents, as 'madebyollin/taes
 
 
 def load_decoder(decoder: ScoringDecoder) -> Any:
-    """The decoder, in float32. Raises `ConfigurationError`, `DataError`, `ResourceError` or `UnavailableError`."""
+    """The decoder, float32. Raises `ConfigurationError`, `DataError`, `ResourceError` or `UnavailableError`."""
     read_config(decoder)
-    folder, subject = _find(decoder, [CONFIG, WEIGHTS]), _subject(decoder)
+    folder, subject = _local_folder(decoder, [CONFIG, WEIGHTS]), _subject(decoder)
     from diffusers import AutoencoderTiny
 
     try:
         loaded, report = AutoencoderTiny.from_pretrained(folder, use_safetensors=True, output_loading_info=True)
-    except Exception as error:  # the libraries raise a dozen kinds; each becomes one sentence
-        raise hub.explain_local(subject, error) from None
+    except Exception as error:  # the libraries raise many types
+        raise hub.local_error(subject, error) from None
     if missing := sorted(name for name in report["missing_keys"] if name.startswith("decoder.")):
         raise DataError(f"{subject} lacks {len(missing)} of a decoder's weights, such as {missing[0]}: {SUITABLE}")
     return loaded.to(torch.float32)
 
 
 def check_decoder(decoder: ScoringDecoder, config: Mapping[str, Any], vae: Mapping[str, Any], scale: int) -> None:
-    """Raise `ConfigurationError` unless a decoder reads the latents that the pipeline's own reads.
+    """Raise `ConfigurationError` unless the decoder reads the same latents as the pipeline's own decoder.
 
-    Each divides latents by its own scaling factor, so those may differ. scale: pixels along a latent element.
+    config, vae: the configurations of both. scale: pixels along one side of a latent element. Scaling factors may
+    differ, since each decoder divides latents by its own.
     """
     subject = _subject(decoder)
     if (channels := config["latent_channels"]) != (wanted := vae["latent_channels"]):
@@ -58,8 +59,8 @@ def scale_of(config: Mapping[str, Any]) -> int:
 
 
 def read_config(decoder: ScoringDecoder) -> Mapping[str, Any]:
-    """The `config.json` of a decoder, which is all that counting its work needs; as `load_decoder` raises."""
-    file, subject = _find(decoder, [CONFIG]) / CONFIG, _subject(decoder)
+    """The decoder's `config.json`, which is enough to count its FLOPs. Raises as `load_decoder`."""
+    file, subject = _local_folder(decoder, [CONFIG]) / CONFIG, _subject(decoder)
     try:
         config: Any = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -70,10 +71,10 @@ def read_config(decoder: ScoringDecoder) -> Mapping[str, Any]:
     return config
 
 
-def _find(decoder: ScoringDecoder, files: list[str]) -> Path:
-    """The folder on this machine that holds these files, brought there first if need be."""
+def _local_folder(decoder: ScoringDecoder, files: list[str]) -> Path:
+    """The local folder with these files, which are downloaded first if necessary."""
     name, subject = decoder.name, _subject(decoder)
-    if name != sources.SHIPPED and not name.startswith(s3.SCHEME) and sources.here(name) is None:
+    if name != sources.SHIPPED and not name.startswith(s3.SCHEME) and sources.local_path(name) is None:
         if name.startswith((".", "/", "~")) or name.count("/") != 1:
             raise ConfigurationError(
                 f"{subject} is no folder here; give {sources.SHIPPED!r}, a folder or s3:// prefix with an {CLASS}, or "
@@ -98,8 +99,8 @@ def _find(decoder: ScoringDecoder, files: list[str]) -> Path:
     return folder
 
 
-def _require(there: set[str], files: list[str], subject: str) -> None:
-    if missing := [file for file in files if file not in there]:
+def _require(names: set[str], files: list[str], subject: str) -> None:
+    if missing := [file for file in files if file not in names]:
         raise ConfigurationError(f"{subject} has no {missing[0]}: {SUITABLE}")
 
 
@@ -108,8 +109,8 @@ def _download(decoder: ScoringDecoder, files: list[str]) -> Path:
 
     try:
         return [Path(hf_hub_download(decoder.name, file, revision=decoder.revision)) for file in files][-1].parent
-    except Exception as error:  # whatever the hub's client and the network raise
-        raise hub.explain_hub(FIELD, decoder.name, error, decoder.revision) from None
+    except Exception as error:  # the hub's client and the network raise many types
+        raise hub.hub_error(FIELD, decoder.name, error, decoder.revision) from None
 
 
 def _subject(decoder: ScoringDecoder) -> str:

@@ -1,4 +1,4 @@
-"""A checkpoint's adapter as diffusers loads it, from the storage alone: the base model is not needed."""
+"""Write a checkpoint's adapter for diffusers. This reads only the storage; the base model is not needed."""
 
 from pathlib import Path
 
@@ -11,12 +11,12 @@ from tailorpo_trainer.spec.job import LoRA
 
 
 def export(store: Store, to: Path, attempt: int | None = None, step: int | None = None) -> Loaded:
-    """Write the LoRA of a checkpoint (its average, where one is kept) into the folder `to`; returns the checkpoint.
+    """Write the LoRA of a checkpoint (its moving average, if it has one) into the folder `to`; returns the checkpoint.
 
-    Without `attempt` and `step` it is the one that a resume would take, with one of them the newest that fits. Raises
+    Without `attempt` and `step` it is the checkpoint that a resume would load, otherwise the newest match. Raises
     `DataError` if there is none, or if it is damaged.
     """
-    models.quiet()
+    models.silence_libraries()
     found = _choose(store, attempt, step)
     lora = LoRA.model_validate(RunRecord.decode(store.read(RUN), store.uri(RUN)).defines["lora"])
     models.export_adapter(found.tensors("ema" if "ema" in found.groups else "adapter"), lora, to)

@@ -1,4 +1,4 @@
-"""One sentence for each way in which a model cannot be had from the hub, or cannot be loaded."""
+"""Exceptions of libraries while a model is loaded, converted to this project's errors with one sentence each."""
 
 import errno
 from collections.abc import Iterator
@@ -7,33 +7,33 @@ from tailorpo_trainer.errors import ConfigurationError, DataError, ResourceError
 from tailorpo_trainer.spec.job import Model
 
 
-def explain(model: Model, local: bool, error: Exception) -> TailorPOError:
-    """For what loading a pipeline raised."""
+def pipeline_error(model: Model, local: bool, error: Exception) -> TailorPOError:
+    """The error for an exception from loading a pipeline; local: from a folder."""
     subject, text = f"spec.model.name: {model.name!r}", one_line(error)
-    if (full := _full(subject, error)) is not None:
-        return full
+    if (machine_error := _machine_error(subject, error)) is not None:
+        return machine_error
     if model.variant and "variant" in text:
         return ConfigurationError(f"spec.model.variant: {model.variant!r} is not in {model.name!r}: {text}")
     if local:
-        return explain_local(subject, error)
-    return explain_hub("spec.model.name", model.name, error, model.revision)
+        return local_error(subject, error)
+    return hub_error("spec.model.name", model.name, error, model.revision)
 
 
-def explain_local(subject: str, error: Exception) -> TailorPOError:
-    """For what loading from a folder raised; subject: the field of the document and its value."""
-    return _full(subject, error) or DataError(f"{subject} cannot be loaded: {one_line(error)}")
+def local_error(subject: str, error: Exception) -> TailorPOError:
+    """The error for an exception from loading a folder; subject: the document's field and its value."""
+    return _machine_error(subject, error) or DataError(f"{subject} cannot be loaded: {one_line(error)}")
 
 
-def explain_hub(field: str, name: str, error: Exception, revision: str | None = None) -> TailorPOError:
-    """For what huggingface_hub raised of the repository `name`, which `field` of the document asks for."""
+def hub_error(field: str, name: str, error: Exception, revision: str | None = None) -> TailorPOError:
+    """The error for an exception of huggingface_hub; `field` of the document names the repository `name`."""
     from huggingface_hub import constants, errors, get_token
 
     def caused(*kinds: type[BaseException]) -> bool:
         return any(isinstance(item, kinds) for item in _chain(error))
 
     subject = f"{field}: {name!r}"
-    if (full := _full(subject, error)) is not None:
-        return full
+    if (machine_error := _machine_error(subject, error)) is not None:
+        return machine_error
     if caused(errors.HFValidationError):
         return ConfigurationError(f"{subject} is no hub id: {one_line(error)}")
     if caused(errors.GatedRepoError):
@@ -72,7 +72,7 @@ def explain_hub(field: str, name: str, error: Exception, revision: str | None = 
 
 
 def _offline(error: Exception) -> bool:
-    """Whether anything in the chain is about the network or an incomplete cache."""
+    """Whether an exception in the chain is about the network or an incomplete cache."""
     from huggingface_hub import errors
 
     kinds = (errors.LocalEntryNotFoundError, errors.HfHubHTTPError, ConnectionError, TimeoutError)
@@ -83,7 +83,8 @@ def _offline(error: Exception) -> bool:
     )
 
 
-def _full(subject: str, error: Exception) -> TailorPOError | None:
+def _machine_error(subject: str, error: Exception) -> TailorPOError | None:
+    """The error if this machine's disk, permissions or memory are the cause."""
     for item in _chain(error):
         if isinstance(item, OSError) and item.errno in (errno.ENOSPC, errno.EDQUOT):
             return ResourceError(f"{subject}: the disk of the hub's cache is full: make room, or set HF_HOME")
@@ -98,10 +99,10 @@ def _full(subject: str, error: Exception) -> TailorPOError | None:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    seen: set[int] = set()
+    visited: set[int] = set()
     following: BaseException | None = error
-    while following is not None and id(following) not in seen:
-        seen.add(id(following))
+    while following is not None and id(following) not in visited:
+        visited.add(id(following))
         yield following
         following = following.__cause__ or following.__context__
 
@@ -111,6 +112,6 @@ def _status(error: BaseException) -> int:
 
 
 def one_line(error: BaseException) -> str:
-    """The text of an error for the end of a sentence of ours."""
+    """The text of an exception in one line of at most 200 characters, to end a message."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 200 else text[:200].rsplit(" ", 1)[0] + " ..."

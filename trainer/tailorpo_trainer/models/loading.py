@@ -14,7 +14,7 @@ from tailorpo_trainer.spec.job import TrainingSpec
 
 
 def pick_device() -> torch.device:
-    """The accelerator torch sees (this process' own under torchrun), else the CPU."""
+    """This process' accelerator (by LOCAL_RANK under torchrun), or the CPU if there is none."""
     if not torch.accelerator.is_available():
         return torch.device("cpu")
     kind = torch.accelerator.current_accelerator()
@@ -23,7 +23,7 @@ def pick_device() -> torch.device:
 
 
 def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """bf16 on accelerators that have it; fp32 on CPUs, where bf16 without special instructions is 10 times slower."""
+    """For `auto`: bf16 on accelerators, fp16 if they lack it; fp32 on CPUs, where bf16 can be 10 times slower."""
     if precision != "auto":
         return PRECISIONS[precision]
     if device.type == "cpu":
@@ -34,14 +34,14 @@ def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
 
 
 def load_policy(run: TrainingSpec, device: torch.device | None = None) -> Policy:
-    """The policy that a document describes, its adapter fresh (or `lora.initial`), everything else frozen.
+    """The policy that a document describes. Its adapter is new or `lora.initial`; everything else is frozen.
 
-    Raises `ConfigurationError`, `DataError` or `UnavailableError` with one sentence if the model cannot be had.
+    Raises `ConfigurationError`, `DataError`, `ResourceError` or `UnavailableError` if the model cannot be loaded.
     """
     device = device or pick_device()
     dtype = pick_dtype(run.training.precision, device)
     wanted = run.model.scoring_decoder
-    small = None if wanted is None else load_decoder(wanted)  # megabytes: before the gigabytes
+    small = None if wanted is None else load_decoder(wanted)  # small, so errors appear before the pipeline is read
     pipeline = load_pipeline(run.model)
     unet, vae, text_encoder = pipeline.unet, pipeline.vae, pipeline.text_encoder
     sampling = run.sampling
@@ -49,12 +49,12 @@ def load_policy(run: TrainingSpec, device: torch.device | None = None) -> Policy
     if wanted is not None and small is not None:
         check_decoder(wanted, small.config, vae.config, factor)
     decoders = [vae] if small is None else [vae, small]
-    for part in (unet, text_encoder, *decoders):
-        part.requires_grad_(False).eval()
+    for network in (unet, text_encoder, *decoders):
+        network.requires_grad_(False).eval()
     own = unet.config.sample_size
     sides = (own, own) if isinstance(own, int) else own
-    asked = (sampling.height, sampling.width)
-    size = [pixels // factor if pixels else side for pixels, side in zip(asked, sides, strict=True)]
+    requested = (sampling.height, sampling.width)
+    size = [pixels // factor if pixels else side for pixels, side in zip(requested, sides, strict=True)]
     attach_adapter(unet, run)
     unet.to(device, dtype if device.type != "cpu" else torch.float32)
     for decoder in decoders:
@@ -65,10 +65,10 @@ def load_policy(run: TrainingSpec, device: torch.device | None = None) -> Policy
     text_encoder.to(device)
     for parameter in unet.parameters():
         if parameter.requires_grad:
-            parameter.data = parameter.data.float()  # small updates vanish in bf16 weights
+            parameter.data = parameter.data.float()  # bf16 weights would round small updates to nothing
     if run.training.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
-        unet.train()  # diffusers recomputes in training mode only; there is no dropout in these models
+        unet.train()  # diffusers checkpoints only in training mode; these models have no dropout
     return Policy(
         unet=unet,
         vae=vae,

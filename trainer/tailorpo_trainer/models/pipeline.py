@@ -1,4 +1,4 @@
-"""A diffusers pipeline from wherever it is."""
+"""Load a diffusers pipeline from a folder, S3 or the hub."""
 
 import os
 from pathlib import Path
@@ -8,17 +8,17 @@ import torch
 
 from tailorpo_trainer import s3
 from tailorpo_trainer.models import sources
-from tailorpo_trainer.models.hub import explain
+from tailorpo_trainer.models.hub import pipeline_error
 from tailorpo_trainer.spec.job import Model
 
 
 def load_pipeline(model: Model) -> Any:
-    """A diffusers pipeline by shipped name, folder, S3 prefix or hub id, in float32, without a safety checker.
+    """A diffusers pipeline by shipped name, folder, S3 prefix or hub id; float32, without a safety checker.
 
-    Raises `ConfigurationError`, `DataError`, `ResourceError` or `UnavailableError` with one sentence.
+    Raises `ConfigurationError`, `DataError`, `ResourceError` or `UnavailableError`.
     """
     source = sources.locate(model)
-    quiet()
+    silence_libraries()
     from diffusers import DiffusionPipeline
 
     sources.check_index(source / sources.INDEX if isinstance(source, Path) else _index(model), model)
@@ -34,29 +34,29 @@ def load_pipeline(model: Model) -> Any:
             variant=model.variant,
             dtype=torch.float32,
             use_safetensors=True,
-            # A gigabyte that training never asks; given here, it is not even downloaded.
+            # Not used in training, and more than 1 GB: as None, it is not even downloaded.
             safety_checker=None,
             feature_extractor=None,
             requires_safety_checker=False,
         )
-    except Exception as error:  # the libraries raise a dozen kinds; each becomes one sentence
-        raise explain(model, isinstance(source, Path), error) from None
+    except Exception as error:  # the libraries raise many types
+        raise pipeline_error(model, isinstance(source, Path), error) from None
     _check(pipeline, model)
     return pipeline
 
 
 def _index(model: Model) -> Path:
-    """The hub's table of a pipeline's parts: the first question to the hub, so most errors show here."""
+    """The pipeline's index from the hub: the first request to the hub, so most errors appear here."""
     from huggingface_hub import hf_hub_download
 
     try:
         return Path(hf_hub_download(model.name, sources.INDEX, revision=model.revision))
     except Exception as error:
-        raise explain(model, False, error) from None
+        raise pipeline_error(model, False, error) from None
 
 
 def _files(model: Model) -> set[str] | None:
-    """The names of a hub repository's files; None if only a cached copy is to be had, whose list is not."""
+    """The names of a hub repository's files; None if the hub is unreachable, since a cached copy has no such list."""
     from huggingface_hub import list_repo_files
 
     try:
@@ -68,16 +68,16 @@ def _files(model: Model) -> set[str] | None:
 def _check(pipeline: Any, model: Model) -> None:
     unet, kind = pipeline.unet, type(pipeline).__name__
     if type(unet).__name__ != "UNet2DConditionModel":
-        raise sources.wrong_family(model, kind, f" with a {type(unet).__name__}")
+        raise sources.unsupported_pipeline(model, kind, f" with a {type(unet).__name__}")
     if (channels := unet.config.in_channels) != (latent := pipeline.vae.config.latent_channels):
-        # Inpainting, editing and upscaling models see a second picture beside the latent.
-        raise sources.wrong_family(model, kind, f" whose denoiser takes {channels} channels, not {latent}")
+        # Inpainting, editing and upscaling models take another picture as additional channels.
+        raise sources.unsupported_pipeline(model, kind, f" whose denoiser takes {channels} channels, not {latent}")
     if unet.config.class_embed_type is not None or unet.config.addition_embed_type is not None:
-        raise sources.wrong_family(model, kind, " whose denoiser needs more than text")
+        raise sources.unsupported_pipeline(model, kind, " whose denoiser needs more than text")
 
 
-def quiet() -> None:
-    """Keep the libraries' own warnings and bars out of our output; their errors still raise."""
+def silence_libraries() -> None:
+    """Turn off warnings and progress bars of the libraries; their exceptions are still raised."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     from diffusers.utils import logging as diffusers_logging
     from huggingface_hub.utils.tqdm import disable_progress_bars

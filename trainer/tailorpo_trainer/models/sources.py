@@ -1,4 +1,4 @@
-"""Where a pipeline's files are, and whether they are those of a model that can be trained. No torch."""
+"""Locate a pipeline's files, and check that they are a model that can be trained. Imports no torch."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from tailorpo_trainer.spec.job import Model
 
 SHIPPED = "tiny-animals"
 INDEX = "model_index.json"
-PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+COMPONENTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 WEIGHTED = ("unet", "vae", "text_encoder")
 SMALL = {
     "unet": [["config.json"]],
@@ -21,11 +21,11 @@ SMALL = {
     "tokenizer": [["vocab.json", "merges.txt"], ["tokenizer.json"]],
     "scheduler": [["scheduler_config.json"]],
 }
-"""The small files of each part, in each of the ways in which it may have them."""
+"""The small files of each component; one of each list of alternatives is required."""
 
 
 def locate(model: Model) -> Path | str:
-    """A folder on this machine, or a hub id as it is. Of an S3 prefix: a copy of its small files, without weights."""
+    """A local folder, or the hub id unchanged. An S3 prefix becomes a local copy of its files without weights."""
     name = model.name
     if name == SHIPPED:
         from tailorpo_trainer import tiny_animals
@@ -33,7 +33,7 @@ def locate(model: Model) -> Path | str:
         return _folder(model, tiny_animals.PIPELINE)
     if name.startswith(s3.SCHEME):
         return _folder(model, copy(model, weights=False))
-    folder = here(name)
+    folder = local_path(name)
     if folder is not None and folder.is_dir():
         return _folder(model, folder)
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
@@ -44,12 +44,12 @@ def locate(model: Model) -> Path | str:
     return name
 
 
-def here(name: str) -> Path | None:
-    """The file or folder of this name on this machine, if there is one."""
+def local_path(name: str) -> Path | None:
+    """The local file or folder of this name, or None."""
     try:
         path = Path(name).expanduser()
         return path if path.exists() else None
-    except (OSError, RuntimeError):  # a name too long for a file, a home of nobody
+    except (OSError, RuntimeError):  # the name is too long for a file, or the home of an unknown user
         return None
 
 
@@ -65,14 +65,14 @@ def _folder(model: Model, folder: Path) -> Path:
 
 
 def copy(model: Model, weights: bool) -> Path:
-    """A copy of an S3 prefix in the user's cache: what loading needs, of the wanted variant, and no more."""
+    """A copy of an S3 prefix in the user's cache, of only those files that loading this variant needs."""
     remote = s3.Remote(model.name, f"spec.model.name: {model.name!r}")
     if INDEX not in remote.objects:
         raise ConfigurationError(f"spec.model.name: {model.name!r} is no diffusers pipeline: it has no {INDEX} there")
     wanted = [INDEX]
     for name in sorted(remote.objects):
         folder, _, file = name.partition("/")
-        if folder in PARTS and "/" not in file and file.endswith((".json", ".txt")):
+        if folder in COMPONENTS and "/" not in file and file.endswith((".json", ".txt")):
             wanted.append(name)
     if weights:
         wanted += check_files(remote.objects.keys(), model)
@@ -80,51 +80,52 @@ def copy(model: Model, weights: bool) -> Path:
 
 
 def check_files(names: Collection[str], model: Model) -> list[str]:
-    """The weights to load, of the files that a pipeline has; `ConfigurationError` if they lack something."""
+    """The weight files to load, from the names of a pipeline's files; `ConfigurationError` if a file is missing."""
     weights = choose_weights(names, model)
-    # Without its files, transformers would make up a tokenizer that knows no words.
-    for part, choices in SMALL.items():
-        if not any(all(f"{part}/{file}" in names for file in files) for files in choices):
+    # Without its files, transformers would create a tokenizer with an empty vocabulary.
+    for component, choices in SMALL.items():
+        if not any(all(f"{component}/{file}" in names for file in files) for files in choices):
             raise ConfigurationError(
-                f"spec.model.name: {model.name!r} has no {part}/{choices[0][0]}: give a whole diffusers pipeline"
+                f"spec.model.name: {model.name!r} has no {component}/{choices[0][0]}: give a whole diffusers pipeline"
             )
     return weights
 
 
 def files_of(folder: Path) -> set[str]:
+    """The names of the files in a folder's subfolders, such as `unet/config.json`."""
     return {path.relative_to(folder).as_posix() for path in folder.glob("*/*")}
 
 
 def choose_weights(names: Iterable[str], model: Model) -> list[str]:
-    """The weight files that diffusers would load: the variant's where a part has them, else those of no variant.
+    """The weight files that diffusers would load: for each component those of the variant, or those of no variant.
 
-    Raises `ConfigurationError` if a part has none, or no part the variant.
+    Raises `ConfigurationError` if a component has neither, or if no component has the variant.
     """
-    weights: dict[str, dict[str, list[str]]] = {part: {} for part in WEIGHTED}
+    weights: dict[str, dict[str, list[str]]] = {component: {} for component in WEIGHTED}
     pickled = set()
     for name in sorted(names):
-        part, _, file = name.partition("/")
-        if part in weights and (match := WEIGHTS.fullmatch(file)):
-            weights[part].setdefault(match["variant"] or "", []).append(name)
-        elif part in weights and file.endswith((".bin", ".pt", ".ckpt")):
-            pickled.add(part)
+        component, _, file = name.partition("/")
+        if component in weights and (match := WEIGHTS.fullmatch(file)):
+            weights[component].setdefault(match["variant"] or "", []).append(name)
+        elif component in weights and file.endswith((".bin", ".pt", ".ckpt")):
+            pickled.add(component)
     wanted = model.variant or ""
-    there = sorted({variant for found in weights.values() for variant in found if variant})
-    if wanted and wanted not in there:
+    available = sorted({variant for found in weights.values() for variant in found if variant})
+    if wanted and wanted not in available:
         raise ConfigurationError(
             f"spec.model.variant: {wanted!r} is not in {model.name!r}: "
-            + (f"it has {', '.join(there)}" if there else "it has no variants: remove it")
+            + (f"it has {', '.join(available)}" if available else "it has no variants: remove it")
         )
     chosen = []
-    for part, found in weights.items():
+    for component, found in weights.items():
         files = found.get(wanted) or found.get("")
         if not files:
             raise ConfigurationError(
-                f"spec.model.name: {model.name!r} has no weights of its {part} in safetensors"
+                f"spec.model.name: {model.name!r} has no weights of its {component} in safetensors"
                 + (f" but those of variant {' and '.join(sorted(found))}: set spec.model.variant" if found else "")
                 + (
                     ", only pickles, which are not loaded: save it again by save_pretrained"
-                    if part in pickled and not found
+                    if component in pickled and not found
                     else ""
                 )
             )
@@ -136,7 +137,7 @@ WEIGHTS = re.compile(r"(diffusion_pytorch_model|model)(\.(?P<variant>[^.]+?))?(-
 
 
 def check_index(file: Path, model: Model) -> None:
-    """Raise for a pipeline of another family, before gigabytes are read."""
+    """Raise `ConfigurationError` for a pipeline of another family, `DataError` for a damaged index."""
     name = f"spec.model.name: {model.name!r}"
     try:
         index: Any = json.loads(file.read_text(encoding="utf-8"))
@@ -144,13 +145,14 @@ def check_index(file: Path, model: Model) -> None:
         raise DataError(f"{name} cannot be read: {INDEX}: {error}") from None
     if not isinstance(index, dict) or not isinstance(index.get("_class_name"), str):
         raise DataError(f"{name} cannot be read: {INDEX} names no pipeline class")
-    parts = {part for part, value in index.items() if isinstance(value, list) and value[:1] != [None]}
-    if not parts.issuperset(PARTS) or parts & {"text_encoder_2", "transformer", "prior", "vocoder"}:
-        raise wrong_family(model, index["_class_name"])
+    components = {component for component, value in index.items() if isinstance(value, list) and value[:1] != [None]}
+    if not components.issuperset(COMPONENTS) or components & {"text_encoder_2", "transformer", "prior", "vocoder"}:
+        raise unsupported_pipeline(model, index["_class_name"])
 
 
-def wrong_family(model: Model, kind: str, why: str = "") -> ConfigurationError:
+def unsupported_pipeline(model: Model, kind: str, reason: str = "") -> ConfigurationError:
+    """The error for a pipeline of class `kind`, which cannot be trained."""
     return ConfigurationError(
-        f"spec.model.name: {model.name!r} is a {kind}{why}: Stable Diffusion 1.x and 2.x text-to-image pipelines can "
-        "be trained"
+        f"spec.model.name: {model.name!r} is a {kind}{reason}: Stable Diffusion 1.x and 2.x text-to-image pipelines "
+        "can be trained"
     )

@@ -1,6 +1,6 @@
-"""Rewards: what a picture is worth. One file a reward, found by its name or by an entry point.
+"""Rewards: functions that score pictures, one module each, found by name or by an entry point.
 
-Importing this package loads no torch, so that documents are checked where only the light core is installed.
+Importing this package loads no torch, so that documents can be checked without it.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ def __getattr__(name: str) -> Any:
 
 
 def load(specs: Sequence[RewardSpec], device: torch.device | str, path: str = "spec.rewards") -> RewardSum:
-    """The weighted sum of the document's rewards, ready on `device`.
+    """The weighted sum of the document's rewards on `device`. Two rewards of one name become `name` and `name-2`.
 
-    `path` is where `specs` stand in the document; every ConfigurationError begins with the field it is about,
-    such as `spec.rewards[0].model`. Two rewards of one name are told apart as `name` and `name-2`.
+    path: the document's field that holds `specs`. Raises `ConfigurationError`, whose message begins with the field,
+    such as `spec.rewards[0].model`; `ResourceError` if memory is full.
     """
     from tailorpo_trainer.rewards.weighted_sum import build
 
@@ -38,7 +38,7 @@ def load(specs: Sequence[RewardSpec], device: torch.device | str, path: str = "s
 
 
 def require_differentiable(rewards: RewardSum, method: str) -> None:
-    """ConfigurationError unless every reward of the sum lets gradients through, which `method` needs."""
+    """Raise `ConfigurationError` unless all rewards of the sum are differentiable, as `method` needs."""
     from tailorpo_trainer.errors import ConfigurationError
     from tailorpo_trainer.rewards.registry import BUILTIN
 

@@ -1,4 +1,4 @@
-"""What a reward is, and what of the document it is made from. No torch at import time."""
+"""The interface of a reward, and of the document's item that configures it. Imports no torch."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 class Reward(Protocol):
     """Scores pictures for their prompts. Higher is always better.
 
-    `name` is what errors call it, `unit` what one unit of the score means. `differentiable` promises that
-    gradients of the scores reach the pictures and are finite, for flat grey too.
+    `name` is its name in messages, `unit` the meaning of one unit of the score. If `differentiable`, the scores have
+    finite gradients at every picture, also at a uniform grey one.
     """
 
     @property
@@ -30,19 +30,19 @@ class Reward(Protocol):
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Scores, float32 [n] on the device of `images`, which are float32 [n, 3, H, W] in [0, 1].
 
-        A picture's score depends on that picture and its prompt alone, never on its place in the batch.
+        A picture's score depends only on the picture and its prompt, not on the batch.
         """
         ...
 
 
 class RewardFactory(Protocol):
-    """What an entry point of the group `tailorpo.rewards` names: makes the reward, once a run."""
+    """The object that an entry point of the group `tailorpo.rewards` names; called once a run to build the reward."""
 
     def __call__(self, parameters: Mapping[str, str], device: torch.device) -> Reward: ...
 
 
 class RewardSpec(Protocol):
-    """One item of `spec.rewards`, as the document's model has it. None stands for "not given"."""
+    """One item of `spec.rewards` in the document. None: the field is not set."""
 
     @property
     def name(self) -> str: ...

@@ -1,7 +1,7 @@
-"""How well a picture fits its prompt, by any CLIP model: 100 times the cosine of their embeddings.
+"""The similarity of a picture and its prompt by a CLIP model: 100 times the cosine of their embeddings.
 
-Source: Hessel et al. 2021, "CLIPScore". Theirs is 2.5 max(cos, 0). Ours is 100 cos, as torchmetrics
-scales it, but not clamped at 0, so that a bad picture still has a gradient.
+Source: Hessel et al. 2021, "CLIPScore", whose score is 2.5 max(cos, 0). This one is 100 cos, the scale of torchmetrics,
+and is not clamped at 0, so that a bad picture still has a gradient.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from torch.nn import functional as F
 
 from tailorpo_trainer.errors import ConfigurationError, TailorPOError
 
-REMEMBERED_PROMPTS = 10_000
-"""Text embeddings kept; more are forgotten all at once. With 768 floats each, this is 31 MB."""
+CACHED_PROMPTS = 10_000
+"""Size of the cache of text embeddings, which is cleared when it is full. With 768 floats each, this is 31 MB."""
 
 RESAMPLING = {2: "bilinear", 3: "bicubic"}
-"""Pillow's numbers, which an image processor's configuration has, and torch's names."""
+"""From Pillow's numbers, as in an image processor's configuration, to torch's names."""
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What a CLIPImageProcessor does to pictures, on tensors, so that gradients pass.
+    """A differentiable CLIPImageProcessor on tensors; unlike there, resized pixels are not rounded to 8 bits.
 
-    It differs from the original only by not rounding resized pixels to 8 bits.
+    resize: length of the shorter side, or (height, width); None: not resized. crop: (height, width) or None.
     """
 
     resize: int | tuple[int, int] | None
@@ -40,7 +40,7 @@ class Preprocessing:
 
     @classmethod
     def read(cls, config: dict[str, Any]) -> Preprocessing:
-        """From `preprocessor_config.json`, with CLIPImageProcessor's defaults. KeyError if it is no such."""
+        """From `preprocessor_config.json`, with CLIPImageProcessor's defaults; `KeyError` for other configurations."""
         size, crop = config.get("size", 224), config.get("crop_size", 224)
         if isinstance(size, dict):
             size = size["shortest_edge"] if "shortest_edge" in size else (size["height"], size["width"])
@@ -54,23 +54,23 @@ class Preprocessing:
         )
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Normalised pictures [n, 3, h, w] of `images` [n, 3, H, W] in [0, 1]."""
+        """Normalised pictures [n, 3, h, w] of `images`, float [n, 3, H, W] in [0, 1]."""
         height, width = images.shape[2:]
         size = self.resize
         if isinstance(size, int):
             short = min(height, width)
             size = (int(size * height / short), int(size * width / short))
         if size is not None and size != (height, width):
-            # First the rows, then the columns, as Pillow, which clips what overshoots after each.
+            # The width first, then the height, as in Pillow, which clips to the range of pixels after each.
             for step in ((height, size[1]), size):
                 images = F.interpolate(images, step, mode=self.mode, antialias=True).clamp(0, 1)
         if self.crop is not None:
-            images = _centre(images, *self.crop)
+            images = _centre_crop(images, *self.crop)
         return (images - images.new_tensor(self.mean).view(3, 1, 1)) / images.new_tensor(self.std).view(3, 1, 1)
 
 
-def _centre(images: Tensor, height: int, width: int) -> Tensor:
-    """The middle `height` x `width` of the pictures, with black around them where they are smaller."""
+def _centre_crop(images: Tensor, height: int, width: int) -> Tensor:
+    """The central `height` x `width` pixels of the pictures, padded with black where they are smaller."""
     above, left = height - images.shape[2], width - images.shape[3]
     if above > 0 or left > 0:
         above, left = max(above, 0), max(left, 0)
@@ -82,8 +82,8 @@ def _centre(images: Tensor, height: int, width: int) -> Tensor:
 class ClipScore:
     """100 cos(picture, prompt) of a `transformers.CLIPModel`, which stays frozen and in float32.
 
-    `model` is a folder or a hub id; None is the tiny scorer of this package. ConfigurationError if it cannot
-    be had. Weights are read as safetensors only. Prompts longer than the model's window are cut.
+    `model` is a folder or a hub id, None the tiny scorer of this package; only safetensors are read. Raises
+    `ConfigurationError` if it cannot be loaded. Prompts longer than the model's context are truncated.
     """
 
     name = "clip-score"
@@ -100,19 +100,19 @@ class ClipScore:
         self._texts: dict[str, Tensor] = {}
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Scores in [-100, 100], float32 [n]."""
+        """Scores, float32 [n] in [-100, 100], of `images`, float32 [n, 3, H, W] in [0, 1]."""
         pictures = self.features(images)
         return 100 * (pictures * self._embed(prompts).to(pictures.device)).sum(-1)
 
     def features(self, images: Tensor) -> Tensor:
-        """Unit embeddings of pictures [n, d]: what the model sees in them."""
+        """Embeddings of pictures, float32 [n, d] of unit length."""
         features = self._clip.get_image_features(pixel_values=self._preprocess(images))
         return F.normalize(_embedding(features), dim=-1)
 
     def _embed(self, prompts: Sequence[str]) -> Tensor:
-        """Unit text embeddings [n, d], each prompt computed once."""
+        """Text embeddings, float32 [n, d] of unit length, cached for each prompt."""
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._texts]
-        if len(self._texts) + len(new) > REMEMBERED_PROMPTS:
+        if len(self._texts) + len(new) > CACHED_PROMPTS:
             self._texts.clear()
             new = list(dict.fromkeys(prompts))
         if new:
@@ -122,19 +122,19 @@ class ClipScore:
                 ids, mask = (tokens[key].to(self._clip.device) for key in ("input_ids", "attention_mask"))
                 texts = _embedding(self._clip.get_text_features(input_ids=ids, attention_mask=mask))
                 self._texts.update(zip(new, F.normalize(texts, dim=-1), strict=True))
-        # A copy: what was made under inference_mode could not be kept for a backward pass.
+        # `stack` copies: tensors made under inference_mode cannot be saved for a backward pass.
         return torch.stack([self._texts[prompt] for prompt in prompts])
 
 
 def _embedding(features: Any) -> Tensor:
-    """transformers 5 returns an output object, where 4 returned the embedding itself."""
+    """transformers 5 returns an output object, version 4 the embedding itself."""
     embedding = features if isinstance(features, Tensor) else features.pooler_output
     assert isinstance(embedding, Tensor)
     return embedding
 
 
 def _load(model: str) -> tuple[Any, Any, Preprocessing]:
-    """Model, tokenizer and preprocessing; whatever is wrong with them is a ConfigurationError."""
+    """Model, tokenizer and preprocessing; every failure becomes a `ConfigurationError`."""
     is_folder = Path(model).is_dir()
     if not is_folder and not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", model):
         raise ConfigurationError(
@@ -145,7 +145,7 @@ def _load(model: str) -> tuple[Any, Any, Preprocessing]:
         return _read(model)
     except (TailorPOError, MemoryError):
         raise
-    except Exception as error:  # transformers, huggingface_hub, safetensors and tokenizers raise all kinds
+    except Exception as error:  # the libraries raise many types
         where = "this folder" if is_folder else "the hub (no such folder is here)"
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ConfigurationError(
@@ -161,11 +161,11 @@ def _read(model: str) -> tuple[Any, Any, Preprocessing]:
     if Path(model).is_dir() and not (Path(model) / "config.json").is_file():
         raise FileNotFoundError("it has no config.json")
     kind = PretrainedConfig.get_config_dict(model)[0].get("model_type")
-    if kind != "clip":  # from_pretrained would only warn, and leave weights random
+    if kind != "clip":  # from_pretrained would only warn, and leave the weights random
         raise ConfigurationError(f"model: {model!r} is of type {kind!r}: clip-score needs one of type 'clip'")
     clip, report = CLIPModel.from_pretrained(model, dtype=torch.float32, use_safetensors=True, output_loading_info=True)
     missing = sorted(report["missing_keys"])
-    if missing:  # likewise
+    if missing:  # from_pretrained only warns here too
         raise ConfigurationError(
             f"model: {model!r} lacks {len(missing)} of a CLIPModel's weights, such as {missing[0]}: give a complete one"
         )
@@ -175,9 +175,9 @@ def _read(model: str) -> tuple[Any, Any, Preprocessing]:
 
 
 def _check_end(model: str, end: int, tokenizer: Any) -> None:
-    """The text model reads a prompt's meaning at its end token; if that is missed, all mean the same."""
+    """Raise `ConfigurationError` if model and tokenizer differ in the end token, where the embedding is read."""
     ids = tokenizer("a picture").input_ids
-    # transformers takes an end token of 2, wrong in OpenAI's own files, for "the highest id there is".
+    # For end token 2, which is wrong in OpenAI's own files, transformers takes the token with the highest id.
     read = max(ids) if end == 2 else end
     if read not in ids or read != tokenizer.eos_token_id:
         raise ConfigurationError(

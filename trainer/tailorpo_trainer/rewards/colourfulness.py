@@ -1,4 +1,4 @@
-"""How colourful a picture is, by the metric M(3) of Hasler and Suesstrunk.
+"""The colourfulness of a picture: the metric M(3) of Hasler and Suesstrunk.
 
 Source: D. Hasler and S. Suesstrunk 2003, "Measuring colourfulness in natural images", Proc. SPIE 5007: with
 rg = R - G and yb = (R + G) / 2 - B, M = sqrt(var rg + var yb) + 0.3 sqrt(mean(rg)^2 + mean(yb)^2).
@@ -13,13 +13,13 @@ from torch import Tensor
 
 LEVELS = 255
 SMOOTH = 2.0**-10
-"""Levels. Rounds off both roots at 0, where their slope is infinite. Moves a score by at most 1.3 of it."""
+"""In levels. Smooths both roots at 0, where their slope is infinite; changes a score by at most 1.3 times this."""
 
 
 class Colourfulness:
     """M(3) on the paper's scale, 8-bit levels: 0 is grey, 15 slightly, 59 quite, 109 extremely colourful.
 
-    Unlike in much code around, rg and yb keep their sign, as in the paper. Variances are the population's.
+    As in the paper, and unlike in other code, rg and yb keep their sign. Variances are those of the population.
     """
 
     name = "colourfulness"
@@ -30,7 +30,7 @@ class Colourfulness:
         del device  # has no weights
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """M(3), [n] in the images' dtype; the prompts do not matter. Every slope is finite."""
+        """M(3), [n] in the dtype of `images` [n, 3, H, W] in [0, 1]; prompts are ignored. Gradients are finite."""
         red, green, blue = (images * LEVELS).flatten(2).unbind(1)
         opponent = torch.stack((red - green, (red + green) / 2 - blue), dim=1)
         mean = opponent.mean(2)
@@ -39,5 +39,5 @@ class Colourfulness:
 
 
 def _root(square: Tensor) -> Tensor:
-    """The square root, smooth at 0 and exactly 0 there."""
+    """The square root, changed so that it is smooth at 0, and still 0 there."""
     return (square + SMOOTH**2).sqrt() - SMOOTH

@@ -1,6 +1,6 @@
-"""A reward that another program computes: pictures go out, scores come back. See docs/rewards.md.
+"""A reward that servers compute: pictures are sent to them, scores are returned. See docs/rewards.md.
 
-Nothing of an image leaves this module but to the endpoints, and no header is ever logged.
+Pictures are sent to the endpoints only, and no header is ever logged.
 """
 
 from __future__ import annotations
@@ -29,51 +29,51 @@ from tailorpo_trainer.rewards.pixels import to_pillow
 
 PROTOCOL = 1
 TOKEN = "TAILORPO_REWARD_TOKEN"
-"""Environment variable whose value, if any, every endpoint gets as bearer token."""
+"""Environment variable whose value, if set, is sent to every endpoint as bearer token."""
 
-IN_FLIGHT = 2
-"""Batches at one endpoint at a time: it scores one while the next is on its way."""
+REQUESTS_PER_ENDPOINT = 2
+"""Concurrent requests to one endpoint: it scores one batch while the next is being sent."""
 
 LONGEST_BACKOFF = 30.0
 LONGEST_RETRY_AFTER = 120.0
-"""Seconds. A server that asks for a day's patience is not up."""
+"""Seconds. A server with a longer Retry-After is treated as unavailable."""
 
-REST = 30.0
-"""Seconds that an endpoint is asked last after a failure, lest a dead one cost every batch its timeout."""
+AVOID_SECONDS = 30.0
+"""Seconds after a failure during which other endpoints are tried first, so that few batches await a timeout."""
 
 
 @dataclass
 class Endpoint:
-    """One server. Until `rest_until` we would rather ask others; until `closed_until` it wants no request."""
+    """One server. It is tried last until `avoid_until`, and not at all until `unavailable_until` (clock seconds)."""
 
     url: str
-    rest_until: float = 0.0
-    closed_until: float = 0.0
+    avoid_until: float = 0.0
+    unavailable_until: float = 0.0
 
 
 @dataclass(frozen=True)
 class Clock:
-    """Time and chance, so that tests need neither."""
+    """Time and random numbers, so that tests can replace both."""
 
     now: Callable[[], float] = time.monotonic
     sleep: Callable[[threading.Event, float], object] = threading.Event.wait
     jitter: Callable[[], float] = random.random
 
 
-class PassingError(Exception):
-    """A failure that may pass. `closed_for`: seconds that the server asked to be left alone."""
+class RetryableError(Exception):
+    """A failure of one request that may be retried. unavailable_for: seconds, from the server's Retry-After."""
 
-    def __init__(self, text: str, closed_for: float = 0.0) -> None:
+    def __init__(self, text: str, unavailable_for: float = 0.0) -> None:
         super().__init__(text)
-        self.closed_for = closed_for
+        self.unavailable_for = unavailable_for
 
 
 class HttpReward:
-    """Scores from one or more servers that speak the protocol; what the score means is theirs to say.
+    """Scores from one or more servers that implement the protocol; the servers define the meaning of the score.
 
-    `endpoints` are used in turn. A batch that fails at one goes to the next at once; if all have failed, they
-    are asked again up to `retries` times, after a random wait of up to 1, 2, 4, ... 30 s. `timeout_seconds`
-    bounds each silence of a server, `batch_size` the pictures in one request.
+    `endpoints` are used in turn. A batch that fails at one is sent to the next immediately; when all have failed, they
+    are tried again up to `retries` times, with exponential backoff and full jitter of up to 1, 2, 4, ... 30 s.
+    `timeout_seconds` is the limit for a connection without data, `batch_size` the number of pictures in a request.
     """
 
     name = "http"
@@ -89,7 +89,7 @@ class HttpReward:
         batch_size: int = 16,
         clock: Clock | None = None,
     ) -> None:
-        del device  # pictures leave this machine
+        del device  # the servers compute
         if not endpoints:
             raise ConfigurationError(
                 "endpoints: reward 'http' needs at least one URL, such as http://scorer:8080/score"
@@ -99,31 +99,31 @@ class HttpReward:
         self._endpoints = [Endpoint(url) for url in dict.fromkeys(endpoints)]
         self._retries, self._batch_size = retries, batch_size
         self._clock = clock or Clock()
-        self._turns = itertools.count()
+        self._round_robin = itertools.count()
         self._token = _token()
         headers = {"content-type": "application/json"}
         if self._token:
             headers["authorization"] = f"Bearer {self._token}"
         timeout = httpx.Timeout(timeout_seconds, connect=min(timeout_seconds, 10.0))
         self._client = httpx.Client(timeout=timeout, headers=headers)
-        # A reward has no last call: its connections end with it, after any request that is still on its way.
+        # A reward is never closed explicitly, so its connections are closed when it is garbage-collected.
         weakref.finalize(self, self._client.close)
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Scores, float32 [n]; the device may be any.
+        """Scores, float32 [n], of `images`, float32 [n, 3, H, W] in [0, 1].
 
-        UnavailableError: no endpoint answered, after all retries. ConfigurationError: one refused it.
-        RewardError: an answer is not one number a picture.
+        Raises `UnavailableError` if no endpoint answered after all retries, `ConfigurationError` if one refused the
+        request, `RewardError` if an answer does not have one number for each picture.
         """
         pictures = to_pillow(images)
         starts = range(0, len(pictures), self._batch_size)
         stop = threading.Event()
-        pool = ThreadPoolExecutor(IN_FLIGHT * len(self._endpoints), thread_name_prefix="reward")
+        pool = ThreadPoolExecutor(REQUESTS_PER_ENDPOINT * len(self._endpoints), thread_name_prefix="reward")
         try:
             batches = [slice(start, start + self._batch_size) for start in starts]
             futures = [pool.submit(self._score, pictures[rows], prompts[rows], stop) for rows in batches]
             for future in as_completed(futures):
-                future.result()  # the first failure ends the others
+                future.result()  # the first failure stops the others
         finally:
             stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
@@ -131,66 +131,68 @@ class HttpReward:
         return torch.tensor(scores, dtype=torch.float32, device=images.device)
 
     def _score(self, pictures: Sequence[Image.Image], prompts: Sequence[str], stop: threading.Event) -> list[float]:
-        """The scores of one batch, from whichever endpoint gives them."""
+        """The scores of one batch, from the first endpoint that answers."""
         images = [_png(picture) for picture in pictures]
         body = json.dumps({"version": PROTOCOL, "images": images, "prompts": list(prompts)}).encode()
-        failure = "every endpoint asked to be left alone"
+        failure = "every endpoint has asked to wait (Retry-After)"
         for attempt in range(self._retries + 1):
             self._wait(attempt, stop)
-            for endpoint in self._order():
+            for endpoint in self._available_endpoints():
                 try:
                     return self._post(endpoint, body, len(images))
-                except PassingError as error:
+                except RetryableError as error:
                     now = self._clock.now()
-                    endpoint.rest_until = now + REST
-                    endpoint.closed_until = max(endpoint.closed_until, now + error.closed_for)
-                    failure = f"{shown(endpoint.url)}: {error}"
-        urls = ", ".join(shown(endpoint.url) for endpoint in self._endpoints)
+                    endpoint.avoid_until = now + AVOID_SECONDS
+                    endpoint.unavailable_until = max(endpoint.unavailable_until, now + error.unavailable_for)
+                    failure = f"{without_query(endpoint.url)}: {error}"
+        urls = ", ".join(without_query(endpoint.url) for endpoint in self._endpoints)
         raise UnavailableError(
             f"reward 'http': no score from {urls} after {self._retries} retries; the last error was {failure}"
         )
 
-    def _order(self) -> Iterator[Endpoint]:
-        """Endpoints in turn, those that failed of late last, without those that asked to be left alone."""
-        start, now = next(self._turns) % len(self._endpoints), self._clock.now()
+    def _available_endpoints(self) -> Iterator[Endpoint]:
+        """Endpoints in turn, recently failed ones last, without those that are unavailable."""
+        start, now = next(self._round_robin) % len(self._endpoints), self._clock.now()
         turn = self._endpoints[start:] + self._endpoints[:start]
-        for endpoint in sorted(turn, key=lambda endpoint: endpoint.rest_until > now):
-            if endpoint.closed_until <= self._clock.now():
+        for endpoint in sorted(turn, key=lambda endpoint: endpoint.avoid_until > now):
+            if endpoint.unavailable_until <= self._clock.now():
                 yield endpoint
 
     def _wait(self, attempt: int, stop: threading.Event) -> None:
-        """Exponential backoff with full jitter, and at least until one endpoint is open again."""
+        """Exponential backoff with full jitter, and at least until one endpoint is available."""
         backoff = self._clock.jitter() * min(LONGEST_BACKOFF, 2.0 ** (attempt - 1)) if attempt else 0.0
-        opens = min(endpoint.closed_until for endpoint in self._endpoints) - self._clock.now()
-        if max(backoff, opens) > 0:
-            self._clock.sleep(stop, max(backoff, opens))
+        unavailable = min(endpoint.unavailable_until for endpoint in self._endpoints) - self._clock.now()
+        if max(backoff, unavailable) > 0:
+            self._clock.sleep(stop, max(backoff, unavailable))
         if stop.is_set():
-            raise PassingError("another batch has failed for good")  # nobody reads this result
+            raise RetryableError("another batch has failed permanently")  # its error is the one that is reported
 
     def _post(self, endpoint: Endpoint, body: bytes, count: int) -> list[float]:
-        """One request. PassingError if trying again may help, or one of the errors of `__call__`."""
-        where = f"reward 'http': {shown(endpoint.url)}"
+        """One request. Raises `RetryableError` if a retry may help, otherwise an error of `__call__`."""
+        subject = f"reward 'http': {without_query(endpoint.url)}"
         try:
             answer = self._client.post(endpoint.url, content=body)
         except httpx.RequestError as error:
-            raise PassingError(f"{type(error).__name__} {error}".strip()) from error
-        text = self._quote(answer.text)
+            raise RetryableError(f"{type(error).__name__} {error}".strip()) from error
+        text = self._excerpt(answer.text)
         if answer.status_code in (408, 429) or answer.status_code >= 500:
-            raise PassingError(f"HTTP {answer.status_code} {text}", retry_after(answer.headers.get("retry-after", "")))
+            raise RetryableError(
+                f"HTTP {answer.status_code} {text}", retry_after(answer.headers.get("retry-after", ""))
+            )
         if answer.status_code != 200:
-            raise ConfigurationError(f"{where} refused the request with HTTP {answer.status_code} {text}")
+            raise ConfigurationError(f"{subject} refused the request with HTTP {answer.status_code} {text}")
         try:
             scores = answer.json()["scores"]
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise RewardError(f'{where} answered {text}, not JSON such as {{"scores": [0.5]}}') from error
+            raise RewardError(f'{subject} answered {text}, not JSON such as {{"scores": [0.5]}}') from error
         if not isinstance(scores, list) or not all(type(score) in (int, float) for score in scores):
-            raise RewardError(f"{where} answered {text}: its scores are not a list of numbers")
+            raise RewardError(f"{subject} answered {text}: its scores are not a list of numbers")
         if len(scores) != count:
-            raise RewardError(f"{where} answered {len(scores)} scores for {count} pictures")
+            raise RewardError(f"{subject} answered {len(scores)} scores for {count} pictures")
         return [float(score) for score in scores]
 
-    def _quote(self, text: str) -> str:
-        """A server's text, short and on one line; should it echo our token, without it."""
+    def _excerpt(self, text: str) -> str:
+        """A server's text for a message: on one line, of at most 200 characters, without the token."""
         if self._token:
             text = text.replace(self._token, "…")
         line = "".join(letter if letter.isprintable() else " " for letter in text).strip()
@@ -198,7 +200,7 @@ class HttpReward:
 
 
 def retry_after(value: str) -> float:
-    """Seconds that a Retry-After header asks for: a number, or an HTTP date; 0 if it says neither."""
+    """Seconds from a Retry-After header, which holds a number or an HTTP date; 0 if it is invalid."""
     try:
         seconds = float(value)
     except ValueError:
@@ -209,8 +211,8 @@ def retry_after(value: str) -> float:
     return min(max(seconds, 0.0), LONGEST_RETRY_AFTER) if seconds == seconds else 0.0
 
 
-def shown(url: str) -> str:
-    """A URL for people to read: its query may hold a secret."""
+def without_query(url: str) -> str:
+    """A URL for messages, without its query, which may hold a secret."""
     return str(httpx.URL(url).copy_with(query=None, fragment=None))
 
 
@@ -239,5 +241,5 @@ def _token() -> str:
 
 def _png(picture: Image.Image) -> str:
     file = io.BytesIO()
-    picture.save(file, format="PNG", compress_level=1)  # lossless either way; the network is local
+    picture.save(file, format="PNG", compress_level=1)  # fast; PNG is lossless at every level
     return base64.b64encode(file.getvalue()).decode()

@@ -1,4 +1,4 @@
-"""How small, or how large, a picture is as JPEG: the two file-size rewards of DDPO.
+"""The size of a picture's JPEG file: the two compressibility rewards of DDPO.
 
 Source: Black et al. 2023, "Training Diffusion Models with Reinforcement Learning". A kB has 1000 bytes.
 """
@@ -17,17 +17,17 @@ QUALITY = 95
 
 
 class JpegIncompressibility:
-    """Size of the picture's JPEG file, in kB. Grows with detail and noise, and with the number of pixels."""
+    """Size of the picture's JPEG file in kB. It increases with detail, noise and the number of pixels."""
 
     name = "jpeg-incompressibility"
     differentiable = False
     unit = "kB"
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
-        del device  # files are made on the CPU
+        del device  # files are encoded on the CPU
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Kilobytes, float32 [n]; the prompts do not matter."""
+        """Kilobytes, float32 [n], of `images` [n, 3, H, W] in [0, 1]; prompts are ignored."""
         sizes = []
         for picture in to_pillow(images):
             file = io.BytesIO()
@@ -37,11 +37,11 @@ class JpegIncompressibility:
 
 
 class JpegCompressibility(JpegIncompressibility):
-    """Minus the size of the picture's JPEG file, in kB: highest for flat, empty pictures."""
+    """Minus the size of the picture's JPEG file in kB; highest for uniform pictures."""
 
     name = "jpeg-compressibility"
     unit = "-kB"
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Minus kilobytes, float32 [n]; the prompts do not matter."""
+        """Minus kilobytes, float32 [n], of `images` [n, 3, H, W] in [0, 1]; prompts are ignored."""
         return -super().__call__(images, prompts)

@@ -1,4 +1,4 @@
-"""Which rewards there are: the built-in ones and the installed plug-ins. No torch at import time."""
+"""The registry of rewards: built-in ones and installed plug-ins. Imports no torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ GROUP = "tailorpo.rewards"
 
 @dataclass(frozen=True)
 class Builtin:
-    """Where a built-in reward's class is, and which fields of its spec the class takes by keyword."""
+    """The location of a built-in reward's class, and the fields of its spec that the class takes by keyword."""
 
     module: str
     attribute: str
@@ -38,12 +38,12 @@ BUILTIN = {
 
 
 def names() -> list[str]:
-    """All names that a document may use here, sorted. Imports no plug-in."""
+    """All reward names that a document may use, sorted. Imports no plug-in."""
     return sorted({*BUILTIN, *(plugin.name for plugin in _plugins())})
 
 
 def find(name: str) -> Builtin | EntryPoint:
-    """The reward called `name`, not imported yet. ConfigurationError if there is none, or more than one."""
+    """The reward `name`, not imported yet. Raises `ConfigurationError` if there is none, or more than one."""
     plugins = [plugin for plugin in _plugins() if plugin.name == name]
     if name in BUILTIN:
         if plugins:
@@ -65,7 +65,7 @@ def find(name: str) -> Builtin | EntryPoint:
 
 
 def _plugins() -> Iterator[EntryPoint]:
-    # One distribution may be found twice (an editable install beside its build folder): that is no conflict.
+    # One distribution may be found twice (an editable install and its build folder), which is not a conflict.
     unique = {(plugin.name, plugin.value, _origin(plugin)): plugin for plugin in entry_points(group=GROUP)}
     yield from unique.values()
 

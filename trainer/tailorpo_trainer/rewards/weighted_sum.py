@@ -1,4 +1,4 @@
-"""The weighted sum of a document's rewards, which trusts none of them."""
+"""The weighted sum of a document's rewards; checks everything that they return."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from tailorpo_trainer.rewards.registry import Builtin, find
 
 @dataclass(frozen=True)
 class Scores:
-    """What a batch of n pictures is worth.
+    """Scores of a batch of n pictures.
 
-    `total`: the weighted sum, float32 [n]. `parts`: each reward's raw scores by name, float32 [n].
+    `total`: the weighted sum, float32 [n]. `term_scores`: each reward's raw scores, float32 [n], by its name.
     """
 
     total: Tensor
-    parts: dict[str, Tensor]
+    term_scores: dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Term:
-    """One reward of the sum, under the name that metrics give it. `batch_size` None: all pictures at once."""
+    """One reward of the sum. name: in metrics. batch_size: pictures in one call; None: all."""
 
     name: str
     weight: float
@@ -36,7 +36,7 @@ class Term:
 
 
 class RewardSum:
-    """Sum of weight times reward. `queries` counts the pictures scored so far."""
+    """The sum of weight times reward. `queries` counts the pictures scored so far."""
 
     def __init__(self, terms: Sequence[Term]) -> None:
         self.terms = tuple(terms)
@@ -44,18 +44,19 @@ class RewardSum:
 
     @property
     def names(self) -> tuple[str, ...]:
+        """The names of the terms, in the document's order."""
         return tuple(term.name for term in self.terms)
 
     @property
     def differentiable(self) -> bool:
-        """Whether gradients of the total reach the pictures: all rewards must let them through."""
+        """Whether the total has a gradient to the pictures: all rewards must be differentiable."""
         return all(term.reward.differentiable for term in self.terms)
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Scores:
-        """Score `images`, float32 [n, 3, H, W] in [0, 1], each for the prompt in its row.
+        """Score `images`, float32 [n, 3, H, W] in [0, 1], each for its prompt.
 
-        RewardError: a reward raised, or returned something else than n scores. NotFiniteError: a pixel or a
-        score is NaN or infinite. ResourceError: memory is full. A reward's own TailorPOError passes as it is.
+        Raises `NotFiniteError` if a pixel or a score is NaN or infinite, `ResourceError` if memory is full,
+        `RewardError` if a reward raises or does not return n scores. A reward's own `TailorPOError` is not changed.
         """
         if images.ndim != 4 or images.shape[1] != 3 or len(prompts) != len(images):
             raise ValueError(f"{len(prompts)} prompts for images of shape {list(images.shape)}")
@@ -64,29 +65,29 @@ class RewardSum:
             raise NotFiniteError(
                 f"the model made a picture with NaN or infinite pixels for prompt {_first(prompts, broken)!r}"
             )
-        parts = {term.name: self._score(term, images, prompts) for term in self.terms}
+        term_scores = {term.name: self._score(term, images, prompts) for term in self.terms}
         total = torch.zeros(len(images), dtype=torch.float32, device=images.device)
         for term in self.terms:
-            total = total + term.weight * parts[term.name]
+            total = total + term.weight * term_scores[term.name]
         self.queries += len(images)
-        return Scores(total, parts)
+        return Scores(total, term_scores)
 
     def _score(self, term: Term, images: Tensor, prompts: Sequence[str]) -> Tensor:
         size = term.batch_size or max(1, len(images))
-        chunks = [slice(start, start + size) for start in range(0, len(images), size)]
-        # A score in bfloat16 would have two digits, so no caller's autocast reaches a reward.
+        batches = [slice(start, start + size) for start in range(0, len(images), size)]
+        # A score in bfloat16 would have two digits, so the caller's autocast is disabled for rewards.
         with torch.autocast(images.device.type, enabled=False):
-            scores = [_call(term, images[chunk], prompts[chunk]) for chunk in chunks]
-        part = torch.cat(scores) if scores else images.new_zeros(0)
-        broken = ~part.detach().isfinite()
+            scores = [_call(term, images[batch], prompts[batch]) for batch in batches]
+        values = torch.cat(scores) if scores else images.new_zeros(0)
+        broken = ~values.detach().isfinite()
         if broken.any():
-            value, prompt = part[broken][0].item(), _first(prompts, broken)
+            value, prompt = values[broken][0].item(), _first(prompts, broken)
             raise NotFiniteError(f"reward {term.name!r} returned {value} for prompt {prompt!r}")
-        return part
+        return values
 
 
 def _call(term: Term, images: Tensor, prompts: Sequence[str]) -> Tensor:
-    """One call of a reward that may do anything: float32 [n] on the images' device, or a TailorPOError."""
+    """One call of a reward, which may be any code: float32 [n] on the images' device, or a `TailorPOError`."""
     try:
         scores = term.reward(images, list(prompts))
     except TailorPOError:
@@ -111,17 +112,17 @@ def _call(term: Term, images: Tensor, prompts: Sequence[str]) -> Tensor:
 
 
 def _first(prompts: Sequence[str], rows: Tensor) -> str:
-    """The prompt of the first row that is marked."""
+    """The prompt of the first True row."""
     return prompts[int(rows.nonzero()[0])]
 
 
 def build(specs: Sequence[RewardSpec], device: torch.device | str, path: str) -> RewardSum:
-    """See `rewards.load`."""
+    """Implements `rewards.load`."""
     terms: list[Term] = []
     for index, spec in enumerate(specs):
-        taken = {term.name for term in terms}
+        used = {term.name for term in terms}
         name, number = spec.name, 1
-        while name in taken:
+        while name in used:
             number += 1
             name = f"{spec.name}-{number}"
         terms.append(_term(name, spec, torch.device(device), f"{path}[{index}]"))
@@ -134,11 +135,11 @@ def _term(name: str, spec: RewardSpec, device: torch.device, path: str) -> Term:
     except ConfigurationError as error:
         raise ConfigurationError(f"{path}.name: {error}") from error
     if isinstance(source, Builtin):
-        given = {field: getattr(spec, field) for field in source.fields}
-        given = {field: value for field, value in given.items() if value is not None}
+        fields = {field: getattr(spec, field) for field in source.fields}
+        fields = {field: value for field, value in fields.items() if value is not None}
         try:
-            reward: Reward = getattr(import_module(source.module), source.attribute)(device=device, **given)
-        except ConfigurationError as error:  # its text begins with the field it is about
+            reward: Reward = getattr(import_module(source.module), source.attribute)(device=device, **fields)
+        except ConfigurationError as error:  # its message begins with the field
             raise ConfigurationError(f"{path}.{error}") from error
         own_batches = "batch_size" in source.fields
         return Term(name, spec.weight, reward, None if own_batches else spec.batch_size)

@@ -1,1 +1,1 @@
-"""Trajectories, their scores, and the rows that training reads."""
+"""Trajectories, their rewards, and the rows (samples of denoising steps) that training reads."""

@@ -1,4 +1,4 @@
-"""How far two ways of scoring agree on what they are used for: which of two candidates is the better one."""
+"""How often two ways of scoring agree on which of two candidates is the better one."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Agreement:
-    """Of so many pairs that both scores tell apart, how many they order the same."""
+    """Of the `compared` pairs that neither score ties, the number that both order the same way."""
 
     agreed: int = 0
     compared: int = 0
@@ -18,13 +18,13 @@ class Agreement:
 
     @property
     def share(self) -> float | None:
-        """1: the same order always, 0.5: chance (Kendall's tau is 2 share - 1); None if nothing was compared."""
+        """1: always the same order, 0.5: chance (Kendall's tau is 2 share - 1); None if no pair was compared."""
         return self.agreed / self.compared if self.compared else None
 
 
 def rank_agreement(one: Tensor, other: Tensor) -> Agreement:
-    """Over all pairs within each row of scores [n, k]; pairs that tie in either are left out."""
+    """Agreement over all pairs within each row of scores [n, k], without the pairs that tie in either of them."""
     first, second = torch.triu_indices(one.shape[1], one.shape[1], offset=1)
-    mine, theirs = ((scores[:, first] - scores[:, second]).sign() for scores in (one, other))
-    told = (mine != 0) & (theirs != 0)
-    return Agreement(int((mine == theirs)[told].sum()), int(told.sum()))
+    one_order, other_order = ((scores[:, first] - scores[:, second]).sign() for scores in (one, other))
+    untied = (one_order != 0) & (other_order != 0)
+    return Agreement(int((one_order == other_order)[untied].sum()), int(untied.sum()))

@@ -1,4 +1,4 @@
-"""What a rollout leaves for training: rows that an update reads, whatever the method."""
+"""Rows: what training reads of a rollout. A row is one sample at one denoising step, alone or as a pair."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -10,13 +10,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Transitions:
-    """Rows of one denoising step each; all tensors share their first dimension [n], latents are float32.
+    """Rows of one transition each, for policy-gradient methods.
 
     Attributes:
-        sample: which sample of the iteration, for its text; int64. step: index of the denoising step; int64.
-        x, y: latent and next latent. prediction: the policy's at x when it sampled.
-        advantage: normalised reward.
-        weight: 0 masks a row; rows are never dropped, because all ranks must hold equal counts.
+        sample: index of the sample among this process' samples, int64 [n]. step: of the denoising step, int64 [n].
+        x, y: latent and next latent, float32 [n, c, h, w]. prediction: the sampling policy's at x, of that shape.
+        advantage: normalised reward, float32 [n].
+        weight: of the row's loss, float32 [n]; 0 masks a row. Rows are never dropped: all ranks need equal counts.
     """
 
     sample: Tensor
@@ -33,14 +33,14 @@ class Transitions:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Rows of a preferred and a rejected next latent; as `Transitions`, and:
+    """Rows of a preferred and a rejected next latent, for preference methods; as `Transitions`, and:
 
     Attributes:
-        winner, loser: next latents. x_loser: the latent that the loser comes from; None when it is x itself, as in
-            the step-wise methods.
-        gap: reward of the winner minus that of the loser, in the reward sum's unit.
+        winner, loser: next latents [n, c, h, w]. x_loser: the latent that the loser was sampled from; None if that is
+            x, as in the step-wise methods.
+        gap: reward of the winner minus that of the loser [n], in the reward sum's unit.
         prediction: the policy's at x with its graph, if the rollout kept it; None: the loss predicts again.
-        kept: of which rows it did, bool; the loss predicts again at the others. None: of all.
+        kept: the rows whose prediction was kept, bool [n]; the loss predicts again at the others. None: all rows.
     """
 
     sample: Tensor
@@ -61,26 +61,28 @@ class Pairs:
 Rows = TypeVar("Rows", bound=Transitions | Pairs)
 
 
-def take(rows: Rows, index: Tensor | slice) -> Rows:
-    """Some of the rows, in the order of `index`."""
+def select(rows: Rows, index: Tensor | slice) -> Rows:
+    """Some of the rows, in the order of `index` (int64 [m] or a slice)."""
     values = {field.name: getattr(rows, field.name) for field in fields(rows)}
     return replace(rows, **{name: value[index] for name, value in values.items() if value is not None})
 
 
-Drawn = TypeVar("Drawn")
+Batch = TypeVar("Batch")
 
 
-def merge(parts: Sequence[Drawn]) -> Drawn:
-    """One rollout of the rollouts of some samples each: lists, dataclasses and tensors, joined along the samples."""
-    return parts[0] if len(parts) == 1 else cast(Drawn, _join(parts))
+def concatenate(values: Sequence[Batch]) -> Batch:
+    """Concatenate rows, or rollouts of disjoint samples: all tensors in lists and dataclasses, along dimension 0."""
+    return values[0] if len(values) == 1 else cast(Batch, _concatenate(values))
 
 
-def _join(parts: Sequence[Any]) -> Any:
-    first = parts[0]
+def _concatenate(values: Sequence[Any]) -> Any:
+    first = values[0]
     if isinstance(first, Tensor):
-        return torch.cat(list(parts))
+        return torch.cat(list(values))
     if isinstance(first, list):
-        return [_join(items) for items in zip(*parts, strict=True)]
+        return [_concatenate(items) for items in zip(*values, strict=True)]
     if is_dataclass(first) and not isinstance(first, type):
-        return replace(first, **{f.name: _join([getattr(part, f.name) for part in parts]) for f in fields(first)})
+        return replace(
+            first, **{f.name: _concatenate([getattr(value, f.name) for value in values]) for f in fields(first)}
+        )
     return first

@@ -1,10 +1,10 @@
-"""Draw trajectories, and compute each thing once.
+"""Sample trajectories without computing anything twice.
 
-Two shapes serve all methods: `branch` draws several next latents from one latent at the trained steps, scores them
-there and goes on from one of them; `follow` draws whole trajectories and leaves the scoring to the end.
+`sample_branched_trajectories` samples several candidates for the next latent at each trained step, scores them and
+continues from one of them. `sample_trajectories` samples whole trajectories, whose final pictures the caller scores.
 
-In `branch` the candidates share one mean, the prediction made at the chosen candidate in order to score it *is* the
-next step's prediction, so that only the others cost a call; after the last trained step nothing is drawn at all.
+In a branched trajectory the candidates of a step share one mean, and the prediction that scores the chosen candidate
+is also the prediction of the next step. After the last trained step nothing more is sampled.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,19 +17,19 @@ from tailorpo_trainer.diffusion.noise import Noise
 from tailorpo_trainer.diffusion.policy import Policy
 
 Score = Callable[[Tensor, int], Tensor]
-"""(clean latents [n k, c, h, w], each sample's k in a row; denoising step) -> rewards [n k]."""
+"""(clean latents [n k, c, h, w], one sample's k in a row; denoising step) -> rewards [n k]."""
 
 
 @dataclass(frozen=True)
-class Branch:
-    """What one trained step drew from each sample's latent.
+class BranchPoint:
+    """The candidates of one trained step, k from each sample's latent.
 
     Attributes:
-        step: its index.
-        x: the latent it started from [n, c, h, w].
-        candidates: next latents [n, k, c, h, w]. rewards: of the picture each leads to [n, k].
-        winner, loser: candidate of the highest and lowest reward, int64 [n].
-        target: the winner's latent, pushed or not [n, c, h, w].
+        step: index of the denoising step.
+        x: the latents that the candidates were sampled from [n, c, h, w].
+        candidates: next latents [n, k, c, h, w]. rewards: of the pictures that they lead to (x0hat) [n, k].
+        winner, loser: index of the candidate with the highest and the lowest reward, int64 [n].
+        target: the winner's latent, moved by the reward gradient if there is guidance [n, c, h, w].
         prediction: the policy's at x with its graph, if that was kept [n, c, h, w].
     """
 
@@ -43,12 +43,12 @@ class Branch:
     prediction: Tensor | None = None
 
 
-Push = Callable[[int, Tensor, Tensor], Tensor]
-"""(step, winners [n, c, h, w], predictions at them) -> the winners pushed."""
+GuideWinners = Callable[[int, Tensor, Tensor], Tensor]
+"""(step, winners [n, c, h, w], the policy's predictions at them) -> winners moved by the reward gradient."""
 
 
 @torch.no_grad()
-def branch(
+def sample_branched_trajectories(
     policy: Policy,
     text: Tensor,
     noise: Noise,
@@ -56,17 +56,18 @@ def branch(
     trained: Sequence[int],
     candidates: int,
     continue_from: str,
-    push: Push | None = None,
+    guide: GuideWinners | None = None,
     keep_graph: bool = False,
-) -> list[Branch]:
-    """Trajectories with `candidates` next latents at each trained step, ranked by the reward of their x0hat.
+) -> list[BranchPoint]:
+    """Sample trajectories with several candidates at each trained step, ranked by the reward of their x0hat.
 
     Args:
         text: embeddings of each sample's prompt [n, tokens, width].
-        continue_from: `winner`, `random`, or `guided-winner` (the pushed one).
-        push: moves the winners after ranking (TailorPO-G); None leaves them.
-        keep_graph: make the trained steps' own predictions with a gradient, so that the first update need not make
-            them again. Of a trained step that follows another, that would take a call more and is not done.
+        trained: indices of the denoising steps to train. candidates: number of each sample's at such a step.
+        continue_from: `winner`, `random`, or `guided-winner` (the `target`).
+        guide: moves the winners after ranking (TailorPO-G).
+        keep_graph: record the graph of the trained steps' predictions, so that the first update can use them; except
+            where a trained step follows another, which would need an additional forward.
     """
 
     def predict(x: Tensor, step: int) -> Tensor:
@@ -74,8 +75,8 @@ def branch(
             return policy.predict(x, step, text)
 
     sampler, rows = policy.sampler, torch.arange(len(text), device=text.device)
-    policy.work.images += len(text)
-    x, branches = noise.initial(), []
+    policy.counters.images += len(text)
+    x, branch_points = noise.initial(), []
     prediction = predict(x, 0)
     for step in range(max(trained) + 1):
         mean, sigma = sampler.mean(step, x, prediction.detach()), sampler.noise_level(step, x)
@@ -83,19 +84,20 @@ def branch(
             x = mean + sigma * noise.step(step)
             prediction = predict(x, step + 1)
             continue
-        drawn = torch.stack([mean + sigma * noise.step(step, k) for k in range(candidates)], dim=1)
-        flat = drawn.flatten(0, 1)
-        if step + 1 == sampler.steps:  # y is the picture's latent itself
+        sampled = torch.stack([mean + sigma * noise.step(step, k) for k in range(candidates)], dim=1)
+        flat = sampled.flatten(0, 1)
+        if step + 1 == sampler.steps:  # the candidates are final latents
             predictions, clean = flat, flat
         else:
             predictions = policy.predict(flat, step + 1, text.repeat_interleave(candidates, dim=0))
             clean = sampler.clean(step + 1, flat, predictions)
         rewards = score(clean, step).view(-1, candidates)
         winner, loser = rewards.argmax(1), rewards.argmin(1)
-        ahead, won = predictions.view_as(drawn), drawn[rows, winner]
-        target = won if push is None else push(step, won, ahead[rows, winner])
+        next_prediction, target = predictions.view_as(sampled), sampled[rows, winner]
+        if guide is not None:
+            target = guide(step, target, next_prediction[rows, winner])
         kept = prediction if prediction.requires_grad else None
-        branches.append(Branch(step, x, drawn, rewards, winner, loser, target, kept))
+        branch_points.append(BranchPoint(step, x, sampled, rewards, winner, loser, target, kept))
         if step == max(trained):
             break
         if continue_from == "guided-winner":
@@ -103,13 +105,13 @@ def branch(
             prediction = predict(x, step + 1)
         else:
             chosen = winner if continue_from == "winner" else noise.choice(step, candidates)
-            x, prediction = drawn[rows, chosen], ahead[rows, chosen]
-    return branches
+            x, prediction = sampled[rows, chosen], next_prediction[rows, chosen]
+    return branch_points
 
 
 @dataclass(frozen=True)
 class Transition:
-    """One step of whole trajectories: from x to y, both [n, c, h, w]; prediction: the policy's at x."""
+    """One denoising step, from latent x to next latent y [n, c, h, w]; prediction: the policy's at x, of that shape."""
 
     step: int
     x: Tensor
@@ -118,12 +120,12 @@ class Transition:
 
 
 @torch.no_grad()
-def follow(
+def sample_trajectories(
     policy: Policy, text: Tensor, noise: Noise, trained: Sequence[int] = (), candidate: int = 0, x: Tensor | None = None
 ) -> tuple[Tensor, list[Transition]]:
-    """Whole trajectories from noise (or from `x`): the clean latents [n, c, h, w], and the trained transitions."""
+    """Sample trajectories from noise or `x`: clean latents [n, c, h, w], transitions. candidate: the noise stream."""
     sampler, transitions = policy.sampler, []
-    policy.work.images += len(text)
+    policy.counters.images += len(text)
     x = noise.initial() if x is None else x
     for step in range(sampler.steps):
         prediction = policy.predict(x, step, text)

@@ -116,7 +116,7 @@ def train(session: Session) -> None:
             check_beginning(facts, scene.noise.size, exact=session.exact)
         session.iteration += 1
         with session.world.defer_stop():
-            scene.score.pool(session.world)
+            scene.score.all_reduce(session.world)
             done = session.world.total(session.work(since=work))
         session.record.iteration(session.iteration, scene.score, facts, done)
 

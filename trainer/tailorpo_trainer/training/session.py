@@ -15,8 +15,8 @@ from tailorpo_trainer.errors import TailorPOError
 from tailorpo_trainer.evaluation import measurement
 from tailorpo_trainer.results.run_folder import Output, write_json
 from tailorpo_trainer.rewards.weighted_sum import RewardSum
-from tailorpo_trainer.rollout.rows import merge
-from tailorpo_trainer.rollout.scoring import Scorer, rechecked
+from tailorpo_trainer.rollout.rows import concatenate
+from tailorpo_trainer.rollout.scoring import Scorer, samples_to_check
 from tailorpo_trainer.spec.job import Spec, TailorPOJob
 from tailorpo_trainer.telemetry.display import Display
 from tailorpo_trainer.training.checkpointing import Saving
@@ -90,7 +90,7 @@ class Session:
             prompts=torch.tensor(chosen, device=self.policy.device),
             noise=noise,
             score=Scorer(
-                self.policy, self.reward, text, self.record.phases, rechecked(self.run, self.iteration, trained)
+                self.policy, self.reward, text, self.record.phases, samples_to_check(self.run, self.iteration, trained)
             ),
             trained=trained,
             progress=self.iteration / self.iterations,
@@ -102,7 +102,7 @@ class Session:
         """The method's rollout, in batches where the document asks for them; what is drawn does not depend on them."""
         size = self.policy.batch_sizes.sampling
         parts = [slice(start, start + size) for start in range(0, len(scene.text), size)]
-        return merge([self.method.roll_out(scene.part(part)) for part in parts])
+        return concatenate([self.method.rollout(scene.select(part)) for part in parts])
 
     def measure(self) -> measurement.Measurement:
         training = self.run.training
@@ -119,7 +119,7 @@ class Session:
 
     def work(self, since: dict[str, float] | None = None) -> dict[str, float]:
         """Work of this process so far, or since an earlier reading."""
-        now: dict[str, float] = {**self.policy.work.as_dict(), "reward_queries": self.reward.queries}
+        now: dict[str, float] = {**self.policy.counters.as_dict(), "reward_queries": self.reward.queries}
         return {key: value - since[key] for key, value in now.items()} if since else now
 
     def evaluation_due(self) -> bool:

@@ -45,7 +45,7 @@ def open_session(
         start = None if fresh else storage.latest()
     record = Recorder(output, beginning(job), speaks=world.first)
     start = _shared(start, world)
-    models.quiet()
+    models.silence_libraries()
     device = models.pick_device()
     method = methods.build(run.method)
     reward = rewards.load(run.rewards, device)
@@ -55,7 +55,7 @@ def open_session(
     if method.needs_gradient:
         rewards.require_differentiable(reward, run.method.name)
     policy = models.load_policy(run, device)
-    policy.interrupt = world.check
+    policy.check_stop = world.check
     updater = Updater(policy, method, run, world)
     if world.first:
         write_text(output.job, document.dump(place.job))

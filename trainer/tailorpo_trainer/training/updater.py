@@ -15,7 +15,7 @@ from tailorpo_trainer.distributed.signals import Stop
 from tailorpo_trainer.distributed.world import World
 from tailorpo_trainer.errors import NotFiniteError, TailorPOError
 from tailorpo_trainer.methods import Method
-from tailorpo_trainer.rollout.rows import Pairs, Transitions, take
+from tailorpo_trainer.rollout.rows import Pairs, Transitions, select
 from tailorpo_trainer.spec.job import TrainingSpec
 
 
@@ -78,7 +78,7 @@ class Updater:
         for part in range(count):
             with self.world.defer_stop(part > 0):  # half made: giving up then would lose all since the last checkpoint
                 chosen = (number % count == part).nonzero().flatten()
-                loss, facts = self._accumulate(take(rows, chosen), text, len(range(part, everywhere, count)))
+                loss, facts = self._accumulate(select(rows, chosen), text, len(range(part, everywhere, count)))
                 norms.append(self._step(loss))
                 losses.append(loss)
                 if len(chosen):
@@ -119,12 +119,12 @@ class Updater:
         size = self.policy.batch_sizes.training
         for start in range(0, len(rows), size):
             self.world.check()
-            batch = take(rows, slice(start, start + size))
+            batch = select(rows, slice(start, start + size))
             found = self.method.loss(self.policy, batch, text[batch.sample])
             loss = (found.losses * batch.weight).sum() / everywhere
             loss.backward()
             total += float(loss.detach())
-            facts.append(found.facts)
+            facts.append(found.metrics)
         self.world.sum([_gradient(parameter) for parameter in self.policy.parameters])
         self.world.sum([total])
         return float(total), {name: torch.cat([fact[name] for fact in facts]) for name in (facts[0] if facts else ())}
