@@ -217,11 +217,11 @@ def _tell(rank: int, code: int, messages: Mapping[int, dict[str, Any]]) -> None:
 
     last, error = progress(min(messages, default=rank)), progress(rank).error
     if code == ExitCode.DONE:
-        termination.begin(last.replace(phase="Succeeded", eta_seconds=None, error=None))
+        termination.write(last.replace(phase="Succeeded", eta_seconds=None, error=None))
         return
     if error is None or error.exit_code != code:
         error = Error(class_="ProcessEnded", text=f"rank {rank} {_how(code)} and said nothing", exit_code=code)
-    termination.begin(last.ended_by(error.model_copy(update={"rank": rank})))
+    termination.write(last.ended_by(error.model_copy(update={"rank": rank})))
 
 
 def _how(code: int) -> str:
