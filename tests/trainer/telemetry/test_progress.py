@@ -2,6 +2,8 @@
 
 import json
 import re
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +85,22 @@ def test_a_shorter_message_leaves_nothing_of_a_longer_one(tmp_path: Path) -> Non
     termination.write(Progress(), path)
     assert json.loads(path.read_text())["phase"] == "Starting"
     assert path.stat().st_ino == inode  # a kubelet has mounted this very file
+
+
+def test_an_end_is_not_lost_to_a_checkpoint_that_completes_meanwhile() -> None:
+    reporter = termination.TerminationReporter(Progress(step=3))
+    ending = threading.Thread(target=reporter.end, args=(ConfigurationError("bad"),))
+
+    def checkpoint_saved(progress: Progress) -> Progress:
+        ending.start()
+        time.sleep(0.1)  # time for the other thread to report the end
+        return progress.replace(checkpoint=Checkpoint(uri="x", step=3, time="t"))
+
+    reporter.update(checkpoint_saved)
+    ending.join()
+    last = reporter.progress
+    assert last.error is not None
+    assert last.checkpoint is not None
 
 
 def test_no_secret_gets_in(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,7 +65,7 @@ def open_session(
     display: Kind = "auto",
     observers: Sequence[Observer] = (),
 ) -> Session:
-    """Prepare, restore, assemble. Raises `TailorPOError` for anything that is wrong, what is cheap to check first.
+    """Prepare, restore, assemble. Raises `TailorPOError`, if possible before anything large is loaded.
 
     job: equals `locations.job` except for the storage of the checkpoints.
     """
@@ -86,7 +86,7 @@ def prepare(
     world: World,
     reporter: TerminationReporter,
 ) -> Prepared:
-    """Load and check everything that the document names, and write down what is run."""
+    """Load and check everything that the document names, and write `job.yaml`, `prompts.json`, `environment.json`."""
     run, folder = job.spec, RunFolder(locations.output)
     _check_shares(run, world)
     training_prompts = list(prompts.load(run.prompts, base))
