@@ -8,14 +8,14 @@ from pathlib import Path
 
 from PIL import Image
 
-from tailorpo_trainer.results.run_folder import Output
+from tailorpo_trainer.results.run_folder import RunFolder
 
 COLUMNS, SIDE, GAP = 12, 96, 4
 
 
 def before_and_after(run: Path, columns: int = COLUMNS) -> Image.Image:
     """Two rows of the first `columns` pictures of a run's first and last evaluation."""
-    output = Output(run)
+    output = RunFolder(run)
     measured = [line["iteration"] for line in output.read_metrics() if line["kind"] == "evaluation"]
     sheet = Image.new("RGB", (columns * (SIDE + GAP) - GAP, 2 * SIDE + GAP), "white")
     for row, iteration in enumerate((measured[0], measured[-1])):

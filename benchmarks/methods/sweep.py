@@ -16,7 +16,7 @@ from benchmarks.methods import analysis, costs, files, plan
 from benchmarks.methods.files import Result
 from benchmarks.methods.plan import Trial
 from tailorpo_trainer.errors import StoppedError, TailorPOError
-from tailorpo_trainer.results.run_folder import Output
+from tailorpo_trainer.results.run_folder import RunFolder
 from tailorpo_trainer.training import loop
 
 
@@ -43,7 +43,7 @@ def run_trial(trial: Trial, folder: Path, model: str = "tiny-animals", images: i
     since = time.perf_counter()
     flops = _flops(trial.reward, trial.method, model)
     job = plan.job(trial, plan.iterations(trial.budget, flops), model, images)
-    output = Output(Path(tempfile.mkdtemp(dir=folder)))
+    output = RunFolder(Path(tempfile.mkdtemp(dir=folder)))
     error = None
     try:
         try:
@@ -74,7 +74,7 @@ def _flops(reward: str, method: str, model: str) -> float:
     return costs.of_iteration(plan.job(Trial("tuning", reward, method, rate, beta, 0), 1, model))
 
 
-def _evaluation(output: Output, line: dict[str, Any]) -> dict[str, Any]:
+def _evaluation(output: RunFolder, line: dict[str, Any]) -> dict[str, Any]:
     totals = line["totals"]
     return {
         "iteration": line["iteration"],
@@ -88,14 +88,14 @@ def _evaluation(output: Output, line: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _keep_pictures(output: Output, folder: Path) -> None:
+def _keep_pictures(output: RunFolder, folder: Path) -> None:
     """Of the first and of the last evaluation."""
     first, *_, last = sorted(output.samples.iterdir())
     for name, source in (("first", first), ("last", last)):
         shutil.copytree(source, folder / name, dirs_exist_ok=True)
 
 
-def named(output: Output, iteration: int, prompts: Sequence[str]) -> float:
+def named(output: RunFolder, iteration: int, prompts: Sequence[str]) -> float:
     """Share of an evaluation's kept pictures in which the judge names the animal that was asked for."""
     pictures = [np.asarray(Image.open(output.sample(iteration, n)).convert("RGB")) for n in range(len(prompts))]
     return round(judging.share_right(np.stack(pictures), prompts), 5)

@@ -65,18 +65,22 @@ def trained_session() -> Callable[["Spec", Path], "Session"]:
     from tailorpo_trainer.distributed.world import World
     from tailorpo_trainer.results import locations
     from tailorpo_trainer.spec.job import API_VERSION, KIND, TailorPOJob
+    from tailorpo_trainer.telemetry.termination import TerminationReporter
     from tailorpo_trainer.training import loop
-    from tailorpo_trainer.training.setup import open_session
+    from tailorpo_trainer.training.setup import initial_progress, open_session
 
     def make(run: "Spec", folder: Path) -> "Session":
         job = TailorPOJob.model_validate(
             {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": "test"}, "spec": run}
         )
         with Stop().listening() as stop:
-            session = open_session(job, locations.choose(job, folder), None, False, "quiet", World(stop))
+            reporter = TerminationReporter(initial_progress(job))
+            session = open_session(
+                job, locations.choose(job, folder), world=World(stop), reporter=reporter, display="quiet"
+            )
             loop.train(session)
-            session.settle()
-            session.display.close()
+            session.wait_for_checkpoints()
+            session.recorder.display.close()
         return session
 
     return make

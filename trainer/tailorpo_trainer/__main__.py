@@ -11,8 +11,8 @@ if __name__ == "__main__":
     if (folder := os.environ.get(REPORTS)) and (rank := os.environ.get("RANK")):
         from tailorpo_trainer.telemetry import termination
 
-        # The pod's own last word is the launcher's to write, from those of all ranks. Until then the pod's first
-        # process keeps it current: if all are killed at once, nobody chooses any more.
+        # At the end the launcher writes the pod's termination message, from those of all ranks. Until then the pod's
+        # first process keeps it current, in case all processes are killed at once, the launcher too.
         pod = termination.targets() if os.environ.get("LOCAL_RANK") == "0" else []
         paths = [Path(folder) / f"{rank}.json", *pod]
         os.environ[termination.VARIABLE] = os.pathsep.join(map(str, paths))

@@ -1,4 +1,4 @@
-"""Where prompts come from, and which of them an iteration trains on. No torch."""
+"""The prompts of a run, and which of them an iteration trains on. Does not import torch."""
 
 from collections.abc import Sequence
 from hashlib import blake2b
@@ -9,7 +9,7 @@ from tailorpo_trainer.errors import ConfigurationError, DataError
 from tailorpo_trainer.spec.job import Prompts
 
 MAX_LENGTH = 1024
-"""Characters of one prompt, in a file as in the document."""
+"""Most characters of one prompt, in a file as in the document."""
 
 ANIMALS: tuple[str, ...] = (
     "cat", "dog", "horse", "monkey", "rabbit", "zebra", "spider", "bird", "sheep",
@@ -24,7 +24,7 @@ ANIMALS: tuple[str, ...] = (
 def load(prompts: Prompts, base: Path | None) -> tuple[str, ...]:
     """All prompts of a source; a relative `file` starts from the folder `base`, or the current one.
 
-    Raises `DataError` for a file that holds no prompts, `ConfigurationError` for a source that is not here,
+    Raises `DataError` for a file without prompts, `ConfigurationError` for a source that only a cluster has,
     `UnavailableError` for a store that does not answer.
     """
     if prompts.builtin is not None:
@@ -39,7 +39,7 @@ def load(prompts: Prompts, base: Path | None) -> tuple[str, ...]:
 
 
 def builtin(name: str) -> tuple[str, ...]:
-    """A prompt set that ships. Of the shipped model's animals every fourth is held out of `tiny-animals`."""
+    """A prompt set of this package. Every fourth animal of the shipped model is held out of `tiny-animals`."""
     if name == "animals":
         return tuple(map(_photo, ANIMALS))
     from tailorpo_trainer.tiny_animals import ANIMALS as TINY
@@ -49,25 +49,24 @@ def builtin(name: str) -> tuple[str, ...]:
 
 
 def draw(prompts: Sequence[str], seed: int, iteration: int, count: int) -> list[int]:
-    """Which prompts iteration `iteration` trains on: indices, a function of the arguments alone.
+    """Indices of the prompts that iteration `iteration` trains on: a function of the arguments alone.
 
-    The prompts are dealt like a pack of cards that is shuffled anew whenever it is used up: at any time no
-    prompt was drawn more than once more often than another. Iteration i takes the cards from i * count on, so
-    neither a resume nor a batch size changes what is drawn.
+    The prompts are shuffled, and again whenever all are used up. So the counts of any two prompts never differ by more
+    than one. Iteration i starts at position i * count, so neither a resume nor a batch size changes what is drawn.
     """
-    deck = len(prompts)
-    packs: dict[int, list[int]] = {}
+    size = len(prompts)
+    permutations: dict[int, list[int]] = {}
     drawn = []
-    for card in range(iteration * count, (iteration + 1) * count):
-        pack, place = divmod(card, deck)
-        if pack not in packs:
-            packs[pack] = _shuffled(deck, f"{seed}/{pack}")
-        drawn.append(packs[pack][place])
+    for position in range(iteration * count, (iteration + 1) * count):
+        number, index = divmod(position, size)
+        if number not in permutations:
+            permutations[number] = _shuffled(size, f"{seed}/{number}")
+        drawn.append(permutations[number][index])
     return drawn
 
 
 def _shuffled(count: int, key: str) -> list[int]:
-    # Sorted by a hash: `random.shuffle` is not promised to stay the same from one Python to the next.
+    # Sorted by a hash, since the result of `random.shuffle` may change from one version of Python to the next.
     return sorted(range(count), key=lambda n: blake2b(f"tailorpo/prompts/{key}/{n}".encode()).digest())
 
 
@@ -82,8 +81,8 @@ def _read(file: str, base: Path | None) -> tuple[str, ...]:
         data = path.read_bytes() if isinstance(path, Path) else s3.read(path, f"prompts file {path}")
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        broken = error.object.count(b"\n", 0, error.start) + 1
-        raise DataError(f"prompts file {path}:{broken}: is not UTF-8 text: {error.reason}") from None
+        line_number = error.object.count(b"\n", 0, error.start) + 1
+        raise DataError(f"prompts file {path}:{line_number}: is not UTF-8 text: {error.reason}") from None
     except OSError as error:
         raise DataError(f"prompts file {path}: cannot be read: {error.strerror}") from None
     text = text.replace("\r\n", "\n").replace("\r", "\n")

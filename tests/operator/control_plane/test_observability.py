@@ -18,6 +18,7 @@ from tailorpo_trainer.errors import ExitCode
 from tailorpo_trainer.spec.progress import Metrics, Progress, Rates
 from tailorpo_trainer.telemetry import termination
 from tailorpo_trainer.telemetry.server import Health, serving
+from tailorpo_trainer.telemetry.termination import TerminationReporter
 from tests.cluster.api import Cluster, Kubectl
 from tests.cluster.pods import PodDriver
 from tests.cluster.waiting import until
@@ -25,13 +26,13 @@ from tests.operator.operating import OperatorProcess, WarmOperator, Watched, job
 
 
 @contextmanager
-def trainer(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The trainer's own server, at an address that a pod may have; it serves what `termination.know` was given."""
+def trainer(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, TerminationReporter]]:
+    """The trainer's own server, at an address that a pod may have, and the reporter whose progress it serves."""
     monkeypatch.setenv(termination.VARIABLE, "")
     address = f"127.{random.randrange(1, 255)}.{random.randrange(1, 255)}.{random.randrange(2, 255)}"
-    termination.begin(Progress())
-    with serving(address, naming.METRICS_PORT, CollectorRegistry(), Health(60)):
-        yield address
+    reporter = TerminationReporter(Progress())
+    with serving(address, naming.METRICS_PORT, CollectorRegistry(), Health(reporter, 60)):
+        yield address, reporter
 
 
 def run(watched: Watched, address: str) -> None:
@@ -48,10 +49,10 @@ def test_progress_comes_into_the_status(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     quick = (f"--watch-namespace={kubectl.namespace}", "--status-seconds=0.2")
-    with trainer(monkeypatch) as address, WarmOperator(alone, tmp_path / "log", *quick):
+    with trainer(monkeypatch) as (address, reporter), WarmOperator(alone, tmp_path / "log", *quick):
         watched = Watched(kubectl, pod_driver, job())
         told = progress(12, eta_seconds=4320.0, rates=Rates(images_per_second=3.5))
-        termination.know(told.replace(metrics=Metrics(reward=92.7, gap=1.25, loss=0.69)))
+        reporter.report(told.replace(metrics=Metrics(reward=92.7, gap=1.25, loss=0.69)))
         run(watched, address)
         status = until(lambda: watched.status.get("progress") and watched.status, "the progress is told")
         assert status["progress"]["steps"] == "12/100"
@@ -61,7 +62,7 @@ def test_progress_comes_into_the_status(
         assert status["checkpoint"]["step"] == 12
         row = kubectl("get", "tpj").splitlines()[1].split()
         assert row[:7] == ["animals", "Running", "12/100", "92.7", "1.25", "1h12m", "0"]
-        termination.know(progress(13))
+        reporter.report(progress(13))
         until(lambda: watched.status["progress"]["step"] == 13, "the next step is told")
 
 
@@ -73,7 +74,7 @@ def test_progress_is_written_now_and_then(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A trainer that does a step a tenth of a second does not make ten writes a second."""
-    with trainer(monkeypatch) as address, WarmOperator(alone, tmp_path / "log", "--status-seconds=3600"):
+    with trainer(monkeypatch) as (address, reporter), WarmOperator(alone, tmp_path / "log", "--status-seconds=3600"):
         watched = Watched(kubectl, pod_driver, job())
         run(watched, address)
         watched.phase("Running")
@@ -83,7 +84,7 @@ def test_progress_is_written_now_and_then(
             nonlocal step
             while not over.wait(0.05):
                 step += 1
-                termination.know(progress(step, checkpoint=None))
+                reporter.report(progress(step, checkpoint=None))
 
         thread = threading.Thread(target=tell)
         thread.start()
@@ -103,9 +104,9 @@ def test_a_stalled_trainer_that_answers_is_stopped(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     arguments = (f"--watch-namespace={kubectl.namespace}", "--status-seconds=0.2")
-    with trainer(monkeypatch) as address, WarmOperator(alone, tmp_path / "log", *arguments):
+    with trainer(monkeypatch) as (address, reporter), WarmOperator(alone, tmp_path / "log", *arguments):
         watched = Watched(kubectl, pod_driver, job(runPolicy={"stallTimeoutSeconds": 1}))
-        termination.know(progress(7))
+        reporter.report(progress(7))
         run(watched, address)
         end = watched.ended(1)
         assert (end["reason"], end["counted"], end["stepTo"]) == ("NoProgress", True, 7)

@@ -42,11 +42,11 @@ def test_all_of_it(
 ) -> None:
     """In one test, because what it looks at costs a run."""
     s3_server.upload(done, s3_bucket, "copy")
-    places = (str(done), f"file://{done}", f"s3://{s3_bucket}/copy")
+    uris = (str(done), f"file://{done}", f"s3://{s3_bucket}/copy")
     capsys.readouterr()
     listed = []
-    for place in places:
-        status, out, _ = run(capsys, "ls", place, "--json")
+    for uri in uris:
+        status, out, _ = run(capsys, "ls", uri, "--json")
         assert status == 0
         listed.append([{**row, "uri": ""} for row in json.loads(out)])
     assert listed[0] == listed[1] == listed[2]
@@ -65,10 +65,10 @@ def test_all_of_it(
     out = run(capsys, "ls", done)[1]
     assert out.splitlines()[-2].split()[:3] == ["*", "1", "4"]
 
-    exported(places[2], tiny_pipeline, done, tmp_path / "lora", capsys)
+    exported(uris[2], tiny_pipeline, done, tmp_path / "lora", capsys)
 
-    for place in places:
-        status, out, err = run(capsys, "verify", place)
+    for uri in uris:
+        status, out, err = run(capsys, "verify", uri)
         assert (status, out.count(": ok"), err) == (0, 4, "4 checkpoints, all as their manifests say\n")
 
     step = done / "attempt-0001" / "step-00000004"
@@ -97,7 +97,7 @@ def test_all_of_it(
     assert "adapter.safetensors" in err
 
 
-def exported(place: str, tiny_pipeline: Path, done: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def exported(uri: str, tiny_pipeline: Path, done: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What `load_lora_weights` makes of it paints what the run's own adapter paints, alpha other than rank included."""
     from diffusers import StableDiffusionPipeline
 
@@ -110,12 +110,12 @@ def exported(place: str, tiny_pipeline: Path, done: Path, folder: Path, capsys: 
         pipeline.load_lora_weights(adapter)
         return pipeline.unet(x, step, text).sample
 
-    status, _, err = run(capsys, "export", place, "--to", folder)
+    status, _, err = run(capsys, "export", uri, "--to", folder)
     assert status == 0, err
     assert torch.equal(painted(folder), painted(done / "adapter"))
-    assert run(capsys, "export", place, "--to", folder.with_name("older"), "--step", "1", "--attempt", "1")[0] == 0
+    assert run(capsys, "export", uri, "--to", folder.with_name("older"), "--step", "1", "--attempt", "1")[0] == 0
     assert not torch.equal(painted(folder.with_name("older")), painted(done / "adapter"))
-    status, _, err = run(capsys, "export", place, "--to", folder, "--step", "9")
+    status, _, err = run(capsys, "export", uri, "--to", folder, "--step", "9")
     assert status == 65
     assert "holds no checkpoint of step 9" in err
     initial = parse(
@@ -128,9 +128,9 @@ def exported(place: str, tiny_pipeline: Path, done: Path, folder: Path, capsys: 
 
 
 def parsed(done: Path) -> dict[str, Any]:
-    from tailorpo_trainer.results.run_folder import Output
+    from tailorpo_trainer.results.run_folder import RunFolder
 
-    return Output(done).read_job().model_dump(mode="json", by_alias=True, exclude_none=True)
+    return RunFolder(done).read_job().model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
 @pytest.mark.parametrize("command", [["ls"], ["verify"], ["export", "--to", "x"]])

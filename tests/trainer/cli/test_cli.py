@@ -16,6 +16,7 @@ import pytest
 from tailorpo_trainer import cli, errors, training
 from tailorpo_trainer.cli import error_exit
 from tailorpo_trainer.telemetry.exporters import TelemetryOptions
+from tailorpo_trainer.telemetry.termination import TerminationReporter
 
 JOB = """\
 apiVersion: tailorpo.dev/v1alpha1
@@ -48,6 +49,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     def run(job: Any, output: Path, **options: Any) -> None:
         if calls and isinstance(calls[0], BaseException):
             raise calls[0]
+        assert isinstance(options.pop("reporter"), TerminationReporter)
         calls.append({"job": job, "output": output, **options})
 
     stand_in = SimpleNamespace(run=run)
@@ -161,7 +163,13 @@ def test_run_passes_on_what_was_asked(job: Path, trained: list[dict[str, Any]]) 
     assert cli.main(["run", str(job)]) == 0
     [call] = trained
     assert call.pop("job").metadata.name == "vivid"
-    assert call == {"output": None, "base": job.parent, "fresh": False, "display": "auto", "watch": TelemetryOptions()}
+    assert call == {
+        "output": None,
+        "base": job.parent,
+        "fresh": False,
+        "display": "auto",
+        "telemetry": TelemetryOptions(),
+    }
 
 
 @pytest.mark.parametrize(("option", "display"), [("--quiet", "quiet"), ("--json", "json"), ("--no-progress", "plain")])
@@ -176,7 +184,7 @@ def test_run_options(job: Path, trained: list[dict[str, Any]], option: str, disp
         "base": Path(),
         "fresh": True,
         "display": display,
-        "watch": TelemetryOptions(),
+        "telemetry": TelemetryOptions(),
     }
 
 
@@ -187,7 +195,7 @@ def test_who_looks_on_may_be_said_by_option_or_environment(
     monkeypatch.setenv("TAILORPO_METRICS_PORT", "9090")
     monkeypatch.setenv("TAILORPO_METRICS_HOST", "0.0.0.0")
     assert cli.main(["run", "job.yaml"]) == 0
-    assert [call["watch"] for call in trained] == [
+    assert [call["telemetry"] for call in trained] == [
         TelemetryOptions(port=0, stall_seconds=5, tensorboard=True),
         TelemetryOptions(port=9090, host="0.0.0.0"),
     ]

@@ -312,7 +312,9 @@ def test_the_first_process_alone_serves_and_counts_for_all(
 
     monkeypatch.setattr(Metrics, "close", keep)
     job = parse(document(training=FOUR, evaluation={"everyIterations": 0}))
-    ended = start(2, lambda rank: run(job, tmp_path / "run", display="quiet", watch=TelemetryOptions(port=0))).wait()
+    ended = start(
+        2, lambda rank: run(job, tmp_path / "run", display="quiet", telemetry=TelemetryOptions(port=0))
+    ).wait()
     assert [each.code for each in ended] == [0, 0], ended
     assert ["metrics: http://" in each.stderr for each in ended] == [True, False]
     assert float((tmp_path / "samples").read_text()) == 12

@@ -62,7 +62,7 @@ def test_counts_are_those_of_a_run(
     assert session.watched.queries == run["reward", "watching"]
     assert len(session.policy._embeddings) == run["text", "prompts"]
     assert session.updater.updates == found.updates
-    assert session.record.totals["images"] == 3 * found.images
+    assert session.recorder.totals["images"] == 3 * found.images
 
 
 @pytest.mark.parametrize(

@@ -141,7 +141,7 @@ def test_the_table_is_aligned(done: Path, capfd: pytest.CaptureFixture[str]) -> 
 
 def test_a_terminal_gets_a_table_too(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "60")
-    trained._print_table("2 pictures", ["", "before", "after"], [["a [red]b[/red]", "1 ± 2", "3 ± 4"]])
+    cli.results._print_table("2 pictures", ["", "before", "after"], [["a [red]b[/red]", "1 ± 2", "3 ± 4"]])
     text = capsys.readouterr().out
     assert "a [red]b[/red]" in text
     assert "3 ± 4" in text
@@ -175,7 +175,7 @@ def test_a_run_without_a_checkpoint_yet_is_one_sentence(
     def stop(self: Session) -> Any:
         raise StopRequested
 
-    monkeypatch.setattr(Session, "scene", stop)
+    monkeypatch.setattr(Session, "rollout_context", stop)
     with pytest.raises(Exception, match="stopped by"):
         loop.run(parse(values(tiny_pipeline)), tmp_path, display="quiet")
     capsys.readouterr()

@@ -12,7 +12,7 @@ from tailorpo_trainer.document import parse
 from tailorpo_trainer.errors import ConfigurationError, UnavailableError
 from tailorpo_trainer.results import locations
 from tailorpo_trainer.results.publishing import Publisher, restore
-from tailorpo_trainer.results.run_folder import Output
+from tailorpo_trainer.results.run_folder import RunFolder
 
 
 def a_job(**kept: Any) -> Any:
@@ -31,9 +31,9 @@ def a_job(**kept: Any) -> Any:
     )
 
 
-def machine(folder: Path, upto: int, pictures: tuple[int, ...] = (), text: str = "") -> Output:
+def machine(folder: Path, upto: int, pictures: tuple[int, ...] = (), text: str = "") -> RunFolder:
     """An output folder after `upto` iterations, with evaluations at some of them."""
-    output = Output(folder)
+    output = RunFolder(folder)
     folder.mkdir(exist_ok=True)
     for step in pictures:
         output.sample(step, 0).parent.mkdir(parents=True, exist_ok=True)
@@ -67,25 +67,25 @@ def ref_attempts(store: Store) -> list[int]:
 def test_each_attempt_is_whole_and_pictures_are_put_once(store: Store, tmp_path: Path) -> None:
     first = machine(tmp_path / "a", 10, (0, 10))
     publisher = Publisher(store, begin(store), first)
-    publisher.history(5)
+    publisher.publish_history(5)
     assert store.names("attempt-0001/output/") == [
         "attempt-0001/output/metrics.jsonl", "attempt-0001/output/samples/iteration-000000/000.png"
     ]  # fmt: skip
-    publisher.history(10)
-    publisher.results()
+    publisher.publish_history(10)
+    publisher.publish_results()
     second = begin(store, 10)
-    empty = Output(tmp_path / "b")
+    empty = RunFolder(tmp_path / "b")
     empty.root.mkdir()
     stored = restore(store, 1, 10, empty)
     assert empty.read_metrics() == first.read_metrics()
     assert empty.sample(10, 0).read_bytes() == b"picture 10 "
     machine(tmp_path / "b", 15, (15,))
     publisher = Publisher(store, second, empty, stored)
-    publisher.history(15)
+    publisher.publish_history(15)
     (empty.adapter / "more").mkdir(parents=True)
     (empty.adapter / "more" / "weights").write_bytes(b"")
     empty.report.write_text("report")
-    publisher.everything()
+    publisher.publish_all()
     assert store.names("attempt-0002/output/") == [
         f"attempt-0002/output/{name}"
         for name in (
@@ -94,16 +94,16 @@ def test_each_attempt_is_whole_and_pictures_are_put_once(store: Store, tmp_path:
         )
     ]  # fmt: skip
     begin(store, 15)
-    third = Output(tmp_path / "c")
+    third = RunFolder(tmp_path / "c")
     third.root.mkdir()
     assert len(restore(store, 2, 15, third)) == 3
     assert [third.sample(step, 0).exists() for step in (0, 10, 15)] == [True, True, True]
 
 
 def test_only_the_history_up_to_the_checkpoint_comes_back(store: Store, tmp_path: Path) -> None:
-    Publisher(store, begin(store), machine(tmp_path / "a", 20, (0, 10, 20))).everything()
+    Publisher(store, begin(store), machine(tmp_path / "a", 20, (0, 10, 20))).publish_all()
     begin(store, 10)
-    output = Output(tmp_path / "b")
+    output = RunFolder(tmp_path / "b")
     output.root.mkdir()
     restore(store, 1, 10, output)
     assert [line["iteration"] for line in output.read_metrics()] == list(range(1, 11))
@@ -111,7 +111,7 @@ def test_only_the_history_up_to_the_checkpoint_comes_back(store: Store, tmp_path
 
 
 def test_a_folder_that_knows_more_is_left_alone_and_another_run_s_is_replaced(store: Store, tmp_path: Path) -> None:
-    Publisher(store, begin(store), machine(tmp_path / "a", 10, (0, 10))).everything()
+    Publisher(store, begin(store), machine(tmp_path / "a", 10, (0, 10))).publish_all()
     begin(store, 10)
     mine = machine(tmp_path / "b", 10, (0,))
     restore(store, 1, 10, mine)
@@ -136,17 +136,17 @@ def test_what_cannot_be_copied_is_a_warning_and_comes_with_the_next(
     with monkeypatch.context() as patch:
         for method in ("write", "names", "read"):
             patch.setattr(store, method, refuse)
-        publisher.everything()
+        publisher.publish_all()
         assert restore(store, number, 10, output) == set()
     assert caplog.text.count("no answer") == 2
-    publisher.everything()
+    publisher.publish_all()
     assert "attempt-0001/output/job.yaml" in store.names("attempt-0001/output/")
 
 
 def test_pruning_leaves_the_results_alone(store: Store, tmp_path: Path) -> None:
     run = checkpoint.open_run(store, a_job())
     attempt = run.begin(None)
-    Publisher(store, 1, machine(tmp_path / "a", 10, (0, 10))).everything()
+    Publisher(store, 1, machine(tmp_path / "a", 10, (0, 10))).publish_all()
     before = store.names("attempt-0001/output/")
     for step in (10, 20, 30):
         attempt.save(step, {}, {})
@@ -165,18 +165,18 @@ def test_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     base = tmp_path / "documents"
     plain = locations.choose(a_job(), None, base)
-    assert (plain.output, plain.storage, plain.apart) == (Path("runs/vivid"), "runs/vivid", False)
+    assert (plain.output, plain.storage, plain.in_s3) == (Path("runs/vivid"), "runs/vivid", False)
     folder = locations.choose(a_job(storage="kept"), None, base)
     assert (folder.output, folder.storage) == (base / "kept", str(base / "kept"))
     assert locations.choose(a_job(storage="file:///kept"), None, base).output == Path("/kept")
     given = locations.choose(a_job(storage="s3://bucket/run", region="x"), Path("here"), base)
-    assert (given.output, given.storage, given.apart) == (Path("here"), "here", False)
+    assert (given.output, given.storage, given.in_s3) == (Path("here"), "here", False)
     assert given.job.spec.checkpoint.storage is None
     assert given.job.spec.checkpoint.region is None
-    apart = locations.choose(a_job(storage="s3://bucket/run", caFile="ca.pem", keep=7), None, base)
-    assert (apart.output, apart.storage, apart.apart) == (Path("runs/vivid"), "s3://bucket/run", True)
-    assert apart.job.spec.checkpoint.ca_file == str(base / "ca.pem")
-    assert apart.job.spec.checkpoint.keep == 7
+    in_s3 = locations.choose(a_job(storage="s3://bucket/run", caFile="ca.pem", keep=7), None, base)
+    assert (in_s3.output, in_s3.storage, in_s3.in_s3) == (Path("runs/vivid"), "s3://bucket/run", True)
+    assert in_s3.job.spec.checkpoint.ca_file == str(base / "ca.pem")
+    assert in_s3.job.spec.checkpoint.keep == 7
     with pytest.raises(ConfigurationError, match="checkpoints cannot be kept at gs://"):
         locations.choose(a_job(storage="gs://bucket/run"), None, base)
 

@@ -1,4 +1,4 @@
-"""Runs through the command line, with a reward that lets a test look in or make trouble."""
+"""Runs through the command line, with a reward that calls a function of the test."""
 
 import json
 from collections.abc import Callable
@@ -21,12 +21,12 @@ class Probe:
 
     name, unit, differentiable = "probe", "share of white", False
 
-    def __init__(self, look: Callable[[int], float | None]) -> None:
-        self.look, self.calls = look, 0
+    def __init__(self, on_call: Callable[[int], float | None]) -> None:
+        self.on_call, self.calls = on_call, 0
 
     def __call__(self, images: Tensor, prompts: Any) -> Tensor:
         self.calls += 1
-        factor = self.look(self.calls)
+        factor = self.on_call(self.calls)
         return images.mean((1, 2, 3)) * (1.0 if factor is None else factor)
 
 
@@ -34,8 +34,8 @@ class Probe:
 def probe(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int], Any]], None]:
     """Installs the function as the plug-in reward `probe`."""
 
-    def install(look: Callable[[int], Any]) -> None:
-        plugin = SimpleNamespace(name="probe", value="test", load=lambda: lambda *_: Probe(look))
+    def install(on_call: Callable[[int], Any]) -> None:
+        plugin = SimpleNamespace(name="probe", value="test", load=lambda: lambda *_: Probe(on_call))
         monkeypatch.setattr(weighted_sum, "find", lambda name: plugin if name == "probe" else registry.find(name))
 
     return install

@@ -65,14 +65,14 @@ def reward_raises(start: Any, tmp_path: Path, probe: Install) -> int:
 def disk_is_full(start: Any, tmp_path: Path, probe: Install) -> int:
     """Everything that is written from the third iteration on, but what is there already can be changed."""
 
-    def fill_disk(call: int) -> None:
+    def on_call(call: int) -> None:
         if call == 5:
             run = tmp_path / "run"
             (run / "metrics.jsonl").unlink()
             for name in ("metrics.jsonl", f".progress.json.{os.getpid()}"):
                 (run / name).symlink_to("/dev/full")
 
-    probe(fill_disk)
+    probe(on_call)
     return int(start())
 
 
@@ -134,24 +134,24 @@ def test_every_end_has_its_code_and_its_last_word(
     step: int,
 ) -> None:
     assert end(start, tmp_path, probe) == code
-    progress = last(log)
-    assert (progress.phase, progress.step) == (phase, step)
+    reported = last(log)
+    assert (reported.phase, reported.step) == (phase, step)
     if kind is None:
-        assert progress.error is None
-        assert progress.adapter == str(tmp_path / "run" / "adapter")
+        assert reported.error is None
+        assert reported.adapter == str(tmp_path / "run" / "adapter")
     else:
-        assert progress.error is not None
-        assert (progress.error.class_, progress.error.exit_code) == (kind, code)
-        assert text in progress.error.text
-        assert progress.message == progress.error.text.splitlines()[0][:256]
+        assert reported.error is not None
+        assert (reported.error.class_, reported.error.exit_code) == (kind, code)
+        assert text in reported.error.text
+        assert reported.message == reported.error.text.splitlines()[0][:256]
     if step:
-        assert (progress.name, progress.namespace, progress.attempt, progress.of) == ("test", "research", 1, 3)
-        assert progress.checkpoint is not None
-        # Who is stopped at once does not wait for the one that is on its way.
-        assert progress.checkpoint.step in ((step - 1, step) if code == ExitCode.INTERRUPTED else (step,))
-        assert Path(progress.checkpoint.uri).is_dir()
-        assert progress.metrics.reward is not None
-        assert Progress.model_validate(written(tmp_path)) == progress
+        assert (reported.name, reported.namespace, reported.attempt, reported.of) == ("test", "research", 1, 3)
+        assert reported.checkpoint is not None
+        # A process that is interrupted does not wait for a checkpoint that is being written.
+        assert reported.checkpoint.step in ((step - 1, step) if code == ExitCode.INTERRUPTED else (step,))
+        assert Path(reported.checkpoint.uri).is_dir()
+        assert reported.metrics.reward is not None
+        assert Progress.model_validate(written(tmp_path)) == reported
 
 
 def test_the_page_lists_the_codes_that_are_provoked() -> None:
@@ -182,13 +182,13 @@ def test_a_killed_process_has_said_how_far_it_was(start: Any, log: Path, probe: 
     observed: list[Progress] = []
     probe(lambda call: observed.append(last(log)))
     assert start() == 0
-    assert [(progress.phase, progress.step) for progress in observed] == [
+    assert [(reported.phase, reported.step) for reported in observed] == [
         ("Running", step) for step in (0, 0, 1, 1, 2, 2)
     ]
     # Checkpoints are committed beside the training: they may be noted a little later, and never too early.
-    saved = [progress.checkpoint.step if progress.checkpoint else 0 for progress in observed]
+    saved = [reported.checkpoint.step if reported.checkpoint else 0 for reported in observed]
     assert saved == sorted(saved)
-    assert all(number <= progress.step for number, progress in zip(saved, observed, strict=True))
+    assert all(number <= reported.step for number, reported in zip(saved, observed, strict=True))
     found = last(log).checkpoint
     assert found is not None
     assert found.step == 3
@@ -201,10 +201,10 @@ def test_an_endless_error_and_its_secrets(
     text = "http://user:hunter22@host/ said wJalrXUtnFEMIK7MDENG" + "é☃" * 50_000
     probe(lambda call: fail(ValueError(text)) if call == 5 else None)
     assert start() == 70
-    progress = last(log)
-    assert progress.error is not None
-    assert "http://host/ said ***" in progress.error.text
-    assert progress.step == 2
+    reported = last(log)
+    assert reported.error is not None
+    assert "http://host/ said ***" in reported.error.text
+    assert reported.step == 2
     for file in (log, tmp_path / "run" / "progress.json"):
         assert not {"hunter22", "wJalrXUtnFEMIK7MDENG"} & set(re.findall(r"\w+", file.read_text()))
 
@@ -246,8 +246,7 @@ def test_who_is_ended_by_the_watchdog_has_a_last_word(
 ) -> None:
     codes: list[int] = []
     monkeypatch.setattr("tailorpo_trainer.training.loop.os._exit", codes.append)
-    termination.begin(Progress(name="test", phase="Running", step=3))
-    leave(code)
-    progress = last(log)
+    leave(termination.TerminationReporter(Progress(name="test", phase="Running", step=3)), code)
+    reported = last(log)
     assert codes == [code]
-    assert (progress.phase, progress.step, progress.error and progress.error.exit_code) == (phase, 3, code)
+    assert (reported.phase, reported.step, reported.error and reported.error.exit_code) == (phase, 3, code)

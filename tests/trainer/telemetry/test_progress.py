@@ -2,6 +2,8 @@
 
 import json
 import re
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +50,9 @@ def test_any_end_fits_and_says_how_far_it_was(progress: Progress, text: str, tmp
     ended = progress.ended(ConfigurationError(text))
     data = termination.encode(ended)
     assert len(data) <= 4096
-    tree = json.loads(data)
-    assert (tree["step"], tree.get("of"), tree["phase"]) == (progress.step, progress.of, "Failed")
-    assert (tree["error"]["class"], tree["error"]["exitCode"]) == ("ConfigurationError", 78)
+    values = json.loads(data)
+    assert (values["step"], values.get("of"), values["phase"]) == (progress.step, progress.of, "Failed")
+    assert (values["error"]["class"], values["error"]["exitCode"]) == ("ConfigurationError", 78)
     termination.write(ended, tmp_path / "log")
     read = termination.read(tmp_path / "log")
     assert read is not None
@@ -85,6 +87,22 @@ def test_a_shorter_message_leaves_nothing_of_a_longer_one(tmp_path: Path) -> Non
     assert path.stat().st_ino == inode  # a kubelet has mounted this very file
 
 
+def test_an_end_is_not_lost_to_a_checkpoint_that_completes_meanwhile() -> None:
+    reporter = termination.TerminationReporter(Progress(step=3))
+    ending = threading.Thread(target=reporter.end, args=(ConfigurationError("bad"),))
+
+    def checkpoint_saved(progress: Progress) -> Progress:
+        ending.start()
+        time.sleep(0.1)  # time for the other thread to report the end
+        return progress.replace(checkpoint=Checkpoint(uri="x", step=3, time="t"))
+
+    reporter.update(checkpoint_saved)
+    ending.join()
+    last = reporter.progress
+    assert last.error is not None
+    assert last.checkpoint is not None
+
+
 def test_no_secret_gets_in(monkeypatch: pytest.MonkeyPatch) -> None:
     secrets = {
         "AWS_SECRET_ACCESS_KEY": "wJalrXUtnFEMI/K7",
@@ -109,7 +127,7 @@ SECRET = "".join(f"{letter}{number}" for number in range(10, 30) for letter in "
 
 
 def parts(secret: str) -> set[str]:
-    return {secret[place : place + 4] for place in range(len(secret) - 3)}
+    return {secret[position : position + 4] for position in range(len(secret) - 3)}
 
 
 @pytest.mark.parametrize(
@@ -166,10 +184,10 @@ def test_of_two_secrets_one_may_be_a_part_of_the_other(monkeypatch: pytest.Monke
     assert redact(f"{SECRET} {SECRET[:20]}") == "*** ***"
 
 
-@pytest.mark.parametrize("place", [SEARCHED_LENGTH, -SEARCHED_END], ids=["beginning", "end"])
+@pytest.mark.parametrize("position", [SEARCHED_LENGTH, -SEARCHED_END], ids=["beginning", "end"])
 @pytest.mark.parametrize("around", [" ", "x", "x\n", "https://user:password@host "], ids=range(4))
 @pytest.mark.parametrize(
-    "told",
+    "secret_text",
     [
         f"https://user:{SECRET}@host/path",
         f"https://host/path?a={SECRET}",
@@ -181,16 +199,16 @@ def test_of_two_secrets_one_may_be_a_part_of_the_other(monkeypatch: pytest.Monke
     ids=["user", "query", "assigned", "quoted", "environment", "words"],
 )
 def test_a_secret_that_is_cut_in_two_is_not_shown(
-    told: str, around: str, place: int, monkeypatch: pytest.MonkeyPatch
+    secret_text: str, around: str, position: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is looked at of a long text begins and ends anywhere; what is left out makes room for what follows."""
-    if told.startswith(SECRET[:20]):
-        monkeypatch.setenv("MY_TOKEN", told)
+    """Only the beginning and the end of a long text are searched, so a secret may lie across their borders."""
+    if secret_text.startswith(SECRET[:20]):
+        monkeypatch.setenv("MY_TOKEN", secret_text)
     size = 2 * (SEARCHED_LENGTH + SEARCHED_END)
-    for shift in range(-len(told) - 2, 7, 7):
-        start = place % size + shift
+    for shift in range(-len(secret_text) - 2, 7, 7):
+        start = position % size + shift
         before = (around * start)[: start - 1] + " "
-        text = f"{before}{told} {around * size}"[:size]
+        text = f"{before}{secret_text} {around * size}"[:size]
         shown = redact(text)
         assert len(shown) <= SEARCHED_LENGTH + SEARCHED_END + 10
         assert not any(part in shown for part in parts(SECRET)), shift
@@ -244,9 +262,9 @@ def test_bytes_that_are_no_text_are_no_progress() -> None:
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_number_that_is_not_finite_is_not_known(bad: float) -> None:
-    tree = Progress(metrics=Metrics(loss=bad), eta_seconds=bad).to_dict()
-    assert tree["metrics"] == {}
-    assert "etaSeconds" not in tree
+    values = Progress(metrics=Metrics(loss=bad), eta_seconds=bad).to_dict()
+    assert values["metrics"] == {}
+    assert "etaSeconds" not in values
     read = Progress.read(f'{{"etaSeconds":"{bad}"}}')
     assert read is not None
     assert read.eta_seconds is None
@@ -279,7 +297,7 @@ def test_in_a_pod_the_message_goes_where_its_kubelet_reads(tmp_path: Path, monke
     monkeypatch.delenv(termination.VARIABLE, raising=False)
     monkeypatch.setattr(termination, "DEFAULT", tmp_path / "termination-log")
     termination.write(FULL)
-    assert not list(tmp_path.iterdir())  # no pod: nothing is made
+    assert not list(tmp_path.iterdir())  # no pod: nothing is created
     termination.DEFAULT.touch()
     termination.write(FULL)
     assert termination.read(termination.DEFAULT) is not None

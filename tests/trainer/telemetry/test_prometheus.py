@@ -1,4 +1,4 @@
-"""What Prometheus sees of a real run, and that `docs/metrics.md` says the same."""
+"""The metrics of a real run, and that `docs/metrics.md` describes them."""
 
 import json
 import re
@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families as classic
 from ruamel.yaml import YAML
 
 from tailorpo_trainer.spec.progress import Progress
-from tailorpo_trainer.telemetry import alarms, termination
+from tailorpo_trainer.telemetry import alarms
 from tailorpo_trainer.telemetry.observer import RunStart
 from tailorpo_trainer.telemetry.prometheus import Metrics
 
@@ -65,14 +65,14 @@ def watched(start: Any, probe: Install, capsys: pytest.CaptureFixture[str]) -> C
         scrapes: list[Families] = []
         urls: list[str] = []
 
-        def look(call: int) -> None:
+        def on_call(call: int) -> None:
             if not urls:
                 urls.append(capsys.readouterr().err.split()[-1])
             scrapes.append(scrape(urls[0], accept))
             if call == fail_at:
                 raise KeyError("weights")
 
-        probe(look)
+        probe(on_call)
         status = start("--metrics-port", "0", *options, **parts)
         assert status == (70 if fail_at else 0)
         return scrapes
@@ -184,8 +184,7 @@ def test_no_prometheus_unless_a_port_is_asked_for(
 
 
 def test_alarms_and_failed_checkpoints_count_also_those_before_a_resume() -> None:
-    termination.begin(Progress(name="test", of=9))
-    metrics = Metrics()
+    metrics = Metrics(Progress(name="test", of=9))
     alarm = {"kind": "alarm", "iteration": 1, "name": "gap-at-zero", "message": "m"}
     metrics.begin(RunStart(2, 1, {}, [alarm]))
     get = metrics.registry.get_sample_value
@@ -199,5 +198,5 @@ def test_alarms_and_failed_checkpoints_count_also_those_before_a_resume() -> Non
 
 
 def test_two_runs_in_one_process_do_not_meet() -> None:
-    one, other = Metrics(), Metrics()
+    one, other = Metrics(Progress()), Metrics(Progress())
     assert one.registry is not other.registry

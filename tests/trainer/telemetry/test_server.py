@@ -1,4 +1,4 @@
-"""What rank 0 answers: progress and health; and what it says when it cannot listen."""
+"""The HTTP server of rank 0: progress, health, and the errors when it cannot listen."""
 
 import json
 import socket
@@ -17,6 +17,7 @@ from tailorpo_trainer.spec.progress import Progress
 from tailorpo_trainer.telemetry import termination
 from tailorpo_trainer.telemetry.observer import RunStart
 from tailorpo_trainer.telemetry.server import Health, serving
+from tailorpo_trainer.telemetry.termination import TerminationReporter
 
 
 def get(url: str, method: str = "GET") -> tuple[int, str]:
@@ -34,8 +35,8 @@ def clock() -> SimpleNamespace:
 
 @pytest.fixture
 def health(clock: SimpleNamespace) -> Health:
-    termination.begin(Progress(name="test", phase="Starting", of=9))
-    return Health(60, lambda: clock.now)
+    reporter = TerminationReporter(Progress(name="test", phase="Starting", of=9))
+    return Health(reporter, 60, lambda: clock.now)
 
 
 @pytest.fixture
@@ -49,24 +50,24 @@ def test_health_is_lines_that_come(url: str, health: Health, clock: SimpleNamesp
     clock.now = 61
     assert get(f"{url}/healthz")[0] == 503  # nothing was loaded for a minute
     health.begin(RunStart(1, 0, {}, []))
-    termination.know(Progress(name="test", phase="Running", step=3))
+    health.reporter.report(Progress(name="test", phase="Running", step=3))
     for kind in ("iteration", "evaluation", "checkpoint"):
         assert get(f"{url}/healthz")[0] == 200
         clock.now += 61
         assert get(f"{url}/healthz") == (503, "stalled: nothing has happened for 61 s, after iteration 3\n")
         health.observe({"kind": kind})
     clock.now += 61
-    termination.know(Progress(name="test", phase="Succeeded"))
+    health.reporter.report(Progress(name="test", phase="Succeeded"))
     assert get(f"{url}/healthz")[0] == 200
-    termination.last_word(RewardError("broken\nat last"))
+    health.reporter.end(RewardError("broken\nat last"))
     assert get(f"{url}/healthz") == (503, "failed: broken\n")
 
 
-def test_progress_is_what_is_known(url: str) -> None:
-    termination.know(Progress(name="tést", phase="Running", step=3))
+def test_progress_is_what_is_known(url: str, health: Health) -> None:
+    health.reporter.report(Progress(name="tést", phase="Running", step=3))
     status, text = get(f"{url}/progress")
     assert status == 200
-    assert json.loads(text) == termination.known().to_dict()
+    assert json.loads(text) == health.reporter.progress.to_dict()
 
 
 def test_other_questions(url: str) -> None:
@@ -116,27 +117,27 @@ def test_a_taken_port_ends_the_run_before_anything_is_loaded(
         assert start("--metrics-port", str(port), rewards=[{"name": "colourfulness"}]) == 78
     assert f"error: --metrics-port {port}: " in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
-    said = termination.read(log)
-    assert said is not None
-    assert (said.name, said.phase) == ("test", "Failed")
+    reported = termination.read(log)
+    assert reported is not None
+    assert (reported.name, reported.phase) == ("test", "Failed")
 
 
 def test_a_run_answers_while_it_trains_and_leaves_its_port(
     start: Any, probe: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    seen: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    observed: list[tuple[dict[str, Any], dict[str, Any]]] = []
     printed: list[str] = []
 
-    def look(call: int) -> None:
+    def on_call(call: int) -> None:
         printed.extend(capsys.readouterr().err.split())
         url = printed[-1].removesuffix("/metrics")
         assert get(f"{url}/healthz") == (200, "ok\n")
         file = json.loads((tmp_path / "run" / "progress.json").read_text())
-        seen.append((json.loads(get(f"{url}/progress")[1]), file))
+        observed.append((json.loads(get(f"{url}/progress")[1]), file))
 
-    probe(look)
+    probe(on_call)
     assert start("--metrics-port", "0") == 0
-    assert [served["step"] for served, _ in seen] == [0, 0, 1, 1, 2, 2]
-    assert all(served == file for served, file in seen)
+    assert [served["step"] for served, _ in observed] == [0, 0, 1, 1, 2, 2]
+    assert all(served == file for served, file in observed)
     with pytest.raises(OSError, match="refused"):
         get(printed[-1])

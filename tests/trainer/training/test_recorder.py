@@ -1,4 +1,4 @@
-"""What a run writes about itself: always JSON, and right after a resume too."""
+"""The records of a run: always valid JSON, and correct after a resume too."""
 
 import json
 from collections.abc import Iterator
@@ -13,11 +13,11 @@ from torch import Tensor
 from tailorpo_trainer.errors import ConfigurationError, NotFiniteError, RewardError
 from tailorpo_trainer.evaluation.measurement import Measurement
 from tailorpo_trainer.results import run_folder
-from tailorpo_trainer.results.run_folder import Output
+from tailorpo_trainer.results.run_folder import RunFolder
 from tailorpo_trainer.rollout.scoring import Scorer
 from tailorpo_trainer.spec.progress import Checkpoint, Progress
-from tailorpo_trainer.telemetry import termination
 from tailorpo_trainer.telemetry.observer import Line, Observer, RunStart
+from tailorpo_trainer.telemetry.termination import TerminationReporter
 from tailorpo_trainer.training.recorder import Recorder
 from tailorpo_trainer.training.updater import UpdateFacts
 
@@ -29,10 +29,10 @@ class Shown(Observer):
 
     def __init__(self) -> None:
         self.lines: list[Line] = []
-        self.beginnings: list[RunStart] = []
+        self.starts: list[RunStart] = []
 
-    def begin(self, beginning: RunStart) -> None:
-        self.beginnings.append(beginning)
+    def begin(self, start: RunStart) -> None:
+        self.starts.append(start)
 
     def observe(self, line: Line) -> None:
         self.lines.append(line)
@@ -47,18 +47,18 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 
 def begin(
-    folder: Path, iterations: int = 10, done: int = 0, totals: dict[str, float] | None = None, speaks: bool = True
+    folder: Path, iterations: int = 10, done: int = 0, totals: dict[str, float] | None = None, writes: bool = True
 ) -> Recorder:
-    output = Output(folder)
-    output.create()
-    made = Recorder(output, Progress(name="test", of=iterations), speaks)
-    made.observers = [Shown()]
-    made.resume(1, done, totals or {}, Checkpoint(uri="x", step=done, time="t") if done else None)
-    return made
+    run_folder = RunFolder(folder)
+    run_folder.create()
+    recorder = Recorder(run_folder, TerminationReporter(Progress(name="test", of=iterations)), writes)
+    recorder.observers = [Shown()]
+    recorder.resume(1, done, totals or {}, Checkpoint(uri="x", step=done, time="t") if done else None)
+    return recorder
 
 
-def shown(made: Recorder) -> list[Line]:
-    (observer,) = made.observers
+def shown(recorder: Recorder) -> list[Line]:
+    (observer,) = recorder.observers
     assert isinstance(observer, Shown)
     return observer.lines
 
@@ -67,9 +67,9 @@ def scorer(*scores: float) -> Scorer:
     total = torch.tensor(scores)
     policy = SimpleNamespace(decode_for_scoring=lambda latents: latents, sampler=SimpleNamespace(steps=4))
     reward = lambda *_: SimpleNamespace(total=total, term_scores={"main": total})  # noqa: E731
-    made = Scorer(cast(Any, policy), cast(Any, reward), ["a"] * len(scores))
-    made(torch.zeros(len(scores), 1), 0)
-    return made
+    recorder = Scorer(cast(Any, policy), cast(Any, reward), ["a"] * len(scores))
+    recorder(torch.zeros(len(scores), 1), 0)
+    return recorder
 
 
 def facts(logit: float = 0.5, weight: float = 1.0, pairs: bool = True) -> UpdateFacts:
@@ -98,20 +98,20 @@ def strict(text: str) -> Any:
     return json.loads(text, parse_constant=refuse)
 
 
-def written(made: Recorder) -> list[dict[str, Any]]:
-    return [strict(text) for text in made.output.metrics.read_text().splitlines()]
+def written(recorder: Recorder) -> list[dict[str, Any]]:
+    return [strict(text) for text in recorder.folder.metrics.read_text().splitlines()]
 
 
-def progress(made: Recorder) -> dict[str, Any]:
-    return cast(dict[str, Any], strict(made.output.progress.read_text()))
+def progress(recorder: Recorder) -> dict[str, Any]:
+    return cast(dict[str, Any], strict(recorder.folder.progress.read_text()))
 
 
 def test_an_iteration_s_line_says_what_happened(tmp_path: Path, clock: SimpleNamespace) -> None:
-    made = begin(tmp_path)
-    made.phases.seconds["rollout"] = 1.5
+    recorder = begin(tmp_path)
+    recorder.phases.seconds["rollout"] = 1.5
     clock.now += 4
-    made.iteration(1, scorer(1, 2, 3, 6), facts(), WORK)
-    (line,) = written(made)
+    recorder.iteration(1, scorer(1, 2, 3, 6), facts(), WORK)
+    (line,) = written(recorder)
     assert line["reward"] == 3
     assert line["reward_std"] == pytest.approx(3.5**0.5)
     assert line["rewards"] == {"main": 3}
@@ -121,46 +121,46 @@ def test_an_iteration_s_line_says_what_happened(tmp_path: Path, clock: SimpleNam
     assert line["eta_seconds"] == 36
     assert line["totals"] == WORK | {"seconds": 4}
     assert line["phase_seconds"] == {"rollout": 1.5}
-    made.iteration(2, scorer(1.0), facts(logit=-1, weight=0), WORK)
-    assert written(made)[-1]["phase_seconds"] == {}
-    assert written(made)[-1]["implicit_accuracy"] is None
-    assert written(made)[-1]["reward_std"] == 0  # of one image
+    recorder.iteration(2, scorer(1.0), facts(logit=-1, weight=0), WORK)
+    assert written(recorder)[-1]["phase_seconds"] == {}
+    assert written(recorder)[-1]["implicit_accuracy"] is None
+    assert written(recorder)[-1]["reward_std"] == 0  # of one image
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_nothing_that_is_not_json_is_ever_written(tmp_path: Path, bad: float) -> None:
-    made = begin(tmp_path)
-    made.iteration(1, scorer(bad, 1.0), facts(logit=bad), WORK)
-    made.iteration(2, Scorer(cast(Any, None), cast(Any, None), []), facts(pairs=False), WORK)
-    made.evaluation(2, measured(torch.tensor([bad, 1.0]), spread=bad), ("other",), 1.0)
-    made.evaluation(3, measured(torch.tensor([1.0]), spread=None), (), 1.0)
-    lines = written(made)
+    recorder = begin(tmp_path)
+    recorder.iteration(1, scorer(bad, 1.0), facts(logit=bad), WORK)
+    recorder.iteration(2, Scorer(cast(Any, None), cast(Any, None), []), facts(pairs=False), WORK)
+    recorder.evaluation(2, measured(torch.tensor([bad, 1.0]), spread=bad), ("other",), 1.0)
+    recorder.evaluation(3, measured(torch.tensor([1.0]), spread=None), (), 1.0)
+    lines = written(recorder)
     assert lines[0]["reward"] is lines[0]["logit_abs"] is lines[1]["reward"] is lines[2]["reward"] is None
     assert lines[3]["reward_standard_error"] is None
-    assert progress(made)["metrics"] == {"evaluation": 1.0, "loss": 0.69}  # what is not known is left out
-    assert [strict(json.dumps(line)) for line in shown(made)] == lines
+    assert progress(recorder)["metrics"] == {"evaluation": 1.0, "loss": 0.69}  # what is not known is left out
+    assert [strict(json.dumps(line)) for line in shown(recorder)] == lines
 
 
 def test_evaluations_are_no_training_time_and_count_in_what_is_left(tmp_path: Path, clock: SimpleNamespace) -> None:
-    made = begin(tmp_path, iterations=12)
+    recorder = begin(tmp_path, iterations=12)
 
     def evaluate(iteration: int) -> None:
         clock.now += 10
-        made.evaluation(iteration, measured(torch.ones(2)), (), 10.0)
+        recorder.evaluation(iteration, measured(torch.ones(2)), (), 10.0)
 
     evaluate(0)
     for iteration in range(1, 13):
         clock.now += 2
-        made.iteration(iteration, scorer(1.0), facts(), WORK)
-        line = written(made)[-1]
+        recorder.iteration(iteration, scorer(1.0), facts(), WORK)
+        line = written(recorder)[-1]
         assert line["totals"]["seconds"] == 2 * iteration
         assert line["images_per_second"] == 4
         if iteration > 5:  # from then on it is known how often an evaluation comes: at 10 and at the end
-            assert progress(made)["etaSeconds"] == 2 * (12 - iteration) + 10 * (2 if iteration <= 10 else 1)
+            assert progress(recorder)["etaSeconds"] == 2 * (12 - iteration) + 10 * (2 if iteration <= 10 else 1)
         if iteration % 5 == 0 or iteration == 12:
             evaluate(iteration)
-    assert progress(made)["etaSeconds"] == 0
-    assert progress(made)["percent"] == 100
+    assert progress(recorder)["etaSeconds"] == 0
+    assert progress(recorder)["percent"] == 100
 
 
 def test_a_resume_forgets_what_came_after_the_checkpoint_and_goes_on_counting(
@@ -172,93 +172,93 @@ def test_a_resume_forgets_what_came_after_the_checkpoint_and_goes_on_counting(
             clock.now += 3
             first.iteration(iteration, scorer(1.0), facts(), WORK)
         first.evaluation(iteration, measured(torch.ones(2)), (), 1.0)
-    with first.output.metrics.open("a") as file:
+    with first.folder.metrics.open("a") as file:
         file.write('3\n"text"\n{"kind": "iteration"}\n\xff\x00{"kind": "iteration", "iterat')
     (totals,) = (line["totals"] for line in first.lines if (line["kind"], line["iteration"]) == ("iteration", 3))
     clock.now += 1000
 
-    made = begin(tmp_path, done=3, totals=totals)
-    assert [(line["kind"], line["iteration"]) for line in made.lines] == [
+    recorder = begin(tmp_path, done=3, totals=totals)
+    assert [(line["kind"], line["iteration"]) for line in recorder.lines] == [
         ("evaluation", 0), ("iteration", 1), ("evaluation", 1), ("iteration", 2), ("evaluation", 2),
         ("iteration", 3), ("evaluation", 3),
     ]  # fmt: skip
-    assert written(made) == made.lines
-    assert {path.name for path in made.output.samples.iterdir()} == {f"iteration-{n:06d}" for n in range(4)}
-    assert made.evaluated(3)
-    assert not made.evaluated(4)
-    state = progress(made)
+    assert written(recorder) == recorder.lines
+    assert {path.name for path in recorder.folder.samples.iterdir()} == {f"iteration-{n:06d}" for n in range(4)}
+    assert recorder.has_evaluation(3)
+    assert not recorder.has_evaluation(4)
+    state = progress(recorder)
     assert (state["phase"], state["step"], state["percent"], state["checkpoint"]["step"]) == ("Running", 3, 30, 3)
     clock.now += 5
-    made.iteration(4, scorer(1.0), facts(), WORK)
-    line = written(made)[-1]
+    recorder.iteration(4, scorer(1.0), facts(), WORK)
+    line = written(recorder)[-1]
     assert line["totals"] == {"images": 32, "reward_queries": 64, "seconds": 14}
     assert line["images_per_second"] == 1.6
     assert line["eta_seconds"] == 6 * 5 + 7 * 1  # that of this iteration comes too
 
 
 def test_a_resume_without_its_figures_still_knows_how_far_it_is(tmp_path: Path) -> None:
-    made = begin(tmp_path, done=7, totals={"images": 56})
-    assert progress(made)["step"] == 7
-    made.evaluation(7, measured(torch.ones(2)), (), 1.0)
-    assert progress(made)["step"] == 7
+    recorder = begin(tmp_path, done=7, totals={"images": 56})
+    assert progress(recorder)["step"] == 7
+    recorder.evaluation(7, measured(torch.ones(2)), (), 1.0)
+    assert progress(recorder)["step"] == 7
 
 
 def test_a_fresh_start_forgets_everything(tmp_path: Path) -> None:
     first = begin(tmp_path)
     first.evaluation(0, measured(torch.ones(2)), (), 1.0)
-    made = begin(tmp_path)
-    assert written(made) == []
-    assert not list(made.output.samples.glob("*"))
-    assert progress(made)["step"] == 0
+    recorder = begin(tmp_path)
+    assert written(recorder) == []
+    assert not list(recorder.folder.samples.glob("*"))
+    assert progress(recorder)["step"] == 0
 
 
 def test_an_alarm_is_raised_once_a_run_also_after_a_resume(tmp_path: Path) -> None:
-    made = begin(tmp_path)
+    recorder = begin(tmp_path)
     for iteration in range(1, 6):
-        made.iteration(iteration, scorer(1.0), facts(weight=0), WORK)
-    made = begin(tmp_path, done=4)
-    made.iteration(5, scorer(1.0), facts(weight=0), WORK)
-    made.iteration(6, scorer(1.0), facts(weight=0), WORK)
-    assert [line["iteration"] for line in written(made) if line["kind"] == "alarm"] == [3]
-    made = begin(tmp_path, done=2)  # before it was raised
-    made.iteration(3, scorer(1.0), facts(weight=0), WORK)
-    assert [line["iteration"] for line in written(made) if line["kind"] == "alarm"] == [3]
-    assert [line["kind"] for line in shown(made)] == ["iteration", "alarm"]
+        recorder.iteration(iteration, scorer(1.0), facts(weight=0), WORK)
+    recorder = begin(tmp_path, done=4)
+    recorder.iteration(5, scorer(1.0), facts(weight=0), WORK)
+    recorder.iteration(6, scorer(1.0), facts(weight=0), WORK)
+    assert [line["iteration"] for line in written(recorder) if line["kind"] == "alarm"] == [3]
+    recorder = begin(tmp_path, done=2)  # before it was raised
+    recorder.iteration(3, scorer(1.0), facts(weight=0), WORK)
+    assert [line["iteration"] for line in written(recorder) if line["kind"] == "alarm"] == [3]
+    assert [line["kind"] for line in shown(recorder)] == ["iteration", "alarm"]
 
 
 @pytest.mark.parametrize(("error", "alarmed"), [(NotFiniteError("loss is nan"), True), (RewardError("x"), False)])
 def test_a_failure_has_the_last_word(tmp_path: Path, error: Any, alarmed: bool) -> None:
-    made = begin(tmp_path)
-    made.iteration(1, scorer(1.0), facts(), WORK)
-    made.failed(error)
-    state = progress(made)
+    recorder = begin(tmp_path)
+    recorder.iteration(1, scorer(1.0), facts(), WORK)
+    recorder.failed(error)
+    state = progress(recorder)
     assert (state["phase"], state["step"], state["message"]) == ("Failed", 1, str(error))
     assert "etaSeconds" not in state
     assert state["error"] == {"class": type(error).__name__, "text": str(error), "exitCode": error.exit_code}
-    assert [line["name"] for line in written(made) if line["kind"] == "alarm"] == ["not-finite"] * alarmed
+    assert [line["name"] for line in written(recorder) if line["kind"] == "alarm"] == ["not-finite"] * alarmed
 
 
 def test_checkpoints_are_lines_and_the_newest_is_known(tmp_path: Path) -> None:
-    made = begin(tmp_path)
-    made.iteration(1, scorer(1.0), facts(), WORK)
-    made.saved(1, "s3://bucket/run/step-1", 0.25, 1000)
-    made.checkpoint_failed(2, OSError("http://user:secret@host/x: gone"))
-    assert written(made)[1:] == [
+    recorder = begin(tmp_path)
+    recorder.iteration(1, scorer(1.0), facts(), WORK)
+    recorder.checkpoint_saved(1, "s3://bucket/run/step-1", 0.25, 1000)
+    recorder.checkpoint_failed(2, OSError("http://user:secret@host/x: gone"))
+    assert written(recorder)[1:] == [
         {"kind": "checkpoint", "iteration": 1, "uri": "s3://bucket/run/step-1", "seconds": 0.25, "bytes": 1000},
         {"kind": "checkpoint", "iteration": 2, "error": "http://host/x: gone"},
     ]
-    assert shown(made) == written(made)
-    state = progress(made)
+    assert shown(recorder) == written(recorder)
+    state = progress(recorder)
     assert (state["checkpoint"]["uri"], state["checkpoint"]["step"]) == ("s3://bucket/run/step-1", 1)
     assert "resumedFrom" not in state
 
 
 def test_a_checkpoint_that_completes_after_the_end_leaves_the_last_word(tmp_path: Path) -> None:
-    made = begin(tmp_path)
-    made.iteration(1, scorer(1.0), facts(), WORK)
-    termination.last_word(ValueError("a bug"))
-    made.saved(1, "s3://bucket/run/step-1", 0.25, 1000)
-    state = progress(made)
+    recorder = begin(tmp_path)
+    recorder.iteration(1, scorer(1.0), facts(), WORK)
+    recorder.reporter.end(ValueError("a bug"))
+    recorder.checkpoint_saved(1, "s3://bucket/run/step-1", 0.25, 1000)
+    state = progress(recorder)
     assert (state["phase"], state["error"]["text"], state["checkpoint"]["step"]) == ("Failed", "a bug", 1)
 
 
@@ -266,26 +266,27 @@ def test_a_resume_says_from_where_and_tells_the_observers(tmp_path: Path) -> Non
     first = begin(tmp_path)
     for iteration in (1, 2, 3):
         first.iteration(iteration, scorer(1.0), facts(), WORK)
-    made = begin(tmp_path, done=2, totals={"images": 16})
-    assert progress(made)["resumedFrom"] == progress(made)["checkpoint"] == {"uri": "x", "step": 2, "time": "t"}
-    (observer,) = made.observers
+    recorder = begin(tmp_path, done=2, totals={"images": 16})
+    assert progress(recorder)["resumedFrom"] == progress(recorder)["checkpoint"] == {"uri": "x", "step": 2, "time": "t"}
+    (observer,) = recorder.observers
     assert isinstance(observer, Shown)
-    assert [(b.attempt, b.iteration, b.totals, len(b.lines)) for b in observer.beginnings] == [
-        (1, 2, {"images": 16}, 2)
-    ]
+    assert [(b.attempt, b.iteration, b.totals, len(b.lines)) for b in observer.starts] == [(1, 2, {"images": 16}, 2)]
     assert observer.lines == []
 
 
 def test_an_evaluation_s_line_holds_for_numpy_and_its_pictures_are_its_own(tmp_path: Path) -> None:
-    made = begin(tmp_path)
+    recorder = begin(tmp_path)
     scores = torch.tensor([1e-9, 3e-9, 8e-9])
-    made.evaluation(0, measured(scores, pictures=3), ("other",), 2.0)
-    (line,) = written(made)
+    recorder.evaluation(0, measured(scores, pictures=3), ("other",), 2.0)
+    (line,) = written(recorder)
     assert line["scores"] == pytest.approx([1e-9, 3e-9, 8e-9], rel=1e-5)
     assert line["watched_scores"]["other"] == pytest.approx([-1e-9, -3e-9, -8e-9], rel=1e-5)
     assert line["reward_standard_error"] == pytest.approx(scores.double().numpy().std(ddof=1) / 3**0.5)
-    made.evaluation(0, measured(scores[:2], pictures=2), (), 2.0)
-    assert sorted(path.name for path in (made.output.samples / "iteration-000000").iterdir()) == ["000.png", "001.png"]
+    recorder.evaluation(0, measured(scores[:2], pictures=2), (), 2.0)
+    assert sorted(path.name for path in (recorder.folder.samples / "iteration-000000").iterdir()) == [
+        "000.png",
+        "001.png",
+    ]
 
 
 def test_a_reader_sees_the_old_file_or_the_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -313,8 +314,9 @@ def test_a_folder_that_must_not_be_written_is_one_sentence(tmp_path: Path, monke
 
 
 def test_who_does_not_save_tells_of_no_checkpoint(tmp_path: Path) -> None:
-    """The others never hear of newer ones: theirs would be the one that the run went on from."""
-    begin(tmp_path, done=2, speaks=False).iteration(3, scorer(1.0), facts(), WORK)
-    known = termination.known()
-    assert (known.step, known.checkpoint) == (3, None)
-    assert known.resumed_from is not None
+    """They do not learn of newer checkpoints, and would report the one that the run went on from."""
+    recorder = begin(tmp_path, done=2, writes=False)
+    recorder.iteration(3, scorer(1.0), facts(), WORK)
+    reported = recorder.reporter.progress
+    assert (reported.step, reported.checkpoint) == (3, None)
+    assert reported.resumed_from is not None

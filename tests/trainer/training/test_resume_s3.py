@@ -104,9 +104,9 @@ def hashes(place: Path | str) -> dict[str, str]:
 
 
 def history(folder: Path) -> list[tuple[str, int, float | None]]:
-    """What the run did, without what a clock says."""
+    """Kind, iteration and reward of each line of `metrics.jsonl` that does not depend on timing."""
     found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    # Checkpoints are noted when they are complete, beside whatever happens then.
+    # Checkpoints are committed in the background, so their lines come at any time.
     shown = [line for line in found if line["kind"] not in ("alarm", "checkpoint")]
     return [(line["kind"], line["iteration"], line.get("reward")) for line in shown]
 

@@ -138,7 +138,7 @@ def test_the_learning_rate_is_a_function_of_the_update(schedule: str, warmup: in
 
 
 def test_a_gradient_is_scaled_down_to_its_limit_and_reported_as_it_was() -> None:
-    """AdamW hides a gradient's length at its first step, so the moments tell."""
+    """AdamW's first step does not depend on the gradient's length, so its moments are compared."""
     x = 50 * noise(4)
     each = updater(resolved({"maxGradNorm": 0.5}))
     facts = each.iterate(rows(x), torch.zeros(4, 1, 1))

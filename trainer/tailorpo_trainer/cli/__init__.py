@@ -1,4 +1,4 @@
-"""The command line. Nothing large is imported before a command runs: `--help` and completion are instant."""
+"""The command line. Nothing large is imported before a command runs, so that `--help` and completion are instant."""
 
 import os
 import sys
@@ -13,24 +13,24 @@ from tailorpo_trainer.cli import checkpoints, completion, error_exit, results, r
 
 PROGRAM = "tailorpo"
 COMPLETE = "_TAILORPO_COMPLETE"
-"""Set by the shell's completion script when it asks for completions."""
+"""Variable that the shell's completion script sets when it asks for completions."""
 OPERATOR = "tailorpo_operator"
 
 
 class Program(click.Group):
-    """All commands of one program. The operator's are looked for when asked for, since its package imports this one."""
+    """The trainer's and the operator's commands. The operator's package imports this one, so it is imported late."""
 
     @cached_property
-    def others(self) -> dict[str, click.Command]:
+    def operator_commands(self) -> dict[str, click.Command]:
         """The commands of the operator, where it is installed."""
-        found = import_module(f"{OPERATOR}.cli").COMMANDS if find_spec(OPERATOR) else ()
-        return {command.name: command for command in found}
+        commands = import_module(f"{OPERATOR}.cli").COMMANDS if find_spec(OPERATOR) else ()
+        return {command.name: command for command in commands}
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted([*super().list_commands(ctx), *self.others])
+        return sorted([*super().list_commands(ctx), *self.operator_commands])
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        return super().get_command(ctx, cmd_name) or self.others.get(cmd_name)
+        return super().get_command(ctx, cmd_name) or self.operator_commands.get(cmd_name)
 
 
 @click.group(
@@ -54,26 +54,27 @@ app.add_command(completion.completion)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit status, and has said why it is not 0."""
+    """Run one command; returns its exit status, and prints why if that is not 0."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    state = run.RunState()
     try:
         instruction = os.environ.get(COMPLETE)
         if instruction:
             from click.shell_completion import shell_complete
 
             return shell_complete(app, {}, PROGRAM, COMPLETE, instruction)
-        return _invoke(arguments)
+        return _invoke(arguments, state)
     except BaseException as error:
-        status = error_exit.say(error)
+        status = error_exit.show(error)
         if arguments[:1] == [run.run.name]:
-            error_exit.last_word(error, status)
+            error_exit.report_end(error, status, state.reporter)
         return status
 
 
-def _invoke(arguments: list[str]) -> int:
-    # Not `app.main()`: that takes any EOFError or broken socket of a training run for the user's doing.
+def _invoke(arguments: list[str], state: run.RunState) -> int:
+    # `app.main()` would treat any EOFError or broken socket of a training run as an abort by the user.
     try:
-        with app.make_context(PROGRAM, arguments) as context:
+        with app.make_context(PROGRAM, arguments, obj=state) as context:
             app.invoke(context)
         sys.stdout.flush()
     except click.exceptions.Exit as end:

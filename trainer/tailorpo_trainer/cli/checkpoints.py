@@ -1,4 +1,4 @@
-"""`tailorpo checkpoints`: look at a storage, check it, take the adapter out."""
+"""`tailorpo checkpoints`: list the checkpoints of a storage, verify them, export the adapter of one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def storage(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The argument and the options that say where a storage is."""
+    """Add the argument and the options that say where a storage is."""
     options = [
         click.argument("uri"),
         click.option("--endpoint", metavar="URL", help="The S3 server. Default: AWS_ENDPOINT_URL, or Amazon's own."),
@@ -118,8 +118,8 @@ def export(
     store = _find(uri, endpoint, region, ca_file)
     from tailorpo_trainer.models import export as exporting
 
-    found = exporting.export(store, to, attempt, step)
-    message(f"{to}: the adapter of {found.uri}")
+    exported = exporting.export(store, to, attempt, step)
+    message(f"{to}: the adapter of {exported.uri}")
 
 
 def _find(uri: str, endpoint: str | None, region: str | None, ca_file: str | None) -> Store:

@@ -1,4 +1,6 @@
-"""How a command ends badly: one clear message, and an exit status that means one thing."""
+"""How a command ends with an error: one clear message, and an exit status with one meaning."""
+
+from __future__ import annotations
 
 import os
 import select
@@ -6,17 +8,21 @@ import sys
 import tempfile
 import traceback
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 import click
 
 from tailorpo_trainer.errors import ExitCode, StoppedError, as_user_error
 
+if TYPE_CHECKING:
+    from tailorpo_trainer.telemetry.termination import TerminationReporter
+
 BROKEN_PIPE = 141
-"""128 + SIGPIPE, as for any program whose reader has left."""
+"""128 + SIGPIPE, as for any program that writes to a closed pipe."""
 
 
-def say(error: BaseException) -> int:
-    """Tell the user on standard error what went wrong; returns the exit status."""
+def show(error: BaseException) -> int:
+    """Print on standard error what went wrong; returns the exit status."""
     if isinstance(error, SystemExit):
         raise error
     if isinstance(error, KeyboardInterrupt | click.Abort):
@@ -24,27 +30,27 @@ def say(error: BaseException) -> int:
     if isinstance(error, click.ClickException):
         error.show()
         return error.exit_code
-    if isinstance(error, BrokenPipeError) and _reader_left():
+    if isinstance(error, BrokenPipeError) and _stdout_is_closed():
         return BROKEN_PIPE
     known = as_user_error(error)
     if known is None:
         return _crash(error)
-    # A stop is no error; a document's problems begin with file and line, for editors to jump to (their class
-    # is not imported here: it brings pydantic).
+    # No prefix for a stop, which is no error, nor for a document's problems, which begin with file and line for editors
+    # to jump to. Their class is not imported here, since it imports pydantic.
     plain = isinstance(known, StoppedError) or hasattr(known, "problems")
     message(str(known), "" if plain else "error")
     return known.exit_code
 
 
-def last_word(error: BaseException, status: int) -> None:
-    """Leave a run's end where a kubelet reads it (`docs/progress.md`). Never fails."""
-    with suppress(Exception):
-        from tailorpo_trainer.spec.progress import Progress
-        from tailorpo_trainer.telemetry import termination
+def report_end(error: BaseException, status: int, reporter: TerminationReporter | None) -> None:
+    """Write why a run ended where a kubelet reads it (`docs/progress.md`). Never fails.
 
-        if isinstance(error, click.UsageError):
-            termination.begin(Progress())  # no run began
-        termination.last_word(error, status)
+    reporter: of the run; None if no run began.
+    """
+    with suppress(Exception):
+        from tailorpo_trainer.telemetry.termination import TerminationReporter
+
+        (reporter or TerminationReporter()).end(error, status)
 
 
 def message(text: str, prefix: str = "") -> None:
@@ -54,7 +60,7 @@ def message(text: str, prefix: str = "") -> None:
 
 
 def _crash(error: BaseException) -> int:
-    """A bug of ours: one sentence, and the traceback where it can be asked for."""
+    """Print one sentence for an unexpected error, and keep the traceback in a file; returns the exit status."""
     details = "".join(traceback.format_exception(error))
     summary = f"internal error: {type(error).__name__}: {_first_line(error)}"
     if os.environ.get("TAILORPO_DEBUG") == "1":
@@ -81,8 +87,8 @@ def _first_line(error: BaseException) -> str:
     return next(iter(str(error).splitlines()), "")
 
 
-def _reader_left() -> bool:
-    """Whether it is standard output whose reader has gone, and not some connection of ours."""
+def _stdout_is_closed() -> bool:
+    """Whether the broken pipe is standard output, and not another connection of this process."""
     try:
         descriptor = sys.stdout.fileno()
     except (OSError, ValueError):
@@ -91,6 +97,6 @@ def _reader_left() -> bool:
     poll.register(descriptor, 0)
     if not any(state & (select.POLLERR | select.POLLHUP) for _, state in poll.poll(0)):
         return False
-    # Else the interpreter flushes once more, at its end, and complains.
+    # Otherwise the interpreter would flush standard output at its end, and print an error.
     os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
     return True

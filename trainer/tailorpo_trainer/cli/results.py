@@ -1,7 +1,10 @@
-"""`tailorpo sample`, `evaluate`, `report`, `compare`, `estimate`: what comes before and after a run."""
+"""`tailorpo sample`, `evaluate`, `report`, `compare`, `estimate`: the commands for before and after a run."""
 
 from __future__ import annotations
 
+import json
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -48,7 +51,22 @@ def evaluate(output: Path, images: int, prompts: tuple[str, ...], seed: int | No
     """
     from tailorpo_trainer.evaluation import trained
 
-    trained.evaluate_command(output, images, prompts, seed, as_json)
+    comparison = trained.compare(output, images, prompts, seed)
+    if as_json:
+        from tailorpo_trainer.results.run_folder import finite
+
+        click.echo(json.dumps(finite(comparison.as_dict()), indent=2, allow_nan=False))
+        return
+    title = (
+        f"{comparison.images} pictures on held-out noise: the base model, and after iteration {comparison.iteration}"
+    )
+    head, rows = ["", "before", "after", "difference"], comparison.table()
+    if sys.stdout.isatty():
+        _print_table(title, head, rows)
+    else:
+        _print_text(title, head, rows)
+    for note in comparison.notes():
+        click.echo(note)
 
 
 @click.command(short_help="Write a run's report again.")
@@ -88,3 +106,25 @@ def estimate(file: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     from tailorpo_trainer import estimate as estimating
 
     estimating.run(document.read(file, overrides), as_json)
+
+
+def _print_text(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    click.echo(title)
+    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
+    for row in [head, *rows]:
+        numbers = (cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
+        click.echo("   ".join([row[0].ljust(widths[0]), *numbers]))
+
+
+def _print_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    for number, name in enumerate(head):
+        table.add_column(name, justify="right" if number else "left")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))  # as plain text, since a reward's name may look like markup
+    Console().print(table)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -16,19 +17,27 @@ from tailorpo_trainer.training.launch import WorldLayout
 if TYPE_CHECKING:
     from tailorpo_trainer.spec.job import TailorPOJob
     from tailorpo_trainer.telemetry.exporters import TelemetryOptions
+    from tailorpo_trainer.telemetry.termination import TerminationReporter
 
 
-def _again(
-    file: Path, output: Path | None, overrides: tuple[str, ...], fresh: bool, display: str, watch: TelemetryOptions
+@dataclass
+class RunState:
+    """What `tailorpo run` leaves for the command line. reporter: of this process, once its run has begun."""
+
+    reporter: TerminationReporter | None = None
+
+
+def _rank_arguments(
+    file: Path, output: Path | None, overrides: tuple[str, ...], fresh: bool, display: str, telemetry: TelemetryOptions
 ) -> list[str]:
-    """The arguments for each of the processes."""
-    shown = {"quiet": ["--quiet"], "json": ["--json"], "plain": ["--no-progress"]}.get(display, [])
-    place = ["--output", str(output)] if output else []
-    seen = [f"--metrics-host={watch.host}", f"--metrics-stall-seconds={watch.stall_seconds}"]
-    seen += [f"--metrics-port={watch.port}"] if watch.port is not None else []
-    seen += ["--tensorboard"] if watch.tensorboard else []
-    settings = [f"--set={text}" for text in overrides]
-    return [str(file), *place, *settings, *(["--fresh"] if fresh else []), *shown, *seen]
+    """The arguments of `tailorpo run` in each of several processes."""
+    arguments = [str(file), *(["--output", str(output)] if output else [])]
+    arguments += [f"--set={text}" for text in overrides]
+    arguments += ["--fresh"] if fresh else []
+    arguments += {"quiet": ["--quiet"], "json": ["--json"], "plain": ["--no-progress"]}.get(display, [])
+    arguments += [f"--metrics-host={telemetry.host}", f"--metrics-stall-seconds={telemetry.stall_seconds}"]
+    arguments += [f"--metrics-port={telemetry.port}"] if telemetry.port is not None else []
+    return arguments + (["--tensorboard"] if telemetry.tensorboard else [])
 
 
 def _launch(job: TailorPOJob, layout: WorldLayout, arguments: list[str]) -> int:
@@ -83,7 +92,7 @@ def _launch(job: TailorPOJob, layout: WorldLayout, arguments: list[str]) -> int:
     show_default=True,
     envvar="TAILORPO_METRICS_STALL_SECONDS",
     show_envvar=True,
-    help="Without news for so long, /healthz says 503.",
+    help="After so long without a new line of metrics.jsonl, /healthz answers 503.",
 )
 @click.option("--tensorboard", is_flag=True, help="Write TensorBoard's event files to OUTPUT/tensorboard.")
 @click.option(
@@ -97,7 +106,9 @@ def _launch(job: TailorPOJob, layout: WorldLayout, arguments: list[str]) -> int:
 @click.option(
     "--master-port", type=click.IntRange(1, 65_535), default=29400, show_default=True, help="A free port there."
 )
+@click.pass_obj
 def run(
+    state: RunState,
     file: Path,
     output: Path | None,
     overrides: tuple[str, ...],
@@ -130,8 +141,9 @@ def run(
     from tailorpo_trainer.spec.progress import Progress
     from tailorpo_trainer.telemetry import exporters, termination
 
-    termination.begin(Progress())
-    watch = exporters.TelemetryOptions(metrics_port, metrics_host, metrics_stall_seconds, tensorboard)
+    state.reporter = reporter = termination.TerminationReporter()
+    reporter.report(Progress())
+    telemetry = exporters.TelemetryOptions(metrics_port, metrics_host, metrics_stall_seconds, tensorboard)
     job = document.read(file, overrides)
     ignored = cluster_fields(job)
     if ignored and not quiet:
@@ -139,28 +151,30 @@ def run(
     _need_trainer()
     if processes * nodes > 1 and "RANK" not in os.environ:
         layout = WorldLayout(processes, nodes, node_rank, master_addr, master_port)
-        raise click.exceptions.Exit(_launch(job, layout, _again(file, output, overrides, fresh, display, watch)))
+        raise click.exceptions.Exit(
+            _launch(job, layout, _rank_arguments(file, output, overrides, fresh, display, telemetry))
+        )
     from tailorpo_trainer.training import loop
 
-    loop.run(job, output, base=file.parent, fresh=fresh, display=display, watch=watch)
+    loop.run(job, output, base=file.parent, fresh=fresh, display=display, telemetry=telemetry, reporter=reporter)
 
 
 def cluster_fields(job: TailorPOJob) -> list[str]:
-    """The fields that say where a run runs, as far as they ask for something else than one process here."""
+    """The fields on where a run runs, as far as they ask for anything but one process on this machine."""
     from tailorpo_trainer.spec.job import CLUSTER_FIELDS, TRAINER_RUN_POLICY, RunPolicy, Spec
 
-    def given(part: RunPolicy | Spec, names: Iterable[str], path: str) -> list[str]:
-        fields = type(part).model_fields
+    def changed(section: RunPolicy | Spec, names: Iterable[str], path: str) -> list[str]:
+        fields = type(section).model_fields
         return [
             f"{path}.{fields[name].alias or name}"
             for name in names
-            if name in part.model_fields_set and getattr(part, name) != fields[name].default
+            if name in section.model_fields_set and getattr(section, name) != fields[name].default
         ]
 
-    policy = [name for name in RunPolicy.model_fields if name not in TRAINER_RUN_POLICY]
-    where = [name for name in CLUSTER_FIELDS if name != "run_policy"]
-    found = given(job.spec, where, "spec") + given(job.spec.run_policy, policy, "spec.runPolicy")
-    return found + (["spec.checkpoint.secretName"] if job.spec.checkpoint.secret_name else [])
+    run_policy = [name for name in RunPolicy.model_fields if name not in TRAINER_RUN_POLICY]
+    spec = [name for name in CLUSTER_FIELDS if name != "run_policy"]
+    paths = changed(job.spec, spec, "spec") + changed(job.spec.run_policy, run_policy, "spec.runPolicy")
+    return paths + (["spec.checkpoint.secretName"] if job.spec.checkpoint.secret_name else [])
 
 
 def _need_trainer() -> None:

@@ -1,7 +1,5 @@
 """Sample from a finished run and measure it, the base model beside the trained one."""
 
-import json
-import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -19,7 +17,7 @@ from tailorpo_trainer.evaluation.comparison import Comparison
 from tailorpo_trainer.evaluation.measurement import Measurement
 from tailorpo_trainer.evaluation.recognition import Judge, Recognition
 from tailorpo_trainer.results import locations
-from tailorpo_trainer.results.run_folder import Output, finite
+from tailorpo_trainer.results.run_folder import RunFolder
 from tailorpo_trainer.spec.job import Spec
 
 FRESH = 1_000_003
@@ -30,7 +28,7 @@ FRESH = 1_000_003
 class TrainedRun:
     """A run's policy with its newest weights, which were saved after `iteration` iterations."""
 
-    output: Output
+    output: RunFolder
     run: Spec
     policy: Policy
     iteration: int
@@ -42,7 +40,7 @@ def load(folder: Path) -> TrainedRun:
     Raises `ConfigurationError` if this is not the folder of a run, `DataError` if it has no usable checkpoint.
     """
     place = locations.of(folder)
-    output, job = Output(folder), place.job
+    output, job = RunFolder(folder), place.job
     newest = checkpoint.latest(place.open())
     if newest is None:
         raise DataError(f"{place.storage} holds no checkpoint yet: run the job first, or wait for its first one")
@@ -121,37 +119,3 @@ def compare(folder: Path, images: int, prompts: Sequence[str] = (), seed: int | 
     after, judged_after = measure()
     recognised = (judged_before, judged_after) if judged_before and judged_after and judged_after.images else None
     return Comparison(trained.iteration, images, before, after, recognised)
-
-
-def evaluate_command(folder: Path, images: int, prompts: Sequence[str], seed: int | None, as_json: bool) -> None:
-    """Print a comparison as a table, or as JSON."""
-    found = compare(folder, images, prompts, seed)
-    if as_json:
-        print(json.dumps(finite(found.as_dict()), indent=2, allow_nan=False))
-        return
-    title = f"{found.images} pictures on held-out noise: the base model, and after iteration {found.iteration}"
-    head, rows = ["", "before", "after", "difference"], found.table()
-    if sys.stdout.isatty():
-        _print_table(title, head, rows)
-    else:
-        print(title)
-        widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
-        for row in [head, *rows]:
-            numbers = (cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
-            print("   ".join([row[0].ljust(widths[0]), *numbers]))
-    for note in found.notes():
-        print(note)
-
-
-def _print_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-    for number, name in enumerate(head):
-        table.add_column(name, justify="right" if number else "left")
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))  # a reward's name is no markup
-    Console().print(table)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tailorpo_trainer.errors import DataError
-from tailorpo_trainer.results.run_folder import Output
+from tailorpo_trainer.results.run_folder import RunFolder
 from tailorpo_trainer.spec.job import TailorPOJob
 from tailorpo_trainer.stats import Value
 
@@ -43,7 +43,7 @@ class Run:
         document: `job.yaml` as text.
     """
 
-    output: Output
+    output: RunFolder
     job: TailorPOJob
     document: str
     iterations: list[Mapping[str, Any]]
@@ -77,8 +77,8 @@ class Run:
 
 
 def read(folder: Path) -> Run:
-    """The run in a folder. Raises `ConfigurationError` if it is none, `DataError` if its metrics are unreadable."""
-    output = Output(folder)
+    """The run in a folder. Raises `ConfigurationError` if it is none, `DataError` if its figures are unreadable."""
+    output = RunFolder(folder)
     job = output.read_job()
     try:
         document = output.job.read_text(encoding="utf-8")

@@ -5,17 +5,17 @@ from pathlib import Path
 
 from tailorpo_trainer import s3
 from tailorpo_trainer.checkpoint import Store, open_store
-from tailorpo_trainer.results.run_folder import Output
+from tailorpo_trainer.results.run_folder import RunFolder
 from tailorpo_trainer.spec.job import TailorPOJob
 from tailorpo_trainer.spec.rules import S3_SETTINGS
 
 
 @dataclass(frozen=True)
 class Locations:
-    """`output` is a folder of this machine; `storage` is the same folder, or an S3 URI.
+    """`output` is a folder of this machine; `storage`, for the checkpoints, is the same folder, or an S3 URI.
 
-    job: the document with `spec.checkpoint` as it is followed: `--output` may have replaced what it says. As `job.yaml`
-    of the output folder it leads to the checkpoints.
+    job: the document with the `spec.checkpoint` that is in effect, since `--output` may replace the storage. Saved as
+        `job.yaml` of the output folder, it says where the checkpoints are.
     """
 
     output: Path
@@ -23,8 +23,8 @@ class Locations:
     job: TailorPOJob
 
     @property
-    def apart(self) -> bool:
-        """Whether checkpoints are kept elsewhere than the results."""
+    def in_s3(self) -> bool:
+        """Whether the checkpoints are in S3, and not beside the results."""
         return self.storage.startswith(s3.SCHEME)
 
     def open(self) -> Store:
@@ -34,34 +34,36 @@ class Locations:
 
 
 def choose(job: TailorPOJob, output: Path | None, base: Path | None = None) -> Locations:
-    """`--output` if it is given, else `spec.checkpoint.storage`, else `runs/NAME`.
+    """The locations of a run: `--output` if it is given, else `spec.checkpoint.storage`, else `runs/NAME`.
 
-    A folder holds both results and checkpoints. With a storage in S3 results go to `runs/NAME`. Relative paths of the
-    document start from the folder `base`.
+    A folder holds both results and checkpoints. With a storage in S3 the results go to `runs/NAME`. Relative paths of
+    the document start from the folder `base`.
     """
-    kept = job.spec.checkpoint
-    if output is None and kept.storage is not None and kept.storage.startswith(s3.SCHEME):
-        ca_file = None if kept.ca_file is None else str(((base or Path()) / kept.ca_file).absolute())
+    options = job.spec.checkpoint
+    if output is None and options.storage is not None and options.storage.startswith(s3.SCHEME):
+        ca_file = None if options.ca_file is None else str(((base or Path()) / options.ca_file).absolute())
         job = _with(job, ca_file=ca_file)
-        return Locations(Path("runs") / job.metadata.name, kept.storage, job)
+        return Locations(Path("runs") / job.metadata.name, options.storage, job)
     if output is None:
         output = Path("runs") / job.metadata.name
-        if kept.storage is not None:
-            open_store(kept.storage)  # refuses what is neither a folder nor in S3
-            output = (base or Path()) / Path(kept.storage.removeprefix("file://")).expanduser()
+        if options.storage is not None:
+            open_store(options.storage)  # refuses what is neither a folder nor in S3
+            output = (base or Path()) / Path(options.storage.removeprefix("file://")).expanduser()
     return Locations(output, str(output), _with(job, storage=None, **dict.fromkeys(S3_SETTINGS)))
 
 
 def of(folder: Path) -> Locations:
-    """The places of the run whose output folder this is. Raises `ConfigurationError` if it is none."""
-    job = Output(folder).read_job()
-    kept = job.spec.checkpoint.storage
-    return Locations(folder, kept if kept is not None and kept.startswith(s3.SCHEME) else str(folder), job)
+    """The locations of the run with this output folder. Raises `ConfigurationError` if it is no output folder."""
+    job = RunFolder(folder).read_job()
+    storage = job.spec.checkpoint.storage
+    if storage is None or not storage.startswith(s3.SCHEME):
+        storage = str(folder)
+    return Locations(folder, storage, job)
 
 
 def find(uri: str, settings: s3.Settings = s3.STANDARD) -> Store:
-    """The store of a storage that a person names: a folder, an S3 URI, or a run's output folder, which leads to it."""
-    if "://" not in uri and Output(Path(uri)).job.is_file():
+    """The store at a folder or S3 URI; for a run's output folder, the store of its checkpoints."""
+    if "://" not in uri and RunFolder(Path(uri)).job.is_file():
         return of(Path(uri)).open()
     return open_store(uri, settings)
 

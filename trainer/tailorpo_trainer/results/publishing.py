@@ -1,4 +1,4 @@
-"""The results beside the checkpoints, where these are kept elsewhere: `attempt-NNNN/output/…` in the storage."""
+"""Copies of the results beside checkpoints in S3: `attempt-NNNN/output/…` in the storage."""
 
 import json
 import logging
@@ -11,7 +11,7 @@ from typing import Any
 from tailorpo_trainer.checkpoint import MissingError, Ref, Store, layout
 from tailorpo_trainer.checkpoint.lineage import ancestors
 from tailorpo_trainer.errors import TailorPOError
-from tailorpo_trainer.results.run_folder import Output, whole_lines, write_text
+from tailorpo_trainer.results.run_folder import RunFolder, parse_metrics, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -19,45 +19,45 @@ SAMPLES = "samples/"
 
 
 class Publisher:
-    """Copies an output folder's files below one attempt's own prefix, each when it has changed.
+    """Copies the files of a run folder below the prefix of one attempt, each file whenever it has changed.
 
-    Pictures are put there once, by the attempt that drew them; everything else is whole in the newest attempt.
-    What cannot be copied is a warning: the files are here, and the next checkpoint brings them along.
+    A picture is copied once, by the attempt that drew it; all other files are complete in the newest attempt.
+    A file that cannot be copied is a warning only, since the next checkpoint tries again.
     """
 
-    def __init__(self, store: Store, attempt: int, output: Output, stored: Iterable[str] = ()) -> None:
-        """`stored`: names of pictures that earlier attempts have put there, as `restore` returns them."""
-        self.store, self.prefix, self.output = store, layout.output_prefix(attempt), output
+    def __init__(self, store: Store, attempt: int, folder: RunFolder, stored: Iterable[str] = ()) -> None:
+        """stored: names of the pictures that earlier attempts have copied, as returned by `restore`."""
+        self.store, self.prefix, self.folder = store, layout.output_prefix(attempt), folder
         self._stored = set(stored)
         self._digests: dict[str, bytes] = {}
 
-    def history(self, step: int) -> None:
-        """`metrics.jsonl` and pictures up to a checkpoint, before it is committed: who goes on from it has both."""
-        pictures = [path for path in self._pictures() if Output.iteration_of(path) <= step]
-        self._publish([self.output.metrics, *pictures])
+    def publish_history(self, step: int) -> None:
+        """Copy `metrics.jsonl` and pictures up to a checkpoint, before it is committed: a resume from it needs both."""
+        pictures = [path for path in self._pictures() if RunFolder.iteration_of(path) <= step]
+        self._publish([self.folder.metrics, *pictures])
 
-    def results(self) -> None:
-        """What else a person wants to see of a run that goes on."""
-        output = self.output
-        self._publish([output.job, output.prompts, output.environment, output.progress])
+    def publish_results(self) -> None:
+        """Copy what else there is to read of a run that is not over."""
+        folder = self.folder
+        self._publish([folder.job, folder.prompts, folder.environment, folder.progress])
 
     def uri(self, path: Path) -> str:
-        """Where a file or folder of the output is in the storage."""
-        return self.store.uri(self.prefix + path.relative_to(self.output.root).as_posix())
+        """Where a file or folder of the run folder is in the storage."""
+        return self.store.uri(self.prefix + path.relative_to(self.folder.root).as_posix())
 
-    def everything(self, strict: bool = False) -> None:
-        """Also the adapter and the report, when nobody writes to the folder any more. strict: raise what goes wrong."""
-        output = self.output
-        adapter = sorted(path for path in output.adapter.rglob("*") if path.is_file())
-        files = [output.job, output.prompts, output.environment, output.cost, output.metrics, output.progress]
-        self._publish([*files, *self._pictures(), *adapter, output.report], strict)
+    def publish_all(self, strict: bool = False) -> None:
+        """Copy all results at the end of the run, with the adapter and the report. strict: raise what goes wrong."""
+        folder = self.folder
+        adapter = sorted(path for path in folder.adapter.rglob("*") if path.is_file())
+        files = [folder.job, folder.prompts, folder.environment, folder.cost, folder.metrics, folder.progress]
+        self._publish([*files, *self._pictures(), *adapter, folder.report], strict)
 
     def _pictures(self) -> list[Path]:
-        return sorted(self.output.samples.glob("iteration-*/*.png"))
+        return sorted(self.folder.samples.glob("iteration-*/*.png"))
 
     def _publish(self, paths: Iterable[Path], strict: bool = False) -> None:
         for path in paths:
-            name = path.relative_to(self.output.root).as_posix()
+            name = path.relative_to(self.folder.root).as_posix()
             if name in self._stored or not path.is_file():
                 continue
             try:
@@ -66,7 +66,7 @@ class Publisher:
                 if strict:
                     raise
                 logger.warning("%s is not published, it is here alone for now: %s", path, error)
-                return  # what comes next would only wait for the same store
+                return  # the other files would fail at the same store, after as many retries
 
     def _put(self, name: str, data: bytes) -> None:
         if self._digests.get(name) == (digest := sha256(data).digest()):
@@ -77,44 +77,45 @@ class Publisher:
             self._stored.add(name)
 
 
-def is_whole(store: Store, attempt: int) -> bool:
-    """Whether the results of a finished run are in the storage: from the attempt that saved its last checkpoint, or a
-    later one that had nothing left but to publish them. The report is put there last.
+def is_published(store: Store, attempt: int) -> bool:
+    """Whether all results of a complete run are in the storage.
+
+    attempt: the one that saved the last checkpoint. A later one may have copied the results.
     """
     names = set(store.names("attempt-"))
     later = (number for number in layout.inventory(names).attempts if number >= attempt)
-    return any(layout.output_prefix(number) + "report.html" in names for number in later)
+    return any(layout.output_prefix(number) + "report.html" in names for number in later)  # the report is copied last
 
 
-def restore(store: Store, attempt: int, step: int, output: Output) -> set[str]:
-    """Bring the history up to a checkpoint to this machine, where the storage knows more of it than the folder does.
+def restore(store: Store, attempt: int, step: int, folder: RunFolder) -> set[str]:
+    """Copy the history up to a checkpoint from the storage to the run folder, where the folder has less of it.
 
-    Returns the names of all pictures that the storage holds. That something is missing is a warning, not an error.
+    Returns the names of all pictures in the storage. A history that cannot be read is a warning, not an error.
     """
     try:
         pictures = dict(_pictures(store, attempt, step))
-        _restore(store, attempt, step, output, pictures)
+        _restore(store, attempt, step, folder, pictures)
     except (TailorPOError, OSError) as error:
         logger.warning("the report will not show the whole history: %s", error)
         return set()
     return set(pictures)
 
 
-def _restore(store: Store, attempt: int, step: int, output: Output, pictures: dict[str, str]) -> None:
+def _restore(store: Store, attempt: int, step: int, folder: RunFolder, pictures: dict[str, str]) -> None:
     try:
-        text = store.read(layout.output_prefix(attempt) + output.metrics.name).decode(errors="replace")
+        text = store.read(layout.output_prefix(attempt) + folder.metrics.name).decode(errors="replace")
     except MissingError:
         return
-    there, here = _until(step, whole_lines(text)), _until(step, output.read_metrics())
-    if there != here:
-        if len(there) < len(here):
+    remote, local = _until(step, parse_metrics(text)), _until(step, folder.read_metrics())
+    if remote != local:
+        if len(remote) < len(local):
             return
-        write_text(output.metrics, "".join(json.dumps(line) + "\n" for line in there))
-        shutil.rmtree(output.samples, ignore_errors=True)  # they may be another run's
-    for name, where in pictures.items():
-        if not (path := output.root / name).exists():
+        write_text(folder.metrics, "".join(json.dumps(line) + "\n" for line in remote))
+        shutil.rmtree(folder.samples, ignore_errors=True)  # they may be another run's
+    for name, key in pictures.items():
+        if not (path := folder.root / name).exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(store.read(where))
+            path.write_bytes(store.read(key))
 
 
 def _until(step: int, lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -122,10 +123,10 @@ def _until(step: int, lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _pictures(store: Store, attempt: int, step: int) -> Iterator[tuple[str, str]]:
-    """File and object of each picture up to a checkpoint, from its attempt and those that this one descends from."""
+    """Name in the folder and key in the storage of each picture up to a checkpoint, also from earlier attempts."""
     for ref in ancestors(store, Ref(attempt, step)):
         prefix = layout.output_prefix(ref.attempt)
-        for where in store.names(prefix + SAMPLES):
-            name = where.removeprefix(prefix)
-            if Output.is_sample(name) and Output.iteration_of(Path(name)) <= ref.step:
-                yield name, where
+        for key in store.names(prefix + SAMPLES):
+            name = key.removeprefix(prefix)
+            if RunFolder.is_sample(name) and RunFolder.iteration_of(Path(name)) <= ref.step:
+                yield name, key

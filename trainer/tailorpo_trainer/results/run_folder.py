@@ -1,4 +1,4 @@
-"""The folder a run leaves: every file's name and form in one place.
+"""The folder of a run: the name and format of every file in one place.
 
 job.yaml  prompts.json  environment.json      what was run, and where
 cost.json                                     FLOPs of one row of each kind of work
@@ -26,8 +26,8 @@ from tailorpo_trainer.spec.job import TailorPOJob
 SAMPLE = re.compile(r"^samples/iteration-\d{6,}/\d{3,}\.png$")
 
 
-class Output:
-    """One run's folder."""
+class RunFolder:
+    """The folder of one run, and the paths in it."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -37,63 +37,63 @@ class Output:
         self.samples, self.adapter, self.report = root / "samples", root / "adapter", root / "report.html"
 
     def create(self) -> None:
-        """Make the folder. Raises `ConfigurationError` if that cannot be."""
+        """Create the folder. Raises `ConfigurationError` if that is not possible."""
         try:
             self.root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigurationError(f"--output {self.root}: cannot be created: {error.strerror}") from None
 
     def read_job(self) -> TailorPOJob:
-        """The resolved document. Raises `ConfigurationError` if this is no run's folder."""
+        """The resolved document. Raises `ConfigurationError` if this is not the folder of a run."""
         if not self.job.is_file():
             raise ConfigurationError(f"{self.root} is no output folder of a run: it has no job.yaml")
         return document.read(self.job)
 
     def read_prompts(self) -> tuple[list[str], list[str]]:
-        """Training and evaluation prompts as they were, at least one of each."""
+        """Training and evaluation prompts of the run, at least one of each. Raises `DataError` without them."""
         try:
             values = json.loads(self.prompts.read_text(encoding="utf-8"))
-            found = [[str(prompt) for prompt in values[key]] for key in ("training", "evaluation")]
+            sets = [[str(prompt) for prompt in values[key]] for key in ("training", "evaluation")]
         except (OSError, ValueError, KeyError, TypeError):
-            found = []
-        if not found or not all(found):
+            sets = []
+        if not sets or not all(sets):
             raise DataError(f"{self.prompts} is missing or damaged: run the job again to write it")
-        return found[0], found[1]
+        return sets[0], sets[1]
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """All whole lines of `metrics.jsonl`, each with `kind` and `iteration`; a killed writer's half is ignored."""
+        """All complete lines of `metrics.jsonl`; a killed process may have left half a line, which is ignored."""
         if not self.metrics.exists():
             return []
-        return whole_lines(self.metrics.read_text(encoding="utf-8", errors="replace"))
+        return parse_metrics(self.metrics.read_text(encoding="utf-8", errors="replace"))
 
     def sample(self, iteration: int, number: int) -> Path:
-        """Where picture `number` of an evaluation is."""
+        """The path of picture `number` of the evaluation at this iteration."""
         return self.samples / f"iteration-{iteration:06d}" / f"{number:03d}.png"
 
     @staticmethod
     def is_sample(name: str) -> bool:
-        """Whether a name, relative to the folder, is that of a picture of an evaluation."""
+        """Whether a path relative to the folder is that of an evaluation's picture."""
         return SAMPLE.match(name) is not None
 
     @staticmethod
     def iteration_of(sample: Path) -> int:
-        """Which evaluation a picture is of."""
+        """The iteration of the evaluation that a picture belongs to."""
         return int(sample.parent.name.removeprefix("iteration-"))
 
-    def forget_samples(self, keep: Iterable[int]) -> None:
-        """Delete the pictures of all evaluations but those of some iterations."""
+    def delete_samples(self, keep: Iterable[int]) -> None:
+        """Delete the pictures of all evaluations but those at the iterations `keep`."""
         kept = {self.sample(iteration, 0).parent for iteration in keep}
         for folder in self.samples.glob("iteration-*"):
             if folder not in kept:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def whole_lines(text: str) -> list[dict[str, Any]]:
-    """Those lines of a `metrics.jsonl` that are whole."""
+def parse_metrics(text: str) -> list[dict[str, Any]]:
+    """The complete lines of a `metrics.jsonl`, each with `kind` and `iteration`."""
     lines = []
-    for part in text.splitlines():
+    for line_text in text.splitlines():
         try:
-            line = json.loads(part)
+            line = json.loads(line_text)
         except ValueError:
             continue
         if isinstance(line, dict) and isinstance(line.get("kind"), str) and isinstance(line.get("iteration"), int):
@@ -102,7 +102,7 @@ def whole_lines(text: str) -> list[dict[str, Any]]:
 
 
 def finite(values: Any) -> Any:
-    """The same values with None for each number that is not finite: JSON knows no NaN."""
+    """The same values with None for each number that is not finite: JSON has no NaN."""
     match values:
         case float():
             return values if math.isfinite(values) else None
@@ -114,12 +114,12 @@ def finite(values: Any) -> Any:
 
 
 def write_json(path: Path, values: Mapping[str, Any] | Sequence[Any]) -> None:
-    """Replace a JSON file in one step: a reader sees the old one or the new one, never half."""
+    """Replace a JSON file atomically: a reader gets either the old or the new content."""
     write_text(path, json.dumps(finite(values), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a text file in one step. Raises `ConfigurationError` where nothing may be written."""
+    """Replace a text file atomically. Raises `ConfigurationError` without permission to write."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
@@ -131,7 +131,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def overwrite(path: Path, data: bytes) -> None:
-    """Write over a file in place: for one that must stay the same file, or a disk that has no room for a second one."""
+    """Replace a file's content in place, for a file that is mounted, or a disk that has no room for a second file."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
     try:
         os.write(descriptor, data)
@@ -141,7 +141,7 @@ def overwrite(path: Path, data: bytes) -> None:
 
 
 def append_metrics(path: Path, line: Mapping[str, Any]) -> None:
-    """Add a line to `metrics.jsonl`; it must be `finite`."""
+    """Append a line to `metrics.jsonl`; it must be `finite` already."""
     with path.open("a", encoding="utf-8") as out:
         out.write(json.dumps(line, allow_nan=False) + "\n")
 

@@ -1,1 +1,1 @@
-"""Who is told how a run goes: Prometheus, TensorBoard, HTTP, the console, alarms, the termination message."""
+"""Where the progress of a run is shown: Prometheus, TensorBoard, HTTP, the console, alarms, the termination message."""

@@ -1,4 +1,4 @@
-"""What is going wrong, and what to do about it: pure functions of what a run has measured."""
+"""Alarms: what is going wrong in a run, and what to do about it. Pure functions of the lines of `metrics.jsonl`."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -14,28 +14,28 @@ NAMES = (
     "over-optimisation",
     "not-finite",
 )
-"""Every alarm there is."""
+"""The names of all alarms."""
 
 ITERATIONS = 3
-"""So many in a row must look alike before an alarm: one iteration is noise."""
+"""An alarm needs so many iterations in a row with the same symptom, since a single one is noise."""
 
 FALL = 0.2
-"""Share of its first value that diversity may lose, and share of the pictures' own spread that a watched reward may."""
+"""How far diversity may fall (as a share of its first value), and a watched reward (as a share of its spread)."""
 
 AGREEMENT, PAIRS = 0.7, 60
-"""The scoring decoder must order so many of the pairs as the model's own does; judged from this many, or more."""
+"""Share of pairs that the scoring decoder must order as the model's own does, judged on at least so many pairs."""
 
 
 @dataclass(frozen=True)
 class Alarm:
-    """One thing to know. `name` is stable, for metrics and alerts."""
+    """One problem. `name` is stable, for metrics and alerts."""
 
     name: str
     message: str
 
 
 def from_iterations(lines: Sequence[Line]) -> Iterator[Alarm]:
-    """Alarms that the last iterations (oldest first) give reason for."""
+    """Alarms from the last iterations (oldest first)."""
     recent = lines[-ITERATIONS:]
     if len(recent) < ITERATIONS:
         return
@@ -63,10 +63,10 @@ def from_iterations(lines: Sequence[Line]) -> Iterator[Alarm]:
 
 
 def from_checks(lines: Sequence[Line]) -> Iterator[Alarm]:
-    """Alarms that the last checks of the scoring decoder (iterations, oldest first) give reason for."""
+    """Alarms from the last checks of the scoring decoder, in lines of iterations (oldest first)."""
     checked = [line for line in lines if line.get("rank_agreement") is not None]
     pairs, agreed = 0, 0.0
-    for line in reversed(checked):  # no more of them than it takes, for the policy moves away from the older ones
+    for line in reversed(checked):  # as few as possible, since the policy has moved away from the older ones
         pairs += line["rank_agreement_pairs"]
         agreed += line["rank_agreement"] * line["rank_agreement_pairs"]
         if pairs >= PAIRS:
@@ -81,11 +81,11 @@ def from_checks(lines: Sequence[Line]) -> Iterator[Alarm]:
 
 
 def from_evaluations(lines: Sequence[Line]) -> Iterator[Alarm]:
-    """Alarms that the evaluations (oldest first; usually the first is the base model's) give reason for."""
+    """Alarms from the evaluations (oldest first; usually the first is the base model's)."""
     if not lines:
         return
     last = lines[-1]
-    # Evaluation may be changed in the middle of a run: what was measured otherwise says nothing.
+    # The evaluation may change in the middle of a run: only evaluations like the last one are comparable.
     first = next(line for line in lines if all(line.get(key) == last.get(key) for key in ("images", "prompts")))
     if first is last:
         return
@@ -132,7 +132,7 @@ def _fallen_diversity(first: Line, last: Line, key: str) -> Iterator[str]:
 
 
 def _change(first: Line, last: Line, value: str, error: str, scores: str) -> tuple[float | None, float | None]:
-    """By how much something changed, and the standard error of that: picture by picture, where both are known."""
+    """The change of a mean and its standard error, from the differences of each picture where both scores are known."""
     one, other = first.get(scores), last.get(scores)
     if one and other and len(one) == len(other) > 1 and None not in (*one, *other):
         changes = [after - before for before, after in zip(one, other, strict=True)]
@@ -147,6 +147,6 @@ def _change(first: Line, last: Line, value: str, error: str, scores: str) -> tup
 
 
 def _constant(line: Line) -> bool:
-    """Whether all rewards of an iteration were one number, but for rounding."""
+    """Whether all rewards of an iteration were equal, up to rounding."""
     mean, std = line.get("reward"), line.get("reward_std")
     return mean is not None and std is not None and std <= 1e-6 * abs(mean)

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a live display on a terminal, plain lines elsewhere, JSON, or nothing."""
+"""Console output of a run: a live display on a terminal, plain lines elsewhere, JSON lines, or alarms only."""
 
 import json
 import sys
@@ -10,17 +10,17 @@ from tailorpo_trainer.telemetry.observer import Line, Observer
 Kind = Literal["auto", "plain", "json", "quiet"]
 
 PLAIN_SECONDS = 5.0
-"""Seconds between two plain iteration lines: a log is read, not watched."""
+"""Least time between two plain lines about iterations, so that a log stays short."""
 
 
 class Display(Observer):
-    """Shows lines, and says what is no line; this one nothing, as in a process that does not speak for its run."""
+    """Shows lines and messages. This base class shows nothing; it serves the processes other than the first."""
 
     def message(self, text: str) -> None: ...
 
 
 def open_display(kind: Kind, iterations: int, done: int) -> Display:
-    """The display for this output: `auto` is live on a terminal and plain lines where there is none."""
+    """The display of this kind; `auto` is live on a terminal, and plain lines elsewhere."""
     if kind == "json":
         return Json(sys.stdout)
     if kind == "quiet":
@@ -31,14 +31,14 @@ def open_display(kind: Kind, iterations: int, done: int) -> Display:
 
 
 class Quiet(Display):
-    """Alarms only."""
+    """Shows alarms only."""
 
     def alarm(self, line: Line) -> None:
         print(f"alarm: {line['name']}: {line['message']}", file=sys.stderr, flush=True)
 
 
 class Json(Display):
-    """Each line of `metrics.jsonl` as it is written, and messages as `{"kind": "message"}`."""
+    """Prints each line of `metrics.jsonl` as it is written, and messages as `{"kind": "message"}`."""
 
     def __init__(self, out: TextIO) -> None:
         self.out = out
@@ -56,7 +56,7 @@ class Json(Display):
 
 
 class Plain(Display):
-    """A line now and then, for logs."""
+    """Prints a line every few seconds, for logs."""
 
     def __init__(self, out: TextIO, iterations: int) -> None:
         self.out, self.iterations = out, iterations
@@ -70,8 +70,8 @@ class Plain(Display):
         if now - self._last >= PLAIN_SECONDS or line["iteration"] == self.iterations:
             self._last = now
             eta = line.get("eta_seconds")
-            rest = [f"ETA {duration(eta)}"] if eta else []
-            self.message("  ".join([f"iteration {line['iteration']}/{self.iterations}", *figures(line), *rest]))
+            eta_text = [f"ETA {duration(eta)}"] if eta else []
+            self.message("  ".join([f"iteration {line['iteration']}/{self.iterations}", *figures(line), *eta_text]))
 
     def evaluation(self, line: Line) -> None:
         self.message(f"evaluation at iteration {line['iteration']}: {evaluation_text(line)}")
@@ -81,7 +81,7 @@ class Plain(Display):
 
 
 class Live(Display):
-    """One progress bar with the figures beside it; messages, evaluations and alarms scroll above it."""
+    """Shows one progress bar with figures beside it; messages, evaluations and alarms scroll above it."""
 
     def __init__(self, iterations: int, done: int) -> None:
         from rich.console import Console
@@ -128,7 +128,7 @@ class Live(Display):
         self.console.print(Text.assemble((head, style), text))
 
     def _figures(self) -> str:
-        """What has room beside a bar of at least 10 columns; how far it is and when it ends come first."""
+        """The text beside a bar of at least 10 columns: iteration and ETA, and as many figures as fit."""
         line, eta = self._line, self._line.get("eta_seconds")
         ends = [f"{line['iteration']}/{self.iterations}", *([f"ETA {duration(eta)}"] if eta is not None else [])]
         held_out = [f"held out {number(self._held_out)}"] if self._held_out is not None else []
@@ -143,16 +143,16 @@ def evaluation_text(line: Line) -> str:
     """An evaluation in one line: the reward with its 95 % interval, the other scores, diversity."""
     error = line.get("reward_standard_error")
     interval = f" ± {1.96 * error:.2g}" if error is not None else ""
-    parts = [f"reward {number(line['reward'])}{interval}"]
+    texts = [f"reward {number(line['reward'])}{interval}"]
     if len(line["rewards"]) > 1:
-        parts += [f"{name} {number(value)}" for name, value in line["rewards"].items()]
+        texts += [f"{name} {number(value)}" for name, value in line["rewards"].items()]
     if line.get("diversity") is not None:
-        parts.append(f"diversity {line['diversity']:.3f}")
-    return "  ".join(parts)
+        texts.append(f"diversity {line['diversity']:.3f}")
+    return "  ".join(texts)
 
 
 def figures(line: Line) -> list[str]:
-    """What one iteration measured, the most telling first."""
+    """The figures of one iteration, the most important first."""
     shown = [
         ("reward ", "reward", 4, ""),
         ("gap ", "gap", 3, ""),
@@ -165,7 +165,7 @@ def figures(line: Line) -> list[str]:
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    """Digits that count, without an exponent where a person would write none."""
+    """A number with so many significant digits, and without an exponent below a million."""
     if value is None:
         return "not finite"
     text = f"{value:.{digits}g}"

@@ -1,4 +1,4 @@
-"""Who looks on at a run besides its own files: Prometheus, a kubelet, TensorBoard. Each is loaded when asked for."""
+"""Exporters of a run beside its own files: Prometheus, health checks, TensorBoard. Each is imported when asked for."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -6,15 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tailorpo_trainer.telemetry.observer import Observer
+from tailorpo_trainer.telemetry.termination import TerminationReporter
 
 
 @dataclass(frozen=True)
 class TelemetryOptions:
-    """What is asked for.
+    """The exporters that the user asked for.
 
     Attributes:
-        port: of `/metrics`, `/progress` and `/healthz`; 0 for any that is free, None for no server.
-        stall_seconds: without a line of `metrics.jsonl`, after which `/healthz` says 503.
+        port: of `/metrics`, `/progress` and `/healthz`; 0 for any free port, None for no server.
+        stall_seconds: `/healthz` answers 503 after so many seconds without a new line of `metrics.jsonl`.
     """
 
     port: int | None = None
@@ -24,20 +25,23 @@ class TelemetryOptions:
 
 
 @contextmanager
-def open_exporters(output: Path, watch: TelemetryOptions) -> Iterator[list[Observer]]:
-    """The observers, closed at the end. Raises `ConfigurationError` where one cannot be."""
+def open_exporters(
+    output: Path, telemetry: TelemetryOptions | None, reporter: TerminationReporter
+) -> Iterator[list[Observer]]:
+    """The exporters as observers, closed at the end; None: no exporters. Raises `ConfigurationError` if one fails."""
     with ExitStack() as stack:
         observers: list[Observer] = []
-        if watch.tensorboard:
+        telemetry = telemetry or TelemetryOptions()
+        if telemetry.tensorboard:
             from tailorpo_trainer.telemetry.tensorboard import TensorBoard
 
             observers.append(TensorBoard(output))
-        if watch.port is not None:
+        if telemetry.port is not None:
             from tailorpo_trainer.telemetry.prometheus import Metrics
             from tailorpo_trainer.telemetry.server import Health, serving
 
-            metrics, health = Metrics(), Health(watch.stall_seconds)
-            stack.enter_context(serving(watch.host, watch.port, metrics.registry, health))
+            metrics, health = Metrics(reporter.progress), Health(reporter, telemetry.stall_seconds)
+            stack.enter_context(serving(telemetry.host, telemetry.port, metrics.registry, health))
             observers += [metrics, health]
         for observer in observers:
             stack.callback(observer.close)

@@ -1,21 +1,21 @@
-"""Who looks on while a run goes on: each is told every line of `metrics.jsonl` once it is written."""
+"""Observers of a run: each receives every line of `metrics.jsonl` as soon as it is written."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 Line = Mapping[str, Any]
-"""One line of `metrics.jsonl` (`docs/progress.md`): a figure that was not finite is None."""
+"""One line of `metrics.jsonl` (`docs/progress.md`). A number that was not finite is None."""
 
 
 @dataclass(frozen=True)
 class RunStart:
-    """Where an attempt begins.
+    """The state of the run when an attempt starts.
 
     Attributes:
-        iteration: iterations that are done.
-        totals: work that they took, over all attempts.
-        lines: written up to there, oldest first.
+        iteration: number of iterations that are done.
+        totals: the work that they took, over all attempts.
+        lines: the lines written up to this iteration, oldest first.
     """
 
     attempt: int
@@ -25,12 +25,12 @@ class RunStart:
 
 
 class Observer:
-    """Told of a run's lines by their kind; what it has no use for it leaves out.
+    """Base of all observers: one method for each kind of line. A method that is not overridden ignores its lines.
 
-    A background thread may bring checkpoints; no two calls overlap. An error ends the run.
+    Calls for checkpoints may come from a background thread, but no two calls overlap. An error ends the run.
     """
 
-    def begin(self, beginning: RunStart) -> None: ...
+    def begin(self, start: RunStart) -> None: ...
     def iteration(self, line: Line) -> None: ...
     def evaluation(self, line: Line) -> None: ...
     def checkpoint(self, line: Line) -> None: ...
@@ -38,7 +38,7 @@ class Observer:
     def close(self) -> None: ...
 
     def observe(self, line: Line) -> None:
-        """Take a line of any kind."""
+        """Receive a line of any kind."""
         match line["kind"]:
             case "iteration":
                 self.iteration(line)

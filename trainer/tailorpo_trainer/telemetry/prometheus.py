@@ -1,16 +1,17 @@
-"""Prometheus' view of a run (`docs/metrics.md`). Names, types and labels are API."""
+"""Prometheus metrics of a run (`docs/metrics.md`). Names, types and labels are public API."""
 
 import platform
 import time
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, Summary
 
-from tailorpo_trainer.telemetry import alarms, termination
+from tailorpo_trainer.spec.progress import Progress
+from tailorpo_trainer.telemetry import alarms
 from tailorpo_trainer.telemetry.observer import Line, Observer, RunStart
 from tailorpo_trainer.versions import installed
 
 LABELS = ("namespace", "job")
-"""On every metric; `namespace` is empty where there is none. Never a pod or a uid: their number grows."""
+"""Labels of every metric; `namespace` is empty outside a cluster. No pod or uid: each attempt would add time series."""
 
 ITERATION = {
     "loss": ("tailorpo_loss", "Loss of the last iteration"),
@@ -24,7 +25,7 @@ ITERATION = {
     "images_per_second": ("tailorpo_images_per_second", "Training pictures a second, over the last iterations"),
     "eta_seconds": ("tailorpo_eta_seconds", "Seconds to the end, evaluations included"),
 }
-"""Figures of a line of kind `iteration`, each a gauge."""
+"""Gauges, by key of a line of kind `iteration`."""
 
 EVALUATION = {
     "reward": ("tailorpo_evaluation_reward", "Mean weighted sum of the rewards on held-out noise"),
@@ -32,7 +33,7 @@ EVALUATION = {
     "diversity": ("tailorpo_diversity", "Mean distance between held-out pictures of one prompt"),
     "feature_diversity": ("tailorpo_feature_diversity", "The same between their CLIP embeddings, if a reward has any"),
 }
-"""Figures of a line of kind `evaluation`, each a gauge."""
+"""Gauges, by key of a line of kind `evaluation`."""
 
 CHECKPOINT_BUCKETS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 60, 120, 300, 600, 1800)
 
@@ -40,20 +41,21 @@ PACKAGES = ("tailorpo", "torch", "diffusers")
 
 
 class Metrics(Observer):
-    """A registry of its own, fed by lines. What is not known (yet, or for this method) is absent, never 0.
+    """Turns lines into metrics of its own registry. A value that is not known (yet, or for this method) is absent.
 
-    Counters begin at 0 with each process. Prometheus takes any fall of a counter for a restart from 0, so one that
-    began at its checkpoint's total would count once more all that it began with.
+    Counters start at 0 in each process. Prometheus takes any decrease of a counter for a restart from 0, so a counter
+    that started at its checkpoint's total would count that total again.
+
+    progress: gives the labels and the number of iterations.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, progress: Progress) -> None:
         self.registry = CollectorRegistry()
-        progress = termination.known()
         self.identity = (progress.namespace or "", progress.name or "")
         self.iterations = progress.of or 0
         self._totals: dict[str, float] = {}
-        self._iteration = {key: self._gauge(*about) for key, about in ITERATION.items()}
-        self._evaluation = {key: self._gauge(*about) for key, about in EVALUATION.items()}
+        self._iteration = {key: self._gauge(*name_and_help) for key, name_and_help in ITERATION.items()}
+        self._evaluation = {key: self._gauge(*name_and_help) for key, name_and_help in EVALUATION.items()}
         self._score = self._gauge(
             "tailorpo_evaluation_score", "Mean of one reward on held-out noise; watched ones too", "reward"
         )
@@ -93,29 +95,29 @@ class Metrics(Observer):
         ).set(1)
         ProcessCollector(registry=self.registry)
 
-    def begin(self, beginning: RunStart) -> None:
-        self._totals = dict(beginning.totals)
-        _set(self._attempt, self.identity, beginning.attempt)
+    def begin(self, start: RunStart) -> None:
+        self._totals = dict(start.totals)
+        _set(self._attempt, self.identity, start.attempt)
         _set(self._of, self.identity, self.iterations)
-        _set(self._step, self.identity, beginning.iteration)
+        _set(self._step, self.identity, start.iteration)
         for metric in (self._samples, self._queries, self._saved_bytes, self._save_failures, self._saving):
-            metric.labels(*self.identity)  # from now on 0, so that the first increase counts
+            metric.labels(*self.identity)  # appear with 0, so that Prometheus sees the first increase
         for name in alarms.NAMES:
             _set(self._alarm, (*self.identity, name), 0)
-        if beginning.iteration:
-            _set(self._saved_step, self.identity, beginning.iteration)
-        for line in beginning.lines:
+        if start.iteration:
+            _set(self._saved_step, self.identity, start.iteration)
+        for line in start.lines:
             match line["kind"]:
                 case "iteration":
-                    self._figures(line)
+                    self._set_iteration(line)
                 case "evaluation":
-                    self._held_out(line)
+                    self._set_evaluation(line)
                 case "alarm":
                     self.alarm(line)
 
     def iteration(self, line: Line) -> None:
         _set(self._step, self.identity, line["iteration"])
-        self._figures(line)
+        self._set_iteration(line)
         for step, gap in line.get("gap_by_step", {}).items():
             if gap is not None:
                 self._step_gap.labels(*self.identity, step).observe(gap)
@@ -127,7 +129,7 @@ class Metrics(Observer):
         self._totals = totals
 
     def evaluation(self, line: Line) -> None:
-        self._held_out(line)
+        self._set_evaluation(line)
         self._phase.labels(*self.identity, "evaluation").observe(line["seconds"])
 
     def checkpoint(self, line: Line) -> None:
@@ -142,11 +144,11 @@ class Metrics(Observer):
     def alarm(self, line: Line) -> None:
         _set(self._alarm, (*self.identity, line["name"]), 1)
 
-    def _figures(self, line: Line) -> None:
+    def _set_iteration(self, line: Line) -> None:
         for key, gauge in self._iteration.items():
             _set(gauge, self.identity, line.get(key))
 
-    def _held_out(self, line: Line) -> None:
+    def _set_evaluation(self, line: Line) -> None:
         for key, gauge in self._evaluation.items():
             _set(gauge, self.identity, line.get(key))
         for name, value in line["rewards"].items():

@@ -14,39 +14,41 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
 from tailorpo_trainer.errors import ConfigurationError
-from tailorpo_trainer.telemetry import termination
 from tailorpo_trainer.telemetry.observer import Line, Observer, RunStart
+from tailorpo_trainer.telemetry.termination import TerminationReporter
 
 App = Callable[[dict[str, Any], Any], Iterable[bytes]]
 
 
 class Health(Observer):
-    """Whether training goes on: it does as long as lines come."""
+    """Whether training goes on: it does as long as new lines of `metrics.jsonl` arrive."""
 
-    def __init__(self, stall_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self.stall_seconds, self._clock = stall_seconds, clock
-        self._moved = clock()
+    def __init__(
+        self, reporter: TerminationReporter, stall_seconds: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.reporter, self.stall_seconds, self._clock = reporter, stall_seconds, clock
+        self._last_line = clock()
 
-    def begin(self, beginning: RunStart) -> None:
-        self._moved = self._clock()
+    def begin(self, start: RunStart) -> None:
+        self._last_line = self._clock()
 
     def observe(self, line: Line) -> None:
-        self._moved = self._clock()
+        self._last_line = self._clock()
 
-    def trouble(self) -> str | None:
-        """Why it is not well, in one line."""
-        progress = termination.known()
+    def problem(self) -> str | None:
+        """Why the run is not healthy, in one line; None if it is."""
+        progress = self.reporter.progress
         if progress.phase == "Failed":
             return f"failed: {progress.message}"
-        still = self._clock() - self._moved
-        if progress.phase != "Succeeded" and still > self.stall_seconds:
-            return f"stalled: nothing has happened for {still:.0f} s, after iteration {progress.step}"
+        idle = self._clock() - self._last_line
+        if progress.phase != "Succeeded" and idle > self.stall_seconds:
+            return f"stalled: nothing has happened for {idle:.0f} s, after iteration {progress.step}"
         return None
 
 
 @contextmanager
 def serving(host: str, port: int, registry: CollectorRegistry, health: Health) -> Iterator[str]:
-    """A server on a thread while inside; its URL. Raises `ConfigurationError` if it cannot listen there."""
+    """Serve on a thread while inside, and yield the URL. Raises `ConfigurationError` if it cannot listen there."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         kind = _Server6 if family == socket.AF_INET6 else _Server
@@ -71,16 +73,16 @@ def serving(host: str, port: int, registry: CollectorRegistry, health: Health) -
 
 
 class _Server(ThreadingMixIn, WSGIServer):
-    """A thread for each request, so that one slow reader keeps no other waiting, nor the end of the run."""
+    """Uses a thread for each request, so that a slow client delays neither the other clients nor the end of the run."""
 
     daemon_threads = True
     block_on_close = False
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A reader that left is no news."""
+        """Nothing to do: a client that disconnects is no error of the run."""
 
     def server_bind(self) -> None:
-        # Not HTTPServer's, which asks the name service who we are.
+        # HTTPServer's own method would look up this machine's name in the DNS.
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.socket.bind(self.server_address)
         self.server_address = self.socket.getsockname()
@@ -96,7 +98,7 @@ class _Handler(WSGIRequestHandler):
     timeout = 10  # seconds for one request, so that silent connections do not pile up
 
     def log_message(self, format: str, *args: Any) -> None:
-        """No line for each scrape."""
+        """Log nothing: there would be a line for each scrape."""
 
     def address_string(self) -> str:
         return str(self.client_address[0])
@@ -122,8 +124,9 @@ def _app(registry: CollectorRegistry, health: Health) -> App:
 def _answer(path: str, health: Health) -> tuple[str, str, str]:
     text = "text/plain; charset=utf-8"
     if path == "/progress":
-        return "200 OK", "application/json", json.dumps(termination.known().to_dict(), ensure_ascii=False) + "\n"
+        values = health.reporter.progress.to_dict()
+        return "200 OK", "application/json", json.dumps(values, ensure_ascii=False) + "\n"
     if path == "/healthz":
-        trouble = health.trouble()
-        return ("503 Service Unavailable", text, trouble + "\n") if trouble else ("200 OK", text, "ok\n")
+        problem = health.problem()
+        return ("503 Service Unavailable", text, problem + "\n") if problem else ("200 OK", text, "ok\n")
     return "404 Not Found", text, "here are /metrics, /progress and /healthz\n"

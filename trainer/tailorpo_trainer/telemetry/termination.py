@@ -1,11 +1,13 @@
-"""The last word of a process: JSON of at most 4096 bytes where a kubelet, or the launcher of several ranks, reads it.
+"""The termination message of a process: JSON of at most 4096 bytes for a kubelet, or for the launcher of several ranks.
 
-It is written while training goes on too: a process that is killed for its memory says nothing any more.
+It is kept current while training goes on, since a process that is killed for its memory cannot write anything more.
 """
 
 import json
 import os
+import threading
 from bisect import bisect_right
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,68 +22,78 @@ LIMIT = 4096
 VARIABLE = "TAILORPO_TERMINATION_LOG"
 DEFAULT = Path("/dev/termination-log")
 
-LEAST = ("resumedFrom", "adapter", "message", "checkpoint")
-"""What is left out of a message that is too long, in this order."""
-
-_known = Progress()
-_file: Path | None = None
+DROPPED_FIRST = ("resumedFrom", "adapter", "message", "checkpoint")
+"""Keys that are left out of a message that is too long, in this order."""
 
 
-def begin(progress: Progress, file: Path | None = None) -> None:
-    """A run begins in this process; all that becomes known of it replaces `file` as well (`progress.json`)."""
-    global _file
-    _file = file
-    know(progress)
+class TerminationReporter:
+    """Writes how far this process' run is to the termination message, and to `progress.json` once `keep_in` names it.
 
+    A process has one. The training and the checkpoint thread both change `progress`; the metrics server reads it.
+    """
 
-def know(progress: Progress) -> None:
-    """This is how far this process' run is, and its last word if no other can be said."""
-    global _known
-    _known = progress
-    write(progress)
-    if _file is not None:
-        write_json(_file, progress.to_dict())
+    def __init__(self, progress: Progress | None = None) -> None:
+        self.progress = progress or Progress()
+        self._file: Path | None = None
+        self._lock = threading.RLock()  # reentrant: a second Ctrl-C may interrupt a thread that holds it
 
+    def report(self, progress: Progress) -> None:
+        """Replace what is known of the run, and write it. Raises if `progress.json` cannot be written."""
+        with self._lock:
+            self.progress = progress
+            write(progress)
+            if self._file is not None:
+                write_json(self._file, progress.to_dict())
 
-def known() -> Progress:
-    """The newest progress of this process' run."""
-    return _known
+    def update(self, change: Callable[[Progress], Progress]) -> None:
+        """Report what `change` makes of the newest progress. No report of another thread is lost in between."""
+        with self._lock:
+            self.report(change(self.progress))
 
+    def keep_in(self, file: Path) -> None:
+        """Write every report to this file too, from the newest one on."""
+        with self._lock:
+            self._file = file
+            self.report(self.progress)
 
-def last_word(error: BaseException, status: int | None = None) -> Progress:
-    """This error ends the process. An end that is known already, with the same exit status, stands. Never fails."""
-    status = errors.status(error) if status is None else status
-    last = _known
-    if last.error is None or last.error.exit_code != status:
-        last = last.ended(error, status)
-    try:
-        know(last)
-    except (OSError, errors.TailorPOError):
-        if _file is not None:  # the disk is full, but what it holds already may be changed
-            with suppress(OSError):
-                overwrite(_file, (json.dumps(last.to_dict(), ensure_ascii=False) + "\n").encode())
-    return last
+    def end(self, error: BaseException, status: int | None = None) -> None:
+        """Report that this error ends the process. An earlier end with the same exit status stays. Never fails."""
+        status = errors.status(error) if status is None else status
+        with self._lock:
+            last = self.progress
+            if last.error is None or last.error.exit_code != status:
+                last = last.ended(error, status)
+            try:
+                self.report(last)
+            except (OSError, errors.TailorPOError):
+                if self._file is not None:  # the disk is full, but a file that exists can still be changed in place
+                    with suppress(OSError):
+                        overwrite(self._file, (json.dumps(last.to_dict(), ensure_ascii=False) + "\n").encode())
+
+    def abort(self, error: BaseException, status: int) -> None:
+        """Write an end to the termination message only, without waiting for a thread or disk that may hang."""
+        write(self.progress.ended(error, status))
 
 
 def targets() -> list[Path]:
-    """The files that `$TAILORPO_TERMINATION_LOG` names (empty: none), else the one that any container of a pod has."""
+    """The files that `$TAILORPO_TERMINATION_LOG` names (empty: none); by default the one that a pod's container has."""
     named = os.environ.get(VARIABLE)
     if named is not None:
         return [Path(part) for part in named.split(os.pathsep) if part]
-    # Of several processes that torchrun itself started in one pod, one may write.
-    alone = os.environ.get("LOCAL_RANK", "0") == "0"
-    return [DEFAULT] if alone and os.access(DEFAULT, os.W_OK) else []
+    # Of several processes that torchrun started in one pod, only the first may write.
+    writes = os.environ.get("LOCAL_RANK", "0") == "0"
+    return [DEFAULT] if writes and os.access(DEFAULT, os.W_OK) else []
 
 
 def write(progress: Progress, path: Path | None = None) -> None:
     """Replace what is at `path` (default: `targets()`), in place: a kubelet reads the file it mounted. Never fails."""
     for target in [path] if path else targets():
-        with suppress(OSError):  # the exit status still tells
+        with suppress(OSError):  # the exit status still says why the process ended
             overwrite(target, encode(progress))
 
 
 def read(path: Path) -> Progress | None:
-    """What `write` left; None for anything else."""
+    """The message that `write` wrote; None if there is none."""
     try:
         return Progress.read(path.read_bytes())
     except OSError:
@@ -89,25 +101,25 @@ def read(path: Path) -> Progress | None:
 
 
 def encode(progress: Progress) -> bytes:
-    """At most `LIMIT` bytes of JSON: the error's text gives way first, then where things are, never how far it is."""
-    for dropped in range(len(LEAST) + 1):
-        tree = progress.to_dict()
-        for key in LEAST[:dropped]:
-            tree.pop(key, None)
-        data = _fitted(tree)
+    """At most `LIMIT` bytes of JSON: the error's text is shortened first, then addresses are left out."""
+    for dropped in range(len(DROPPED_FIRST) + 1):
+        values = progress.to_dict()
+        for key in DROPPED_FIRST[:dropped]:
+            values.pop(key, None)
+        data = _fitted(values)
         if len(data) <= LIMIT:
             return data
     raise AssertionError("every text of a progress is bounded")
 
 
-def _fitted(tree: dict[str, Any]) -> bytes:
-    """The tree with the longest error text that fits, though never less than its first words."""
-    text = tree.get("error", {}).get("text", "")
+def _fitted(values: dict[str, Any]) -> bytes:
+    """The values as JSON with the longest error text that fits, at least `MESSAGE_LENGTH` characters of it."""
+    text = values.get("error", {}).get("text", "")
 
     def dump(length: int) -> bytes:
         if text:
-            tree["error"]["text"] = shorten(text, length)
-        return json.dumps(tree, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+            values["error"]["text"] = shorten(text, length)
+        return json.dumps(values, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
     shortest = min(len(text), MESSAGE_LENGTH)
     more = bisect_right(range(shortest + 1, len(text) + 1), LIMIT, key=lambda length: len(dump(length)))

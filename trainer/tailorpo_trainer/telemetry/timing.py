@@ -1,4 +1,4 @@
-"""Where the time goes: exclusive seconds by phase."""
+"""Wall-clock time by phase of the training."""
 
 import time
 from collections import defaultdict
@@ -7,7 +7,10 @@ from contextlib import contextmanager
 
 
 class Phases:
-    """A stack of phases; time counts for the innermost. On accelerators, calls that do not wait blur the borders."""
+    """A stack of phases; time counts for the innermost one only.
+
+    On accelerators kernels run asynchronously, so the border between two phases is only approximate.
+    """
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)

@@ -1,1 +1,1 @@
-"""How a run goes: `loop.py` is the algorithm; beside it setup, session, updater, recorder, checkpointing and launch."""
+"""Training runs: `loop.py` is the algorithm, `setup.py` makes the session that it works on, `launch.py` starts it."""

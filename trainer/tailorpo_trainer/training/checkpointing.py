@@ -1,4 +1,4 @@
-"""What becomes of a session's checkpoints: streamed to the storage, told to the record, results beside them."""
+"""Writes the checkpoints of a session to the storage, and the results beside them."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,47 +6,52 @@ from typing import Any
 from tailorpo_trainer.checkpoint import Attempt, BackgroundWriter, Manifest
 from tailorpo_trainer.checkpoint.attempt import Groups
 from tailorpo_trainer.results.publishing import Publisher
-from tailorpo_trainer.results.run_folder import Output
+from tailorpo_trainer.results.run_folder import RunFolder
 from tailorpo_trainer.spec.job import Checkpoint
 from tailorpo_trainer.training.recorder import Recorder
 
 
-class Saving:
-    """The writer's side of a session: of several processes one has it."""
+class Checkpointing:
+    """Commits checkpoints in the background and records them. Of several processes only the first has one.
 
-    def __init__(self, attempt: Attempt, record: Recorder, kept: Checkpoint, publisher: Publisher | None) -> None:
-        self.attempt, self.record, self.publisher = attempt, record, publisher
-        self.stream = BackgroundWriter(
+    publisher: copies the results, where the checkpoints are not in the run folder.
+    """
+
+    def __init__(self, attempt: Attempt, recorder: Recorder, options: Checkpoint, publisher: Publisher | None) -> None:
+        self.attempt, self.recorder, self.publisher = attempt, recorder, publisher
+        self.writer = BackgroundWriter(
             attempt,
-            kept.keep,
-            kept.max_failures,
-            before=publisher.history if publisher else None,
-            after=self._saved,
-            failed=record.checkpoint_failed,
+            options.keep,
+            options.max_failures,
+            before=publisher.publish_history if publisher else None,
+            after=self._committed,
+            failed=recorder.checkpoint_failed,
         )
 
     def save(self, iteration: int, groups: Groups, state: Mapping[str, Any]) -> None:
-        """Copy the state; the rest happens beside the training. Raises what has ended the stream."""
-        self.stream.save(iteration, groups, state, self.record.evaluated_reward(iteration))
+        """Copy the state, and commit it while training goes on. Raises the error that stopped the writer."""
+        self.writer.save(iteration, groups, state, self.recorder.evaluation_reward(iteration))
 
     def check(self) -> None:
-        """Raise what has ended the stream."""
-        self.stream.check()
+        """Raise the error that stopped the writer, if one did."""
+        self.writer.check()
 
     def close(self) -> None:
-        """Wait until all is committed. Raises if the last checkpoint is not."""
-        self.stream.close()
+        """Wait until all checkpoints are committed. Raises if the last one cannot be."""
+        self.writer.close()
 
-    def adapter(self, output: Output) -> str:
-        """Where the result is found afterwards, when it is where `publish` puts it."""
-        return self.publisher.uri(output.adapter) if self.publisher else str(output.adapter.absolute())
+    def adapter_uri(self, folder: RunFolder) -> str:
+        """Where the trained adapter is after `publish`."""
+        return self.publisher.uri(folder.adapter) if self.publisher else str(folder.adapter.absolute())
 
     def publish(self, strict: bool) -> None:
-        """Copy the results as they are at the end, where they are kept elsewhere. strict: raise if that fails."""
+        """Copy the final results to the storage, if it is not the run folder. strict: raise if that fails."""
         if self.publisher is not None:
-            self.publisher.everything(strict)
+            self.publisher.publish_all(strict)
 
-    def _saved(self, manifest: Manifest, seconds: float) -> None:
-        self.record.saved(manifest.step, self.attempt.store.uri(manifest.ref.prefix), seconds, manifest.size)
+    def _committed(self, manifest: Manifest, seconds: float) -> None:
+        self.recorder.checkpoint_saved(
+            manifest.step, self.attempt.store.uri(manifest.ref.prefix), seconds, manifest.size
+        )
         if self.publisher is not None:
-            self.publisher.results()
+            self.publisher.publish_results()

@@ -1,4 +1,4 @@
-"""What a result depends on besides the document: software, machine, processes."""
+"""`environment.json`: what a result depends on besides the document, which is software, machine and processes."""
 
 import os
 import platform
@@ -11,7 +11,7 @@ from tailorpo_trainer.versions import PACKAGES, versions
 
 
 def environment(device: torch.device, processes: int = 1) -> dict[str, Any]:
-    """What a result depends on besides the document."""
+    """Versions and hardware, as JSON values."""
     accelerator = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {
         "python": platform.python_version(),

@@ -205,12 +205,12 @@ def _write_message(rank: int, code: int, messages: Mapping[int, dict[str, Any]])
 
     last, error = progress(min(messages, default=rank)), progress(rank).error
     if code == ExitCode.DONE:
-        termination.begin(last.replace(phase="Succeeded", eta_seconds=None, error=None))
+        termination.write(last.replace(phase="Succeeded", eta_seconds=None, error=None))
         return
     if error is None or error.exit_code != code:
         text = f"rank {rank} {describe_exit(code)} and left no message"
         error = Error(class_="ProcessEnded", text=text, exit_code=code)
-    termination.begin(last.ended_by(error.model_copy(update={"rank": rank})))
+    termination.write(last.ended_by(error.model_copy(update={"rank": rank})))
 
 
 def _exit_code(message: Mapping[str, Any]) -> int:

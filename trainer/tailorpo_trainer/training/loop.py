@@ -3,6 +3,7 @@
 import os
 import time
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -13,112 +14,39 @@ from tailorpo_trainer.distributed.world import join
 from tailorpo_trainer.errors import ExitCode, StalledError, TailorPOError
 from tailorpo_trainer.results import locations
 from tailorpo_trainer.spec.job import TailorPOJob
-from tailorpo_trainer.telemetry import termination
 from tailorpo_trainer.telemetry.display import Kind
 from tailorpo_trainer.telemetry.exporters import TelemetryOptions, open_exporters
+from tailorpo_trainer.telemetry.termination import TerminationReporter
+from tailorpo_trainer.training import reporting
 from tailorpo_trainer.training.session import Session
-from tailorpo_trainer.training.setup import beginning, open_session
-from tailorpo_trainer.training.updater import check_beginning
-
-
-def run(
-    job: TailorPOJob,
-    output: Path | None = None,
-    *,
-    base: Path | None = None,
-    fresh: bool = False,
-    display: Kind = "auto",
-    watch: TelemetryOptions | None = None,
-) -> None:
-    """Train what the document says, going on from its newest checkpoint unless `fresh`.
-
-    Args:
-        output: folder of results and checkpoints; default as `places.choose` has it.
-        base: folder that relative paths in the document start from; default the current one.
-        watch: how others look on; default nobody.
-    Raises:
-        TailorPOError: with the exit code that tells why; a checkpoint is written first where one can be.
-    """
-    termination.begin(beginning(job))
-    policy = job.spec.run_policy
-    with (
-        Stop().listening() as stop,
-        join(stop, policy.rendezvous_timeout_seconds, policy.stall_timeout_seconds) as world,
-        watching(policy.stall_timeout_seconds, leave) as world.beat,
-        ExitStack() as stack,
-    ):
-        try:
-            with world.end_together(), world.defer_stop():  # until there is something that can be saved
-                place = locations.choose(job, output, base)
-                observers = stack.enter_context(open_exporters(place.output, watch)) if watch and world.first else []
-                session = open_session(job, place, base, fresh, display, world, observers)
-            to_the_end(session)
-        except BaseException as error:
-            termination.last_word(error)
-            raise
-
-
-def to_the_end(session: Session) -> None:
-    """Train and write the result, or end with an error that says after which iteration."""
-    world = session.world
-    try:
-        with world.end_together():
-            train(session)
-        session.finish()
-        world.barrier()
-    except StopRequested:
-        end(session, session.stopped())
-    except TailorPOError as cause:
-        error = session.rescue(cause)
-        done = session.iteration == session.iterations
-        where = "after the last iteration" if done else f"in iteration {session.iteration + 1}"
-        end(session, type(error)(f"{error} ({where})"))
-    except Exception:
-        with suppress(Exception):  # a bug must not lose a checkpoint that is on its way
-            session.settle()
-        raise
-    finally:
-        session.display.close()
-
-
-def end(session: Session, error: TailorPOError) -> NoReturn:
-    """Say why, wait until all processes have, and leave."""
-    session.last_words(error)
-    session.world.barrier()
-    raise error
-
-
-def leave(code: int) -> None:
-    """End at once, from the watchdog's thread: with a last word, but not to a disk that may be what hangs."""
-    why = "no progress for too long" if code == ExitCode.STALLED else "the launcher of this process is gone"
-    termination.write(termination.known().ended(StalledError(f"{why}: see its log"), code))
-    os._exit(code)
+from tailorpo_trainer.training.setup import initial_progress, open_session
+from tailorpo_trainer.training.updater import check_first_update
 
 
 def train(session: Session) -> None:
-    """All iterations that are left. Between two rounds of the loop the session's state is whole."""
+    """All iterations that are left. Between two rounds of the loop the session's state is complete."""
     while True:
         if session.evaluation_due():
             evaluate(session)
         if session.checkpoint_due():
             session.checkpoint()
-        session.check_saving()
+        session.check_checkpoints()
         if session.iteration == session.iterations:
             return
         seed_globally(session.run.training.seed, Purpose.TRAINING, session.iteration, session.world.rank)
-        phases, work = session.record.phases, session.work()
+        phases, work = session.recorder.phases, session.work()
         with phases("rollout"):
-            scene = session.scene()
-            rows = session.method.rows(scene, session.roll_out(scene))
+            context = session.rollout_context()
+            rows = session.method.rows(context, session.roll_out(context))
         with phases("update"):
-            facts = session.updater.iterate(rows, scene.text)
-        if session.is_beginning():
-            check_beginning(facts, scene.noise.size, exact=session.exact)
+            facts = session.updater.iterate(rows, context.text)
+        if session.is_first_update():
+            check_first_update(facts, context.noise.size, exact=session.exact)
         session.iteration += 1
         with session.world.defer_stop():
-            scene.score.all_reduce(session.world)
-            done = session.world.total(session.work(since=work))
-        session.record.iteration(session.iteration, scene.score, facts, done)
+            context.score.all_reduce(session.world)
+            work_done = session.world.total(session.work(since=work))
+        session.recorder.iteration(session.iteration, context.score, facts, work_done)
 
 
 def evaluate(session: Session) -> None:
@@ -128,4 +56,88 @@ def evaluate(session: Session) -> None:
     with session.updater.averaged():
         measured = session.measure()
     session.evaluated_at = session.iteration
-    session.record.evaluation(session.iteration, measured, session.watched_names, time.perf_counter() - since)
+    session.recorder.evaluation(session.iteration, measured, session.watched_names, time.perf_counter() - since)
+
+
+def run(
+    job: TailorPOJob,
+    output: Path | None = None,
+    *,
+    base: Path | None = None,
+    fresh: bool = False,
+    display: Kind = "auto",
+    telemetry: TelemetryOptions | None = None,
+    reporter: TerminationReporter | None = None,
+) -> None:
+    """Train what the document says, going on from its newest checkpoint unless `fresh`.
+
+    Args:
+        output: folder of results and checkpoints; default as `locations.choose` has it.
+        base: folder that relative paths in the document start from; default the current one.
+        telemetry: which exporters to open; default none.
+        reporter: of this process; default a new one.
+    Raises:
+        TailorPOError: with the exit code of its cause, after writing a checkpoint where that is possible.
+    """
+    reporter = reporter or TerminationReporter()
+    reporter.report(initial_progress(job))
+    run_policy = job.spec.run_policy
+    with (
+        Stop().listening() as stop,
+        join(stop, run_policy.rendezvous_timeout_seconds, run_policy.stall_timeout_seconds) as world,
+        watching(run_policy.stall_timeout_seconds, partial(leave, reporter)) as world.beat,
+        ExitStack() as stack,
+    ):
+        try:
+            with world.end_together(), world.defer_stop():  # a request to stop waits until there is a state to save
+                chosen = locations.choose(job, output, base)
+                exporters = open_exporters(chosen.output, telemetry if world.first else None, reporter)
+                session = open_session(
+                    job, chosen, base, fresh=fresh, world=world, reporter=reporter,
+                    display=display, observers=stack.enter_context(exporters),
+                )  # fmt: skip
+            train_and_report(session)
+        except BaseException as error:
+            reporter.end(error)
+            raise
+
+
+def train_and_report(session: Session) -> None:
+    """Train and write the result, or save the state and end with an error that says after which iteration."""
+    world = session.world
+    try:
+        with world.end_together():
+            train(session)
+        reporting.write_result(session)
+        world.barrier()
+    except StopRequested:
+        # A run whose state could not be saved ends with that error: a stop promises a checkpoint.
+        unsaved = session.save_before_end()
+        end(session, unsaved or world.stop.error(f"after iteration {session.iteration} of {session.iterations}"))
+    except TailorPOError as cause:
+        text, unsaved = str(cause), session.save_before_end()
+        if unsaved is not None and unsaved is not cause:
+            text += f"; nor could the last checkpoint be written: {unsaved}"
+        done = session.iteration == session.iterations
+        where = "after the last iteration" if done else f"in iteration {session.iteration + 1}"
+        end(session, type(cause)(f"{text} ({where})"))
+    except Exception:
+        with suppress(Exception):  # a bug must not lose a checkpoint that is being written
+            session.wait_for_checkpoints()
+        raise
+    finally:
+        session.recorder.display.close()
+
+
+def end(session: Session, error: TailorPOError) -> NoReturn:
+    """Record the error, wait until all processes have done so, and raise it."""
+    reporting.write_failure(session, error)
+    session.world.barrier()
+    raise error
+
+
+def leave(reporter: TerminationReporter, code: int) -> None:
+    """End the process at once, from the watchdog's thread: the disk of `progress.json` may be what hangs."""
+    reason = "no progress for too long" if code == ExitCode.STALLED else "the launcher of this process is gone"
+    reporter.abort(StalledError(f"{reason}: see its log"), code)
+    os._exit(code)

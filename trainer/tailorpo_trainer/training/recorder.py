@@ -1,4 +1,4 @@
-"""Everything a run says about itself: `metrics.jsonl`, `progress.json`, pictures, alarms."""
+"""Records a run: `metrics.jsonl`, `progress.json`, pictures, alarms."""
 
 import math
 import threading
@@ -12,29 +12,34 @@ from torch import Tensor
 
 from tailorpo_trainer.errors import ExitCode, TailorPOError
 from tailorpo_trainer.evaluation.measurement import Measurement
-from tailorpo_trainer.results.run_folder import Output, append_metrics, finite, rewrite_metrics
+from tailorpo_trainer.results.run_folder import RunFolder, append_metrics, finite, rewrite_metrics
 from tailorpo_trainer.rollout.scoring import Scorer
 from tailorpo_trainer.spec.progress import Checkpoint, Metrics, Progress, Rates, redact
-from tailorpo_trainer.telemetry import alarms, termination
+from tailorpo_trainer.telemetry import alarms
+from tailorpo_trainer.telemetry.display import Display
 from tailorpo_trainer.telemetry.observer import Observer, RunStart
+from tailorpo_trainer.telemetry.termination import TerminationReporter
 from tailorpo_trainer.telemetry.timing import Phases
 from tailorpo_trainer.training.updater import UpdateFacts
 from tailorpo_trainer.versions import now
 
 
 class Recorder:
-    """Writes a run's figures where people and programs look for them, and tells the observers.
+    """Writes a run's figures to its folder, and passes each line on to the observers.
 
     Attributes:
-        totals: work since the beginning, over all attempts: images, reward_queries, denoiser_forwards, … , seconds.
-        speaks: whether it writes; of several processes one speaks for the run.
-        lines: of `metrics.jsonl`, without a number that is not finite.
-        observers: told of each of them.
+        writes: whether it writes files; of several processes only the first does.
+        display: shows messages; it is the first of the observers.
+        observers: receive each line of `metrics.jsonl`.
+        totals: work over all attempts: images, reward_queries, denoiser_forwards, … , seconds.
+        lines: of `metrics.jsonl`; a number that is not finite is None there.
     """
 
-    def __init__(self, output: Output, progress: Progress, speaks: bool = True) -> None:
-        assert progress.of is not None
-        self.output, self.iterations, self.speaks = output, progress.of, speaks
+    def __init__(self, folder: RunFolder, reporter: TerminationReporter, writes: bool = True) -> None:
+        assert reporter.progress.of is not None
+        self.folder, self.reporter, self.writes = folder, reporter, writes
+        self.iterations = reporter.progress.of
+        self.display = Display()
         self.observers: Sequence[Observer] = ()
         self.phases = Phases()
         self.totals: dict[str, float] = {}
@@ -43,42 +48,52 @@ class Recorder:
         self._recent: deque[float] = deque(maxlen=20)
         self._raised: set[str] = set()
         self._since = time.perf_counter()
-        self._lock = threading.RLock()  # checkpoints may complete on another thread
-        termination.begin(progress, output.progress if speaks else None)
+        self._lock = threading.RLock()  # checkpoints are recorded by another thread
+        if writes:
+            reporter.keep_in(folder.progress)
+
+    def show(self, display: Display, observers: Sequence[Observer] = ()) -> None:
+        """Pass messages on to a display, and lines to it and to other observers."""
+        self.display, self.observers = display, (display, *observers)
+
+    def message(self, text: str) -> None:
+        """Show a message that is no line of `metrics.jsonl`."""
+        self.display.message(text)
 
     def resume(
         self, attempt: int, iteration: int, totals: Mapping[str, float], checkpoint: Checkpoint | None = None
     ) -> None:
-        """Forget what was written after the checkpoint that training goes on from; at 0, everything."""
+        """Continue at a checkpoint: delete the lines and pictures after it, which is everything at iteration 0."""
         self.totals = dict(totals)
-        written = self.output.read_metrics() if self.speaks else []
+        written = self.folder.read_metrics() if self.writes else []
         self.lines = [line for line in written if 0 < iteration >= line["iteration"]]
         self._kinds.clear()
         for line in self.lines:
             self._kinds[line["kind"]].append(line)
         self._raised = {line["name"] for line in self._kinds["alarm"]}
-        if self.speaks:
-            rewrite_metrics(self.output.metrics, self.lines)
-            self.output.forget_samples(line["iteration"] for line in self._kinds["evaluation"])
+        if self.writes:
+            rewrite_metrics(self.folder.metrics, self.lines)
+            self.folder.delete_samples(line["iteration"] for line in self._kinds["evaluation"])
         for observer in self.observers:
             observer.begin(RunStart(attempt, iteration, self.totals, self.lines))
-        known = checkpoint if self.speaks else None  # others never hear of newer ones, and would tell of an old one
-        self._know(phase="Running", attempt=attempt, step=iteration, resumed_from=checkpoint, checkpoint=known)
+        # The other processes do not learn of newer checkpoints, so they must not report this one as the newest.
+        newest = checkpoint if self.writes else None
+        self._report(phase="Running", attempt=attempt, step=iteration, resumed_from=checkpoint, checkpoint=newest)
         self._since = time.perf_counter()
 
-    def evaluated(self, iteration: int) -> bool:
-        """Whether this iteration's evaluation is written already."""
+    def has_evaluation(self, iteration: int) -> bool:
+        """Whether there is an evaluation of this iteration already."""
         return any(line["iteration"] == iteration for line in self._kinds["evaluation"])
 
-    def evaluated_reward(self, iteration: int) -> float | None:
-        """The weighted held-out reward that was measured at this iteration; None if none was."""
-        found = [line["reward"] for line in self._kinds["evaluation"] if line["iteration"] == iteration]
-        return found[-1] if found else None
+    def evaluation_reward(self, iteration: int) -> float | None:
+        """The weighted reward of this iteration's evaluation; None if there was none."""
+        rewards = [line["reward"] for line in self._kinds["evaluation"] if line["iteration"] == iteration]
+        return rewards[-1] if rewards else None
 
     def iteration(self, iteration: int, scorer: Scorer, facts: UpdateFacts, work: dict[str, float]) -> None:
-        """One iteration is done. work: what it added to `totals`."""
-        before, self._since = self._since, time.perf_counter()
-        seconds = self._since - before
+        """Record one iteration. work: what it adds to `totals`."""
+        since, self._since = self._since, time.perf_counter()
+        seconds = self._since - since
         self._recent.append(seconds)
         for key, value in {**work, "seconds": seconds}.items():
             self.totals[key] = self.totals.get(key, 0) + value
@@ -101,18 +116,18 @@ class Recorder:
             "phase_seconds": {key: round(value, 5) for key, value in self.phases.seconds.items()},
         }
         if facts.gap is not None:
-            live = facts.weight > 0
+            decided = facts.weight > 0
             line |= {
                 "gap": float(facts.gap.mean()),
                 "gap_by_step": _by_step(facts.gap, facts.step),
-                "tied": float((~live).float().mean()),
-                "implicit_accuracy": float((logit[live] > 0).float().mean()) if live.any() else None,
+                "tied": float((~decided).float().mean()),
+                "implicit_accuracy": float((logit[decided] > 0).float().mean()) if decided.any() else None,
             }
         if scorer.agreement.compared:
             line |= {"rank_agreement": scorer.agreement.share, "rank_agreement_pairs": scorer.agreement.compared}
         self.phases.seconds.clear()
         self._write(line)
-        self._know(step=iteration)
+        self._report(step=iteration)
         for alarm in alarms.from_iterations(self._kinds["iteration"][-alarms.ITERATIONS :]):
             self._alarm(iteration, alarm)
         if "rank_agreement" in line:
@@ -120,64 +135,64 @@ class Recorder:
                 self._alarm(iteration, alarm)
 
     def evaluation(self, iteration: int, measured: Measurement, watched: tuple[str, ...], seconds: float) -> None:
-        """One evaluation is done; its pictures are kept."""
+        """Record one evaluation, and write its pictures."""
         line = {
             "kind": "evaluation",
             "iteration": iteration,
             "images": len(measured.reward),
             "reward": float(measured.reward.double().mean()),
             "reward_standard_error": _standard_error(measured.reward),
-            "rewards": {name: float(part.double().mean()) for name, part in measured.term_scores.items()},
-            "rewards_standard_error": {name: _standard_error(part) for name, part in measured.term_scores.items()},
+            "rewards": {name: float(scores.double().mean()) for name, scores in measured.term_scores.items()},
+            "rewards_standard_error": {name: _standard_error(scores) for name, scores in measured.term_scores.items()},
             "watched": list(watched),
             "diversity": measured.diversity,
             "diversity_standard_error": measured.diversity_error,
             "feature_diversity": measured.feature_diversity,
             "feature_diversity_standard_error": measured.feature_diversity_error,
-            "scores": _short(measured.reward),
-            "watched_scores": {name: _short(measured.term_scores[name]) for name in watched},
+            "scores": _rounded(measured.reward),
+            "watched_scores": {name: _rounded(measured.term_scores[name]) for name in watched},
             "prompts": measured.prompts[: len(measured.pictures)],
             "seconds": round(seconds, 3),
             "totals": {key: round(value, 4) for key, value in self.totals.items()},
         }
-        self._pictures(iteration, measured.pictures)
+        self._write_pictures(iteration, measured.pictures)
         self._write(line)
-        self._know()
+        self._report()
         for alarm in alarms.from_evaluations(self._kinds["evaluation"]):
             self._alarm(iteration, alarm)
         self._since = time.perf_counter()  # evaluation is not training time
 
-    def saved(self, step: int, uri: str, seconds: float, size: int) -> None:
-        """A checkpoint of so many bytes is complete, and this long it took. From any thread."""
-        self._know(checkpoint=Checkpoint(uri=uri, step=step, time=now()))  # first: the line may find the disk full
+    def checkpoint_saved(self, step: int, uri: str, seconds: float, size: int) -> None:
+        """Record a complete checkpoint. seconds: time to write it; size: in bytes. Callable from any thread."""
+        self._report(checkpoint=Checkpoint(uri=uri, step=step, time=now()))  # first, since the disk may be full
         self._write({"kind": "checkpoint", "iteration": step, "uri": uri, "seconds": round(seconds, 3), "bytes": size})
 
     def checkpoint_failed(self, step: int, error: BaseException) -> None:
-        """A checkpoint could not be written this time. From any thread."""
+        """Record a try to write a checkpoint that failed. Callable from any thread."""
         self._write({"kind": "checkpoint", "iteration": step, "error": redact(str(error))})
 
     def succeeded(self, adapter: str) -> None:
-        """All iterations are done, and this is where the result is."""
-        self._know(phase="Succeeded", adapter=adapter)
+        """Record that all iterations are done. adapter: where the result is."""
+        self._report(phase="Succeeded", adapter=adapter)
 
     def failed(self, error: TailorPOError, cause: int | None = None) -> None:
-        """The run ends so: the last word, and an alarm if a number that is not finite is the cause.
+        """Record the error that ends the run, with an alarm if a number that is not finite caused it.
 
-        cause: exit code of another process, if it ended the run.
+        cause: exit code of the process that ended the run, if it was another one.
         """
         if ExitCode.NOT_FINITE in (error.exit_code, cause):
-            self._alarm(termination.known().step + 1, alarms.Alarm("not-finite", str(error)))
-        termination.last_word(error)
+            self._alarm(self.reporter.progress.step + 1, alarms.Alarm("not-finite", str(error)))
+        self.reporter.end(error)
 
-    def _know(self, **changes: Any) -> None:
-        """Replace `progress.json`, the termination message and what is served."""
-        with self._lock:
-            before = termination.known()  # with its last word, if a checkpoint completes after that
-            step = changes.get("step", before.step)
-            running = changes.get("phase", before.phase) == "Running"
+    def _report(self, **changes: Any) -> None:
+        """Update `progress.json`, the termination message and what the server answers."""
+
+        def changed(progress: Progress) -> Progress:
+            step = changes.get("step", progress.step)
+            running = changes.get("phase", progress.phase) == "Running"
             last: dict[str, Any] = next(reversed(self._kinds["iteration"]), {})
             measured: dict[str, Any] = next(reversed(self._kinds["evaluation"]), {})
-            progress = before.replace(
+            return progress.replace(
                 percent=round(100 * step / self.iterations, 2),
                 eta_seconds=self._eta(step) if running else None,
                 rates=Rates(images_per_second=last.get("images_per_second")),
@@ -189,47 +204,49 @@ class Recorder:
                 ),
                 **changes,
             )
-            termination.know(progress)
+
+        with self._lock:
+            self.reporter.update(changed)
 
     def _eta(self, step: int) -> float | None:
-        """Seconds to the end at the pace of the last iterations, with the evaluations that are still to come."""
+        """Seconds to the end: remaining iterations at the recent pace, and the remaining evaluations."""
         if not self._recent:
             return None
         seconds = sum(self._recent) / len(self._recent) * (self.iterations - step)
         evaluations = self._kinds["evaluation"][-2:]
         if len(evaluations) == 2:
-            one, other = (line["iteration"] for line in evaluations)
-            ahead = math.ceil((self.iterations - other) / max(1, other - one))
-            seconds += ahead * (evaluations[-1].get("seconds") or 0.0)
+            previous, last = (line["iteration"] for line in evaluations)
+            remaining = math.ceil((self.iterations - last) / max(1, last - previous))
+            seconds += remaining * (evaluations[-1].get("seconds") or 0.0)
         return round(seconds, 1)
 
     def _alarm(self, iteration: int, alarm: alarms.Alarm) -> None:
-        if alarm.name not in self._raised:  # once a run: a log full of one alarm hides the next
+        if alarm.name not in self._raised:  # once a run, or the log would be full of it
             self._raised.add(alarm.name)
             self._write({"kind": "alarm", "iteration": iteration, "name": alarm.name, "message": alarm.message})
 
     def _write(self, line: dict[str, Any]) -> None:
-        whole: dict[str, Any] = finite(line)
+        values: dict[str, Any] = finite(line)
         with self._lock:
-            self.lines.append(whole)
-            self._kinds[whole["kind"]].append(whole)
-            if self.speaks:
-                append_metrics(self.output.metrics, whole)
+            self.lines.append(values)
+            self._kinds[values["kind"]].append(values)
+            if self.writes:
+                append_metrics(self.folder.metrics, values)
             for observer in self.observers:
-                observer.observe(whole)
+                observer.observe(values)
 
-    def _pictures(self, iteration: int, pictures: Tensor) -> None:
-        if not self.speaks:
+    def _write_pictures(self, iteration: int, pictures: Tensor) -> None:
+        if not self.writes:
             return
         from PIL import Image
 
-        folder = self.output.sample(iteration, 0).parent
+        folder = self.folder.sample(iteration, 0).parent
         folder.mkdir(parents=True, exist_ok=True)
         for old in folder.glob("*.png"):
             old.unlink()
         values = (pictures * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
         for number, picture in enumerate(values):
-            Image.fromarray(picture).save(self.output.sample(iteration, number))
+            Image.fromarray(picture).save(self.folder.sample(iteration, number))
 
 
 def _by_step(values: Tensor, step: Tensor) -> dict[str, float]:
@@ -237,10 +254,10 @@ def _by_step(values: Tensor, step: Tensor) -> dict[str, float]:
 
 
 def _standard_error(values: Tensor) -> float | None:
-    """Of the mean; None for one value, which says nothing about it."""
+    """Standard error of the mean; None for one value, which does not determine it."""
     return float(values.double().std()) / len(values) ** 0.5 if len(values) > 1 else None
 
 
-def _short(values: Tensor) -> list[float]:
-    """With six digits that count."""
+def _rounded(values: Tensor) -> list[float]:
+    """The values with six significant digits."""
     return [float(f"{value:.6g}") for value in values.tolist()]

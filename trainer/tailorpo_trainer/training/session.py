@@ -1,42 +1,40 @@
 """One process' run: everything that the loop needs, and how far it is."""
 
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from tailorpo_trainer import estimate, methods, models, prompts, report
+from tailorpo_trainer import methods, prompts
 from tailorpo_trainer.diffusion.ddim import choose_steps
 from tailorpo_trainer.diffusion.noise import Noise, Purpose
 from tailorpo_trainer.diffusion.policy import Policy
 from tailorpo_trainer.distributed.world import World
 from tailorpo_trainer.errors import TailorPOError
 from tailorpo_trainer.evaluation import measurement
-from tailorpo_trainer.results.run_folder import Output, write_json
 from tailorpo_trainer.rewards.weighted_sum import RewardSum
 from tailorpo_trainer.rollout.rows import concatenate
 from tailorpo_trainer.rollout.scoring import Scorer, samples_to_check
 from tailorpo_trainer.spec.job import Spec, TailorPOJob
-from tailorpo_trainer.telemetry.display import Display
-from tailorpo_trainer.training.checkpointing import Saving
+from tailorpo_trainer.training.checkpointing import Checkpointing
 from tailorpo_trainer.training.recorder import Recorder
 from tailorpo_trainer.training.updater import Updater
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class Session:
-    """The parts of a run, and how far it is.
+    """The components of a run, and how far it is.
 
     Attributes:
-        world: this process among its peers; only the first writes.
-        iteration: iterations done; the state between two is what a checkpoint holds.
-        saving: where checkpoints go; None when the run was complete already, and in all processes but the first.
-        evaluated_at: the iteration whose evaluation was made last.
+        watched: rewards that are only evaluated, never trained on.
+        prompts, held_out: those of the training and of the evaluations.
+        world: this process among its peers; only the first writes files.
+        checkpointing: None in all processes but the first, and if the run was complete at the start.
+        iteration: number of iterations done; a checkpoint holds the state between two iterations.
+        saved_at, evaluated_at: the iteration of the last checkpoint and of the last evaluation.
     """
 
     job: TailorPOJob
-    output: Output
     policy: Policy
     method: methods.Method
     updater: Updater
@@ -44,13 +42,12 @@ class Session:
     watched: RewardSum | None
     prompts: list[str]
     held_out: list[str]
-    record: Recorder
-    display: Display
+    recorder: Recorder
     world: World
-    saving: Saving | None
-    iteration: int = 0
-    saved_at: int = 0
-    evaluated_at: int | None = None
+    checkpointing: Checkpointing | None
+    iteration: int
+    saved_at: int
+    evaluated_at: int | None
 
     @property
     def run(self) -> Spec:
@@ -70,16 +67,16 @@ class Session:
         names = self.watched.names if self.watched else ()
         return tuple(name for name in names if name not in self.reward.names)
 
-    def scene(self) -> methods.RolloutContext:
-        """This process' share of what this iteration rolls out: a function of the seed and the iteration alone."""
+    def rollout_context(self) -> methods.RolloutContext:
+        """This process' share of this iteration's rollout: a function of the seed and the iteration alone."""
         training, sampling = self.run.training, self.run.sampling
         drawn = prompts.draw(self.prompts, training.seed, self.iteration, training.prompts_per_iteration)
         samples = [index for index in drawn for _ in range(training.samples_per_prompt)]
-        mine = self.world.share(len(samples))
-        chosen = [samples[number] for number in mine]
+        share = self.world.share(len(samples))
+        indices = [samples[number] for number in share]
         key = (training.seed, Purpose.TRAINING, self.iteration)
-        noise = Noise(key, mine, self.policy.latent_shape, self.policy.device)
-        text = [self.prompts[index] for index in chosen]
+        noise = Noise(key, share, self.policy.latent_shape, self.policy.device)
+        text = [self.prompts[index] for index in indices]
         steps = sampling.trained_steps
         assert steps.count is not None
         assert steps.choose is not None
@@ -87,24 +84,29 @@ class Session:
         return methods.RolloutContext(
             policy=self.policy,
             text=self.policy.embed(text),
-            prompts=torch.tensor(chosen, device=self.policy.device),
+            prompts=torch.tensor(indices, device=self.policy.device),
             noise=noise,
             score=Scorer(
-                self.policy, self.reward, text, self.record.phases, samples_to_check(self.run, self.iteration, trained)
+                self.policy,
+                self.reward,
+                text,
+                self.recorder.phases,
+                samples_to_check(self.run, self.iteration, trained),
             ),
             trained=trained,
             progress=self.iteration / self.iterations,
-            keep_graph=methods.can_keep_graph(training, self.policy.batch_sizes, trained, len(mine)),
+            keep_graph=methods.can_keep_graph(training, self.policy.batch_sizes, trained, len(share)),
             gather=self.world.gather,
         )
 
-    def roll_out(self, scene: methods.RolloutContext) -> Any:
-        """The method's rollout, in batches where the document asks for them; what is drawn does not depend on them."""
+    def roll_out(self, context: methods.RolloutContext) -> Any:
+        """The method's rollout, in batches of the sampling batch size, on which its result does not depend."""
         size = self.policy.batch_sizes.sampling
-        parts = [slice(start, start + size) for start in range(0, len(scene.text), size)]
-        return concatenate([self.method.rollout(scene.select(part)) for part in parts])
+        batches = [slice(start, start + size) for start in range(0, len(context.text), size)]
+        return concatenate([self.method.rollout(context.select(batch)) for batch in batches])
 
     def measure(self) -> measurement.Measurement:
+        """Evaluate the policy as it is on the held-out prompts."""
         training = self.run.training
         return measurement.measure(
             self.policy,
@@ -118,9 +120,9 @@ class Session:
         )
 
     def work(self, since: dict[str, float] | None = None) -> dict[str, float]:
-        """Work of this process so far, or since an earlier reading."""
-        now: dict[str, float] = {**self.policy.counters.as_dict(), "reward_queries": self.reward.queries}
-        return {key: value - since[key] for key, value in now.items()} if since else now
+        """Work of this process in total, or since an earlier result of this method."""
+        total: dict[str, float] = {**self.policy.counters.as_dict(), "reward_queries": self.reward.queries}
+        return {key: value - since[key] for key, value in total.items()} if since else total
 
     def evaluation_due(self) -> bool:
         every = self.run.evaluation.every_iterations
@@ -132,29 +134,30 @@ class Session:
         every = self.run.checkpoint.every_iterations
         return self.iteration > 0 and (self.iteration % every == 0 or self.iteration == self.iterations)
 
-    def is_beginning(self) -> bool:
-        """Whether the update just made was the first of a fresh adapter."""
+    def is_first_update(self) -> bool:
+        """Whether the last update was the first one of a fresh adapter."""
         first = self.updater.updates == self.run.training.updates_per_iteration == 1
         return first and self.run.lora.initial is None
 
     def checkpoint(self) -> None:
-        """Save the state between two iterations, unless that is done or an iteration's updates are half made.
+        """Save the state, unless it is saved already or only some of an iteration's updates are done.
 
-        Returns when it is copied; `settle` waits until it is committed.
+        Returns when it is copied; `wait_for_checkpoints` waits until it is committed.
         """
-        whole = self.updater.updates == self.iteration * self.run.training.updates_per_iteration
-        if self.saved_at == self.iteration or not whole:
+        between_iterations = self.updater.updates == self.iteration * self.run.training.updates_per_iteration
+        if self.saved_at == self.iteration or not between_iterations:
             return
         self.world.same(self.policy.adapter())
         self.saved_at = self.iteration
-        if self.saving is None:
+        if self.checkpointing is None:
             return
-        with self.record.phases("checkpoint"):
+        with self.recorder.phases("checkpoint"):
             groups, state = self.updater.state()
-            self.saving.save(self.iteration, groups, state | self.position() | {"totals": self.record.totals})
+            state = state | self.position() | {"totals": self.recorder.totals}
+            self.checkpointing.save(self.iteration, groups, state)
 
     def position(self) -> dict[str, Any]:
-        """Where the data and the noise are: facts to read, since both are functions of the seed and the iteration."""
+        """The position in data and noise. For information only: both are functions of the seed and the iteration."""
         training = self.run.training
         drawn = self.iteration * training.prompts_per_iteration
         return {
@@ -162,60 +165,21 @@ class Session:
             "noise": {"seed": training.seed, "next_iteration": self.iteration},
         }
 
-    def check_saving(self) -> None:
-        """Raise what keeps checkpoints from being written, if trying again cannot help."""
-        if self.saving is not None:
-            self.saving.check()
+    def check_checkpoints(self) -> None:
+        """Raise the error that keeps checkpoints from being written, if trying again cannot help."""
+        if self.checkpointing is not None:
+            self.checkpointing.check()
 
-    def settle(self) -> None:
-        """Wait until the last checkpoint is committed; raises if it cannot be."""
-        if self.saving is not None:
-            self.saving.close()
+    def wait_for_checkpoints(self) -> None:
+        """Wait until the last checkpoint is committed. Raises if it cannot be."""
+        if self.checkpointing is not None:
+            self.checkpointing.close()
 
-    def stopped(self) -> TailorPOError:
-        """Save the state; what a run that was asked to stop ends with: never a stop, if it could not be saved."""
+    def save_before_end(self) -> TailorPOError | None:
+        """Save the state and wait until it is committed. Returns the error that prevents that, if one does."""
         try:
             self.checkpoint()
-            self.settle()
+            self.wait_for_checkpoints()
         except TailorPOError as error:
             return error
-        return self.world.stop.error(f"after iteration {self.iteration} of {self.iterations}")
-
-    def rescue(self, error: TailorPOError) -> TailorPOError:
-        """Save what can be saved before a run ends with an error; returns it, with what else went wrong."""
-        try:
-            self.checkpoint()
-            self.settle()
-        except TailorPOError as another:
-            if another is not error:
-                return type(error)(f"{error}; nor could the last checkpoint be written: {another}")
-        return error
-
-    def last_words(self, error: TailorPOError) -> None:
-        """Record why the run ends, and draw the page of what there is."""
-        with suppress(TailorPOError, OSError):  # on a full disk there are none, and the cause counts
-            self.record.failed(error, self.world.peer_exit_code)
-            self.write_report()
-
-    def finish(self) -> None:
-        """Write the result: the adapter as diffusers loads it, and the report. Raises if it cannot be kept."""
-        if not self.world.first:
-            return
-        with self.updater.averaged():
-            models.save_adapter(self.policy, self.output.adapter)
-        write_json(self.output.cost, estimate.row_costs(self.run))
-        self.settle()
-        self.record.succeeded(self.saving.adapter(self.output) if self.saving else str(self.output.adapter))
-        self.display.message(f"adapter: {self.output.adapter}")
-        self.write_report(strict=True)
-
-    def write_report(self, strict: bool = False) -> None:
-        """The page of what there is so far, also of a run that was stopped or failed; published where results are kept.
-
-        strict: raise if it cannot be published.
-        """
-        if not self.world.first:
-            return
-        self.display.message(f"report: {report.write(self.output.root)}")
-        if self.saving is not None:
-            self.saving.publish(strict)
+        return None

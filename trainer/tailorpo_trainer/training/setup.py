@@ -1,50 +1,103 @@
-"""Make a session from a document: load everything, find where to go on, and say at once what is wrong."""
+"""Make a session from a document: load and check everything, find where to go on, build the session."""
 
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from tailorpo_trainer import checkpoint, document, methods, models, prompts, rewards
+from tailorpo_trainer.diffusion.policy import Policy
 from tailorpo_trainer.distributed.world import World
 from tailorpo_trainer.errors import ConfigurationError
 from tailorpo_trainer.results import publishing
 from tailorpo_trainer.results.locations import Locations
-from tailorpo_trainer.results.run_folder import Output, write_json, write_text
+from tailorpo_trainer.results.run_folder import RunFolder, write_json, write_text
+from tailorpo_trainer.rewards.weighted_sum import RewardSum
 from tailorpo_trainer.spec import rules
 from tailorpo_trainer.spec.job import Spec, TailorPOJob
 from tailorpo_trainer.spec.progress import Checkpoint, Progress
 from tailorpo_trainer.telemetry.display import Display, Kind, open_display
 from tailorpo_trainer.telemetry.observer import Observer
-from tailorpo_trainer.training.checkpointing import Saving
+from tailorpo_trainer.telemetry.termination import TerminationReporter
+from tailorpo_trainer.training import reporting
+from tailorpo_trainer.training.checkpointing import Checkpointing
 from tailorpo_trainer.training.environment import environment
 from tailorpo_trainer.training.recorder import Recorder
 from tailorpo_trainer.training.session import Session
 from tailorpo_trainer.training.updater import Updater
 
 
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """Everything that the document names, loaded and checked.
+
+    Attributes:
+        storage: of the checkpoints, known to belong to this job; None in all processes but the first.
+        start: the checkpoint to go on from; None to begin from nothing.
+    """
+
+    prompts: list[str]
+    held_out: list[str]
+    recorder: Recorder
+    storage: checkpoint.Run | None
+    start: checkpoint.Loaded | None
+    method: methods.Method
+    reward: RewardSum
+    watched: RewardSum | None
+    policy: Policy
+    updater: Updater
+
+    @property
+    def done(self) -> int:
+        """Number of iterations that are done."""
+        return self.start.step if self.start is not None else 0
+
+
 def open_session(
     job: TailorPOJob,
-    place: Locations,
-    base: Path | None,
-    fresh: bool,
-    display_kind: Kind,
+    locations: Locations,
+    base: Path | None = None,
+    *,
+    fresh: bool = False,
     world: World,
+    reporter: TerminationReporter,
+    display: Kind = "auto",
     observers: Sequence[Observer] = (),
 ) -> Session:
-    """Load everything, cheapest first. `job` and `place.job` differ in where checkpoints are kept alone."""
-    run, least_attempt = job.spec, _least_attempt()
+    """Prepare, restore, assemble. Raises `TailorPOError`, if possible before anything large is loaded.
+
+    job: equals `locations.job` except for the storage of the checkpoints.
+    """
+    least_attempt = _least_attempt()
+    prepared = prepare(job, locations, base, fresh=fresh, world=world, reporter=reporter)
+    checkpointing = restore(prepared, job, locations, least_attempt)
+    shown = open_display(display, job.spec.training.iterations, prepared.done) if world.first else Display()
+    prepared.recorder.show(shown, observers)
+    return assemble(prepared, job, world, checkpointing, least_attempt)
+
+
+def prepare(
+    job: TailorPOJob,
+    locations: Locations,
+    base: Path | None,
+    *,
+    fresh: bool,
+    world: World,
+    reporter: TerminationReporter,
+) -> Prepared:
+    """Load and check everything that the document names, and write `job.yaml`, `prompts.json`, `environment.json`."""
+    run, folder = job.spec, RunFolder(locations.output)
     _check_shares(run, world)
     training_prompts = list(prompts.load(run.prompts, base))
     held_out = list(prompts.load(run.evaluation.prompts, base)) if run.evaluation.prompts else training_prompts
-    output = Output(place.output)
     storage, start = None, None
     if world.first:
-        output.create()
-        storage = checkpoint.open_run(place.open(), job)
+        folder.create()
+        storage = checkpoint.open_run(locations.open(), job)
         start = None if fresh else storage.latest()
-    record = Recorder(output, beginning(job), speaks=world.first)
-    start = _shared(start, world)
+    recorder = Recorder(folder, reporter, writes=world.first)  # not earlier: the folder may be another run's
+    start = _share_checkpoint(start, world)
     models.silence_libraries()
     device = models.pick_device()
     method = methods.build(run.method)
@@ -58,51 +111,80 @@ def open_session(
     policy.check_stop = world.check
     updater = Updater(policy, method, run, world)
     if world.first:
-        write_text(output.job, document.dump(place.job))
-        write_json(output.prompts, {"training": training_prompts, "evaluation": held_out})
-        write_json(output.environment, environment(device, world.size))
-    done = 0
+        write_text(folder.job, document.dump(locations.job))
+        write_json(folder.prompts, {"training": training_prompts, "evaluation": held_out})
+        write_json(folder.environment, environment(device, world.size))
+    return Prepared(
+        prompts=training_prompts,
+        held_out=held_out,
+        recorder=recorder,
+        storage=storage,
+        start=start,
+        method=method,
+        reward=reward,
+        watched=watched,
+        policy=policy,
+        updater=updater,
+    )
+
+
+def restore(prepared: Prepared, job: TailorPOJob, locations: Locations, least_attempt: int) -> Checkpointing | None:
+    """Load the checkpoint, fetch the history before it, and claim an attempt, if there is anything left to do.
+
+    Returns what writes the new attempt's checkpoints; None in all processes but the first, and if the run is complete.
+    """
+    start, storage, folder = prepared.start, prepared.storage, prepared.recorder.folder
     if start is not None:
-        updater.load(start)
-        done = start.step
-    complete = done == run.training.iterations
-    attempt, saving = None, None
-    if storage is not None:
-        stored = publishing.restore(storage.store, start.attempt, done, output) if place.apart and start else set()
-        # The question lists the whole storage: only a complete run, which may have nothing left to do, is worth it.
-        kept = start is not None and complete and (not place.apart or publishing.is_whole(storage.store, start.attempt))
-        if not kept:
-            attempt = storage.begin(start, at_least=least_attempt)
-            publisher = publishing.Publisher(storage.store, attempt.number, output, stored) if place.apart else None
-            saving = Saving(attempt, record, run.checkpoint, publisher)
-    display = open_display(display_kind, run.training.iterations, done) if world.first else Display()
-    record.observers = (display, *observers)
-    number = attempt.number if attempt else start.attempt if start else least_attempt
+        prepared.updater.load(start)
+    if storage is None:
+        return None
+    published: set[str] = set()
+    if start is not None and locations.in_s3:
+        published = publishing.restore(storage.store, start.attempt, start.step, folder)
+    # `is_published` lists the whole storage: worth it only for a run that may have nothing left to do.
+    if (
+        start is not None
+        and start.step == job.spec.training.iterations
+        and (not locations.in_s3 or publishing.is_published(storage.store, start.attempt))
+    ):
+        return None
+    attempt = storage.begin(start, at_least=least_attempt)
+    publisher = publishing.Publisher(storage.store, attempt.number, folder, published) if locations.in_s3 else None
+    return Checkpointing(attempt, prepared.recorder, job.spec.checkpoint, publisher)
+
+
+def assemble(
+    prepared: Prepared, job: TailorPOJob, world: World, checkpointing: Checkpointing | None, least_attempt: int
+) -> Session:
+    """Continue the records at the checkpoint, and build the session."""
+    start, recorder, done = prepared.start, prepared.recorder, prepared.done
+    number = checkpointing.attempt.number if checkpointing else start.attempt if start else least_attempt
     newest = Checkpoint(uri=start.uri, step=start.step, time=start.manifest.time) if start else None
-    record.resume(number, done, start.state["totals"] if start else {}, newest)
-    evaluated = world.broadcast(b"1" if record.evaluated(done) else b"0") == b"1"
+    recorder.resume(number, done, start.state["totals"] if start else {}, newest)
+    evaluated = world.broadcast(b"1" if recorder.has_evaluation(done) else b"0") == b"1"
     session = Session(
-        job,
-        output,
-        policy,
-        method,
-        updater,
-        reward,
-        watched,
-        training_prompts,
-        held_out,
-        record,
-        display,
-        world,
-        saving,
+        job=job,
+        policy=prepared.policy,
+        method=prepared.method,
+        updater=prepared.updater,
+        reward=prepared.reward,
+        watched=prepared.watched,
+        prompts=prepared.prompts,
+        held_out=prepared.held_out,
+        recorder=recorder,
+        world=world,
+        checkpointing=checkpointing,
         iteration=done,
         saved_at=done,
         evaluated_at=done if evaluated else None,
     )
-    display.message(
-        _hello(session) if not complete else f"{job.metadata.name}: complete after {done} iterations, nothing to do"
-    )
+    recorder.message(reporting.start_message(session))
     return session
+
+
+def initial_progress(job: TailorPOJob) -> Progress:
+    """What is known of a run before anything is loaded."""
+    return Progress(name=job.metadata.name, namespace=job.metadata.namespace, of=job.spec.training.iterations)
 
 
 def _check_shares(run: Spec, world: World) -> None:
@@ -115,8 +197,8 @@ def _check_shares(run: Spec, world: World) -> None:
         )
 
 
-def _shared(start: checkpoint.Loaded | None, world: World) -> checkpoint.Loaded | None:
-    """The checkpoint that the first process read and verified, in all of them."""
+def _share_checkpoint(start: checkpoint.Loaded | None, world: World) -> checkpoint.Loaded | None:
+    """In all processes the checkpoint that the first process has read and verified."""
     if world.size == 1:
         return start
     head, objects = {}, {}
@@ -133,28 +215,9 @@ def _shared(start: checkpoint.Loaded | None, world: World) -> checkpoint.Loaded 
     )
 
 
-def beginning(job: TailorPOJob) -> Progress:
-    """What is known of a run before anything is loaded."""
-    return Progress(name=job.metadata.name, namespace=job.metadata.namespace, of=job.spec.training.iterations)
-
-
 def _least_attempt() -> int:
     """The operator's own count of attempts, if there is an operator."""
     text = os.environ.get("TAILORPO_ATTEMPT", "1")
     if not text.isdecimal() or int(text) < 1:
         raise ConfigurationError(f"TAILORPO_ATTEMPT: {text!r} must be a whole number, at least 1")
     return int(text)
-
-
-def _hello(session: Session) -> str:
-    run, policy = session.run, session.policy
-    weights = sum(parameter.numel() for parameter in policy.parameters)
-    rewards_text = " + ".join(f"{reward.weight:g} x {reward.name}" for reward in run.rewards)
-    processes = f"{session.world.size} processes, " if session.world.size > 1 else ""
-    start = f", going on after iteration {session.iteration}" if session.iteration else ""
-    return (
-        f"{session.job.metadata.name}: {run.method.name} on {run.model.name} for {rewards_text}; "
-        f"{weights:,} adapter weights, {run.training.iterations} iterations of "
-        f"{run.training.prompts_per_iteration * run.training.samples_per_prompt} samples on {processes}{policy.device} "
-        f"in {str(policy.dtype).removeprefix('torch.')}{start}"
-    )

@@ -1,4 +1,4 @@
-"""One optimiser step: AdamW on the adapter, accumulated over micro batches, clipped, averaged."""
+"""One optimiser step: AdamW on the adapter, with gradients accumulated over micro-batches, clipped and averaged."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +21,7 @@ from tailorpo_trainer.spec.job import TrainingSpec
 
 @dataclass(frozen=True)
 class UpdateFacts:
-    """What one iteration's updates showed, on the CPU; tensors [n] in the rows' order."""
+    """Measurements of one iteration's updates, on the CPU; tensors [n] hold the rows in the order of the updates."""
 
     loss: float
     gradient_norm: float
@@ -33,10 +33,11 @@ class UpdateFacts:
 
 
 class Updater:
-    """Turns rows into optimiser steps.
+    """Makes optimiser steps from rows.
 
     Attributes:
-        updates: optimiser steps made so far; with the document, it gives the learning rate.
+        updates: number of optimiser steps so far; it determines the learning rate.
+        average: moving average of the adapter, where the document asks for one.
     """
 
     def __init__(self, policy: Policy, method: Method, run: TrainingSpec, world: World | None = None) -> None:
@@ -56,29 +57,30 @@ class Updater:
             self.average = {name: value.detach().clone() for name, value in policy.adapter().items()}
 
     def iterate(self, rows: Pairs | Transitions, text: Tensor) -> UpdateFacts:
-        """All updates of one iteration; every update sees every step, in the same share.
+        """All updates of one iteration; each update has the same share of the rows of every denoising step.
 
-        An update is made of the same rows of all processes' samples, however many processes there are.
+        Which samples an update is made of does not depend on the number of processes.
 
         Args:
-            rows: of this process' samples, step-major, equally many in each process.
-            text: embeddings of each sample [samples, tokens, width].
+            rows: of this process' samples, step-major; each process has equally many.
+            text: embeddings of each sample's prompt [samples, tokens, width].
         Raises:
-            NotFiniteError: before it would spoil the weights.
-            StopRequested, StalledError: while nothing has been changed yet.
+            NotFiniteError: before the weights are changed by a value that is not finite.
+            StopRequested, StalledError: only before the first update, while nothing is changed.
         """
         count = self.run.training.updates_per_iteration
-        everywhere = len(rows) * self.world.size
+        total = len(rows) * self.world.size
         number = self._number(rows)
         weight = rows.weight * self._step_weight(rows.step)
         rows = replace(rows, weight=weight)
         order: list[Tensor] = []
         collected: list[dict[str, Tensor]] = []
         losses, norms = [], []
-        for part in range(count):
-            with self.world.defer_stop(part > 0):  # half made: giving up then would lose all since the last checkpoint
-                chosen = (number % count == part).nonzero().flatten()
-                loss, facts = self._accumulate(select(rows, chosen), text, len(range(part, everywhere, count)))
+        for update in range(count):
+            # Between two updates the state cannot be saved: to stop there would lose all since the last checkpoint.
+            with self.world.defer_stop(update > 0):
+                chosen = (number % count == update).nonzero().flatten()
+                loss, facts = self._accumulate(select(rows, chosen), text, len(range(update, total, count)))
                 norms.append(self._step(loss))
                 losses.append(loss)
                 if len(chosen):
@@ -88,7 +90,7 @@ class Updater:
             return self._facts(rows, torch.cat(order), collected, losses, norms)
 
     def _number(self, rows: Any) -> Tensor:
-        """Each row's number among those of all processes, if one process held all samples."""
+        """The number that each row would have if one process held the samples of all processes."""
         sample: Tensor = rows.sample
         samples = int(sample.max()) + 1
         steps = torch.arange(len(rows), device=sample.device) // samples
@@ -97,8 +99,8 @@ class Updater:
     def _facts(
         self, rows: Any, order: Tensor, collected: list[dict[str, Tensor]], losses: list[float], norms: list[float]
     ) -> UpdateFacts:
-        found = {name: torch.cat([facts[name] for facts in collected]).double() for name in collected[0]}
-        columns = found | {"step": rows.step[order].double(), "weight": rows.weight[order].double()}
+        values = {name: torch.cat([facts[name] for facts in collected]).double() for name in collected[0]}
+        columns = values | {"step": rows.step[order].double(), "weight": rows.weight[order].double()}
         if isinstance(rows, Pairs):
             columns["gap"] = rows.gap[order].double()
         gathered = self.world.gather(torch.stack(list(columns.values()), dim=1).cpu())
@@ -107,24 +109,27 @@ class Updater:
             loss=sum(losses) / len(losses),
             gradient_norm=sum(norms) / len(norms),
             learning_rate=self.learning_rate(self.updates - 1),
-            facts={name: columns[name].float() for name in found},
+            facts={name: columns[name].float() for name in values},
             step=columns["step"].long(),
             weight=columns["weight"].float(),
             gap=columns["gap"].float() if "gap" in columns else None,
         )
 
-    def _accumulate(self, rows: Any, text: Tensor, everywhere: int) -> tuple[float, dict[str, Tensor]]:
-        """Leave the gradient of the mean loss of `everywhere` rows, of which these are this process'; and that loss."""
+    def _accumulate(self, rows: Any, text: Tensor, total_rows: int) -> tuple[float, dict[str, Tensor]]:
+        """Add the gradient of the mean loss over the `total_rows` rows of all processes; `rows` are this process' rows.
+
+        Returns that loss, and the facts of `rows`.
+        """
         total, facts = torch.zeros(1, dtype=torch.float64), []
         size = self.policy.batch_sizes.training
         for start in range(0, len(rows), size):
             self.world.check()
             batch = select(rows, slice(start, start + size))
-            found = self.method.loss(self.policy, batch, text[batch.sample])
-            loss = (found.losses * batch.weight).sum() / everywhere
+            result = self.method.loss(self.policy, batch, text[batch.sample])
+            loss = (result.losses * batch.weight).sum() / total_rows
             loss.backward()
             total += float(loss.detach())
-            facts.append(found.metrics)
+            facts.append(result.metrics)
         self.world.sum([_gradient(parameter) for parameter in self.policy.parameters])
         self.world.sum([total])
         return float(total), {name: torch.cat([fact[name] for fact in facts]) for name in (facts[0] if facts else ())}
@@ -150,24 +155,24 @@ class Updater:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Inside, the adapter is its moving average, where one is kept."""
+        """Inside, the adapter's weights are their moving average, where one is kept."""
         if self.average is None:
             yield
             return
-        live = {name: value.detach().clone() for name, value in self.policy.adapter().items()}
-        self._put(self.average)
+        current = {name: value.detach().clone() for name, value in self.policy.adapter().items()}
+        self._set_adapter(self.average)
         try:
             yield
         finally:
-            self._put(live)
+            self._set_adapter(current)
 
     @torch.no_grad()
-    def _put(self, weights: dict[str, Tensor]) -> None:
+    def _set_adapter(self, weights: dict[str, Tensor]) -> None:
         for name, value in self.policy.adapter().items():
             value.copy_(weights[name])
 
     def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-        """Tensors by group, and JSON: all that the next update depends on."""
+        """Everything that the next update depends on: tensors by group, and JSON values."""
         tensors, settings = flatten(self.optimizer.state_dict())
         groups = {"adapter": self.policy.adapter(), "optimizer": tensors}
         if self.average is not None:
@@ -175,15 +180,15 @@ class Updater:
         return groups, {"updates": self.updates, "optimizer": settings}
 
     def load(self, saved: Loaded) -> None:
-        """Go on exactly where `state` was taken."""
-        self._put(saved.tensors("adapter"))
+        """Restore the result of `state`."""
+        self._set_adapter(saved.tensors("adapter"))
         self.optimizer.load_state_dict(unflatten(saved.tensors("optimizer"), saved.state["optimizer"]))
         self.updates = int(saved.state["updates"])
         if self.average is not None:
             self.average = {name: value.to(self.policy.device) for name, value in saved.tensors("ema").items()}
 
     def learning_rate(self, update: int) -> float:
-        """The step size of an update (from 0), a function of its number alone."""
+        """The step size of update number `update`, from 0: a function of that number alone."""
         settings, training = self.run.optimizer, self.run.training
         if update < settings.warmup_updates:
             return settings.learning_rate * (update + 1) / settings.warmup_updates
@@ -199,7 +204,7 @@ class Updater:
         return settings.learning_rate
 
     def _step_weight(self, step: Tensor) -> Tensor | float:
-        """sigma / |mean_m| of each row's step, so that no step dominates the gradient; mean 1 over all rows."""
+        """sigma / |mean_m| of each row's step, scaled to mean 1 over all rows: no step shall dominate the gradient."""
         if self.run.method.step_weight == "uniform":
             return 1.0
         sampler = self.policy.sampler
@@ -208,17 +213,19 @@ class Updater:
 
 
 def _gradient(parameter: torch.nn.Parameter) -> Tensor:
-    """A parameter's gradient, 0 where no row of this process had a part in it."""
+    """A parameter's gradient; 0 if it does not depend on any row of this process."""
     if parameter.grad is None:
         parameter.grad = torch.zeros_like(parameter)
     return parameter.grad
 
 
-def check_beginning(facts: UpdateFacts, latent_size: int, exact: bool) -> None:
-    """Before its first update a fresh adapter is the reference: ratio 1, logit 0, loss log 2. Anything else is a bug.
+def check_first_update(facts: UpdateFacts, latent_size: int, exact: bool) -> None:
+    """Check that in its first update a fresh adapter equals the reference: ratio 1, logit 0, loss log 2.
 
     Args:
-        exact: float32; reduced precision rounds differently in batches of different shape.
+        exact: whether the precision is float32; lower precisions round differently in batches of different shape.
+    Raises:
+        TailorPOError: if it does not, which is a bug.
     """
     worst = float(facts.facts["logit"].abs().max())
     allowed = max(1e-3, 1e-6 * latent_size) if exact else 0.05
