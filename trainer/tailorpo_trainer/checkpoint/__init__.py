@@ -18,7 +18,7 @@ from tailorpo_trainer.checkpoint.layout import Ref
 from tailorpo_trainer.checkpoint.resume import Loaded, checkpoints, latest, load
 from tailorpo_trainer.checkpoint.run import Run, open_run
 from tailorpo_trainer.checkpoint.storage.base import ExistsError, MissingError, Store
-from tailorpo_trainer.checkpoint.storage.opening import open_store
+from tailorpo_trainer.checkpoint.storage.from_uri import open_store
 
 __all__ = [
     "FORMAT_VERSION",

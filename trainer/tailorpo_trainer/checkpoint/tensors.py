@@ -25,7 +25,7 @@ def pack(tensors: Mapping[str, Tensor]) -> memoryview:
     """A safetensors file in host memory that shares no memory with the tensors, so that training may continue.
 
     Each tensor is copied once. The library's `save` takes twice the memory and several times as long: see
-    `docs/decisions/0010-safetensors-writer.md`. Raises `TypeError` for a type that safetensors does not know.
+    `docs/decisions/0008-safetensors-writer.md`. Raises `TypeError` for a type that safetensors does not know.
     """
     ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), str(item[1].dtype), item[0]))
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # diffusers refuses files without this mark
