@@ -4,7 +4,7 @@ docs/benchmarks.md]`."""
 import argparse
 
 from benchmarks import startup
-from benchmarks.training import approximations, pages, rollout
+from benchmarks.training import approximations, pages, rollout_cost
 
 HEAD = """\
 # Benchmarks
@@ -28,10 +28,10 @@ seeds](demo.md).
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    rollout.options(parser)
+    rollout_cost.options(parser)
     given = parser.parse_args()
     begun = startup.run(given.repeats, quiet=given.markdown)
-    rollout_figures = rollout.run(given.model, given.repeats, quiet=given.markdown)
+    rollout_figures = rollout_cost.run(given.model, given.repeats, quiet=given.markdown)
     approximated = approximations.run(rollout_figures, quiet=given.markdown)
     if given.markdown:
         parts = [

@@ -31,14 +31,14 @@ def run(folder: Path) -> None:
 
 
 def page(folder: Path) -> None:
-    from benchmarks.methods import analysis, files, page, pictures, plot
+    from benchmarks.methods import analysis, files, page, picture_grid, plot
 
     results = analysis.whole_seeds(files.read(folder / "trials.jsonl") or files.read(files.RESULTS))
     files.write(results, files.RESULTS)
     files.PAGE.write_text(page.markdown(results), encoding="utf-8")
     plot.draw(results, files.PLOT)
     if (folder / "pictures").is_dir():
-        pictures.draw(folder / "pictures", files.PICTURES)
+        picture_grid.draw(folder / "pictures", files.PICTURES)
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ VARIANTS = (
 
 
 def measure(rollout_figures: Mapping[str, Any], trajectories: int = TRAJECTORIES) -> dict[str, Any]:
-    """All figures, JSON-ready. rollout_figures: those of `benchmarks.training.rollout`, for the plain loop's FLOPs."""
+    """All figures, JSON-ready. rollout_figures: of `benchmarks.training.rollout_cost`, for the plain loop's FLOPs."""
     plain_flops = sum(rollout_figures["flops"][ONE_BY_ONE].values())
     large = costs_of_a_row(rollout_figures)
     plain_large = work_of(rollout_figures["rows"][ONE_BY_ONE], large)

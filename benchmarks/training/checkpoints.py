@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.documents import tiny_animals
-from benchmarks.training.rollout import machine
+from benchmarks.training.rollout_cost import machine
 from tailorpo_trainer import checkpoint, document
 from tailorpo_trainer.checkpoint.attempt import Groups
 from tailorpo_trainer.checkpoint.storage.s3 import S3Store

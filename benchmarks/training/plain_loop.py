@@ -1,4 +1,4 @@
-"""TailorPO in the style of the papers' code: simple, correct, and the baseline of `benchmarks.training.rollout`.
+"""TailorPO in the style of the papers' code: simple, correct, and the baseline of `benchmarks.training.rollout_cost`.
 
 Written for the benchmark from the formulas of `docs/methods.md`, in the style of the official training scripts of DDPO,
 D3PO and SPO, but without their code. Its simplifications:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.training import contenders, pages, rollout
+from benchmarks.training import contenders, pages, rollout_cost
 from benchmarks.training.plain_loop import PlainLoop, plain_loop
 from tailorpo_trainer import methods, models
 from tailorpo_trainer.diffusion.ddim import choose_steps
@@ -79,7 +79,7 @@ def test_gradients_are_equal_in_float64(tiny_pipeline: Path, choose: str, at_onc
         PROMPTS, text.double(), negative.double(), noise, trained, lambda p, of: reward(p, of).total, at_once
     )
     plain = {name: weights.grad for name, weights in policy.adapter().items() if weights.grad is not None}
-    assert rollout.difference(ours, plain) < 1e-9
+    assert rollout_cost.difference(ours, plain) < 1e-9
     assert max(float(gradient.abs().max()) for gradient in ours.values()) > 0
 
 
@@ -126,7 +126,7 @@ def counted(tiny_pipeline: Path) -> dict[str, Any]:
 def test_gradients_are_equal_as_the_benchmark_runs(counted: dict[str, Any]) -> None:
     _, ours = counted[contenders.OURS]
     for name in (contenders.ONE_BY_ONE, contenders.BATCHED):
-        assert rollout.difference(ours, counted[name][1]) < rollout.EQUAL
+        assert rollout_cost.difference(ours, counted[name][1]) < rollout_cost.EQUAL
 
 
 def test_the_plain_loop_computes_what_it_says(counted: dict[str, Any]) -> None:
@@ -154,14 +154,16 @@ def test_ours_computes_at_most_what_the_issue_allows(counted: dict[str, Any]) ->
 def test_unequal_gradients_are_noticed(counted: dict[str, Any]) -> None:
     _, ours = counted[contenders.OURS]
     spoiled = {name: gradient * (1 + 1e-3) for name, gradient in ours.items()}
-    assert rollout.difference(ours, spoiled) > rollout.EQUAL
+    assert rollout_cost.difference(ours, spoiled) > rollout_cost.EQUAL
 
 
 def test_figures_become_lines_and_tables(tiny_pipeline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rollout, "SD15", str(tiny_pipeline))  # its networks take seconds on the meta device
+    monkeypatch.setattr(rollout_cost, "SD15", str(tiny_pipeline))  # its networks take seconds on the meta device
     said: list[str] = []
     report: Callable[[str], None] = said.append
-    found = rollout.measure(contenders.job(str(tiny_pipeline), samples=1, steps=4, trained=1), repeats=1, report=report)
+    found = rollout_cost.measure(
+        contenders.job(str(tiny_pipeline), samples=1, steps=4, trained=1), repeats=1, report=report
+    )
     page = pages.markdown(found)
     assert sum("goal" in line for line in said) == 3
     assert page.count("| ours |") == 2

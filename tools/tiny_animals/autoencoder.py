@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tools.tiny_animals.emoji import PictureSet
 from tools.tiny_animals.loop import Loop, learning_rate, optimizer_step, to_pixels, to_tensor
-from tools.tiny_animals.pictures import PictureSet
 
 CHANNELS = 16
 SCALING = 3.0  # the decoder limits its input to +-3, so its latents are the denoiser's divided by this

@@ -19,8 +19,8 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from tailorpo_trainer.tiny_animals import GROUNDS
 from tools.tiny_animals.autoencoder import CHANNELS
+from tools.tiny_animals.emoji import NO_GROUND, PREFIXES, PictureSet, caption_index
 from tools.tiny_animals.loop import Loop, learning_rate, optimizer_step
-from tools.tiny_animals.pictures import NO_GROUND, PREFIXES, PictureSet, caption_index
 from tools.tiny_animals.scorer import TEXT_WIDTH
 
 WIDTHS = (96, 112)  # at 8x8 and 4x4

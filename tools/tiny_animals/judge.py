@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from transformers import ResNetConfig, ResNetForImageClassification, ViTImageProcessor
 
 from tailorpo_trainer.tiny_animals import ANIMALS, SIZE
+from tools.tiny_animals.emoji import PictureSet
 from tools.tiny_animals.loop import Loop, degrade, learning_rate, optimizer_step, to_tensor
-from tools.tiny_animals.pictures import PictureSet
 
 WIDTHS, DEPTHS = (24, 48, 88), (1, 1, 1)
 STEPS, BATCH, RATE = 1_500, 48, 2e-3

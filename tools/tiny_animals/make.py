@@ -23,7 +23,7 @@ from transformers.utils import logging
 
 from tailorpo_trainer.tiny_animals import ANIMALS, ROOT
 from tools.tiny_animals import autoencoder, denoiser, judge, scorer
-from tools.tiny_animals.pictures import FONT, FontMissingError, PictureSet, contact_sheet, load_or_draw
+from tools.tiny_animals.emoji import FONT, FontMissingError, PictureSet, contact_sheet, load_or_draw
 
 TRAINING, HELD_OUT = 72_000, 2_400
 GUIDANCES = (3.0, 5.0, 1.5)

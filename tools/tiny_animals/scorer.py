@@ -19,8 +19,8 @@ from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from tailorpo_trainer.tiny_animals import ANIMALS, GROUNDS, SIZE
+from tools.tiny_animals.emoji import PREFIXES, PictureSet, all_captions
 from tools.tiny_animals.loop import Loop, degrade, learning_rate, optimizer_step, to_tensor
-from tools.tiny_animals.pictures import PREFIXES, PictureSet, all_captions
 
 LENGTH = 16  # tokens
 TEXT_WIDTH, TEXT_LAYERS = 64, 2

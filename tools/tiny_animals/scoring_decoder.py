@@ -18,8 +18,8 @@ from torch import Tensor
 from tailorpo_trainer.tiny_animals import PIPELINE, SCORING_DECODER
 from tools.tiny_animals import autoencoder
 from tools.tiny_animals.autoencoder import CHANNELS, SCALING, picture_loss
+from tools.tiny_animals.emoji import all_captions
 from tools.tiny_animals.loop import learning_rate, optimizer_step
-from tools.tiny_animals.pictures import all_captions
 
 WIDTH = 16
 DECODER_BLOCKS = (4, 2, 0, 0)  # at 8, 16, 32 and 64 pixels a side

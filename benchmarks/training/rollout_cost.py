@@ -1,7 +1,7 @@
 """One training iteration of this package against `plain_loop`, one by one and batched, paired and interleaved.
 
-`python -m benchmarks.training.rollout [--repeats N] [--model PATH] [--markdown]`. All three compute the same: noise,
-trained steps, decoder and reward are equal, and the adapter's gradients are asserted to be equal. FLOPs are counted by
+`python -m benchmarks.training.rollout_cost [--repeats N] [--model PATH] [--markdown]`. All three compute the same:
+noise, trained steps, decoder and reward are equal, and the adapter's gradients are asserted to be equal. FLOPs are counted by
 torch's FLOP counter in passes of their own; times are wall-clock seconds of other passes.
 """
 
@@ -142,7 +142,7 @@ def processor() -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.training.rollout", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.training.rollout_cost", description=__doc__)
     options(parser)
     given = parser.parse_args(arguments)
     found = run(given.model, given.repeats, quiet=given.markdown)
