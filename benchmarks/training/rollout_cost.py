@@ -1,8 +1,8 @@
 """One training iteration of this package against `plain_loop`, one by one and batched, paired and interleaved.
 
 `python -m benchmarks.training.rollout_cost [--repeats N] [--model PATH] [--markdown]`. All three compute the same:
-noise, trained steps, decoder and reward are equal, and the adapter's gradients are asserted to be equal. FLOPs are counted by
-torch's FLOP counter in passes of their own; times are wall-clock seconds of other passes.
+noise, trained steps, decoder and reward are equal, and the adapter's gradients are asserted to be equal. FLOPs are
+counted by torch's FLOP counter in passes of their own; times are wall-clock seconds of other passes.
 """
 
 import argparse
