@@ -66,7 +66,7 @@ class WorkQueue(Generic[Key]):
                 self._available.release()
             self._high[key] = 0.0
         elif key in self._deferred:
-            self._is_busy()
+            self._count_arrival()
         elif key not in self._low:
             self._available.release()
             self._low[key] = _time() + LATEST_SECONDS
@@ -84,7 +84,7 @@ class WorkQueue(Generic[Key]):
         Returns whether the queue is busy: then the key is ready again, with a low priority, when it is quiet, or after
         `LATEST_SECONDS`. Otherwise nothing is changed.
         """
-        if busy := self._is_busy():
+        if busy := self._count_arrival():
             self._to_defer.add(key)
         return busy
 
@@ -115,7 +115,7 @@ class WorkQueue(Generic[Key]):
         """Returns when no worker has a key."""
         await self._idle.wait()
 
-    def _is_busy(self) -> bool:
+    def _count_arrival(self) -> bool:
         """Counts a sign that new jobs arrive, and returns whether there are too many, or were a moment ago."""
         if self._high or not self._calm.try_take():
             self._quiet_at = _time() + QUIET_SECONDS
