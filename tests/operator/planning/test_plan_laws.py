@@ -168,6 +168,7 @@ def test_whatever_happens_a_job_comes_to_an_end(taken: list[Step], skew: float) 
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(3600)  # thousands of examples, also on a busy machine
 @settings(deadline=None, max_examples=10_000, suppress_health_check=[HealthCheck.too_slow])
 @given(steps, skews)
 def test_whatever_happens_a_job_comes_to_an_end_at_length(taken: list[Step], skew: float) -> None:
@@ -351,6 +352,7 @@ def test_a_plan_is_total(subject: Job, found: Observed, now: datetime) -> None:
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(3600)  # thousands of examples, also on a busy machine
 @settings(deadline=None, max_examples=5_000, suppress_health_check=[HealthCheck.too_slow])
 @given(jobs, observations, near)
 def test_a_plan_is_total_at_length(subject: Job, found: Observed, now: datetime) -> None:
