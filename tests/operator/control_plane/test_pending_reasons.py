@@ -28,12 +28,12 @@ def says(watched: Watched, reason: str, words: str, *, first: str = "") -> None:
 
     until(look, f"{watched.name} waits because of {reason}")
 
-    def reported() -> bool:
+    def told() -> bool:
         events = watched.events()
         assert (first or words) in dict(events).get(reason, ""), events
         return True
 
-    until(reported, "the event")
+    until(told, "the event")
 
 
 def quota(**hard: str) -> dict[str, Any]:
