@@ -9,7 +9,7 @@ it again if it is deleted, and deletes it after the last job.
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Set
 from typing import Any, NamedTuple
 
 from tailorpo_operator.api import naming
@@ -18,13 +18,11 @@ from tailorpo_operator.children.indexed_job import is_rendezvous, rendezvous
 from tailorpo_operator.controller.worker import Worker
 from tailorpo_operator.controller.workqueue import WorkQueue
 from tailorpo_operator.kube.cache import Cache, is_multi_worker
-from tailorpo_operator.kube.child_store import remember, resource_version
+from tailorpo_operator.kube.child_store import Object, remember, resource_version
 from tailorpo_operator.kube.client import KubeClient
 from tailorpo_operator.kube.transport import RefusedError
 
 log = logging.getLogger(__name__)
-
-Object = Mapping[str, Any]
 
 
 class _Service(NamedTuple):

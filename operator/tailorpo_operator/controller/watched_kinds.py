@@ -9,7 +9,8 @@ from tailorpo_operator.api.naming import Key
 from tailorpo_operator.controller.health import Deadlines
 from tailorpo_operator.controller.reconciler import Reconciler, now
 from tailorpo_operator.controller.workqueue import Priority
-from tailorpo_operator.kube.cache import Cache, Object
+from tailorpo_operator.kube.cache import Cache
+from tailorpo_operator.kube.child_store import Object
 from tailorpo_operator.kube.client import KubeClient
 from tailorpo_operator.kube.reflector import Reflector
 

@@ -14,11 +14,9 @@ import orjson
 
 from tailorpo_operator.api.naming import Key
 from tailorpo_operator.api.types import Job
-from tailorpo_operator.kube.child_store import ChildStore, Entry, key_of, remember, resource_version
+from tailorpo_operator.kube.child_store import ChildStore, Entry, Object, key_of, remember, resource_version
 from tailorpo_operator.planning import observed
 from tailorpo_operator.planning.observed import AttemptJob, Observed, Pod
-
-Object = Mapping[str, Any]
 
 WAITING_PHASES = ("Pending", "Starting", "Restarting")
 
