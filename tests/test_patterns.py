@@ -38,11 +38,15 @@ SOURCES = {
 OURS = {"tailorpo_operator.api.cel"}
 """Modules whose patterns read only texts of this repository."""
 
-LENGTH = 16_384
-AT_MOST = 2.5
-"""Largest ratio of the times for a text of double length: 2 if time is linear, 4 if it is quadratic."""
+LENGTH = 4096
+FACTOR = 8
+AT_MOST = 20
+"""Largest ratio of the times for a text that is `FACTOR` times as long: 8 if time is linear, 64 if it is quadratic.
+
+The limit is far from both, so that neither caches nor other processes on the machine decide.
+"""
 FLOOR = 0.001
-"""Seconds below which nothing can be measured. Quadratic time for `LENGTH` is a hundred times as long."""
+"""Seconds below which nothing can be measured. Quadratic time for the long text is some hundred times as long."""
 TRIES = 7
 
 UNITS = [
@@ -127,15 +131,15 @@ def seconds(call: Callable[[str], object], text: str) -> float:
 
 
 def growth(call: Callable[[str], object], shape: tuple[str, str, str], length: int = LENGTH) -> float:
-    """Ratio of the times for a text of double length and for the text; the best of several tries, because of load."""
+    """Ratio of the times for a long text and for a short one; the best of several tries, because of load."""
     begin, unit, end = shape
-    short, long = (begin + unit * (size // len(unit)) + end for size in (length, 2 * length))
-    once = twice = math.inf
+    short, long = (begin + unit * (size // len(unit)) + end for size in (length, FACTOR * length))
+    of_short = of_long = math.inf
     for _ in range(TRIES):
-        once, twice = min(once, seconds(call, short)), min(twice, seconds(call, long))
-        if twice <= AT_MOST * max(once, FLOOR):
+        of_short, of_long = min(of_short, seconds(call, short)), min(of_long, seconds(call, long))
+        if of_long <= AT_MOST * max(of_short, FLOOR):
             break
-    return twice / max(once, FLOOR)
+    return of_long / max(of_short, FLOOR)
 
 
 def slow(call: Callable[[str], object]) -> tuple[str, str, str] | None:
