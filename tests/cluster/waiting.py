@@ -6,11 +6,11 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-PATIENCE = 60.0  # seconds; a machine that is shared can be slow
+TIMEOUT_SECONDS = 60.0  # seconds; a machine that is shared can be slow
 INTERVAL = 0.05
 
 
-def until(look: Callable[[], T | None], what: str, seconds: float = PATIENCE, interval: float = INTERVAL) -> T:
+def until(look: Callable[[], T | None], what: str, seconds: float = TIMEOUT_SECONDS, interval: float = INTERVAL) -> T:
     """The first result of `look` that is true; an AssertionError with the last one if none comes in time.
 
     An AssertionError of `look` counts as "not yet", so that it can be written as a list of expectations.

@@ -23,7 +23,7 @@ from tests.operator.operating import Followed, OperatorProcess
 ROOT = Path(__file__).parents[2]
 NAMESPACE, BUCKET, SECRET = "research", "models", "s3-keys"
 ITERATIONS = 12
-PATIENCE = 300.0  # seconds that a busy machine may need until a job trains, or is done
+TIMEOUT_SECONDS = 300.0  # seconds that a busy machine may need until a job trains, or is done
 INTERVAL = 0.5  # seconds between polls: kubectl too takes processor time from the trainer
 
 Fields = dict[str, Any]
@@ -100,7 +100,7 @@ class Place:
         """hold: attempts that do not end until the gate is opened for them."""
         for attempt in hold:
             self.gate.hold(document["metadata"]["name"], attempt)
-        return Followed(self.kubectl, document, PATIENCE, INTERVAL)
+        return Followed(self.kubectl, document, TIMEOUT_SECONDS, INTERVAL)
 
     def objects(self, prefix: str) -> dict[str, bytes]:
         """The objects in the bucket below a prefix."""

@@ -19,7 +19,7 @@ from tests.operator.operating import Followed, job
 MANIFESTS = Path(__file__).parents[2] / "manifests"
 OPERATOR = "deployment/tailorpo-operator"
 SELECTOR = "--selector=app.kubernetes.io/name=tailorpo-operator"
-PATIENCE = 180.0  # seconds that a busy machine may need until a pod of the operator is ready
+TIMEOUT_SECONDS = 180.0  # seconds that a busy machine may need until a pod of the operator is ready
 # Replaces the trainer: it ends at a request, and handles SIGTERM.
 STAND_IN = "#!/bin/sh\ntrap 'exit 75' TERM\nuntil [ -e /tmp/done ]; do sleep 0.1; done\n"
 
@@ -38,7 +38,7 @@ def installed(real_cluster: RealCluster, tmp_path_factory: pytest.TempPathFactor
     YAML(typ="safe").dump(kustomization, overlay / "kustomization.yaml")
     kubectl = real_cluster.kubectl("tailorpo-system")
     kubectl("apply", "--server-side", "--kustomize", str(overlay))
-    kubectl("wait", "--for=condition=Available", OPERATOR, f"--timeout={PATIENCE:.0f}s")
+    kubectl("wait", "--for=condition=Available", OPERATOR, f"--timeout={TIMEOUT_SECONDS:.0f}s")
     yield kubectl
     kubectl("delete", "--kustomize", str(overlay))
 
@@ -65,7 +65,7 @@ def test_jobs_run_and_a_rollout_disturbs_none(installed: Kubectl, kubectl: Kubec
         "volumes": [{"name": "stand-in", "configMap": {"name": "stand-in", "defaultMode": 0o755}}],
         "volumeMounts": [{"name": "stand-in", "mountPath": "/stand-in"}],
     }
-    followed = Followed(kubectl, job(template=template), PATIENCE)
+    followed = Followed(kubectl, job(template=template), TIMEOUT_SECONDS)
     followed.phase("Running")
     [gang] = followed.attempt_jobs()
 
@@ -75,8 +75,8 @@ def test_jobs_run_and_a_rollout_disturbs_none(installed: Kubectl, kubectl: Kubec
     assert old in lease["holderIdentity"]
     with installed.popen("logs", "--follow", old) as following:
         installed("rollout", "restart", OPERATOR)
-        installed("rollout", "status", OPERATOR, f"--timeout={PATIENCE:.0f}s")
-        logged = messages(following.communicate(timeout=PATIENCE)[0])
+        installed("rollout", "status", OPERATOR, f"--timeout={TIMEOUT_SECONDS:.0f}s")
+        logged = messages(following.communicate(timeout=TIMEOUT_SECONDS)[0])
     assert "leading" in logged
     assert logged[-2:] == ["stopping", "stopped"]
 
@@ -94,7 +94,7 @@ def test_jobs_run_and_a_rollout_disturbs_none(installed: Kubectl, kubectl: Kubec
 
     for pod in kubectl.json("get", "pods", f"--selector={naming.JOB}={followed.name}")["items"]:
         kubectl("exec", pod["metadata"]["name"], "--", "touch", "/tmp/done")
-    kubectl("wait", "--for=condition=Succeeded", f"tpj/{followed.name}", f"--timeout={PATIENCE:.0f}s")
+    kubectl("wait", "--for=condition=Succeeded", f"tpj/{followed.name}", f"--timeout={TIMEOUT_SECONDS:.0f}s")
     assert (followed.status["restarts"], followed.attempt_jobs()[0]["metadata"]["uid"]) == (0, gang["metadata"]["uid"])
     about = [json.loads(line) for line in installed("logs", OPERATOR).splitlines()]
     assert {"message", "job", "attempt"} <= set(next(line for line in about if line["message"].startswith("Succeeded")))

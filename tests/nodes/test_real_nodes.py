@@ -21,7 +21,7 @@ from tests.cluster.real.cluster import real_cluster as run_real_cluster
 from tests.cluster.real.images import TRAINER
 from tests.cluster.real.node import Node
 from tests.cluster.real.programs import UnfitError
-from tests.cluster.waiting import PATIENCE, until
+from tests.cluster.waiting import TIMEOUT_SECONDS, until
 
 ROOT = Path(__file__).parents[2]
 IMPORT_SECONDS = 240.0  # seconds that a busy machine may need for `import torch`
@@ -75,7 +75,7 @@ def is_up(kubectl: Kubectl, name: str) -> bool:
     return bool(kubectl.json("get", "pod", name)["status"]["phase"] == "Running" and kubectl("logs", name) == "up\n")
 
 
-def ended(kubectl: Kubectl, name: str, seconds: float = PATIENCE) -> Fields:
+def ended(kubectl: Kubectl, name: str, seconds: float = TIMEOUT_SECONDS) -> Fields:
     """How the pod's container ended, once the pod has."""
 
     def state() -> Any:

@@ -15,7 +15,7 @@ from tests.cluster.real.cluster import RealCluster
 from tests.cluster.real.node import Node
 from tests.cluster.waiting import until
 from tests.conftest import S3Server
-from tests.nodes.place import BUCKET, INTERVAL, ITERATIONS, NAMESPACE, PATIENCE, SECRET, Fields, Place, working
+from tests.nodes.place import BUCKET, INTERVAL, ITERATIONS, NAMESPACE, SECRET, TIMEOUT_SECONDS, Fields, Place, working
 from tests.operator.operating import Followed
 
 pytestmark = pytest.mark.timeout(1200)
@@ -59,7 +59,7 @@ def trains(job: Followed, attempt: int) -> Fields:
             pytest.fail(f"attempt {attempt} has ended: {status}")
         return status if f"/attempt-{attempt:04d}/" in status.get("checkpoint", {}).get("uri", "") else None
 
-    return until(look, f"attempt {attempt} of {job.name} has a checkpoint", PATIENCE, INTERVAL)
+    return until(look, f"attempt {attempt} of {job.name} has a checkpoint", TIMEOUT_SECONDS, INTERVAL)
 
 
 def told_to_stop(job: Followed, attempt: int) -> None:
@@ -67,7 +67,7 @@ def told_to_stop(job: Followed, attempt: int) -> None:
     name = pods(job, attempt)[0]["metadata"]["name"]
     selector = f"--field-selector=involvedObject.name={name},reason=Killing"
     event = f"{name} is told to stop"
-    until(lambda: job.kubectl.json("get", "events", selector)["items"], event, PATIENCE, INTERVAL)
+    until(lambda: job.kubectl.json("get", "events", selector)["items"], event, TIMEOUT_SECONDS, INTERVAL)
 
 
 def patch(job: Followed, spec: Fields) -> None:
@@ -111,7 +111,7 @@ def test_an_undisturbed_run(place: Place, undisturbed: Followed) -> None:
         scraped(place, other)
 
     place.gate.open(job.name, 1)
-    kubectl("wait", "--for=condition=Succeeded", f"tpj/{job.name}", f"--timeout={PATIENCE:.0f}s")
+    kubectl("wait", "--for=condition=Succeeded", f"tpj/{job.name}", f"--timeout={TIMEOUT_SECONDS:.0f}s")
     status = job.status
     assert status["message"] == f"done: {ITERATIONS}/{ITERATIONS} iterations"
     assert (status["restarts"], status["failures"]) == (0, 0)
@@ -179,11 +179,11 @@ def test_a_power_cut_then_a_drain(place: Place, expected: dict[str, str], mortal
     assert node != mortal_node.name
     mortal_node.power_on()
     try:
-        only, patience = f"--pod-selector={naming.JOB}={job.name}", f"--timeout={PATIENCE:.0f}s"
-        with job.kubectl.popen("drain", node, only, "--delete-emptydir-data", patience) as drain:
+        only, timeout = f"--pod-selector={naming.JOB}={job.name}", f"--timeout={TIMEOUT_SECONDS:.0f}s"
+        with job.kubectl.popen("drain", node, only, "--delete-emptydir-data", timeout) as drain:
             told_to_stop(job, 2)
             place.gate.open(job.name, 2)
-            assert drain.wait(PATIENCE) == 0
+            assert drain.wait(TIMEOUT_SECONDS) == 0
         end = job.ended(2)
         assert (end["reason"], end["exitCode"], end["counted"], end["node"]) == ("Drained", 75, False, node)
         assert end["stepTo"] >= again["checkpoint"]["step"]

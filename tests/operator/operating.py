@@ -22,7 +22,7 @@ from tailorpo_trainer.telemetry import termination
 from tests.cluster.api import Kubectl
 from tests.cluster.pods import PodDriver
 from tests.cluster.real.network import Network
-from tests.cluster.waiting import INTERVAL, PATIENCE, until
+from tests.cluster.waiting import INTERVAL, TIMEOUT_SECONDS, until
 
 Fields = dict[str, Any]
 
@@ -239,9 +239,13 @@ class Followed:
     """A job in a test's namespace, read by kubectl."""
 
     def __init__(
-        self, kubectl: Kubectl, document: Mapping[str, Any], patience: float = PATIENCE, interval: float = INTERVAL
+        self,
+        kubectl: Kubectl,
+        document: Mapping[str, Any],
+        timeout: float = TIMEOUT_SECONDS,
+        interval: float = INTERVAL,
     ) -> None:
-        self.kubectl, self.patience, self.interval = kubectl, patience, interval
+        self.kubectl, self.timeout, self.interval = kubectl, timeout, interval
         self.name: str = document["metadata"]["name"]
         self.workers: int = document["spec"].get("workers", 1)
         kubectl.apply(document)
@@ -269,7 +273,7 @@ class Followed:
             assert status.get("phase") == phase, status
             return status
 
-        return until(look, f"{self.name} is {phase}", self.patience, self.interval)
+        return until(look, f"{self.name} is {phase}", self.timeout, self.interval)
 
     def condition(self, kind: str) -> Fields:
         found = [each for each in self.status.get("conditions", []) if each["type"] == kind]
@@ -284,7 +288,7 @@ class Followed:
             assert "end" in found, found
             return found
 
-        return until(look, f"attempt {attempt} of {self.name} was judged", self.patience, self.interval)
+        return until(look, f"attempt {attempt} of {self.name} was judged", self.timeout, self.interval)
 
     def events(self) -> list[tuple[str, str]]:
         """Reasons and texts of its events, oldest first."""

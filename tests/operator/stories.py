@@ -72,9 +72,11 @@ def termination_message(code: int, *, step: int = 10, of: int = 100, **error: An
     if code == 0:
         progress = Progress(attempt=1, phase="Succeeded", step=of, of=of, adapter="s3://models/animals/adapter")
     else:
-        told = {"text": f"the trainer says {code}", **error}
+        reported = {"text": f"the trainer says {code}", **error}
         phase: Any = "Stopped" if code == ExitCode.STOPPED else "Failed"
-        progress = Progress(attempt=1, phase=phase, step=step, of=of, error=Error(class_="E", exit_code=code, **told))
+        progress = Progress(
+            attempt=1, phase=phase, step=step, of=of, error=Error(class_="E", exit_code=code, **reported)
+        )
     return progress.model_dump_json(by_alias=True, exclude_none=True)
 
 

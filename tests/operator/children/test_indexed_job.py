@@ -138,15 +138,15 @@ def test_the_command_line(workers: int, processes: int, arguments: list[str]) ->
 
 
 def test_the_environment() -> None:
-    told = variables(job(runPolicy={"stallTimeoutSeconds": 60}))
-    assert told == {
+    reported = variables(job(runPolicy={"stallTimeoutSeconds": 60}))
+    assert reported == {
         "TAILORPO_ATTEMPT": "1",
         "TAILORPO_METRICS_HOST": "0.0.0.0",
         "TAILORPO_METRICS_PORT": "9400",
         "TAILORPO_METRICS_STALL_SECONDS": "60",
         "HOME": "/var/lib/tailorpo",
     }
-    assert {name for name in told if name.startswith("TAILORPO_")} <= set(RESERVED_VARIABLES)
+    assert {name for name in reported if name.startswith("TAILORPO_")} <= set(RESERVED_VARIABLES)
 
 
 def test_a_users_variable_stands_alone() -> None:
@@ -156,9 +156,9 @@ def test_a_users_variable_stands_alone() -> None:
         "modelCache": {"claimName": "models"},
         "hubToken": {"name": "hub", "key": "token"},
     }
-    told = variables(job(template=template))
-    assert (told["HOME"], told["HF_HOME"], told["A"]) == ("/data", "/a", "")
-    assert told["HF_TOKEN"] == {"secretKeyRef": {"name": "hub", "key": "token"}}
+    reported = variables(job(template=template))
+    assert (reported["HOME"], reported["HF_HOME"], reported["A"]) == ("/data", "/a", "")
+    assert reported["HF_TOKEN"] == {"secretKeyRef": {"name": "hub", "key": "token"}}
 
 
 def test_variables_from_secrets() -> None:

@@ -34,8 +34,8 @@ def test_a_whole_life(kubectl: Kubectl, pod_driver: PodDriver, control_plane: Co
     attempt = watched.attempt(1)
     assert (attempt["reason"], attempt["exitCode"], attempt["counted"]) == ("Completed", 0, False)
     kubectl("wait", "--for=condition=Succeeded", "tpj/animals", "--timeout=5s")
-    told = [reason for reason, _ in watched.events()]
-    assert [reason for reason in told if reason != "Unschedulable"] == ["AttemptStarted", "Running", "Succeeded"]
+    reported = [reason for reason, _ in watched.events()]
+    assert [reason for reason in reported if reason != "Unschedulable"] == ["AttemptStarted", "Running", "Succeeded"]
     story = kubectl("describe", "tpj", "animals").partition("Events:")[2]
     assert re.findall(r"(AttemptStarted|Running|Succeeded) +\d+s", story) == ["AttemptStarted", "Running", "Succeeded"]
     meta = watched.get()["metadata"]

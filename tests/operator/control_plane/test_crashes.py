@@ -226,7 +226,7 @@ def test_the_api_server_goes_away(
     pods = watched.pods(1)
     pod_driver.end(pods[0], ExitCode.UNAVAILABLE, last_words(ExitCode.UNAVAILABLE))
     until(lambda: watched.attempt(1).get("reason") == "Unavailable", "the operator has seen it")
-    watched.patience += seconds  # Kubernetes' own controllers, which stop the others, wait for longer each time
+    watched.timeout += seconds  # Kubernetes' own controllers, which stop the others, wait for longer each time
     watched.ended(1)
     assert operator.running
     watched.run(2)

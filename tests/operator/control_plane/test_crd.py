@@ -143,8 +143,8 @@ def changed(data: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("path", "value"), [("spec.workers", 0), ("spec.rewards", [])])
 def test_what_is_out_of_bounds_is_said_once(dry: Kubectl, path: str, value: Any) -> None:
-    [told] = refusal(dry, changed(GOOD[0], path, value))
-    assert told.startswith(f"{path}: ")
+    [reported] = refusal(dry, changed(GOOD[0], path, value))
+    assert reported.startswith(f"{path}: ")
 
 
 def test_the_stored_object_has_the_laptops_defaults(dry: Kubectl) -> None:
@@ -277,14 +277,14 @@ def test_no_field_of_a_status_is_dropped(kubectl: Kubectl, definition: str) -> N
     )  # fmt: skip
     patch = json.dumps({"status": status.to_dict()})
     kubectl("patch", "tpj", "vivid", "--subresource=status", "--type=merge", f"--patch={patch}")
-    told = kubectl.json("get", "tpj", "vivid")
-    assert told["status"] == status.to_dict()
+    reported = kubectl.json("get", "tpj", "vivid")
+    assert reported["status"] == status.to_dict()
     kubectl("wait", "--for=condition=Running", "tpj/vivid", "--timeout=5s")
 
 
 def test_kubectl_explain_reads_as_the_reference(dry: Kubectl) -> None:
-    told = " ".join(dry("explain", "tailorpojob.spec.method").split())
-    assert "beta <number> Inverse temperature of the preference, in units of 1 / log-probability" in told
-    assert "name <string> -required-" in told
+    reported = " ".join(dry("explain", "tailorpojob.spec.method").split())
+    assert "beta <number> Inverse temperature of the preference, in units of 1 / log-probability" in reported
+    assert "name <string> -required-" in reported
     assert "Image with the trainer." in dry("explain", "tpj.spec.template")
     assert "Where it is." in dry("explain", "tpj.status.checkpoint")

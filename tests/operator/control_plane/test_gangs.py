@@ -219,5 +219,5 @@ def test_a_gang_makes_way_for_a_higher_priority(room: Room, workers: int) -> Non
         ("Completed", False),
     ]
     assert (status["restarts"], status["failures"]) == (1, 0)
-    told = Counter(reason for reason, _ in low.events() if reason != "Unschedulable")
-    assert told == {"AttemptStarted": 2, "Running": 2, "Preempted": 1, "Succeeded": 1}
+    reported = Counter(reason for reason, _ in low.events() if reason != "Unschedulable")
+    assert reported == {"AttemptStarted": 2, "Running": 2, "Preempted": 1, "Succeeded": 1}

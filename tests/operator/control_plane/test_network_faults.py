@@ -74,8 +74,8 @@ class Story:
             "cats": [(1, "Completed")],
         }
         assert self.failing.status["failures"] == 1
-        told = Counter(reason for reason, _ in self.failing.events() if reason != "Unschedulable")
-        assert told == {"AttemptStarted": 2, "Running": 2, "InternalError": 1, "Succeeded": 1}
+        reported = Counter(reason for reason, _ in self.failing.events() if reason != "Unschedulable")
+        assert reported == {"AttemptStarted": 2, "Running": 2, "InternalError": 1, "Succeeded": 1}
         assert self._created() == {"jobs": 5, "services": 1}
 
     def forget(self) -> None:
@@ -309,12 +309,12 @@ def test_every_tenth_request_is_not_served(
 
 def test_answers_that_get_lost(kubectl: Kubectl, story: Callable[[], Story], alone: Path, tmp_path: Path) -> None:
     """Each write succeeds without an answer, so the operator repeats requests for what exists already."""
-    told = set[Asked]()
+    reported = set[Asked]()
 
     def rule(asked: Asked) -> int:
-        if not asked.writes or asked in told:
+        if not asked.writes or asked in reported:
             return 0
-        told.add(asked)
+        reported.add(asked)
         return DEAF
 
     with ApiProxy(alone, tmp_path) as proxy:
@@ -324,4 +324,4 @@ def test_answers_that_get_lost(kubectl: Kubectl, story: Callable[[], Story], alo
             lived.meanwhile()
             lived.recovers()
             lived.ends()
-    assert len(told) > 20
+    assert len(reported) > 20

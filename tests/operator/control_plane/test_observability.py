@@ -51,8 +51,8 @@ def test_progress_comes_into_the_status(
     quick = (f"--watch-namespace={kubectl.namespace}", "--status-seconds=0.2")
     with trainer(monkeypatch) as (address, reporter), WarmOperator(alone, tmp_path / "log", *quick):
         watched = Watched(kubectl, pod_driver, job())
-        told = progress(12, eta_seconds=4320.0, rates=Rates(images_per_second=3.5))
-        reporter.report(told.replace(metrics=Metrics(reward=92.7, gap=1.25, loss=0.69)))
+        reported = progress(12, eta_seconds=4320.0, rates=Rates(images_per_second=3.5))
+        reporter.report(reported.replace(metrics=Metrics(reward=92.7, gap=1.25, loss=0.69)))
         run(watched, address)
         status = until(lambda: watched.status.get("progress") and watched.status, "the progress is told")
         assert status["progress"]["steps"] == "12/100"

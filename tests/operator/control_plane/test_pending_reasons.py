@@ -28,12 +28,12 @@ def says(watched: Watched, reason: str, words: str, *, first: str = "") -> None:
 
     until(look, f"{watched.name} waits because of {reason}")
 
-    def told() -> bool:
+    def reported() -> bool:
         events = watched.events()
         assert (first or words) in dict(events).get(reason, ""), events
         return True
 
-    until(told, "the event")
+    until(reported, "the event")
 
 
 def quota(**hard: str) -> dict[str, Any]:

@@ -24,8 +24,8 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 
     def call(*arguments: Any) -> tuple[int, str, str]:
         status = main([str(argument) for argument in arguments])
-        told = capsys.readouterr()
-        return status, told.out, told.err
+        reported = capsys.readouterr()
+        return status, reported.out, reported.err
 
     return call
 

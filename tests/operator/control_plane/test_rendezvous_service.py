@@ -18,7 +18,7 @@ from tests.cluster.api import Kubectl
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.pods import PodDriver
 from tests.cluster.waiting import until
-from tests.operator.kube.test_cache import KEY, gang_tree, job_tree, meta
+from tests.operator.kube.test_cache import KEY, meta, raw_attempt_job, raw_job
 from tests.operator.operating import OperatorProcess, Watched, job
 from tests.operator.stories import SPEC
 
@@ -29,12 +29,12 @@ STRANGER: Object = {"clusterIP": "10.0.0.7", "selector": {"app": "another"}}
 Story = Callable[["Server", Rendezvous, Cache], Awaitable[None]]
 
 
-def service_tree(version: int = 5, uid: str = "service-5") -> Object:
+def raw_service(version: int = 5, uid: str = "service-5") -> Object:
     return {**indexed_job.rendezvous("team"), "metadata": meta(naming.RENDEZVOUS, uid, version, labels=naming.COMMON)}
 
 
 def of_two() -> Object:
-    return job_tree() | {"spec": SPEC | {"workers": 2}}
+    return raw_job() | {"spec": SPEC | {"workers": 2}}
 
 
 class Server:
@@ -61,7 +61,7 @@ class Server:
         await self._ask("create")
         if self.service is None:
             self._version += 1
-            self.service = {**service, **service_tree(self._version, f"service-{self._version}")}
+            self.service = {**service, **raw_service(self._version, f"service-{self._version}")}
         return self.service
 
     async def _delete(self, namespace: str, name: str, uid: str) -> None:
@@ -71,12 +71,12 @@ class Server:
 
     async def _jobs(self, namespace: str, use: Callable[[Object], object]) -> int:
         await self._ask("list")
-        for tree in self.jobs:
-            use(tree)
+        for raw in self.jobs:
+            use(raw)
         return self._version
 
 
-def told(story: Story) -> Server:
+def reported(story: Story) -> Server:
     server, cache = Server(), Cache()
 
     async def run() -> None:
@@ -94,39 +94,39 @@ def test_it_is_made_once_however_many_need_it_at_a_time() -> None:
         await asyncio.gather(*(rendezvous.ensure("team") for _ in range(10)))
         await rendezvous.ensure("team")
 
-    assert told(story).asked == ["create"]
+    assert reported(story).asked == ["create"]
 
 
 def test_a_stranger_of_its_name_is_refused_and_left_alone() -> None:
     async def story(server: Server, rendezvous: Rendezvous, cache: Cache) -> None:
-        server.service = {**service_tree(), "metadata": meta(naming.RENDEZVOUS, "other", 5), "spec": STRANGER}
+        server.service = {**raw_service(), "metadata": meta(naming.RENDEZVOUS, "other", 5), "spec": STRANGER}
         for _ in range(2):
             with pytest.raises(RefusedError, match="exists, and does not lead to the first workers of jobs") as raised:
                 await rendezvous.ensure("team")
             assert raised.value.reason == "NameTaken"
         await rendezvous.reconcile("team")
 
-    assert told(story).asked == ["create", "create"]
+    assert reported(story).asked == ["create", "create"]
 
 
 def test_it_goes_when_neither_a_job_nor_a_gang_needs_it() -> None:
     async def story(server: Server, rendezvous: Rendezvous, cache: Cache) -> None:
         cache.put_job(of_two())
-        cache.put_attempt_job(gang_tree())
+        cache.put_attempt_job(raw_attempt_job())
         await rendezvous.ensure("team")
         await rendezvous.reconcile("team")
-        cache.drop_attempt_job(gang_tree())
+        cache.drop_attempt_job(raw_attempt_job())
         await rendezvous.reconcile("team")
         assert server.asked == ["create"], "its job is still there"
-        cache.put_attempt_job(gang_tree(attempt=2))
+        cache.put_attempt_job(raw_attempt_job(attempt=2))
         cache.drop_job(of_two())
         await rendezvous.reconcile("team")
         assert server.asked == ["create"], "its gang is still there"
-        cache.drop_attempt_job(gang_tree(attempt=2))
+        cache.drop_attempt_job(raw_attempt_job(attempt=2))
         await rendezvous.reconcile("team")
         await rendezvous.reconcile("team")
 
-    assert told(story).asked == ["create", "list", "delete"]
+    assert reported(story).asked == ["create", "list", "delete"]
 
 
 @pytest.mark.parametrize(("workers", "asked"), [(1, ["list", "delete"]), (2, ["list"])])
@@ -134,25 +134,25 @@ def test_a_job_that_no_watch_has_shown_keeps_it(workers: int, asked: list[str]) 
     """For example after a start, when the watch of Services is the first to report."""
 
     async def story(server: Server, rendezvous: Rendezvous, cache: Cache) -> None:
-        server.service = service_tree()
+        server.service = raw_service()
         server.jobs = [{"metadata": meta("cats", "cats", 7), "spec": {"workers": workers}}]
         rendezvous.put(server.service)
         await rendezvous.reconcile("team")
 
-    assert told(story).asked == asked
+    assert reported(story).asked == asked
 
 
 @pytest.mark.parametrize(("when", "asked"), [("list", ["list"]), ("delete", ["list", "delete", "create"])])
 def test_an_attempt_that_begins_while_it_is_deleted_has_one(when: str, asked: list[str]) -> None:
     async def story(server: Server, rendezvous: Rendezvous, cache: Cache) -> None:
-        server.service = service_tree()
+        server.service = raw_service()
         rendezvous.put(server.service)
 
         async def begin(what: str) -> None:
             if what == when:
                 await rendezvous.ensure("team")
                 cache.put_job(of_two())
-                cache.put_attempt_job(gang_tree())
+                cache.put_attempt_job(raw_attempt_job())
 
         server.before = begin
         await rendezvous.reconcile("team")
@@ -160,30 +160,30 @@ def test_an_attempt_that_begins_while_it_is_deleted_has_one(when: str, asked: li
             await rendezvous.reconcile(await rendezvous.queue.get())
         assert server.service is not None
 
-    assert told(story).asked == asked
+    assert reported(story).asked == asked
 
 
 @pytest.mark.parametrize("workers", ["auto", None, {}])
 def test_a_job_that_another_definition_let_in_is_no_reason(workers: Any) -> None:
     async def story(server: Server, rendezvous: Rendezvous, cache: Cache) -> None:
-        server.service = service_tree()
+        server.service = raw_service()
         server.jobs = [{"metadata": meta("cats", "cats", 7), "spec": {"workers": workers}}, {"metadata": {}}]
         cache.put_job(server.jobs[0])
         rendezvous.put(server.service)
         await rendezvous.reconcile("team")
 
-    assert told(story).asked == ["list", "delete"]
+    assert reported(story).asked == ["list", "delete"]
 
 
 def test_one_that_somebody_else_made_is_used_and_left_alone() -> None:
     async def story(server: Server, rendezvous: Rendezvous, cache: Cache) -> None:
-        server.service = service_tree()
+        server.service = raw_service()
         server.service["metadata"]["labels"] = {"app.kubernetes.io/managed-by": "Helm"}
         await rendezvous.ensure("team")
         await rendezvous.ensure("team")
         await rendezvous.reconcile("team")
 
-    assert told(story).asked == ["create"]
+    assert reported(story).asked == ["create"]
 
 
 def test_what_is_heard_of_a_job_is_looked_at_where_it_may_matter() -> None:
@@ -196,7 +196,7 @@ def test_what_is_heard_of_a_job_is_looked_at_where_it_may_matter() -> None:
         assert not looks()
         cache.put_job(of_two())
         assert not looks(), "nobody needs it yet"
-        cache.put_attempt_job(gang_tree())
+        cache.put_attempt_job(raw_attempt_job())
         assert looks(), "another operator may have made the gang"
         await rendezvous.reconcile(await rendezvous.queue.get())
         rendezvous.queue.done("team")
@@ -204,12 +204,12 @@ def test_what_is_heard_of_a_job_is_looked_at_where_it_may_matter() -> None:
         cache.drop_job(of_two())
         assert looks()
 
-    assert told(story).asked == ["create"]
+    assert reported(story).asked == ["create"]
 
 
 def test_a_deletion_that_fails_is_tried_again() -> None:
     async def story(server: Server, rendezvous: Rendezvous, cache: Cache) -> None:
-        server.service = service_tree()
+        server.service = raw_service()
         rendezvous.put(server.service)
 
         def away(what: str) -> None:
@@ -223,45 +223,45 @@ def test_a_deletion_that_fails_is_tried_again() -> None:
         await rendezvous.reconcile("team")
         assert server.service is None
 
-    assert told(story).asked == ["list", "delete", "list", "delete"]
+    assert reported(story).asked == ["list", "delete", "list", "delete"]
 
 
 @pytest.mark.parametrize(("attempt_job", "asked"), [
-    (gang_tree(), ["create"]),
-    ({**gang_tree(), "status": {"conditions": [{"type": "Complete", "status": "True"}]}}, []),
-    ({**gang_tree(), "spec": {"completions": 1}}, []),
+    (raw_attempt_job(), ["create"]),
+    ({**raw_attempt_job(), "status": {"conditions": [{"type": "Complete", "status": "True"}]}}, []),
+    ({**raw_attempt_job(), "spec": {"completions": 1}}, []),
 ])  # fmt: skip
 def test_deleted_by_somebody_it_comes_again_while_a_gang_may_need_it(attempt_job: Object, asked: list[str]) -> None:
     async def story(server: Server, rendezvous: Rendezvous, cache: Cache) -> None:
-        rendezvous.put(service_tree())
+        rendezvous.put(raw_service())
         cache.put_job(of_two())
         cache.put_attempt_job(attempt_job)
-        rendezvous.drop(service_tree())
+        rendezvous.drop(raw_service())
         await rendezvous.reconcile("team")
 
-    assert told(story).asked == asked
+    assert reported(story).asked == asked
 
 
 def test_an_answer_that_comes_after_its_deletion_brings_nothing_back() -> None:
     async def story(server: Server, rendezvous: Rendezvous, cache: Cache) -> None:
-        rendezvous.drop(service_tree(uid="service-101", version=102))
+        rendezvous.drop(raw_service(uid="service-101", version=102))
         await rendezvous.ensure("team")  # its answer, which comes late, has that uid
         server.service = None
         await rendezvous.ensure("team")
 
-    assert told(story).asked == ["create", "create"]
+    assert reported(story).asked == ["create", "create"]
 
 
 def test_a_list_tells_what_went() -> None:
     async def story(server: Server, rendezvous: Rendezvous, cache: Cache) -> None:
-        rendezvous.put(service_tree(version=5))
+        rendezvous.put(raw_service(version=5))
         assert list(rendezvous.drop_unlisted({"service-5"}, 9, None)) == []
         assert list(rendezvous.drop_unlisted(set(), 4, None)) == [], "it is newer than the list"
         assert list(rendezvous.drop_unlisted(set(), 9, "another")) == []
         assert list(rendezvous.drop_unlisted(set(), 9, "team")) == [("team", naming.RENDEZVOUS)]
         await rendezvous.ensure("team")
 
-    assert told(story).asked == ["create"]
+    assert reported(story).asked == ["create"]
 
 
 # On a control plane

@@ -38,9 +38,9 @@ def server(api: client.ApiClient, definition: str, namespace: str) -> Judge:
 
     def judge(text: str) -> str | None:
         answer = http.request("POST", url, body=text.encode(), headers={"Content-Type": "application/json"})
-        told = json.loads(answer.data)
-        assert answer.status in (201, 400, 422), told
-        return None if answer.status == 201 else str(told["message"])
+        reported = json.loads(answer.data)
+        assert answer.status in (201, 400, 422), reported
+        return None if answer.status == 201 else str(reported["message"])
 
     return judge
 

@@ -19,11 +19,11 @@ from tailorpo_operator.api.naming import Key
 from tailorpo_operator.api.types import GROUP, PLURAL, VERSION
 from tailorpo_operator.controller import kopf_handlers
 from tailorpo_operator.kube.cache import Cache
-from tests.operator.kube.test_cache import KEY, job_tree
+from tests.operator.kube.test_cache import KEY, raw_job
 
 CATS = Key(KEY.namespace, "cats")
-CREATED = {"type": "ADDED", "object": {"metadata": job_tree(20, "cats")["metadata"] | {"name": "cats"}, "spec": {}}}
-DELETED = {"type": "DELETED", "object": job_tree(21)}
+CREATED = {"type": "ADDED", "object": {"metadata": raw_job(20, "cats")["metadata"] | {"name": "cats"}, "spec": {}}}
+DELETED = {"type": "DELETED", "object": raw_job(21)}
 
 
 @asynccontextmanager
@@ -59,7 +59,7 @@ async def api_server() -> AsyncIterator[tuple[str, list[str]]]:
             ]
             return web.json_response({"resources": found})
         if "watch" not in request.query:
-            return web.json_response({"metadata": {"resourceVersion": "10"}, "items": [job_tree()]})
+            return web.json_response({"metadata": {"resourceVersion": "10"}, "items": [raw_job()]})
         stream = web.StreamResponse()
         await stream.prepare(request)
         for event in (CREATED, DELETED):

@@ -10,7 +10,7 @@ from tailorpo_operator.kube.cache import Cache
 from tailorpo_operator.kube.client import KubeClient
 from tailorpo_operator.planning.backoff import Retries
 from tailorpo_operator.settings import Settings
-from tests.operator.kube.test_cache import KEY, ended_tree, gang_tree, job_tree
+from tests.operator.kube.test_cache import KEY, raw_attempt_job, raw_ended_pod, raw_job
 from tests.operator.stories import NOON
 
 FIRST = {"number": 1, "start": "2026-01-01T12:00:00Z"}
@@ -52,7 +52,7 @@ def created_names(cluster: AsyncMock) -> list[str]:
 
 
 def test_a_new_job_is_told_of_after_those_that_wait_for_pods() -> None:
-    cluster = reconcile(job_tree(), [], [])
+    cluster = reconcile(raw_job(), [], [])
     assert "animals-0001" in created_names(cluster)
     cluster.write_status.assert_not_awaited()
     cluster.create_event.assert_not_awaited()
@@ -60,9 +60,9 @@ def test_a_new_job_is_told_of_after_those_that_wait_for_pods() -> None:
 
 def test_the_end_of_an_attempt_is_written_with_the_next_one() -> None:
     """Otherwise the next reconcile judges it again, finds pods of an unknown attempt, and deletes them."""
-    job = job_tree() | {"status": {"phase": "Running", "attempts": [FIRST]}}
-    pods = [ended_tree(index=index) for index in (0, 1)]
-    cluster = reconcile(job, [gang_tree()], pods)
+    job = raw_job() | {"status": {"phase": "Running", "attempts": [FIRST]}}
+    pods = [raw_ended_pod(index=index) for index in (0, 1)]
+    cluster = reconcile(job, [raw_attempt_job()], pods)
     assert created_names(cluster)[-1] == "animals-0002"
     status = cluster.write_status.await_args.args[1]
     assert [each["number"] for each in status["attempts"]] == [1, 2]
@@ -70,12 +70,12 @@ def test_the_end_of_an_attempt_is_written_with_the_next_one() -> None:
 
 
 def test_a_job_applied_again_while_the_last_is_found_gone_is_not_forgotten() -> None:
-    job = job_tree() | {"status": {"phase": "Running", "attempts": [FIRST]}}
+    job = raw_job() | {"status": {"phase": "Running", "attempts": [FIRST]}}
     cluster, cache = AsyncMock(spec=KubeClient), Cache()
 
     def gone(namespace: str, name: str) -> None:
         cache.drop_job(job)
-        cache.put_job(job_tree(40, uid="again"))
+        cache.put_job(raw_job(40, uid="again"))
 
     cluster.get_job.side_effect = gone
 

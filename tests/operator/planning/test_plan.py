@@ -202,21 +202,21 @@ def test_a_peer_that_is_told_to_stop_by_its_own_failing_gang_is_no_cause() -> No
 
 
 @pytest.mark.parametrize(
-    ("reason", "told"),
+    ("reason", "reported"),
     [("PreemptionByScheduler", "Preempted"), ("EvictionByEvictionAPI", "Drained"), ("DeletionByPodGC", "NodeLost")],
 )
-def test_a_disruption_ends_the_gang_and_is_not_counted(reason: str, told: str) -> None:
+def test_a_disruption_ends_the_gang_and_is_not_counted(reason: str, reported: str) -> None:
     story = running_story(backoffLimit=0)
     going = pod(1, disruption=Reason(reason), terminating=at(10))
     story.reconcile(10, attempt_job(), pod(), going)
     assert story.stops == [1]
-    assert (story.last.reason, story.phase) == (told, "Restarting")
+    assert (story.last.reason, story.phase) == (reported, "Restarting")
     story.reconcile(
         11, attempt_job(deleting=True), pod(terminating=at(11)), exited(STOPPED, 1, disruption=Reason(reason))
     )
     assert story.last.end is None
     story.reconcile(12)
-    assert (story.last.reason, story.last.counted, story.last.node) == (told, False, "node-1")
+    assert (story.last.reason, story.last.counted, story.last.node) == (reported, False, "node-1")
     assert (story.status.failures, story.phase) == (0, "Restarting")
     story.reconcile(22)
     assert story.begins == [2]
@@ -253,8 +253,8 @@ def test_the_checkpoint_is_what_the_first_worker_says_though_its_pod_is_gone() -
         return trainer.Checkpoint(uri=f"s3://models/animals/attempt-{attempt:04d}/step-{step}", step=step, time=time)
 
     def stopped(index: int, step: int, checkpoint: trainer.Checkpoint | None = None) -> Pod:
-        told = trainer.Progress(attempt=2, phase="Stopped", step=step, of=100, checkpoint=checkpoint)
-        return exited(STOPPED, index, attempt=2, text=told.model_dump_json(by_alias=True, exclude_none=True))
+        reported = trainer.Progress(attempt=2, phase="Stopped", step=step, of=100, checkpoint=checkpoint)
+        return exited(STOPPED, index, attempt=2, text=reported.model_dump_json(by_alias=True, exclude_none=True))
 
     for step, old in ((30, None), (30, saved(1, 10)), (31, None)):
         story = Story(running(begun(2)))
@@ -365,7 +365,7 @@ def test_each_attempt_says_what_it_goes_on_from() -> None:
     def saved(step: int) -> Any:
         return trainer.Checkpoint(uri="s3://models/animals", step=step, time="2026-01-01T12:00:00Z")
 
-    def told(step: int, number: int, resumed: int | None) -> Report:
+    def reported(step: int, number: int, resumed: int | None) -> Report:
         progress = trainer.Progress(
             attempt=number,
             phase="Running",
@@ -377,7 +377,7 @@ def test_each_attempt_says_what_it_goes_on_from() -> None:
         return Report(number, progress, advanced_at=NOON, received_at=NOON)
 
     story = running_story()
-    story.reconcile(10, attempt_job(), pod(), pod(1), report=told(12, 1, None))
+    story.reconcile(10, attempt_job(), pod(), pod(1), report=reported(12, 1, None))
     assert story.status.progress is not None
     assert story.status.progress.eta == "1m30s"
     story.reconcile(20, attempt_job(failed=True), exited(137), exited(STOPPED, 1))
@@ -386,7 +386,7 @@ def test_each_attempt_says_what_it_goes_on_from() -> None:
     assert story.begins == [2]
     assert story.last.step_from == 11
     assert "resumedFrom" not in story.status.to_dict()
-    story.reconcile(50, attempt_job(2), pod(0, 2), pod(1, 2), report=told(10, 2, 9))
+    story.reconcile(50, attempt_job(2), pod(0, 2), pod(1, 2), report=reported(10, 2, 9))
     assert story.status.resumed_from is not None
     assert story.status.resumed_from.step == 9
     story.reconcile(60, attempt_job(2, failed=True), exited(137, 0, 2), exited(STOPPED, 1, 2))
@@ -699,13 +699,13 @@ def test_a_failure_of_pods_that_are_being_suspended_does_not() -> None:
 
 
 def test_each_suspension_is_told() -> None:
-    story, told = Story(), set[str]()
+    story, reported = Story(), set[str]()
     for seconds in (10, 20, 30):
         story.edit(suspend=True)
-        told |= keys(story.reconcile(seconds).events)
+        reported |= keys(story.reconcile(seconds).events)
         story.edit(suspend=False)
-        told |= keys(story.reconcile(seconds + 5, refused=Reason("Forbidden", "no")).events)
-    assert len(told) == 7, "three times suspended and resumed, and refused once"
+        reported |= keys(story.reconcile(seconds + 5, refused=Reason("Forbidden", "no")).events)
+    assert len(reported) == 7, "three times suspended and resumed, and refused once"
 
 
 # Queues
@@ -833,9 +833,9 @@ def test_a_trainer_out_of_reach_is_not_stalled() -> None:
 @pytest.mark.parametrize("phase", ["Starting", "Succeeded"])
 def test_only_training_stalls(phase: Any) -> None:
     story = running_story(stallTimeoutSeconds=60)
-    told = report(0, advanced_at=NOON, received_at=at(9000))
-    told = replace(told, progress=told.progress.replace(phase=phase))
-    story.reconcile(9000, attempt_job(), pod(), pod(1), report=told)
+    reported = report(0, advanced_at=NOON, received_at=at(9000))
+    reported = replace(reported, progress=reported.progress.replace(phase=phase))
+    story.reconcile(9000, attempt_job(), pod(), pod(1), report=reported)
     assert story.last.reason is None
 
 
@@ -1028,8 +1028,10 @@ def test_a_last_word_that_makes_no_sense_spoils_nothing(text: str) -> None:
 
 def test_a_report_that_makes_no_sense_spoils_nothing() -> None:
     story = running_story()
-    told = report(10)
-    story.reconcile(10, attempt_job(), pod(), pod(1), report=replace(told, progress=told.progress.replace(step=-1)))
+    reported = report(10)
+    story.reconcile(
+        10, attempt_job(), pod(), pod(1), report=replace(reported, progress=reported.progress.replace(step=-1))
+    )
     assert (story.phase, story.status.progress) == ("Running", None)
 
 
@@ -1046,20 +1048,20 @@ def test_each_refused_attempt_is_told() -> None:
     """A quota may refuse the first attempt for a while, and the second a day later."""
     refused = Reason("Forbidden", "exceeded quota: jobs")
     first, second = Story(), Story(running(over(1)))
-    told = keys(first.reconcile(0, refused=refused).events) | keys(second.reconcile(9000, refused=refused).events)
-    assert len(told) == 2
+    reported = keys(first.reconcile(0, refused=refused).events) | keys(second.reconcile(9000, refused=refused).events)
+    assert len(reported) == 2
 
 
 def test_a_trouble_is_told_once_in_an_attempt() -> None:
-    told = set[str]()
+    reported = set[str]()
     story = Story()
     story.reconcile(0)
     for seconds in range(10, 100, 10):
         message = f"0/{seconds} nodes are available"
-        told |= keys(
+        reported |= keys(
             story.reconcile(seconds, attempt_job(), pending(unscheduled=Reason("Unschedulable", message))).events
         )
-    assert len(told) == 1
+    assert len(reported) == 1
 
 
 def test_two_jobs_of_the_same_name_tell_their_own() -> None:

@@ -130,8 +130,8 @@ def test_what_the_trainer_says_is_taken_over() -> None:
         updated="2026-01-01T12:00:01Z",
     )
     status = Status(metrics=Metrics(evaluation=0.75), resumed_from=Checkpoint(uri="s3://a", step=1, time=NOON))
-    tree = status.with_progress(seen).to_dict()
-    assert tree["progress"] == {
+    raw = status.with_progress(seen).to_dict()
+    assert raw["progress"] == {
         "step": 3,
         "of": 7,
         "steps": "3/7",
@@ -141,9 +141,9 @@ def test_what_the_trainer_says_is_taken_over() -> None:
         "imagesPerSecond": 1.5,
         "updated": "2026-01-01T12:00:01Z",
     }
-    assert tree["metrics"] == {"reward": 0.5, "gap": 0.25, "evaluation": 0.75}
-    assert tree["checkpoint"] == saved.model_dump()
-    assert tree["resumedFrom"]["uri"] == "s3://a"
+    assert raw["metrics"] == {"reward": 0.5, "gap": 0.25, "evaluation": 0.75}
+    assert raw["checkpoint"] == saved.model_dump()
+    assert raw["resumedFrom"]["uri"] == "s3://a"
 
 
 def test_a_trainer_that_loads_takes_no_step_back() -> None:
@@ -173,7 +173,7 @@ VALUES: st.SearchStrategy[object] = st.one_of(
     st.lists(st.integers(), max_size=2),
 )
 CHECKPOINTS = st.dictionaries(st.sampled_from(["uri", "step", "time"]), VALUES)
-TREES = st.fixed_dictionaries(
+RAW_OBJECTS = st.fixed_dictionaries(
     {},
     optional={
         **dict.fromkeys(("attempt", "phase", "step", "of", "percent", "etaSeconds", "updated", "message"), VALUES),
@@ -186,12 +186,12 @@ TREES = st.fixed_dictionaries(
 )
 
 
-@given(TREES)
-def test_whatever_a_pod_says_the_status_can_be_written(tree: dict[str, object]) -> None:
-    told = trainer.Progress.read(json.dumps(tree))
-    if told is not None:
+@given(RAW_OBJECTS)
+def test_whatever_a_pod_says_the_status_can_be_written(raw: dict[str, object]) -> None:
+    reported = trainer.Progress.read(json.dumps(raw))
+    if reported is not None:
         builder = PlanBuilder(job(), children(), NOON, RETRIES)
-        builder.observe_progress(told)
+        builder.observe_progress(reported)
         json.dumps(builder.plan().status.to_dict(), allow_nan=False)
 
 

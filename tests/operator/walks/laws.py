@@ -201,9 +201,9 @@ class _Past:
         for each in _judged(before, seen.raw):
             named = f"{seen.uid} {each['number']}"
             own = {
-                uid: trees
-                for uid, trees in self._histories.items()
-                if attempt_job_of(trees[0]) in self._attempt_jobs[named]
+                uid: raw_objects
+                for uid, raw_objects in self._histories.items()
+                if attempt_job_of(raw_objects[0]) in self._attempt_jobs[named]
             }
             present = [self._pods[uid] for uid in own if uid in self._pods]
             yield from _rightly(each, list(own.values()), present, self._jobs[seen.uid], named in self._deleted)
@@ -212,8 +212,8 @@ class _Past:
         return [each for uid, each in self._pods.items() if alive(each) and uid not in self._ghosts]
 
 
-def _names(trees: list[Object]) -> list[str]:
-    return [each["metadata"]["name"] for each in trees]
+def _names(raw_objects: list[Object]) -> list[str]:
+    return [each["metadata"]["name"] for each in raw_objects]
 
 
 def _judged(before: Object, after: Object) -> list[Object]:
@@ -231,8 +231,8 @@ def _rightly(
     living = [each["metadata"]["name"] for each in owned if alive(each)]
     if living:
         yield f"{message} while {living} may run"
-    shown = {evidence(raw) for trees in histories for raw in trees} - {None}
-    if any("deletionTimestamp" in raw["metadata"] for trees in histories for raw in trees):
+    shown = {evidence(raw) for raw_objects in histories for raw in raw_objects} - {None}
+    if any("deletionTimestamp" in raw["metadata"] for raw_objects in histories for raw in raw_objects):
         shown |= {"PodDeleted", "NodeLost"}
     if len(histories) > len(present):
         shown |= {"PodDeleted"}

@@ -92,7 +92,7 @@ class Witness:
                 found[each.kind].pop(each.uid, None)
             else:
                 found[each.kind][each.uid] = each.raw
-        return {kind: list(trees.values()) for kind, trees in found.items()}
+        return {kind: list(raw_objects.values()) for kind, raw_objects in found.items()}
 
     def story(self) -> str:
         """The actions, and the observed changes after each."""

@@ -116,9 +116,9 @@ class World:
     def _truthful(self) -> bool:
         self.check()
         seen, there = self.witness.now(), self._there()
-        for kind, trees in there.items():
+        for kind, raw_objects in there.items():
             known = {each["metadata"]["uid"]: each["metadata"]["resourceVersion"] for each in seen[kind]}
-            listed = {each["metadata"]["uid"]: each["metadata"]["resourceVersion"] for each in trees}
+            listed = {each["metadata"]["uid"]: each["metadata"]["resourceVersion"] for each in raw_objects}
             assert known == listed, f"{kind}s are seen as {known}, and are {listed}"
         dark = [node for node in self.nodes if not self.driver.alive(node)]
         if not there["TailorPOJob"]:
@@ -166,7 +166,7 @@ class World:
         return False
 
     def _nothing_left(self) -> bool:
-        left = {kind: [each["metadata"]["name"] for each in trees] for kind, trees in self._there().items()}
+        left = {kind: [each["metadata"]["name"] for each in raw_objects] for kind, raw_objects in self._there().items()}
         assert not any(left.values()), left
         return True
 
