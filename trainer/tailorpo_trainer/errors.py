@@ -154,7 +154,8 @@ END_CAUSES = (
         ExitCode.STOPPED,
         "Stopped",
         Verdict.FREE,
-        "stopped on request, after a checkpoint that is committed; if it could not be, 69, 71 or 78",
+        "stopped on request, after a checkpoint that is committed (if it could not be, 69, 71 or 78), or before the "
+        "first iteration was done",
         "the next run goes on from there",
     ),
     EndCause(ExitCode.DONE, "Completed", Verdict.DONE, "done, or complete already"),

@@ -83,7 +83,11 @@ class Prompts(SpecModel):
     list_: list[Prompt] | None = Field(
         None, alias="list", min_length=1, max_length=1000, description="The prompts themselves."
     )
-    file: URI | None = Field(None, description="A text file with one prompt a line, as a path beside the document.")
+    file: URI | None = Field(
+        None,
+        description="A text file with one prompt a line, or .jsonl or .json with a key `prompt`, as a path beside the "
+        "document.",
+    )
     config_map_key_ref: ConfigMapKey | None = Field(
         None, description="A ConfigMap's key with one prompt a line; on a cluster only."
     )
@@ -106,7 +110,7 @@ class Reward(SpecModel):
         None, min_length=1, max_length=32, description="For `http`: the URLs that score, used in turn."
     )
     timeout_seconds: float | None = Field(
-        None, gt=0, le=3600, description="For `http`: seconds to wait for one answer. Default 60."
+        None, gt=0, le=3600, description="For `http`: seconds for one request until its answer is whole. Default 60."
     )
     retries: int | None = Field(
         None, ge=0, le=100, description="For `http`: further tries of one batch before giving up. Default 5."
