@@ -7,6 +7,10 @@ ATTEMPT = "tailorpo.dev/attempt"
 DOCUMENT = "tailorpo.dev/document"
 """Annotation of the pods that holds the trainer's document, as JSON."""
 
+GENERATION = "tailorpo.dev/generation"
+TEMPLATE_HASH = "tailorpo.dev/template-hash"
+"""Annotations of the Job of an attempt: the generation it was made for, and a hash of what its pods are made of."""
+
 COMMON = {"app.kubernetes.io/name": "tailorpo-trainer", "app.kubernetes.io/managed-by": "tailorpo-operator"}
 QUEUE = "kueue.x-k8s.io/queue-name"
 

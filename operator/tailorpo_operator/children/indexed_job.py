@@ -1,5 +1,7 @@
 """The objects of a job on a cluster: an Indexed Job for each attempt, and a headless Service for several workers."""
 
+import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any
@@ -10,7 +12,18 @@ from tailorpo_operator.children import pod_document, pods
 from tailorpo_operator.children.pod_document import TooLarge
 from tailorpo_trainer.spec.pod_template import VolumeMount
 
-__all__ = ["TooLarge", "attempt", "is_rendezvous", "rendezvous", "service", "wants_gang", "warnings", "with_owner"]
+__all__ = [
+    "TooLarge",
+    "attempt",
+    "is_outdated",
+    "is_rendezvous",
+    "rendezvous",
+    "service",
+    "template_hash",
+    "wants_gang",
+    "warnings",
+    "with_owner",
+]
 
 Fields = dict[str, Any]
 
@@ -47,6 +60,33 @@ def attempt(job: Job, number: int, image: str) -> Fields:
     image: the trainer's image if `spec.template.image` names none.
     Raises `TooLarge`.
     """
+    made = _attempt(job, number, image)
+    if "generation" in job.metadata:  # a document that was not applied yet has none
+        made["metadata"]["annotations"] = {
+            naming.GENERATION: str(job.generation),
+            naming.TEMPLATE_HASH: template_hash(job),
+        }
+    return made
+
+
+def template_hash(job: Job) -> str:
+    """16 hexadecimal digits that differ if an attempt's Job would: they depend on neither its number nor the default
+    image, so two operators of one version agree. Raises `TooLarge`."""
+    made = json.dumps(_attempt(job, 1, ""), sort_keys=True)
+    return hashlib.sha256(made.encode()).hexdigest()[:16]
+
+
+def is_outdated(job: Job, generation: int, hash_of_template: str) -> bool:
+    """Whether an edit of the job has changed what an attempt's pods are made of. Unknown for a Job without the hash."""
+    if not hash_of_template or generation == job.generation:
+        return False
+    try:
+        return template_hash(job) != hash_of_template
+    except TooLarge:
+        return False
+
+
+def _attempt(job: Job, number: int, image: str) -> Fields:
     name, queue = job.metadata["name"], job.spec.scheduling.queue_name
     labels = naming.of_attempt(name, number) | ({naming.QUEUE: queue} if queue else {})
     return {

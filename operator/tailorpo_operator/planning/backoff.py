@@ -6,7 +6,7 @@ from datetime import timedelta
 
 from tailorpo_operator.api.types import Attempt
 
-PLANNED = ("Suspended", "Extended")
+PLANNED = ("Suspended", "Extended", "SpecChanged")
 """Reasons of ends that the user asked for."""
 
 

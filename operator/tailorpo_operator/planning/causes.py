@@ -79,6 +79,12 @@ class EndReason:
 _MORE_MEMORY = "raise `template.resources.limits.memory`, or lower what it needs as for `OutOfResources`"
 REASONS = (
     EndReason("Extended", DONE, Verdict.DONE, "the same, and `training.iterations` has grown: goes on at once"),
+    EndReason(
+        "SpecChanged",
+        BY_OPERATOR,
+        Verdict.FREE,
+        "the job was edited before all its pods ran, and the edit changes what they are made of: begins anew at once",
+    ),
     EndReason("Suspended", BY_OPERATOR, Verdict.SUSPENDED, "`runPolicy.suspend`", "set it to false"),
     EndReason(
         "DeadlineExceeded",

@@ -4,12 +4,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from tailorpo_operator.api.conditions import is_true
+from tailorpo_operator.api.conditions import condition, is_true
 from tailorpo_operator.api.types import Attempt, Job, Status
+from tailorpo_operator.children.indexed_job import is_outdated
 from tailorpo_operator.planning.causes import (
     BY_OPERATOR,
     JOB_DELETED,
     POD_MISSING,
+    REJECTED,
     STATUS_UNKNOWN,
     Cause,
     Verdict,
@@ -24,10 +26,13 @@ from tailorpo_operator.planning.causes import (
 from tailorpo_operator.planning.deadline import Deadline, earliest
 from tailorpo_operator.planning.observed import AttemptJob, Observed, Pod, Reason, all_ready
 from tailorpo_operator.planning.pending_reason import why as why_pending
+from tailorpo_trainer.errors import ExitCode
 from tailorpo_trainer.spec.job import RunPolicy
 
 STALLS = 2
 """The operator waits so many times `stallTimeoutSeconds` for a step: the trainer's own watchdog acts first."""
+NO_PROBLEM = ("Starting", "PodsReady")
+"""Reasons of the condition PodsReady that name nothing that keeps pods away."""
 POLLED = 30.0
 """Seconds after which a trainer that can be reached has been polled again."""
 
@@ -64,6 +69,8 @@ def why(job: Job, status: Status, observed: Observed, now: datetime, attempt: At
         requested = _requested(job.spec.run_policy, status, observed, now, attempt)
         if requested.cause is not None:
             return requested
+        if attempt_job is not None and not is_true(status, "Running") and outdated(job, attempt_job):
+            return Decision(_ours("SpecChanged", "the job was edited before all its pods ran", Verdict.FREE))
     # Of equal weights the missing pod comes first, because the Job controller deletes the others after it.
     found = [*([known] if known is not None else []), *_missing(status, attempt_job, pods, known), *found]
     cause = decisive(found)
@@ -71,7 +78,34 @@ def why(job: Job, status: Status, observed: Observed, now: datetime, attempt: At
     needs_fresh = cause is not None and known is None and cause.weight in (JOB_DELETED, POD_MISSING)
     if cause is not None and cause is known:
         cause = _with_exit(cause, pods_with_evidence)
+    if cause is not None and cause is not known and cause.exit_code == ExitCode.STALLED:
+        cause = _of_a_part(cause, status, observed, attempt_job, pods_with_evidence)
     return Decision(cause, requested.due, needs_fresh)
+
+
+def outdated(job: Job, attempt_job: AttemptJob) -> bool:
+    """Whether an edit waits for the next attempt."""
+    return is_outdated(job, attempt_job.generation, attempt_job.template_hash)
+
+
+def _of_a_part(
+    stalled: Cause, status: Status, observed: Observed, attempt_job: AttemptJob | None, pods: tuple[Pod, ...]
+) -> Cause:
+    """The cause of a gang that never had all its workers: what kept the others away, and no fault of those that ran.
+
+    Those wait for the others until `rendezvousTimeoutSeconds` has passed, and then end as if they had lost a peer.
+    """
+    workers = attempt_job.workers if attempt_job is not None else 0
+    if is_true(status, "Running") or len({pod.index for pod in pods if pod.ran}) >= workers:
+        return stalled
+    ready = condition(status, "PodsReady")
+    kept_away = why_pending(observed, attempt_job) or (
+        Reason(ready.reason, ready.message) if ready is not None and ready.reason not in NO_PROBLEM else None
+    )
+    if kept_away is None:
+        return stalled
+    message = f"only some of its {workers} pods ever ran: {kept_away.message}"
+    return replace(stalled, reason=kept_away.reason, message=message, verdict=Verdict.FREE, weight=REJECTED)
 
 
 def noted(attempt: Attempt, cause: Cause) -> Attempt:

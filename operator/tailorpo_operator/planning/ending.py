@@ -104,7 +104,10 @@ def _judge(builder: PlanBuilder, attempt: Attempt, cause: Cause) -> None:
     builder.clear_conditions(ended.reason or "", "PodsReady", "Running")
     failures, limit = builder.status.failures, builder.run_policy.backoff_limit
     if ended.reason in PLANNED:
-        builder.set_conditions(Restarting=ConditionState(ended.reason == "Extended", ended.reason, ended.message or ""))
+        if ended.reason == "SpecChanged":
+            builder.record_event("Normal", ended.reason, ended.message or "", ended.number)
+        again = ended.reason != "Suspended"
+        builder.set_conditions(Restarting=ConditionState(again, ended.reason, ended.message or ""))
     elif cause.verdict is Verdict.DONE:
         _succeed(builder, ended)
     elif cause.verdict is Verdict.FATAL:

@@ -9,7 +9,7 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any
 
-from tailorpo_operator.api.naming import ATTEMPT, CONTAINER, INDEX
+from tailorpo_operator.api.naming import ATTEMPT, CONTAINER, GENERATION, INDEX, TEMPLATE_HASH
 from tailorpo_trainer.spec.progress import MAX_BYTES, Progress
 
 Object = Mapping[str, Any]
@@ -20,7 +20,7 @@ class AttemptJob:
     """The batch/v1 Job of one attempt.
 
     failed: pods are being stopped, or have been, because one has failed. suspended: by a queue, never by the operator.
-    gang_scheduled: the scheduler places all pods or none.
+    gang_scheduled: the scheduler places all pods or none. generation, template_hash: of the job it was made for.
     """
 
     name: str
@@ -34,6 +34,8 @@ class AttemptJob:
     complete: bool = False
     failed: bool = False
     gang_scheduled: bool = False
+    generation: int = 0
+    template_hash: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +194,8 @@ def attempt_job(raw: Object) -> AttemptJob:
         complete=bool(held & {"Complete", "SuccessCriteriaMet"}),
         failed=bool(held & {"Failed", "FailureTarget"}),
         gang_scheduled=bool(spec.get("scheduling")),
+        generation=_number(meta.get("annotations", {}).get(GENERATION, "")),
+        template_hash=meta.get("annotations", {}).get(TEMPLATE_HASH, ""),
     )
 
 

@@ -5,9 +5,11 @@ from tailorpo_operator.api.types import Attempt
 from tailorpo_operator.children.indexed_job import wants_gang, warnings
 from tailorpo_operator.planning import attempts, pending_reason, stopping
 from tailorpo_operator.planning.builder import PlanBuilder
+from tailorpo_operator.planning.end_cause import outdated
 from tailorpo_operator.planning.observed import all_ready
 from tailorpo_operator.planning.pending_reason import FIRST_CHECK, LAST_CHECK, QUEUED
 
+EDITED = "an edit of the job waits for the next attempt"
 ONE_BY_ONE = "placed one by one, for this cluster schedules no gangs"
 
 
@@ -40,7 +42,8 @@ def proceed(builder: PlanBuilder, attempt: Attempt) -> None:
     if ready or ran:
         builder.set_conditions(Restarting=ConditionState(False, "Running"))
     one_by_one = not ran and problem is not None and not attempt_job.gang_scheduled and wants_gang(builder.job)
-    messages = [message, *([ONE_BY_ONE] if one_by_one else []), *warnings(builder.job)]
+    waits = [EDITED] if outdated(builder.job, attempt_job) else []
+    messages = [message, *([ONE_BY_ONE] if one_by_one else []), *waits, *warnings(builder.job)]
     builder.set_message("; ".join(messages), starting=problem is None)
 
     if observed.report is not None and observed.report.attempt == attempt.number:

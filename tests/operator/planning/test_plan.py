@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tailorpo_operator.api.types import Progress, Status
+from tailorpo_operator.children.indexed_job import template_hash
 from tailorpo_operator.planning.actions import CreateService, DeleteJob
 from tailorpo_operator.planning.observed import Exit, Pod, Reason, Report
 from tailorpo_operator.planning.plan import plan
@@ -1075,3 +1076,53 @@ def test_a_time_zone_changes_nothing() -> None:
     story = Story(running(over(1), next_attempt_time=at(70).astimezone(there)))
     story.reconcile(60)
     assert str(story.status.message).endswith("the next begins at 12:01:10 UTC")
+
+
+# Edits, and gangs that never were whole
+
+
+def edited(template: str = "0" * 16) -> Any:
+    """The attempt's Job, made for generation 1 of another template."""
+    return attempt_job(generation=1, template_hash=template)
+
+
+def test_an_edit_replaces_an_attempt_that_never_ran_at_once() -> None:
+    """As the correction of a wrong image: nobody waits for what can never start."""
+    story = Story(Status(attempts=[begun()]), generation=2)
+    waiting = pending(waiting=Reason("ImagePullBackOff", "no such image"))
+    story.reconcile(30, edited(), waiting, pending(1))
+    assert (story.last.reason, story.last.counted) == ("SpecChanged", False)
+    assert story.stops == [1]
+    story.reconcile(31, edited(), fresh=True)
+    assert [(each.number, each.reason) for each in story.status.attempts] == [(1, "SpecChanged"), (2, None)]
+    assert story.status.failures == 0
+    assert story.begins == [2], "without a delay"
+
+
+def test_an_edit_of_an_attempt_that_runs_waits_and_the_status_says_so() -> None:
+    story = Story(running(), generation=2)
+    story.reconcile(30, edited(), pod(), pod(1))
+    assert story.last.reason is None
+    assert story.status.message == "attempt 1: 2 pods running; an edit of the job waits for the next attempt"
+
+
+def test_an_edit_that_changes_no_pod_waits_for_nothing() -> None:
+    own = job(generation=2)
+    same = template_hash(own)
+    story = Story(Status(attempts=[begun()]), generation=2)
+    story.reconcile(30, edited(same), pending(), pending(1))
+    assert story.last.reason is None
+    assert "edit" not in (story.status.message or "")
+
+
+@pytest.mark.parametrize("others", [(), (pending(1, unscheduled=Reason("Unschedulable", "0/2 nodes")),)])
+def test_half_a_gang_ends_uncounted_under_the_reason_that_kept_the_others_away(others: tuple[Pod, ...]) -> None:
+    """A quota of one pod: the first worker waits for its peer until the rendezvous is given up."""
+    quota = Reason("FailedCreate", 'pods "x" is forbidden: exceeded quota: q')
+    story = Story(Status(attempts=[begun()]))
+    story.reconcile(10, attempt_job(), pod(), *others, warning=quota)
+    story.reconcile(60, attempt_job(failed=True), exited(ExitCode.STALLED), *others, warning=quota)
+    story.reconcile(61, attempt_job(failed=True), exited(ExitCode.STALLED), warning=quota, fresh=True)
+    assert (story.last.reason, story.last.counted) == ("Unschedulable" if others else "QuotaExceeded", False)
+    assert story.status.failures == 0
+    assert story.status.next_attempt_time is not None, "the place is free until then"
