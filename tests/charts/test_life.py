@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,19 @@ from tests.cluster.pods import PodDriver
 from tests.operator.operating import Watched, job, last_words
 
 
+def check_examples(notes: str, kubectl: Kubectl) -> None:
+    """The API server takes the first job of the notes, and the example of Artifact Hub."""
+    command = re.search(r"kubectl (apply -f -) <<EOF\n(.*?)\n   EOF\n", notes, re.DOTALL)
+    assert command is not None
+    about = YAML(typ="safe").load(CHART / "Chart.yaml")["annotations"]
+    example = about["artifacthub.io/crdsExamples"].replace("- apiVersion", "  apiVersion", 1)
+    for text in (command[2], example):
+        kubectl("create", "--dry-run=server", "--validate=strict", "--filename=-", stdin=textwrap.dedent(text))
+
+
 def test_from_the_installation_to_the_next_one(release: Release, kubectl: Kubectl, pod_driver: PodDriver) -> None:
     notes = release.install("--set=global.imageRegistry=registry.example.com")
-    assert "get tpj --watch" in notes
+    check_examples(notes, kubectl)
     live = Watched(kubectl, pod_driver, job("live"))
     with release.operator():
         done = Watched(kubectl, pod_driver, job("done"))

@@ -25,7 +25,10 @@ OF_HELM = re.compile(r"^ +(helm\.sh/chart: .*|app\.kubernetes\.io/managed-by: He
 SOURCE = re.compile(r"^# Source: tailorpo/templates/(.*)\n", re.MULTILINE)
 
 BASE = {"rbac.yaml": ("serviceaccount.yaml", "rbac.yaml"), "deployment.yaml": ("deployment.yaml",)}
-"""The files of the base, and the templates that they are rendered from."""
+"""The files of the base, and the templates that they are rendered from.
+
+kustomize accepts no base that contains the overlay, so all of it is in a folder of its own.
+"""
 
 Object = dict[str, Any]
 
@@ -70,9 +73,9 @@ OVERLAYS = {
 def files() -> dict[Path, str]:
     """The text of each generated file of `manifests/`."""
     base = rendered({})
-    made = {MANIFESTS / "crd.yaml": crd.page(), **golden()}
+    made = {MANIFESTS / "crd.yaml": crd.page(), MANIFESTS / "base" / "crd.yaml": crd.page(), **golden()}
     for name, templates in BASE.items():
-        made[MANIFESTS / name] = HEAD + "---\n".join(text for source, text in base if source in templates)
+        made[MANIFESTS / "base" / name] = HEAD + "---\n".join(text for source, text in base if source in templates)
     for name, overlay in OVERLAYS.items():
         folder = MANIFESTS / "overlays" / name
         made |= {folder / file: text for file, text in _overlay(name, overlay, base)}
@@ -126,7 +129,7 @@ def _overlay(name: str, overlay: Overlay, base: list[tuple[str, str]]) -> Iterat
     kustomization: Object = {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
         "kind": "Kustomization",
-        "resources": ["../..", *(["resources.yaml"] if added else [])],
+        "resources": ["../../base", *(["resources.yaml"] if added else [])],
         **({"patches": patches} if patches else {}),
     }
     purpose = "".join(f"# {line}\n" for line in overlay.purpose.splitlines())

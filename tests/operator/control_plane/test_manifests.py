@@ -149,7 +149,7 @@ def test_a_job_can_be_applied_then(installed: Kubectl, kubectl: Kubectl) -> None
 
 
 def test_images_are_of_this_version() -> None:
-    [deployment] = YAML(typ="safe", pure=True).load_all((MANIFESTS / "deployment.yaml").read_text())
+    [deployment] = YAML(typ="safe", pure=True).load_all((MANIFESTS / "base" / "deployment.yaml").read_text())
     [container] = deployment["spec"]["template"]["spec"]["containers"]
     image = {variable["name"]: variable.get("value") for variable in container["env"]}["TAILORPO_TRAINER_IMAGE"]
     assert image == naming.IMAGE == f"tailorpo-trainer:{version('tailorpo')}"
