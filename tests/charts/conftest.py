@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.charts.releases import NAMESPACE, Release, remove_all
+from tests.charts.releases import Release, remove_all
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.fixtures import (
     api,
@@ -35,10 +35,15 @@ __all__ = [
 
 
 @pytest.fixture
-def release(helm: Helm, control_plane: ControlPlane, pod_driver: PodDriver, tmp_path: Path) -> Iterator[Release]:
-    """Not installed yet, on a control plane without any trace of TailorPO; afterwards all is removed again."""
-    release = Release(control_plane, pod_driver, tmp_path, "tailorpo", NAMESPACE)
+def release(
+    helm: Helm, control_plane: ControlPlane, pod_driver: PodDriver, namespace: str, tmp_path: Path
+) -> Iterator[Release]:
+    """Not installed yet, on a control plane without any trace of TailorPO; afterwards all is removed again.
+
+    In a namespace of its own; `namespace` is for jobs.
+    """
+    release = Release(control_plane, pod_driver, tmp_path, "tailorpo", f"operator-{namespace}")
     try:
         yield release
     finally:
-        remove_all(control_plane)
+        remove_all(control_plane, release.namespace)

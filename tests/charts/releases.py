@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ class Release:
         self._plane, self._driver = plane, driver
         self._operators = 0
 
-    @property
+    @cached_property
     def user(self) -> str:
         """The operator, as the audit log names it."""
         account = self.deployment()["spec"]["template"]["spec"]["serviceAccountName"]
@@ -137,4 +137,4 @@ def remove_all(plane: ControlPlane, *namespaces: str) -> None:
     kubectl = plane.kubectl()
     kubectl("delete", "crd", f"{PLURAL}.{GROUP}", "--ignore-not-found")
     kubectl("delete", "clusterroles,clusterrolebindings", "--selector=app.kubernetes.io/part-of=tailorpo")
-    kubectl("delete", "namespace", NAMESPACE, *namespaces, "--ignore-not-found")
+    kubectl("delete", "namespace", *namespaces, "--ignore-not-found", "--wait=false")

@@ -66,7 +66,7 @@ def test_from_the_installation_to_the_next_one(release: Release, kubectl: Kubect
     left = release.kubectl("get", "all,roles,rolebindings,serviceaccounts,clusterroles,clusterrolebindings",
         "--selector=app.kubernetes.io/instance=tailorpo", "--output=name")  # fmt: skip
     assert left == ""
-    release.kubectl("delete", "namespace", NAMESPACE, "--timeout=60s")
+    release.kubectl("delete", "namespace", release.namespace, "--timeout=60s")
     assert footprint(live) == before
 
     release.install()
@@ -107,14 +107,24 @@ def test_a_definition_with_a_new_field(
         live.finish(1)
 
 
-def test_over_the_manifests(release: Release, kubectl: Kubectl, pod_driver: PodDriver) -> None:
+def test_over_the_manifests(
+    control_plane: ControlPlane, kubectl: Kubectl, pod_driver: PodDriver, helm: Helm, tmp_path: Path
+) -> None:
+    release = Release(control_plane, pod_driver, tmp_path, "tailorpo", NAMESPACE)
+    try:
+        over_the_manifests(release, kubectl, pod_driver)
+    finally:
+        remove_all(control_plane, NAMESPACE)
+
+
+def over_the_manifests(release: Release, kubectl: Kubectl, pod_driver: PodDriver) -> None:
     release.kubectl("apply", "--server-side", "--kustomize", str(ROOT / "manifests"))
     release.kubectl("wait", "--for=condition=Established", "crd/tailorpojobs.tailorpo.dev", "--timeout=60s")
     live = Watched(kubectl, pod_driver, job("live"))
     with release.operator():
         live.run(1)
         before = footprint(live)
-    with pytest.raises(HelmError, match=r"exists and cannot be imported into the current release.*--take-ownership"):
+    with pytest.raises(HelmError, match="exists and cannot be imported into the current release"):
         release.install()
     release.install("--take-ownership")
     assert footprint(live) == before
@@ -161,7 +171,7 @@ def test_what_is_live_is_what_was_rendered(release: Release, helm: Helm, kubectl
     values |= {"watchNamespaces": [kubectl.namespace], "metrics": {"dashboards": {"enabled": True}}}
     values |= {"global": {}, "nodeSelector": {}, "topologySpreadConstraints": []}  # else no pod finds a node here
     release.install(f"--set-json={json.dumps(values)}")
-    for each in rendered(helm, CHART, values):
+    for each in rendered(helm, CHART, values, f"--namespace={release.namespace}"):
         if "helm.sh/hook" not in each["metadata"].get("annotations", {}):
             kind, namespace, name = identity(each)
             live = release.kubectl.json("get", kind, name, *([f"--namespace={namespace}"] if namespace else []))
@@ -175,10 +185,10 @@ def test_helm_test(
     release.install("--set=helmTest.enabled=true", f"--set=watchNamespaces={{{kubectl.namespace}}}")
     with release.operator(), ThreadPoolExecutor(1) as pool:
         tested = pool.submit(release.helm, "test", release.name, "--timeout=120s")
-        [pod] = pod_driver.scheduled(NAMESPACE, 1, "app.kubernetes.io/component=test")
+        [pod] = pod_driver.scheduled(release.namespace, 1, "app.kubernetes.io/component=test")
         pod_driver.run(pod)
         [container] = pod.spec.containers
-        user = YAML(typ="safe").load(control_plane.service_account(NAMESPACE, pod.spec.service_account_name))
+        user = YAML(typ="safe").load(control_plane.service_account(release.namespace, pod.spec.service_account_name))
         (tmp_path / "token").write_text(user["users"][0]["user"]["token"])
         (tmp_path / "ca.crt").write_bytes(control_plane.endpoint.authority)
         _, _, port = control_plane.endpoint.url.rpartition(":")
