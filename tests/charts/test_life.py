@@ -130,7 +130,9 @@ def over_the_manifests(release: Release, kubectl: Kubectl, pod_driver: PodDriver
     assert footprint(live) == before
     with release.operator():
         live.finish(1)
-    release.upgrade("--set=replicaCount=2")
+    with pytest.raises(HelmError, match='conflict with "kubectl"'):
+        release.upgrade("--set=replicaCount=2")
+    release.upgrade("--set=replicaCount=2", "--force-conflicts")
     assert release.deployment()["spec"]["replicas"] == 2
 
 
