@@ -49,9 +49,8 @@ format: $(READY) ## Format the code
 	$(BIN)/ruff check --fix-only
 	$(BIN)/ruff format
 
-generate: $(READY) ## Generate files from the models: the definition and the pages
-	mkdir -p manifests
-	$(BIN)/python -m tailorpo_operator.api.crd > manifests/crd.yaml
+generate: $(READY) ## Generate files from the models: the definition, the chart, manifests and pages; builds Helm once
+	$(BIN)/python -m tools.chart
 	$(BIN)/python -m tailorpo_trainer.document.reference > docs/reference.md
 	$(BIN)/python -m tools.reason_tables
 

@@ -1,4 +1,4 @@
-"""`python -m tests.cluster up` runs a control plane until Ctrl-C; `build` only builds its servers."""
+"""`python -m tests.cluster up` runs a control plane until Ctrl-C; `build` only builds the programs."""
 
 import shlex
 import signal
@@ -11,6 +11,7 @@ import click
 
 from tests.cluster import build
 from tests.cluster.control_plane import ControlPlane, control_plane
+from tests.cluster.helm import HELM
 from tests.cluster.pods import PodDriver
 from tests.cluster.processes import ServerError
 from tests.cluster.real.cluster import RealCluster, real_cluster
@@ -28,8 +29,9 @@ def main() -> None:
 @main.command("build")
 @click.option("--real", is_flag=True, help="The programs of real nodes too.")
 def build_servers(real: bool) -> None:
-    """Build etcd and the Kubernetes servers into the cache, unless they are there."""
-    click.echo(build.binaries())
+    """Build etcd, the Kubernetes servers and Helm into the cache, unless they are there."""
+    for programs in (build.SERVERS, HELM):
+        click.echo(build.binaries(programs))
     if real:
         click.echo(installed().folder)
 

@@ -17,20 +17,26 @@ from tests.cluster import build
 from tests.cluster.api import Cluster, Kubectl
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.control_plane import control_plane as run_control_plane
+from tests.cluster.helm import HELM, Helm
 from tests.cluster.pods import PodDriver
 from tests.cluster.waiting import until
 
 VARIABLE = "TAILORPO_TEST_KUBECONFIG"
 
+PROGRAMS = {"cluster": build.SERVERS, "helm": HELM}
+"""What is built before the first test that uses a fixture of this name."""
+
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Builds the servers before the first test that needs them: its progress is shown, and no timeout applies."""
-    if VARIABLE in os.environ or session.config.option.collectonly:
+    """Builds programs before the first test that needs them: its progress is shown, and no timeout applies."""
+    if session.config.option.collectonly:
         return
-    if any("cluster" in getattr(item, "fixturenames", ()) for item in session.items):
+    used = {name for item in session.items for name in getattr(item, "fixturenames", ())}
+    given = {"cluster"} if VARIABLE in os.environ else set()
+    for name in PROGRAMS.keys() & used - given:
         capture = session.config.pluginmanager.getplugin("capturemanager")
         with capture.global_and_fixture_disabled():
-            build.binaries()
+            build.binaries(PROGRAMS[name])
 
 
 @pytest.hookimpl(wrapper=True)
@@ -121,3 +127,9 @@ def pod_driver(cluster: Cluster, namespace: str) -> Iterator[PodDriver]:
         for number in range(2):
             driver.add_node(f"{namespace}-node-{number}")
         yield driver
+
+
+@pytest.fixture(scope="session")
+def helm(tmp_path_factory: pytest.TempPathFactory) -> Helm:
+    """Helm without a cluster: for `lint` and `template`."""
+    return Helm(tmp_path_factory.mktemp("helm"))

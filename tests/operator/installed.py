@@ -29,7 +29,7 @@ def rights(cluster: Cluster) -> Path:
     """The kubeconfig of the operator's service account, with the rights of `manifests/` and no other."""
     kubectl = cluster.kubectl("tailorpo-system")
     for name in ("namespace", "rbac"):
-        kubectl("apply", "--server-side", f"--filename={ROOT / 'manifests' / name}.yaml")
+        kubectl("apply", "--server-side", f"--filename={ROOT / 'manifests' / 'base' / name}.yaml")
     return cluster.service_account("tailorpo-system", "tailorpo-operator")
 
 

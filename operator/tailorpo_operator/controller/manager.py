@@ -153,7 +153,7 @@ class Operator:
                 await cluster.check_served(self._namespaces[0])
                 return
             except RefusedError as refusal:
-                advice = "apply manifests/crd.yaml" if refusal.status == 404 else "see manifests/rbac.yaml"
+                advice = "apply manifests/crd.yaml" if refusal.status == 404 else "see manifests/base/rbac.yaml"
                 if refusal.status == 401:
                     raise UnavailableError(f"the API server does not know who we are: {refusal}") from None
                 self._log_once("waiting", f"cannot list TailorPOJobs: {refusal}: {advice}")

@@ -1,4 +1,4 @@
-"""The requests that the operator makes, each within its rights in `manifests/rbac.yaml`."""
+"""The requests that the operator makes, each within its rights in `manifests/base/rbac.yaml`."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any

@@ -130,7 +130,7 @@ class Reflector:
     async def _back_off(self, problem: Exception) -> None:
         if str(problem) != self._logged:  # the same problem is logged once, however long it lasts
             lacks_rights = isinstance(problem, RefusedError) and problem.status == FORBIDDEN
-            hint = ": see manifests/rbac.yaml" if lacks_rights else ""
+            hint = ": see manifests/base/rbac.yaml" if lacks_rights else ""
             log.warning("watching %s: %s%s", self.name, problem, hint)
             self._logged = str(problem)
         doublings = min(self._refused_watches, MAX_DOUBLINGS)

@@ -101,7 +101,7 @@ def test_who_may_list_and_not_watch_says_so_once_and_is_not_heard(
     run(*[refused] * 7, [event(75), *refused], [], on_contact=lambda: contacts.append(1))
     assert pauses == [1, 2, 4, 8, 16, 16, 16, 1]
     assert len(contacts) == 2 + 1 + 1  # two lists; the event; the list after it
-    message = 'watching pods: pods is forbidden: User "operator" cannot watch: see manifests/rbac.yaml'
+    message = 'watching pods: pods is forbidden: User "operator" cannot watch: see manifests/base/rbac.yaml'
     assert caplog.messages == [message, message]
 
 

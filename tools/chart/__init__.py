@@ -1,0 +1,1 @@
+"""What is generated of `charts/tailorpo` and `manifests/`: `python -m tools.chart`."""
