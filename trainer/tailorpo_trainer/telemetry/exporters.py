@@ -1,4 +1,4 @@
-"""Exporters of a run beside its own files: Prometheus, health checks, TensorBoard. Each is imported when asked for."""
+"""Exporters of a run beside its own files: Prometheus, health checks, trackers. Each is imported when asked for."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -23,6 +23,8 @@ class TelemetryOptions:
     host: str = "127.0.0.1"
     stall_seconds: float = 1800.0
     tensorboard: bool = False
+    mlflow: bool = False
+    wandb: bool = False
 
 
 @contextmanager
@@ -46,6 +48,11 @@ def open_exporters(
             from tailorpo_trainer.telemetry.tensorboard import TensorBoard
 
             observers.append(TensorBoard(output))
+        if telemetry.mlflow or telemetry.wandb:
+            from tailorpo_trainer.telemetry.trackers import MLflow, WeightsAndBiases
+
+            observers += [MLflow(output, reporter.progress)] if telemetry.mlflow else []
+            observers += [WeightsAndBiases(output, reporter.progress)] if telemetry.wandb else []
         if telemetry.port is not None:
             from tailorpo_trainer.telemetry.accelerator import find_accelerator
             from tailorpo_trainer.telemetry.prometheus import LABELS, Metrics, identity
