@@ -46,8 +46,7 @@ class MLflow(Observer):
         self._client = client
 
     def iteration(self, line: Line) -> None:
-        now = int(1000 * time.time())
-        metrics = [self._metric(name, value, now, line["iteration"]) for name, value in scalars(line)]
+        metrics = [self._metric(*each, int(1000 * time.time()), line["iteration"]) for each in scalars(line)]
         self._sent.append(self._client.log_batch(self._run, metrics, synchronous=False))
 
     evaluation = checkpoint = iteration
@@ -72,7 +71,8 @@ class WeightsAndBiases(Observer):
             import wandb
         except ImportError:
             raise ConfigurationError("--wandb: it is not installed: pip install 'tailorpo[wandb]'") from None
-        self._wandb, self._folder, self._name = wandb, root / "wandb", progress.name
+        self._folder, self._name = root / "wandb", progress.name
+        self._wandb: Any = wandb
         self._run: Any = None
 
     def begin(self, start: RunStart) -> None:
