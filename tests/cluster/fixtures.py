@@ -35,12 +35,33 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Adds to each failure the path of the servers' logs."""
+    """Adds to each failure the path of the servers' logs, and what the test's namespace held and was asked for.
+
+    A failure that comes once in many runs, on a machine that nobody can enter, has to tell its cause itself.
+    """
     report = yield
-    plane = getattr(item, "funcargs", {}).get("cluster")
+    values = getattr(item, "funcargs", {})
+    plane, user = values.get("cluster"), values.get("kubectl")
     if report.failed and isinstance(plane, ControlPlane):
         report.sections.append(("control plane", f"logs of the servers and audit log: {plane.logs}"))
+        if report.when == "call" and isinstance(user, Kubectl):
+            report.sections.append((f"namespace {user.namespace}", _describe(user, plane)))
     return report
+
+
+def _describe(kubectl: Kubectl, plane: ControlPlane) -> str:
+    """Jobs, Jobs and pods of a namespace, and who wrote what in it, oldest first; its own errors are only shown."""
+    try:
+        jobs = kubectl("get", "tailorpojobs", "--output=yaml", "--ignore-not-found")
+        children = kubectl("get", "jobs,pods", "--output=wide", "--show-labels", "--ignore-not-found")
+        writes = [
+            f"{each.user} {each.verb} {each.resource} {each.name}: {each.code}"
+            for each in plane.audit.since(0)
+            if each.writes and each.namespace == kubectl.namespace and each.resource != "events"
+        ]
+    except (AssertionError, OSError) as error:
+        return f"could not be read: {error}"
+    return "\n".join([jobs, children, *writes[-200:]])
 
 
 @pytest.fixture(scope="session")

@@ -10,16 +10,16 @@ TIMEOUT_SECONDS = 60.0  # seconds; a machine that is shared can be slow
 INTERVAL = 0.05
 
 
-def until(look: Callable[[], T | None], what: str, seconds: float = TIMEOUT_SECONDS, interval: float = INTERVAL) -> T:
-    """The first result of `look` that is true; an AssertionError with the last one if none comes in time.
+def until(check: Callable[[], T | None], what: str, seconds: float = TIMEOUT_SECONDS, interval: float = INTERVAL) -> T:
+    """The first result of `check` that is true; an AssertionError with the last one if none comes in time.
 
-    An AssertionError of `look` counts as "not yet", so that it can be written as a list of expectations.
+    An AssertionError of `check` counts as "not yet", so that it can be written as a list of expectations.
     """
     deadline = time.monotonic() + seconds
     while True:
         seen: object
         try:
-            seen = result = look()
+            seen = result = check()
             if result:
                 return result
         except AssertionError as error:

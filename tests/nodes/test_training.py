@@ -15,31 +15,41 @@ from tests.cluster.real.cluster import RealCluster
 from tests.cluster.real.node import Node
 from tests.cluster.waiting import until
 from tests.conftest import S3Server
-from tests.nodes.place import BUCKET, INTERVAL, ITERATIONS, NAMESPACE, SECRET, TIMEOUT_SECONDS, Fields, Place, working
+from tests.nodes.environment import (
+    BUCKET,
+    INTERVAL,
+    ITERATIONS,
+    NAMESPACE,
+    SECRET,
+    TIMEOUT_SECONDS,
+    Environment,
+    Fields,
+    working,
+)
 from tests.operator.operating import Followed
 
 pytestmark = pytest.mark.timeout(1200)
 
 
 @pytest.fixture(scope="module")
-def place(
+def environment(
     real_cluster: RealCluster, operator_user: Path, s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Place]:
-    with working(real_cluster, operator_user, s3_server, tmp_path_factory.mktemp("operator") / "log") as place:
-        yield place
+) -> Iterator[Environment]:
+    with working(real_cluster, operator_user, s3_server, tmp_path_factory.mktemp("operator") / "log") as environment:
+        yield environment
 
 
 @pytest.fixture(scope="module")
-def undisturbed(place: Place) -> Followed:
+def undisturbed(environment: Environment) -> Followed:
     """A job without any fault; it starts when the first test asks for it."""
-    return place.start(place.document("undisturbed"))
+    return environment.start(environment.document("undisturbed"))
 
 
 @pytest.fixture(scope="module")
-def expected(place: Place, undisturbed: Followed) -> dict[str, str]:
+def expected(environment: Environment, undisturbed: Followed) -> dict[str, str]:
     """The result that every other run must have."""
-    place.gate.open(undisturbed.name, 1)
-    return place.result(undisturbed)
+    environment.gate.open(undisturbed.name, 1)
+    return environment.result(undisturbed)
 
 
 def pods(job: Followed, attempt: int) -> list[Fields]:
@@ -53,13 +63,13 @@ def pods(job: Followed, attempt: int) -> list[Fields]:
 def trains(job: Followed, attempt: int) -> Fields:
     """Waits until an attempt has a checkpoint of its own; returns the status."""
 
-    def look() -> Fields | None:
+    def check() -> Fields | None:
         status = job.status
         if "end" in job.attempt(attempt):
             pytest.fail(f"attempt {attempt} has ended: {status}")
         return status if f"/attempt-{attempt:04d}/" in status.get("checkpoint", {}).get("uri", "") else None
 
-    return until(look, f"attempt {attempt} of {job.name} has a checkpoint", TIMEOUT_SECONDS, INTERVAL)
+    return until(check, f"attempt {attempt} of {job.name} has a checkpoint", TIMEOUT_SECONDS, INTERVAL)
 
 
 def told_to_stop(job: Followed, attempt: int) -> None:
@@ -74,23 +84,23 @@ def patch(job: Followed, spec: Fields) -> None:
     job.kubectl("patch", "tpj", job.name, "--type=merge", f"--patch={json.dumps({'spec': spec})}")
 
 
-def scraped(place: Place, pod: Fields, **labels: str) -> dict[str, float]:
+def scraped(environment: Environment, pod: Fields, **labels: str) -> dict[str, float]:
     """The metrics of a pod that have just these labels."""
-    reached = place.cluster.network.reach(pod["status"]["podIP"], naming.METRICS_PORT)
+    reached = environment.cluster.network.reach(pod["status"]["podIP"], naming.METRICS_PORT)
     with urlopen(f"http://{reached}/metrics", timeout=20) as answer:
         families = list(text_string_to_metric_families(answer.read().decode()))
     return {each.name: each.value for family in families for each in family.samples if each.labels == labels}
 
 
-def counted(place: Place, metric: str, label: str) -> float:
+def counted(environment: Environment, metric: str, label: str) -> float:
     """A metric of the operator."""
-    families = text_string_to_metric_families(place.operator.ask("/metrics")[1])
+    families = text_string_to_metric_families(environment.operator.ask("/metrics")[1])
     counts = {(each.name, *each.labels.values()): each.value for family in families for each in family.samples}
     return counts[metric, label]
 
 
-def test_an_undisturbed_run(place: Place, undisturbed: Followed) -> None:
-    kubectl, job = place.kubectl, undisturbed
+def test_an_undisturbed_run(environment: Environment, undisturbed: Followed) -> None:
+    kubectl, job = environment.kubectl, undisturbed
     status = trains(job, 1)
     assert 0 < status["progress"]["percent"] < 100
     assert status["progress"]["imagesPerSecond"] > 0
@@ -100,45 +110,45 @@ def test_an_undisturbed_run(place: Place, undisturbed: Followed) -> None:
 
     leader, other = pods(job, 1)
     assert {pod["spec"]["nodeName"] for pod in (leader, other)} == {"node-0", "node-1"}
-    figures = scraped(place, leader, job_namespace=NAMESPACE, job_name=job.name)
+    figures = scraped(environment, leader, job_namespace=NAMESPACE, job_name=job.name)
     assert 1 <= figures["tailorpo_step"] <= figures["tailorpo_iterations"] == ITERATIONS
     assert figures["tailorpo_attempt"] == 1
     assert {"tailorpo_reward", "tailorpo_reward_gap", "tailorpo_loss", "tailorpo_samples_total"} <= set(figures)
     for pod in (leader, other):
-        look = "id -u; ls -d /var/run/secrets 2>/dev/null || echo nothing"
-        assert kubectl("exec", pod["metadata"]["name"], "--", "sh", "-c", look) == "65532\nnothing\n"
+        check = "id -u; ls -d /var/run/secrets 2>/dev/null || echo nothing"
+        assert kubectl("exec", pod["metadata"]["name"], "--", "sh", "-c", check) == "65532\nnothing\n"
     with pytest.raises(OSError, match=r"reset|refused|closed"):  # only the first worker serves metrics
-        scraped(place, other)
+        scraped(environment, other)
 
-    place.gate.open(job.name, 1)
+    environment.gate.open(job.name, 1)
     kubectl("wait", "--for=condition=Succeeded", f"tpj/{job.name}", f"--timeout={TIMEOUT_SECONDS:.0f}s")
     status = job.status
     assert status["message"] == f"done: {ITERATIONS}/{ITERATIONS} iterations"
     assert (status["restarts"], status["failures"]) == (0, 0)
     assert [reason for reason, _ in job.events()] == ["AttemptStarted", "Running", "Succeeded"]
-    place.result(job)
-    assert place.objects("undisturbed/attempt-0001/output/report.html")
+    environment.result(job)
+    assert environment.objects("undisturbed/attempt-0001/output/report.html")
     output = kubectl("logs", f"--selector={naming.JOB}={job.name}", "--prefix", "--tail=-1")
     assert f"iteration {ITERATIONS}/{ITERATIONS}" in output
-    until(lambda: counted(place, "tailorpo_operator_jobs", "Succeeded"), "the operator counts the job")
-    assert counted(place, "tailorpo_operator_attempts_total", "Completed")
+    until(lambda: counted(environment, "tailorpo_operator_jobs", "Succeeded"), "the operator counts the job")
+    assert counted(environment, "tailorpo_operator_attempts_total", "Completed")
 
 
-def test_no_secret_is_told(place: Place, undisturbed: Followed, expected: dict[str, str]) -> None:
+def test_no_secret_is_told(environment: Environment, undisturbed: Followed, expected: dict[str, str]) -> None:
     """Nor written: to statuses, events, logs, the results."""
-    shown = place.kubectl("get", "tpj,jobs,pods,services,events", "--output=yaml")
-    shown += place.kubectl("logs", f"--selector={naming.JOB}", "--tail=-1")
-    shown += place.operator.log.read_text()
-    kept = b"".join(place.objects("").values())
-    for value in (place.server.access_key, place.server.secret_key):
+    shown = environment.kubectl("get", "tpj,jobs,pods,services,events", "--output=yaml")
+    shown += environment.kubectl("logs", f"--selector={naming.JOB}", "--tail=-1")
+    shown += environment.operator.log.read_text()
+    kept = b"".join(environment.objects("").values())
+    for value in (environment.server.access_key, environment.server.secret_key):
         assert value not in shown
         assert value.encode() not in kept
     assert SECRET in shown
 
 
-def test_too_little_memory_then_a_killed_worker(place: Place, expected: dict[str, str]) -> None:
+def test_too_little_memory_then_a_killed_worker(environment: Environment, expected: dict[str, str]) -> None:
     little = {"limits": {"memory": "200Mi"}, "requests": {"cpu": "100m"}}
-    job = place.start(place.document("clumsy", resources=little), hold=[2])
+    job = environment.start(environment.document("clumsy", resources=little), hold=[2])
     until(lambda: job.attempt(1), "the first attempt begins")
     patch(job, {"template": {"resources": {"limits": None}}})  # counts from the next attempt on
     end = job.ended(1)
@@ -148,12 +158,12 @@ def test_too_little_memory_then_a_killed_worker(place: Place, expected: dict[str
     kept = trains(job, 2)["checkpoint"]
     kill = "kill -9 $(cat /proc/1/task/1/children)"
     job.kubectl("exec", pods(job, 2)[1]["metadata"]["name"], "--", "sh", "-c", kill)
-    place.gate.open(job.name, 2)
+    environment.gate.open(job.name, 2)
     end = job.ended(2)
     assert (end["reason"], end["exitCode"], end["counted"], end["rank"]) == ("Killed", 137, True, 1)
     assert end["stepTo"] >= kept["step"]
 
-    assert place.result(job) == expected
+    assert environment.result(job) == expected
     assert job.status["resumedFrom"]["step"] >= kept["step"]
     assert (job.status["restarts"], job.status["failures"]) == (2, 2)
     story = [reason for reason, _ in job.events()]
@@ -161,15 +171,15 @@ def test_too_little_memory_then_a_killed_worker(place: Place, expected: dict[str
     assert story == [*begun, "OOMKilled", *begun, "Killed", *begun, "Succeeded"]
 
 
-def test_a_power_cut_then_a_drain(place: Place, expected: dict[str, str], mortal_node: Node) -> None:
+def test_a_power_cut_then_a_drain(environment: Environment, expected: dict[str, str], mortal_node: Node) -> None:
     """Neither counts: the job may not fail even once."""
-    document = place.document("moved")
+    document = environment.document("moved")
     document["spec"]["runPolicy"] = {"backoffLimit": 0, "terminationGracePeriodSeconds": 5}
-    job = place.start(document, hold=[1, 2])
+    job = environment.start(document, hold=[1, 2])
     kept = trains(job, 1)["checkpoint"]
     patch(job, {"runPolicy": {"terminationGracePeriodSeconds": 60}})  # for workers that can stop in time
     mortal_node.power_off()
-    place.gate.open(job.name, 1)
+    environment.gate.open(job.name, 1)
     end = job.ended(1)
     assert (end["reason"], end["counted"], end["node"]) == ("NodeLost", False, mortal_node.name)
 
@@ -182,13 +192,13 @@ def test_a_power_cut_then_a_drain(place: Place, expected: dict[str, str], mortal
         only, timeout = f"--pod-selector={naming.JOB}={job.name}", f"--timeout={TIMEOUT_SECONDS:.0f}s"
         with job.kubectl.popen("drain", node, only, "--delete-emptydir-data", timeout) as drain:
             told_to_stop(job, 2)
-            place.gate.open(job.name, 2)
+            environment.gate.open(job.name, 2)
             assert drain.wait(TIMEOUT_SECONDS) == 0
         end = job.ended(2)
         assert (end["reason"], end["exitCode"], end["counted"], end["node"]) == ("Drained", 75, False, node)
         assert end["stepTo"] >= again["checkpoint"]["step"]
         assert job.status["checkpoint"]["step"] == end["stepTo"]  # saved before the end
-        assert place.result(job) == expected
+        assert environment.result(job) == expected
         assert job.status["resumedFrom"]["step"] == end["stepTo"]
         assert {pod["spec"]["nodeName"] for pod in pods(job, 3)} == {mortal_node.name}
     finally:
@@ -196,13 +206,13 @@ def test_a_power_cut_then_a_drain(place: Place, expected: dict[str, str], mortal
     assert (job.status["restarts"], job.status["failures"]) == (2, 0)
 
 
-def test_suspended_then_deleted_and_applied_again(place: Place, expected: dict[str, str]) -> None:
-    document = place.document("again")
-    job = place.start(document, hold=[1, 2])
+def test_suspended_then_deleted_and_applied_again(environment: Environment, expected: dict[str, str]) -> None:
+    document = environment.document("again")
+    job = environment.start(document, hold=[1, 2])
     kept = trains(job, 1)["checkpoint"]
     patch(job, {"runPolicy": {"suspend": True}})
     told_to_stop(job, 1)
-    place.gate.open(job.name, 1)
+    environment.gate.open(job.name, 1)
     status = job.phase("Suspended")
     assert status["checkpoint"]["step"] == status["progress"]["step"] >= kept["step"]
     until(lambda: not pods(job, 1), "its pods are gone")
@@ -210,10 +220,10 @@ def test_suspended_then_deleted_and_applied_again(place: Place, expected: dict[s
 
     kept = trains(job, 2)["checkpoint"]
     job.kubectl("delete", "tpj", job.name)
-    job = place.start(document, hold=[])  # at once, while the pods of the one before it are still there
+    job = environment.start(document, hold=[])  # at once, while the pods of the one before it are still there
     assert pods(job, 2)
-    place.gate.open(job.name, 2)
-    assert place.result(job) == expected
+    environment.gate.open(job.name, 2)
+    assert environment.result(job) == expected
     status = job.status
     assert status["resumedFrom"]["step"] >= kept["step"]
     assert [each["number"] for each in status["attempts"]] == [1]

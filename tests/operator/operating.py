@@ -44,11 +44,11 @@ class Serving:
     def port(self) -> int:
         """The port since its last start."""
 
-        def look() -> int | None:
+        def check() -> int | None:
             found = re.findall(r'on port (\d+)"', self.log.read_text() if self.log.exists() else "")
             return int(found[self.starts - 1]) if len(found) >= self.starts else None
 
-        return until(look, "the operator serves its metrics")
+        return until(check, "the operator serves its metrics")
 
     def ask(self, path: str) -> tuple[int, str]:
         """Status and text of the answer."""
@@ -268,12 +268,12 @@ class Followed:
     def phase(self, phase: str) -> Fields:
         """Waits for the phase; returns the status."""
 
-        def look() -> Fields | None:
+        def check() -> Fields | None:
             status = self.status
             assert status.get("phase") == phase, status
             return status
 
-        return until(look, f"{self.name} is {phase}", self.timeout, self.interval)
+        return until(check, f"{self.name} is {phase}", self.timeout, self.interval)
 
     def condition(self, kind: str) -> Fields:
         found = [each for each in self.status.get("conditions", []) if each["type"] == kind]
@@ -283,12 +283,12 @@ class Followed:
     def ended(self, attempt: int) -> Fields:
         """Waits until an attempt's end is in the status."""
 
-        def look() -> Fields | None:
+        def check() -> Fields | None:
             found = self.attempt(attempt)
             assert "end" in found, found
             return found
 
-        return until(look, f"attempt {attempt} of {self.name} was judged", self.timeout, self.interval)
+        return until(check, f"attempt {attempt} of {self.name} was judged", self.timeout, self.interval)
 
     def events(self) -> list[tuple[str, str]]:
         """Reasons and texts of its events, oldest first."""
@@ -328,7 +328,12 @@ class Watched(Followed):
         pods = self.pods(attempt)
         for pod in pods:
             self.driver.run(pod)
-        until(lambda: self.condition("Running")["status"] == "True" and self.attempt(attempt), "the attempt runs")
+
+        def running() -> bool:
+            assert self.condition("Running")["status"] == "True", self.status
+            return bool(self.attempt(attempt))
+
+        until(running, f"attempt {attempt} of {self.name} runs")
         return pods
 
     def finish(self, attempt: int, step: int = 100) -> Fields:

@@ -88,7 +88,7 @@ def most_living_gangs(watched_namespace: str, control_plane: ControlPlane) -> It
     seen: list[int] = []
     over = threading.Event()
 
-    def look() -> None:
+    def check() -> None:
         kubectl = control_plane.kubectl(watched_namespace)
         while not over.is_set():
             pods = kubectl.json("get", "pods", "--selector=tailorpo.dev/job")["items"]
@@ -96,7 +96,7 @@ def most_living_gangs(watched_namespace: str, control_plane: ControlPlane) -> It
             seen.append(len({pod["metadata"]["labels"]["tailorpo.dev/attempt"] for pod in living}))
             over.wait(0.2)
 
-    thread = threading.Thread(target=look, daemon=True)
+    thread = threading.Thread(target=check, daemon=True)
     thread.start()
     try:
         yield seen

@@ -45,7 +45,7 @@ class Story:
     def recovers(self) -> None:
         """Within a minute from now on."""
 
-        def look() -> bool:
+        def check() -> bool:
             ended = self.failing.attempt(1)
             assert ended.get("reason") == "InternalError", ended
             assert self.suspended.status["phase"] == "Suspended"
@@ -56,7 +56,7 @@ class Story:
             assert [attempt_job["metadata"]["name"] for attempt_job in self.applied.attempt_jobs()] == ["cats-0001"]
             return True
 
-        until(look, "what has happened meanwhile is acted on", RECOVERY)
+        until(check, "what has happened meanwhile is acted on", RECOVERY)
 
     def ends(self) -> None:
         """All run to their ends, and nothing was done twice or left out."""
@@ -102,11 +102,11 @@ def story(kubectl: Kubectl, pod_driver: PodDriver, control_plane: ControlPlane, 
 def cut_off(operator: WarmOperator) -> None:
     """Waits until it is not ready; it stays alive, for a restart would not help."""
 
-    def look() -> bool:
+    def check() -> bool:
         status, text = operator.ask("/readyz")
         return status == 503 and text.startswith("no ")
 
-    until(look, "it knows that it is cut off", 2 * RECOVERY)
+    until(check, "it knows that it is cut off", 2 * RECOVERY)
     assert operator.ask("/healthz") == (200, "ok\n")
 
 

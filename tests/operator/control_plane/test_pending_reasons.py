@@ -19,14 +19,14 @@ def says(watched: Watched, reason: str, words: str, *, first: str = "") -> None:
     first: words of the event, where the reason may have been told before the words came.
     """
 
-    def look() -> bool:
+    def check() -> bool:
         condition, status = watched.condition("PodsReady"), watched.status
         assert condition["reason"] == reason, condition
         assert words in status["message"], status["message"]
         assert status["phase"] == "Pending"
         return True
 
-    until(look, f"{watched.name} waits because of {reason}")
+    until(check, f"{watched.name} waits because of {reason}")
 
     def reported() -> bool:
         events = watched.events()

@@ -21,11 +21,11 @@ def edit(watched: Watched, **spec: Any) -> None:
 def gone(watched: Watched, *kinds: str) -> None:
     """Waits until nothing of these kinds is left in the namespace."""
 
-    def look() -> bool:
+    def check() -> bool:
         left = watched.kubectl.json("get", ",".join(kinds))["items"]
         return not [each for each in left if each["metadata"]["name"] != "kubernetes"]
 
-    until(look, f"no {kinds} is left")
+    until(check, f"no {kinds} is left")
 
 
 def test_suspend_and_resume(kubectl: Kubectl, pod_driver: PodDriver) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from tailorpo_operator.api import naming
-from tests.operator.walks.witness import Seen
+from tests.operator.walks.witness import WatchEvent
 
 Object = dict[str, Any]
 
@@ -55,19 +55,19 @@ class Laws:
         self._ended: dict[str, dict[int, Object]] = defaultdict(dict)
         self._attempt_jobs: dict[str, list[int]] = defaultdict(list)
 
-    def __call__(self, seen: Seen) -> None:
-        if seen.kind == "TailorPOJob" and seen.how != "DELETED":
-            before = self._jobs.get(seen.uid, {})
-            self._jobs[seen.uid] = seen.raw
-            status(before.get("status") or {}, seen.raw, self._ended[seen.uid])
-        elif seen.kind == "Job" and seen.how == "ADDED":
-            self._begins(seen)
+    def __call__(self, event: WatchEvent) -> None:
+        if event.kind == "TailorPOJob" and event.type != "DELETED":
+            before = self._jobs.get(event.uid, {})
+            self._jobs[event.uid] = event.raw
+            status(before.get("status") or {}, event.raw, self._ended[event.uid])
+        elif event.kind == "Job" and event.type == "ADDED":
+            self._begins(event)
 
-    def _begins(self, seen: Seen) -> None:
+    def _begins(self, event: WatchEvent) -> None:
         """An attempt Job that was deleted at once, before the status had its number, leaves no trace."""
-        owners = [each["uid"] for each in seen.raw["metadata"].get("ownerReferences", [])]
-        assert len(owners) == 1, f"{seen.name} is owned by {owners}"
-        number, earlier = attempt(seen.raw), self._attempt_jobs[owners[0]]
+        owners = [each["uid"] for each in event.raw["metadata"].get("ownerReferences", [])]
+        assert len(owners) == 1, f"{event.name} is owned by {owners}"
+        number, earlier = attempt(event.raw), self._attempt_jobs[owners[0]]
         assert number >= max(earlier, default=0), f"attempt {number} begins after {earlier}"
         known = [each["number"] for each in (self._jobs.get(owners[0], {}).get("status") or {}).get("attempts", [])]
         ended = self._ended[owners[0]]
@@ -145,16 +145,16 @@ def _times(before: Object, after: Object) -> None:
 # From all that was seen
 
 
-def look_back(history: Iterable[Seen]) -> Iterator[str]:
+def look_back(history: Iterable[WatchEvent]) -> Iterator[str]:
     """The violations, in the order of resource versions."""
     past = _Past()
-    for seen in history:
-        if seen.kind == "Pod":
-            yield from past.pod(seen)
-        elif seen.kind == "Job":
-            yield from past.attempt_job(seen)
-        elif seen.kind == "TailorPOJob" and seen.how != "DELETED":
-            yield from past.job(seen)
+    for event in history:
+        if event.kind == "Pod":
+            yield from past.pod(event)
+        elif event.kind == "Job":
+            yield from past.attempt_job(event)
+        elif event.kind == "TailorPOJob" and event.type != "DELETED":
+            yield from past.job(event)
 
 
 class _Past:
@@ -169,44 +169,44 @@ class _Past:
         self._gone: set[str] = set()
         self._ghosts: set[str] = set()
 
-    def pod(self, seen: Seen) -> Iterator[str]:
-        if seen.uid not in self._histories and attempt_job_of(seen.raw) in self._gone:
-            self._ghosts.add(seen.uid)  # created before the deletion was observed; soon deleted
-        self._histories[seen.uid].append(seen.raw)
-        self._pods[seen.uid] = seen.raw
-        if seen.how == "DELETED":
-            del self._pods[seen.uid]
+    def pod(self, event: WatchEvent) -> Iterator[str]:
+        if event.uid not in self._histories and attempt_job_of(event.raw) in self._gone:
+            self._ghosts.add(event.uid)  # created before the deletion was observed; soon deleted
+        self._histories[event.uid].append(event.raw)
+        self._pods[event.uid] = event.raw
+        if event.type == "DELETED":
+            del self._pods[event.uid]
         living = self._living()
-        if len({attempt_job_of(each) for each in living}) > 1 and seen.how == "ADDED":
+        if len({attempt_job_of(each) for each in living}) > 1 and event.type == "ADDED":
             yield f"two attempt Jobs at a time: {_names(living)}"
 
-    def attempt_job(self, seen: Seen) -> Iterator[str]:
-        owner = seen.raw["metadata"]["ownerReferences"][0]["uid"]
-        named = f"{owner} {attempt(seen.raw)}"
-        self._attempt_jobs[named].add(seen.uid)
-        if seen.how == "ADDED":
+    def attempt_job(self, event: WatchEvent) -> Iterator[str]:
+        owner = event.raw["metadata"]["ownerReferences"][0]["uid"]
+        named = f"{owner} {attempt(event.raw)}"
+        self._attempt_jobs[named].add(event.uid)
+        if event.type == "ADDED":
             if living := self._living():
-                yield f"{seen.name} is made while {_names(living)} may run"
+                yield f"{event.name} is made while {_names(living)} may run"
             jobs = self._jobs[owner]
             if jobs and over(jobs[-1]):
-                yield f"{seen.name} is made for a job that is {jobs[-1]['status']['phase']}"
-        if seen.how == "DELETED":
-            self._gone.add(seen.uid)
-        if seen.how == "DELETED" or "deletionTimestamp" in seen.raw["metadata"]:
+                yield f"{event.name} is made for a job that is {jobs[-1]['status']['phase']}"
+        if event.type == "DELETED":
+            self._gone.add(event.uid)
+        if event.type == "DELETED" or "deletionTimestamp" in event.raw["metadata"]:
             self._deleted.add(named)
 
-    def job(self, seen: Seen) -> Iterator[str]:
-        before = self._jobs[seen.uid][-1] if self._jobs[seen.uid] else {}
-        self._jobs[seen.uid].append(seen.raw)
-        for each in _judged(before, seen.raw):
-            named = f"{seen.uid} {each['number']}"
+    def job(self, event: WatchEvent) -> Iterator[str]:
+        before = self._jobs[event.uid][-1] if self._jobs[event.uid] else {}
+        self._jobs[event.uid].append(event.raw)
+        for each in _judged(before, event.raw):
+            named = f"{event.uid} {each['number']}"
             own = {
                 uid: raw_objects
                 for uid, raw_objects in self._histories.items()
                 if attempt_job_of(raw_objects[0]) in self._attempt_jobs[named]
             }
             present = [self._pods[uid] for uid in own if uid in self._pods]
-            yield from _rightly(each, list(own.values()), present, self._jobs[seen.uid], named in self._deleted)
+            yield from _rightly(each, list(own.values()), present, self._jobs[event.uid], named in self._deleted)
 
     def _living(self) -> list[Object]:
         return [each for uid, each in self._pods.items() if alive(each) and uid not in self._ghosts]

@@ -143,11 +143,11 @@ class Replicas:
     def leading(self) -> int:
         """Waits until one of them leads; returns its number."""
 
-        def look() -> int | None:
+        def check() -> int | None:
             number = self.acting
             return None if number is None else number + 1
 
-        return until(look, "an operator leads") - 1
+        return until(check, "an operator leads") - 1
 
     def _end(self) -> None:
         for number in range(len(self._operators)):

@@ -16,16 +16,16 @@ from urllib3.exceptions import HTTPError
 from tailorpo_operator.api.types import GROUP, PLURAL, VERSION
 
 Object = dict[str, Any]
-Law = Callable[["Seen"], None]
+Law = Callable[["WatchEvent"], None]
 
 
 @dataclass(frozen=True)
-class Seen:
+class WatchEvent:
     """A change. The resource versions of all kinds are comparable: they come from one counter of etcd."""
 
     version: int
     kind: str
-    how: str
+    type: str
     raw: Object
     at: float
 
@@ -45,7 +45,7 @@ class Witness:
         self.begun = time.monotonic()
         self.broken: list[str] = []
         self._law = law
-        self._seen: list[Seen] = []
+        self._events: list[WatchEvent] = []
         self._acts: list[tuple[float, str]] = []
         self._lock, self._over = threading.Lock(), threading.Event()
         custom, core, batch = client.CustomObjectsApi(api), client.CoreV1Api(api), client.BatchV1Api(api)
@@ -79,16 +79,16 @@ class Witness:
         self._acts.append((time.monotonic(), text))
 
     @property
-    def history(self) -> list[Seen]:
+    def history(self) -> list[WatchEvent]:
         """All changes, in the order of their resource versions."""
         with self._lock:
-            return sorted(self._seen, key=lambda each: each.version)
+            return sorted(self._events, key=lambda each: each.version)
 
     def now(self) -> dict[str, list[Object]]:
         """The objects that exist now, as far as they were observed."""
         found: dict[str, dict[str, Object]] = {kind: {} for kind in self._lists}
         for each in self.history:
-            if each.how == "DELETED":
+            if each.type == "DELETED":
                 found[each.kind].pop(each.uid, None)
             else:
                 found[each.kind][each.uid] = each.raw
@@ -116,13 +116,13 @@ class Witness:
                         return
                     raw = event["object"]
                     known = int(raw["metadata"]["resourceVersion"])
-                    self._see(Seen(known, kind, event["type"], raw, time.monotonic()))
+                    self._record(WatchEvent(known, kind, event["type"], raw, time.monotonic()))
 
-    def _see(self, seen: Seen) -> None:
+    def _record(self, event: WatchEvent) -> None:
         with self._lock:
-            self._seen.append(seen)
+            self._events.append(event)
             try:
-                self._law(seen)
+                self._law(event)
             except AssertionError as broken:
                 self.broken.append(str(broken))
 
@@ -132,28 +132,28 @@ def _version(listed: Any) -> int:
     return int(listed["metadata"]["resourceVersion"] if isinstance(listed, dict) else listed.metadata.resource_version)
 
 
-def _text(seen: Seen) -> str:
-    return "".join(_parts(seen))
+def _text(event: WatchEvent) -> str:
+    return "".join(_parts(event))
 
 
-def _parts(seen: Seen) -> Iterator[str]:
-    raw = seen.raw
+def _parts(event: WatchEvent) -> Iterator[str]:
+    raw = event.raw
     status = raw.get("status") or {}
-    yield f"{seen.kind} {seen.name}"
-    if seen.how == "DELETED":
+    yield f"{event.kind} {event.name}"
+    if event.type == "DELETED":
         yield " is gone"
         return
     if "deletionTimestamp" in raw["metadata"]:
         yield " is being deleted"
-    if seen.kind == "TailorPOJob":
+    if event.kind == "TailorPOJob":
         attempts = [f"{each['number']} {each.get('reason', 'open')}" for each in status.get("attempts", [])]
         yield f": {status.get('phase')}, attempts {attempts}, failures {status.get('failures')}: "
         yield str(status.get("message"))
         yield f" (suspend {raw['spec'].get('runPolicy', {}).get('suspend', False)})"
-    elif seen.kind == "Job":
+    elif event.kind == "Job":
         held = [each["type"] for each in status.get("conditions") or [] if each["status"] == "True"]
         yield f" {held}" if held else ""
-    elif seen.kind == "Pod":
+    elif event.kind == "Pod":
         yield f" {status.get('phase')}" + (f" on {raw['spec']['nodeName']}" if "nodeName" in raw["spec"] else "")
         for each in status.get("containerStatuses") or []:
             ended = each["state"].get("terminated")

@@ -347,14 +347,14 @@ class World:
     def _scheduled(self) -> list[V1Pod]:
         """The pods of the newest attempt; waits until all have living nodes, if that can be soon."""
 
-        def look() -> list[V1Pod]:
+        def check() -> list[V1Pod]:
             pods = self._pods()
             assert len(pods) == self._workers(), "not all are there"
             assert all(self.driver.alive(pod.spec.node_name) for pod in pods), "not all have nodes"
             return pods
 
         with contextlib.suppress(AssertionError):
-            return until(look, "pods have nodes", SOON if self._coming() else 0.0)
+            return until(check, "pods have nodes", SOON if self._coming() else 0.0)
         return [pod for pod in self._pods() if self.driver.alive(pod.spec.node_name)]
 
     def _coming(self) -> bool:

@@ -8,7 +8,8 @@ clean latent are affine in the latent x and the prediction m:
 so each step has four coefficients and a sigma, computed in float64 from the scheduler's own alpha table.
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -18,6 +19,13 @@ from tailorpo_trainer.errors import ConfigurationError
 
 SMALLEST_SIGMA = 1e-4
 """Steps with a smaller sigma (the last one under `set_alpha_to_one`) have equal candidates, so are not trained."""
+TRAINED_WITH = (
+    *("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas"),
+    *("rescale_betas_zero_snr", "prediction_type"),
+)
+"""What a scheduler's config says of how its model was trained; every scheduler of diffusers has these names."""
+LARGEST_COEFFICIENT = 1e3
+"""Larger ones divide by next to nothing. Stable Diffusion's largest is 15, at timestep 999."""
 
 
 @dataclass(frozen=True)
@@ -64,17 +72,13 @@ def ddim(scheduler: Any, steps: int, eta: float, spacing: str | None = None) -> 
     """The DDIM tables for the noise schedule of a diffusers scheduler.
 
     Args:
-        scheduler: of the SD 1.x/2.x family; its betas and prediction type are used, its update rule is not.
+        scheduler: one that diffusers counts among DDIM's relatives; its betas and prediction type are used, its update
+            rule is not.
         eta: 0 is deterministic, 1 adds as much noise as DDPM. spacing: `timestep_spacing`; None: the scheduler's.
-    Raises `ConfigurationError` for more steps than the model was trained with, or an unknown prediction type.
+    Raises `ConfigurationError` for a scheduler of another process, more steps than the model was trained with, or a
+    prediction type or schedule whose tables are not finite.
     """
-    from diffusers import DDIMScheduler
-
-    config = dict(scheduler.config)
-    config.update(clip_sample=False, thresholding=False)
-    if spacing is not None:
-        config["timestep_spacing"] = spacing
-    own = DDIMScheduler.from_config(config)
+    own = _as_ddim(scheduler, spacing)
     train_steps = own.config.num_train_timesteps
     if steps > train_steps:
         raise ConfigurationError(
@@ -82,10 +86,18 @@ def ddim(scheduler: Any, steps: int, eta: float, spacing: str | None = None) -> 
         )
     own.set_timesteps(steps)
     timesteps = own.timesteps.clone()
-    previous = timesteps - train_steps // steps  # as DDIMScheduler.step does
+    if int(timesteps.max()) >= train_steps or int(timesteps.min()) < 0 or bool((timesteps.diff() >= 0).any()):
+        raise ConfigurationError(
+            f"spec.sampling.steps: {steps} steps, with the scheduler's steps_offset {own.config.steps_offset} and "
+            f"timestep_spacing {own.config.timestep_spacing!r}, run from timestep {int(timesteps[0])} to "
+            f"{int(timesteps[-1])}, but the model knows {train_steps - 1} to 0, each once: choose fewer steps, or "
+            "another spec.sampling.timestepSpacing"
+        )
+    # Each step ends where the next begins. DDIMScheduler.step goes down by train_steps // steps instead, which is
+    # elsewhere for `linspace`, and for `trailing` where the division has a remainder.
     table = own.alphas_cumprod.double()
     abar = table[timesteps]
-    abar_next = torch.where(previous >= 0, table[previous.clamp(min=0)], own.final_alpha_cumprod.double())
+    abar_next = torch.cat([abar[1:], own.final_alpha_cumprod.double().reshape(1)])
     sigma = eta * ((1 - abar_next) / (1 - abar) * (1 - abar / abar_next)).sqrt()
     noise_next = (1 - abar_next - sigma**2).clamp(min=0).sqrt()
     match own.config.prediction_type:
@@ -103,7 +115,7 @@ def ddim(scheduler: Any, steps: int, eta: float, spacing: str | None = None) -> 
                 f"spec.model.name: its scheduler predicts {other!r}: epsilon, v_prediction or sample can be trained"
             )
     signal = abar_next.sqrt()
-    return DDIM(
+    tables = DDIM(
         timesteps=timesteps,
         sigma=sigma,
         mean_x=signal * clean_x + noise_next * noise_x,
@@ -111,6 +123,53 @@ def ddim(scheduler: Any, steps: int, eta: float, spacing: str | None = None) -> 
         clean_x=clean_x,
         clean_m=clean_m,
     )
+    _check_finite(tables, own.config)
+    return tables
+
+
+def _as_ddim(scheduler: Any, spacing: str | None) -> Any:
+    """A `DDIMScheduler` of the same noise schedule; `ConfigurationError` if it cannot be shown to be the same."""
+    from diffusers import DDIMScheduler
+
+    name, theirs = type(scheduler).__name__, getattr(scheduler, "alphas_cumprod", None)
+    if name in {*DDIMScheduler._compatibles, "DDIMParallelScheduler", "DDPMParallelScheduler"} and theirs is not None:
+        # As arguments, because `from_config` drops keys that a config has only as defaults (diffusers issue 3947).
+        arguments = {key: value for key, value in scheduler.config.items() if key in TRAINED_WITH}
+        arguments |= {"clip_sample": False, "thresholding": False}
+        if spacing is not None:
+            arguments["timestep_spacing"] = spacing
+        own = DDIMScheduler.from_config(scheduler.config, **arguments)
+        if len(own.alphas_cumprod) == len(theirs) and torch.allclose(own.alphas_cumprod, theirs.float(), atol=1e-6):
+            _check_keys(name, scheduler.config)
+            return own
+    raise ConfigurationError(
+        f"spec.model.name: its scheduler is a {name}, whose noise schedule DDIM does not have: give a model with a "
+        "scheduler_config.json as Stable Diffusion 1.x and 2.x have it, such as of DDIMScheduler, PNDMScheduler, "
+        "EulerDiscreteScheduler or DPMSolverMultistepScheduler"
+    )
+
+
+def _check_keys(name: str, config: Any) -> None:
+    """Raise `ConfigurationError` for a process in continuous time, which the betas do not describe."""
+    if config.get("use_flow_sigmas") or config.get("timestep_type", "discrete") != "discrete":
+        key = "use_flow_sigmas" if config.get("use_flow_sigmas") else "timestep_type"
+        raise ConfigurationError(
+            f"spec.model.name: its scheduler, a {name}, has {key}: {config[key]!r}: only the discrete timesteps of "
+            "Stable Diffusion 1.x and 2.x can be trained"
+        )
+
+
+def _check_finite(tables: DDIM, config: Any) -> None:
+    """Raise `ConfigurationError` if a step divides by a signal or noise of zero."""
+    for step, timestep in enumerate(tables.timesteps.tolist()):
+        values = [float(getattr(tables, each.name)[step]) for each in fields(tables) if each.name != "timesteps"]
+        if not all(map(math.isfinite, values)) or max(map(abs, values)) > LARGEST_COEFFICIENT:
+            zero = " (rescale_betas_zero_snr)" if config.rescale_betas_zero_snr else ""
+            raise ConfigurationError(
+                f"spec.model.name: at timestep {timestep} its noise schedule leaves no signal{zero}, and a model that "
+                f"predicts {config.prediction_type!r} cannot be sampled from there: set spec.sampling.timestepSpacing "
+                "to leading, or use a model that predicts v_prediction"
+            )
 
 
 def choose_steps(sampler: DDIM, count: int, choose: str, fraction: float = 0.0) -> list[int]:

@@ -57,7 +57,7 @@ class Gate:
 
 
 @dataclass(frozen=True)
-class Place:
+class Environment:
     """A namespace for trainers, with a running operator and the keys of a bucket."""
 
     kubectl: Kubectl
@@ -132,8 +132,8 @@ def digest(content: bytes) -> str:
 
 
 @contextmanager
-def working(cluster: RealCluster, operator_user: Path, server: S3Server, log: Path) -> Iterator[Place]:
-    """A `Place`; the operator's log is in a file."""
+def working(cluster: RealCluster, operator_user: Path, server: S3Server, log: Path) -> Iterator[Environment]:
+    """A `Environment`; the operator's log is in a file."""
     admin, kubectl = cluster.kubectl(), cluster.kubectl(NAMESPACE)
     admin("create", "namespace", NAMESPACE)
     admin("label", "namespace", NAMESPACE, "pod-security.kubernetes.io/enforce=restricted")
@@ -147,5 +147,5 @@ def working(cluster: RealCluster, operator_user: Path, server: S3Server, log: Pa
     ):
         proxy.rule = gate.rule
         endpoint = f"http://{cluster.network.expose(int(proxy.endpoint.rpartition(':')[2]))}"
-        yield Place(kubectl, operator, cluster, server, gate, endpoint)
+        yield Environment(kubectl, operator, cluster, server, gate, endpoint)
     admin("delete", "namespace", NAMESPACE, "--wait=false")
