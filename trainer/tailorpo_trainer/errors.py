@@ -242,6 +242,12 @@ class StoppedError(TailorPOError):
     exit_code = ExitCode.STOPPED
 
 
+class InterruptedEarlyError(StoppedError):
+    """Ctrl-C before there was anything to save."""
+
+    exit_code = ExitCode.INTERRUPTED
+
+
 class NotFiniteError(TailorPOError):
     """A loss, gradient norm or reward is NaN or infinite: further training would only spoil the weights."""
 

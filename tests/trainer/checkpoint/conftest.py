@@ -1,5 +1,6 @@
 """A job, a run in a folder, and a store in memory that can fail on request."""
 
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 
 from tailorpo_trainer import document
 from tailorpo_trainer.checkpoint import ExistsError, MissingError, Run, open_run, open_store
+from tailorpo_trainer.checkpoint.format import RECORD_BYTES, OversizedError
 from tailorpo_trainer.spec.job import TailorPOJob
 
 
@@ -50,14 +52,16 @@ class MemoryStore:
             raise ExistsError(name)
         self.objects[name] = bytes(data)
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, most: int = RECORD_BYTES) -> bytes:
         self.before("read", name)
         if name not in self.objects:
             raise MissingError(name)
+        if (size := len(self.objects[name])) > most:
+            raise OversizedError(self.uri(name), size, most)
         return self.objects[name]
 
     def size(self, name: str) -> int:
-        return len(self.read(name))
+        return len(self.read(name, sys.maxsize))
 
     def names(self, prefix: str) -> list[str]:
         return sorted(name for name in self.objects if name.startswith(prefix))

@@ -1,7 +1,9 @@
 """What is damaged is skipped by name, what is newer than we are is refused."""
 
+import hashlib
 import json
 import logging
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +25,7 @@ from tailorpo_trainer.checkpoint import (
     open_run,
     open_store,
 )
-from tailorpo_trainer.errors import ConfigurationError, ExitCode, UnavailableError
+from tailorpo_trainer.errors import ConfigurationError, DataError, ExitCode, UnavailableError
 
 Job = Callable[..., Any]
 
@@ -98,6 +100,67 @@ def test_a_damaged_object_is_skipped_by_name(
     assert str(path) in warning.message
 
 
+def grow(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.truncate(20 << 30)  # sparse: it takes no space on the disk
+
+
+def become_endless(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("/dev/zero")
+
+
+def become_a_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def become_a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize("name", OBJECTS)
+@pytest.mark.parametrize("damage", [grow, become_endless, become_a_pipe, become_a_folder])
+def test_what_may_not_be_read_whole_is_skipped_by_name(
+    run: Run, storage: Path, caplog: pytest.LogCaptureFixture, damage: Callable[[Path], None], name: str
+) -> None:
+    path = storage / "attempt-0001" / "step-00000030" / name
+    damage(path)
+    loaded = latest(run.store)
+    assert loaded is not None
+    assert loaded.step == 20
+    assert all(str(path) in record.message for record in caplog.records)
+
+
+def test_where_no_checkpoint_is_valid_nothing_begins_again(run: Run, storage: Path) -> None:
+    for step in (10, 20, 30):
+        flip(storage / "attempt-0001" / f"step-{step:08d}" / "adapter.safetensors")
+    with pytest.raises(DataError, match=r"no checkpoint there is valid, .*step-00000030.*SHA-256.* --fresh$"):
+        latest(run.store)
+
+
+def test_what_does_not_fit_is_passed_over(run: Run, storage: Path) -> None:
+    loaded = latest(run.store, unfit={Ref(1, 30)})
+    assert loaded is not None
+    assert loaded.step == 20
+    with pytest.raises(DataError, match="no checkpoint there is valid"):
+        latest(run.store, unfit={Ref(1, 10), Ref(1, 20), Ref(1, 30)})
+
+
+@pytest.mark.parametrize("state", ["[1]", "3", "null", "[" * 100_000])
+def test_a_state_that_is_no_object(run: Run, storage: Path, state: str) -> None:
+    folder = storage / "attempt-0001" / "step-00000030"
+    (folder / "state.json").write_text(state)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    entry = {"size": len(state), "sha256": hashlib.sha256(state.encode()).hexdigest()}
+    manifest["objects"]["state.json"] = entry
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    loaded = latest(run.store)
+    assert loaded is not None
+    assert loaded.step == 20
+
+
 @pytest.mark.parametrize("damage", [truncate, empty])
 def test_a_torn_manifest_is_skipped_by_name(
     run: Run, storage: Path, caplog: pytest.LogCaptureFixture, damage: Callable[[Path], None]
@@ -129,7 +192,7 @@ def test_without_its_manifest_a_checkpoint_does_not_exist(
     [
         ({"step": 31}, "belongs to attempt-0001/step-00000031/"),
         ({"objects": {"../../run.json": {"size": 1, "sha256": "0" * 64}}}, "cannot be the name of an object"),
-        ({"objects": {}}, "state.json: is missing or not JSON"),
+        ({"objects": {}}, "state.json: is missing or not a JSON object"),
         ({"objects": {"state.json": {"size": -1, "sha256": "0" * 64}}}, "objects.state.json.size"),
         ({"objects": None}, "objects: input should be a valid dictionary"),
         ({"experiment": "0" * 64}, "is of another experiment"),
@@ -155,15 +218,6 @@ def test_a_copied_checkpoint_is_not_taken_for_a_newer_one(
     assert loaded is not None
     assert loaded.step == 30
     assert "step-00000040" in caplog.text
-
-
-def test_when_none_verifies_the_run_begins_from_nothing(
-    run: Run, storage: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    for path in storage.rglob("state.json"):
-        flip(path)
-    assert latest(run.store) is None
-    assert len(caplog.records) == 3
 
 
 @pytest.mark.parametrize("name", ["run.json", "attempt-0002/attempt.json", "attempt-0001/step-00000030/manifest.json"])

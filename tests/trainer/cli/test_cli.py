@@ -141,6 +141,23 @@ def test_all_problems_of_all_files(job: Path, capsys: pytest.CaptureFixture[str]
     ]
 
 
+def test_what_is_allowed_and_most_likely_a_mistake(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Prompts that the text encoder cuts, and a file that could be read here and is none."""
+    Path("long.jsonl").write_text(json.dumps({"prompt": "very " * 80 + "old cat"}))
+    Path("a.yaml").write_text(JOB.replace("builtin: animals", "file: long.jsonl"))
+    Path("b.yaml").write_text(JOB.replace("builtin: animals", "file: a.yaml"))
+    Path("c.yaml").write_text(JOB.replace("builtin: animals", "file: /in/the/pod.txt"))
+    assert cli.main(["validate", "a.yaml", "b.yaml", "c.yaml"]) == 0
+    out, err = capsys.readouterr()
+    assert out == "a.yaml: ok (1 job)\nb.yaml: ok (1 job)\nc.yaml: ok (1 job)\n"
+    assert err.splitlines() == [
+        "warning: a.yaml: vivid: spec.prompts: at least 1 of 1 prompts are longer than the 75 tokens that the model's "
+        "text encoder reads: the rest of them has no effect",
+        "warning: b.yaml: vivid: spec.prompts: prompts file a.yaml: .yaml is not read: give text with one prompt a "
+        "line, .jsonl or .json",
+    ]
+
+
 def test_the_examples_are_good(capsys: pytest.CaptureFixture[str]) -> None:
     examples = sorted(map(str, (Path(__file__).parents[3] / "examples").glob("*.yaml")))
     assert examples
@@ -278,6 +295,7 @@ def test_a_bug_leaves_a_log(
     job: Path, trained: list[Any], error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(job.parent))
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     trained.append(error)
     assert cli.main(["run", "job.yaml"]) == 70
     [log] = job.parent.glob("tailorpo-crash-*.log")
@@ -288,21 +306,26 @@ def test_a_bug_leaves_a_log(
     assert type(error).__name__ in log.read_text()
 
 
-def test_a_bug_is_shown_whole_when_asked(
-    job: Path, trained: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_bug_is_shown_whole_when_asked_or_where_nobody_sits(
+    job: Path, trained: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], asked: bool
 ) -> None:
-    monkeypatch.setenv("TAILORPO_DEBUG", "1")
+    """A file would be lost with the container of a pod."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: asked)
+    if asked:
+        monkeypatch.setenv("TAILORPO_DEBUG", "1")
     trained.append(ValueError("x"))
     assert cli.main(["run", "job.yaml"]) == 70
     err = capsys.readouterr().err
     assert err.startswith("Traceback")
-    assert err.endswith("internal error: ValueError: x\n")
+    assert "\ninternal error: ValueError: x\nThis is a bug of tailorpo. Please report it with the lines above.\n" in err
 
 
 def test_a_bug_is_told_where_no_log_can_be(
     job: Path, trained: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(job.parent / "missing"))
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     trained.append(ValueError("x"))
     assert cli.main(["run", "job.yaml"]) == 70
     assert "Traceback" in capsys.readouterr().err

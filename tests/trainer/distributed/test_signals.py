@@ -8,7 +8,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from tailorpo_trainer.distributed.signals import Stop, StopRequested
 from tailorpo_trainer.document import parse
 from tailorpo_trainer.errors import ExitCode, StoppedError
 from tailorpo_trainer.evaluation import measurement
+from tailorpo_trainer.rewards import colourfulness
 from tailorpo_trainer.rollout import trajectories
 from tailorpo_trainer.training import loop
 
@@ -33,7 +35,7 @@ def send(number: signal.Signals) -> None:
 
 @pytest.fixture(autouse=True)
 def _handlers() -> Any:
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     yield
     assert {number: signal.getsignal(number) for number in before} == before
 
@@ -46,7 +48,7 @@ def test_the_first_signal_asks(number: signal.Signals) -> None:
         assert stop.requested == number.name
         with pytest.raises(StopRequested):
             stop.check()
-    assert number.name in str(stop.error("here"))
+    assert number.name in str(stop.error(1, 3))
 
 
 def test_a_second_ctrl_c_stops_at_once_and_a_second_sigterm_does_not() -> None:
@@ -58,6 +60,67 @@ def test_a_second_ctrl_c_stops_at_once_and_a_second_sigterm_does_not() -> None:
             assert stop.requested == first.name
             with pytest.raises(KeyboardInterrupt):
                 send(signal.SIGINT)
+
+
+def test_at_once_a_signal_ends_a_wait() -> None:
+    with Stop().listening() as stop:
+        threading.Timer(0.1, send, [signal.SIGTERM]).start()
+        with pytest.raises(StopRequested), stop.at_once():
+            threading.Event().wait(300)
+        with pytest.raises(StopRequested), stop.at_once():  # and so does one that came before
+            raise AssertionError("not reached")
+
+
+def test_no_except_exception_swallows_it() -> None:
+    """A reward may try again after any error."""
+
+    def tries_again() -> None:
+        while True:
+            with suppress(Exception):
+                send(signal.SIGTERM)
+
+    with Stop().listening() as stop, stop.at_once(), pytest.raises(StopRequested):
+        tries_again()
+
+
+def test_a_lost_terminal_is_no_reason_to_stop() -> None:
+    with Stop().listening() as stop:
+        send(signal.SIGHUP)
+        assert stop.requested is None
+
+
+@pytest.mark.parametrize(
+    ("number", "done", "code", "text"),
+    [
+        (signal.SIGINT, 3, ExitCode.STOPPED, "stopped by SIGINT after iteration 3 of 9; the same command goes on from"),
+        (signal.SIGINT, 0, ExitCode.INTERRUPTED, "stopped by SIGINT before the first iteration of 9 was done: there"),
+        (signal.SIGTERM, 0, ExitCode.STOPPED, "stopped by SIGTERM before the first iteration of 9 was done: there"),
+        (signal.SIGINT, None, ExitCode.INTERRUPTED, "stopped by SIGINT while it was loading: there was nothing to"),
+        (signal.SIGTERM, None, ExitCode.STOPPED, "stopped by SIGTERM while it was loading: there was nothing to"),
+    ],
+)
+def test_what_a_stop_says(number: signal.Signals, done: int | None, code: int, text: str) -> None:
+    with Stop().listening() as stop:
+        send(number)
+    error = stop.error(done, 9)
+    assert error.exit_code == code
+    assert str(error).startswith(text)
+
+
+def test_a_silent_reward_is_left_at_once(document: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The state before the iteration is saved, as at any other stop."""
+    metrics = tmp_path / "metrics.jsonl"
+
+    def wait(self: Any, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+        if metrics.exists() and '"iteration"' in metrics.read_text():  # the second iteration
+            threading.Timer(0.1, send, [signal.SIGTERM]).start()
+            threading.Event().wait(300)
+        return images.mean((1, 2, 3))
+
+    monkeypatch.setattr(colourfulness.Colourfulness, "__call__", wait)
+    with pytest.raises(StoppedError, match=r"SIGTERM after iteration 1 of 3"):
+        loop.run(parse(document(evaluation={"everyIterations": 0})), tmp_path, display="quiet")
+    assert newest(tmp_path) == 1
 
 
 def test_off_the_main_thread_nothing_is_taken() -> None:
@@ -99,7 +162,7 @@ def test_stopped_while_the_model_loads_nothing_is_lost_and_the_next_run_begins(
         return whole(*arguments)
 
     monkeypatch.setattr(models, "load_policy", load)
-    with pytest.raises(StoppedError, match=r"SIGTERM after iteration 0 of 3"):
+    with pytest.raises(StoppedError, match=r"SIGTERM while it was loading: there was nothing to save"):
         loop.run(parse(document()), tmp_path, display="quiet")
     assert newest(tmp_path) is None
     assert (state(tmp_path)["phase"], state(tmp_path)["step"]) == ("Stopped", 0)
@@ -208,22 +271,41 @@ def until(terminal: int, wanted: bytes | None) -> bytes:
     return text
 
 
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, ExitCode.STOPPED), (signal.SIGINT, ExitCode.INTERRUPTED)]
+)
+def test_one_signal_ends_the_loading(
+    tmp_path: Path, document: Make, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int
+) -> None:
+    """However long it takes: nothing is lost by it."""
+
+    def load(*_: Any) -> None:
+        threading.Timer(0.1, send, [number]).start()
+        threading.Event().wait(300)
+
+    monkeypatch.setattr(models, "load_policy", load)
+    with pytest.raises(StoppedError, match=f"^stopped by {number.name} while it was loading") as caught:
+        loop.run(parse(document()), tmp_path, display="quiet")
+    assert caught.value.exit_code == code
+
+
 def test_two_signals_at_a_bad_moment_are_130_and_leave_no_traceback(tmp_path: Path, document: Make) -> None:
     """While something runs that asks nobody: the process ends there and then."""
     path = tmp_path / "job.json"
     path.write_text(json.dumps(document()))
     code = (
         "import os, signal, sys, time\n"
-        "from tailorpo_trainer import cli, models\n"
-        "def load(*_):\n"
-        "    print('loading', flush=True)\n"
+        "from tailorpo_trainer import cli\n"
+        "from tailorpo_trainer.training import setup\n"
+        "def claim(*_):\n"
+        "    print('claiming', flush=True)\n"
         "    time.sleep(100)\n"
-        "models.load_policy = load\n"
+        "setup.claim = claim\n"
         f"sys.exit(cli.main(['run', {str(path)!r}, '--output', {str(tmp_path / 'run')!r}, '--json']))\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
-    assert process.stdout.readline() == "loading\n"
+    assert process.stdout.readline() == "claiming\n"
     process.send_signal(signal.SIGTERM)
     process.send_signal(signal.SIGTERM)
     time.sleep(0.2)

@@ -152,6 +152,46 @@ def test_a_denoiser_that_needs_more_than_text(folder: Path) -> None:
     assert "is a StableDiffusionPipeline whose denoiser needs more than text: " in refusal(name=str(folder))
 
 
+@pytest.mark.parametrize(
+    ("component", "values", "message"),
+    [
+        ("unet", {"time_cond_proj_dim": 16}, "denoiser needs more than text (time_cond_proj_dim: 16)"),
+        ("unet", {"encoder_hid_dim_type": "text_proj", "encoder_hid_dim": 8}, "needs more than text (encoder_hid_dim"),
+        ("unet", {"attention_type": "gated"}, "denoiser needs more than text (attention_type: 'gated')"),
+        ("unet", {"out_channels": 8}, "denoiser gives 8 channels, not 4"),
+        ("unet", {"sample_size": -8}, "sample_size -8, which is no size"),
+        ("unet", {"sample_size": None}, "sample_size None, which is no size"),
+        ("unet", {"cross_attention_dim": 40}, "text embeddings are"),
+        ("vae", {"scaling_factor": 0}, "decoder has scaling_factor 0"),
+        ("vae", {"latents_mean": [0.0] * 4, "latents_std": [1.0] * 4}, "latents are normalised"),
+        ("vae", {"out_channels": 4, "in_channels": 4}, "decoder gives 4 channels, not 3"),
+    ],
+)
+def test_a_component_that_is_not_known_to_be_right(
+    folder: Path, component: str, values: dict[str, Any], message: str
+) -> None:
+    import diffusers
+
+    kind = getattr(diffusers, json.loads((folder / component / "config.json").read_text())["_class_name"])
+    config = kind.load_config(folder / component) | values
+    made = kind.from_config({key: value for key, value in config.items() if key != "sample_size" or value})
+    made.save_pretrained(folder / component)
+    change(folder / component / "config.json", **{key: value for key, value in values.items() if value is not None})
+    assert message in refusal(name=str(folder))
+
+
+@pytest.mark.parametrize("length", [10**30, 78, 2])
+def test_a_tokenizer_longer_than_the_text_encoder(folder: Path, length: int) -> None:
+    change(folder / "tokenizer" / "tokenizer_config.json", model_max_length=length)
+    assert "whose tokenizer has model_max_length" in refusal(name=str(folder))
+
+
+@pytest.mark.parametrize("file", ["model_index.json", "unet/config.json", "scheduler/scheduler_config.json"])
+def test_json_as_deep_as_it_is_long(folder: Path, file: str) -> None:
+    (folder / file).write_text('{"_class_name":' + "[" * 200_000)
+    assert refusal(DataError, name=str(folder)).startswith("spec.model.name: NAME cannot be ")
+
+
 def test_names_that_no_file_can_have() -> None:
     for name in ("x" * 2000, "~nobody-of-this-name/model/x", "a\0b/c/d"):
         assert "is no folder here" in refusal(name=name)[-300:]

@@ -1,5 +1,6 @@
 """The http reward against real local servers, with every kind of fault."""
 
+import asyncio
 import base64
 import contextlib
 import email.utils
@@ -7,12 +8,15 @@ import gc
 import io
 import itertools
 import json
+import os
+import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
 import warnings
+import zlib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -43,7 +47,7 @@ class FakeClock:
         self.time, self.waits = 1000.0, []
         self.clock = Clock(now=lambda: self.time, sleep=self.sleep, jitter=lambda: 1.0)
 
-    def sleep(self, stop, seconds):
+    async def sleep(self, seconds):
         self.waits.append(seconds)
         self.time += seconds
 
@@ -253,8 +257,108 @@ def test_slower_than_the_timeout(serve, fake, pictures, prompts):
     scores = reward(fake, server.url, timeout_seconds=0.2)(pictures(), prompts)
     torch.testing.assert_close(scores, expected(pictures()), atol=1e-5, rtol=0)
     assert fake.waits == [1]
-    with pytest.raises(UnavailableError, match="ReadTimeout"):
+    with pytest.raises(UnavailableError, match=r"no whole answer within 0\.2 s"):
         reward(fake, serve(slow).url, timeout_seconds=0.2, retries=0)(pictures(), prompts)
+
+
+def endless(handler):
+    with contextlib.suppress(OSError):
+        handler.send_response(200)
+        handler.end_headers()
+        for _ in range(4096):
+            handler.wfile.write(b" " * 65_536)
+    handler.close_connection = True
+
+
+def bomb(handler):
+    """256 MB of blanks, compressed to 256 kB."""
+    packer = zlib.compressobj(wbits=31)
+    packed = b"".join(packer.compress(b" " * (1 << 20)) for _ in range(256)) + packer.flush()
+    with contextlib.suppress(OSError):
+        handler.send_response(200)
+        handler.send_header("content-encoding", "gzip")
+        handler.send_header("content-length", str(len(packed)))
+        handler.end_headers()
+        handler.wfile.write(packed)
+
+
+def drip(handler, begin=b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n"):
+    """A byte now and then: each read succeeds, and the answer is never whole."""
+    with contextlib.suppress(OSError):
+        handler.wfile.write(begin)
+        for _ in range(40):
+            handler.wfile.write(b"x")
+            time.sleep(0.05)
+    handler.close_connection = True
+
+
+def drip_headers(handler):
+    drip(handler, b"HTTP/1.1 200 OK\r\nx-header: ")
+
+
+@pytest.mark.parametrize("fault", [endless, bomb])
+def test_an_answer_longer_than_any_scores(serve, fake, pictures, prompts, fault):
+    with pytest.raises(RewardError, match=r"answered more than 131,328 bytes for 4 pictures: '"):
+        reward(fake, serve(fault).url)(pictures(), prompts)
+
+
+@pytest.mark.parametrize("fault", [drip, drip_headers])
+def test_an_answer_that_never_ends(serve, fake, pictures, prompts, fault):
+    server = serve(fault)
+    scores = reward(fake, server.url, timeout_seconds=0.3)(pictures(), prompts)
+    torch.testing.assert_close(scores, expected(pictures()), atol=1e-5, rtol=0)
+    assert fake.waits == [1]
+
+
+def test_a_signal_ends_the_wait_and_leaves_nothing(serve, fake, pictures, prompts):
+    """What the handler raises ends the call at once, and the connection with it."""
+    arrived, closed = threading.Event(), threading.Event()
+
+    def silent(handler):
+        arrived.set()
+        assert handler.rfile.read(1) == b""  # returns when the client hangs up
+        closed.set()
+
+    class Interrupted(BaseException):
+        pass
+
+    def handle(number, frame):
+        raise Interrupted
+
+    score = reward(fake, serve(silent).url, timeout_seconds=600.0)
+
+    def interrupt():
+        if arrived.wait(30):
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    before = signal.signal(signal.SIGUSR1, handle)
+    try:
+        with pytest.raises(Interrupted):
+            score(pictures(), prompts)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert closed.wait(30)
+
+
+def test_this_machine_is_asked_without_a_proxy(serve, fake, pictures, prompts, monkeypatch):
+    for variable in ("ALL_PROXY", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(variable, "socks5h://127.0.0.1:9")
+    scores = reward(fake, serve().url)(pictures(), prompts)
+    torch.testing.assert_close(scores, expected(pictures()), atol=1e-5, rtol=0)
+
+
+def test_others_are_asked_through_the_proxy(fake, pictures, prompts, monkeypatch):
+    monkeypatch.setenv("ALL_PROXY", "socks5h://127.0.0.1:9")
+    with pytest.raises(UnavailableError, match=r"ConnectError|ProxyError"):
+        reward(fake, "http://scorer.invalid/score", retries=0)(pictures(), prompts)
+
+
+@pytest.mark.parametrize("proxy", ["gopher://127.0.0.1:1", "socks4://127.0.0.1:1", "http://[::1"])
+def test_a_proxy_that_cannot_be_used(fake, monkeypatch, proxy):
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    with pytest.raises(ConfigurationError, match="endpoints: no connection can be made by ALL_PROXY: "):
+        reward(fake, "http://scorer/score")
 
 
 def test_one_of_two_endpoints_is_dead(serve, fake, dead, pictures, prompts):
@@ -364,13 +468,16 @@ def test_nan_is_left_to_the_sum(serve, fake, pictures, prompts):
 def test_the_first_final_failure_ends_the_other_batches(serve, pictures, prompts):
     server = serve((500, "", {"Retry-After": "100"}), forever=(400, "no"))
     server.gate = threading.Barrier(2)  # both batches arrive before one is refused and the other has to wait
-    score = HttpReward(endpoints=[server.url], batch_size=2)  # with the real clock
-    began = time.monotonic()
+    score = HttpReward(endpoints=[server.url], batch_size=2)  # with the real clock, on which 100 s would be a timeout
     with pytest.raises(ConfigurationError):
         score(pictures(), prompts)
-    while any(thread.name.startswith("reward") for thread in threading.enumerate()):
-        assert time.monotonic() - began < 5
-        time.sleep(0.01)
+    left = asyncio.run_coroutine_threadsafe(_others(), score._loop)
+    assert left.result(30) == 0
+
+
+async def _others():
+    """How many other tasks its event loop has."""
+    return len(asyncio.all_tasks()) - 1
 
 
 def test_token(serve, fake, pictures, prompts, monkeypatch, caplog):

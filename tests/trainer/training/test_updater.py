@@ -1,5 +1,6 @@
 """One optimiser step at a time, on a model of three numbers whose gradient is known by hand."""
 
+import json
 import math
 from dataclasses import replace
 from types import SimpleNamespace
@@ -9,6 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from tailorpo_trainer.checkpoint import CorruptError, Loaded
+from tailorpo_trainer.checkpoint.tensors import pack
 from tailorpo_trainer.diffusion.batch_sizes import BatchSizes
 from tailorpo_trainer.distributed.signals import StopRequested
 from tailorpo_trainer.document import parse
@@ -186,3 +189,59 @@ def test_what_is_not_finite_never_reaches_the_weights(bad: float) -> None:
     assert torch.equal(each.policy.adapter()["weight"], before)
     assert each.updates == updates
     assert each.policy.parameters[0].grad is None
+
+
+def saved(groups: dict[str, dict[str, Tensor]], state: Any) -> Loaded:
+    """A checkpoint with these contents, as it would be read."""
+    objects = {f"{name}.safetensors": bytes(pack(tensors)) for name, tensors in groups.items()}
+    return Loaded(cast(Any, None), "checkpoint/", json.loads(json.dumps(state)), objects)
+
+
+def trained() -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """The state after an update, with a moving average."""
+    own = updater(resolved({"emaDecay": 0.9}))
+    own.iterate(rows(noise(4)), torch.zeros(4, 1, 1))
+    groups, state = own.state()
+    return groups, state | {"totals": {"images": 4.0}}
+
+
+def test_a_state_comes_back_as_it_was() -> None:
+    groups, state = trained()
+    other = updater(resolved({"emaDecay": 0.9}))
+    other.load(saved(groups, state))
+    assert other.updates == 1
+    assert torch.equal(other.policy.adapter()["weight"], groups["adapter"]["weight"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda groups, state: groups.update(adapter={}), "adapter: holds other weights than this run's: weight"),
+        (lambda groups, state: groups.pop("optimizer"), "has no optimizer.safetensors"),
+        (lambda groups, state: groups.pop("ema"), "has no ema.safetensors"),
+        (lambda groups, state: groups["adapter"].update(more=torch.zeros(1)), "holds other weights .*: more"),
+        (lambda groups, state: groups["ema"].update(weight=torch.zeros(4)), r"weight is torch.float32 \[4\], not"),
+        (lambda groups, state: groups["adapter"].update(weight=torch.zeros(3).int()), "weight is torch.int32"),
+        (lambda groups, state: groups.update(optimizer={}), "its optimizer's state does not fit: KeyError"),
+        (lambda groups, state: state.pop("optimizer"), "its optimizer's state does not fit: KeyError"),
+        (lambda groups, state: state.update(optimizer=[1]), "its optimizer's state does not fit: "),
+        (lambda groups, state: state.update(optimizer={"state": {}, "param_groups": []}), "does not fit: ValueError"),
+        (lambda groups, state: state.pop("updates"), "no number of updates, or no totals"),
+        (lambda groups, state: state.update(updates=-1), "no number of updates, or no totals"),
+        (lambda groups, state: state.update(totals=[1]), "no number of updates, or no totals"),
+        (lambda groups, state: state.update(totals={"images": "many"}), "no number of updates, or no totals"),
+    ],
+)
+def test_a_checkpoint_of_something_else(change: Any, message: str) -> None:
+    groups, state = trained()
+    change(groups, state)
+    with pytest.raises(CorruptError, match=message):
+        updater(resolved({"emaDecay": 0.9})).load(saved(groups, state))
+
+
+def test_moments_of_another_shape() -> None:
+    groups, state = trained()
+    name = next(name for name, value in groups["optimizer"].items() if value.dim())
+    groups["optimizer"][name] = torch.zeros(5)
+    with pytest.raises(CorruptError, match="a moment has another shape than its weight"):
+        updater(resolved({"emaDecay": 0.9})).load(saved(groups, state))

@@ -12,13 +12,24 @@ from pydantic.alias_generators import to_camel
 
 from tailorpo_trainer.checkpoint.layout import Ref
 from tailorpo_trainer.errors import ConfigurationError, DataError
+from tailorpo_trainer.untrusted import parse_json
 from tailorpo_trainer.versions import installed
 
 FORMAT_VERSION = 1
+RECORD_BYTES = 1 << 20
+"""Most bytes of a record; those that are written have some hundred for each object."""
 
 
 class CorruptError(DataError):
     """An object is incomplete, missing or differs from its manifest; the message begins with its location."""
+
+
+class OversizedError(CorruptError):
+    """An object is larger than anything that may stand there; not a byte of it was kept."""
+
+    def __init__(self, uri: str, size: int, most: int) -> None:
+        super().__init__(f"{uri}: has {size} bytes, at most {most} are read")
+        self.size = size
 
 
 class Record(BaseModel):
@@ -40,8 +51,8 @@ class Record(BaseModel):
     def decode(cls, data: bytes, where: str) -> Self:
         """Raises `ConfigurationError` if a newer tailorpo wrote it, `CorruptError` if it cannot be read."""
         try:
-            content = json.loads(data)
-        except (ValueError, RecursionError):
+            content = parse_json(data)
+        except ValueError:
             raise CorruptError(f"{where}: is not JSON") from None
         version = content.get("formatVersion") if isinstance(content, dict) else None
         if isinstance(version, int) and version > FORMAT_VERSION:

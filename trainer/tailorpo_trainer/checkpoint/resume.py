@@ -1,16 +1,16 @@
 """Find and load the checkpoint to resume from; every byte is checked before it is used."""
 
-import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tailorpo_trainer.checkpoint.format import CorruptError, Entry, Manifest, digest
+from tailorpo_trainer.checkpoint.format import CorruptError, Entry, Manifest, OversizedError, digest
 from tailorpo_trainer.checkpoint.layout import OBJECT, STATE, TENSORS, Inventory, Ref, inventory
 from tailorpo_trainer.checkpoint.lineage import parent
 from tailorpo_trainer.checkpoint.storage.base import MissingError, Store
-from tailorpo_trainer.errors import UnavailableError
+from tailorpo_trainer.errors import DataError, UnavailableError
+from tailorpo_trainer.untrusted import parse_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,9 +65,11 @@ def load(store: Store, ref: Ref) -> Loaded:
     manifest = read_manifest(store, ref)
     objects = {name: check(store, ref, name, entry) for name, entry in manifest.objects.items()}
     try:
-        state = json.loads(objects[STATE])
+        state = parse_json(objects[STATE])
     except (KeyError, ValueError):
-        raise CorruptError(f"{store.uri(ref.prefix + STATE)}: is missing or not JSON") from None
+        state = None
+    if not isinstance(state, dict):
+        raise CorruptError(f"{store.uri(ref.prefix + STATE)}: is missing or not a JSON object")
     return Loaded(manifest, store.uri(ref.prefix), state, objects)
 
 
@@ -85,7 +87,9 @@ def check(store: Store, ref: Ref, name: str, entry: Entry) -> bytes:
     if not OBJECT.match(name):  # it could lead out of the storage
         raise CorruptError(f"{store.uri(ref.manifest)}: {name!r} cannot be the name of an object")
     try:
-        data = store.read(ref.prefix + name)
+        data = store.read(ref.prefix + name, entry.size)
+    except OversizedError as error:
+        raise CorruptError(f"{where}: has {error.size} bytes instead of {entry.size}") from None
     except MissingError:
         # Deleting begins with the manifest. If that is missing too, the whole checkpoint was deleted.
         store.size(ref.manifest)
@@ -106,16 +110,18 @@ def candidates(store: Store, found: Inventory) -> Iterator[Ref]:
             return
 
 
-def latest(store: Store, experiment: str | None = None) -> Loaded | None:
-    """The checkpoint to resume from, or None if there is none.
+def latest(store: Store, experiment: str | None = None, unfit: Collection[Ref] = ()) -> Loaded | None:
+    """The checkpoint to resume from, or None if none was ever committed since the last `--fresh`.
 
     It is the newest valid step of the newest attempt that has one; invalid ones are skipped with a warning. Attempts
     before the last one that started without a checkpoint are not tried: `--fresh` gave them up. With `experiment`,
-    checkpoints of another hash are skipped as well.
+    checkpoints of another hash are skipped as well. unfit: those that could not be restored, although they are whole.
+
+    Raises `DataError` if there are checkpoints and not one is valid: to begin again would silently lose their work.
     """
     for _ in range(MAX_LISTINGS):
         try:
-            return _latest(store, experiment)
+            return _latest(store, experiment, unfit)
         except MissingError:
             # Deleted by another process that is still alive: list again, because a newer one exists now.
             continue
@@ -124,16 +130,25 @@ def latest(store: Store, experiment: str | None = None) -> Loaded | None:
     )
 
 
-def _latest(store: Store, experiment: str | None) -> Loaded | None:
+def _latest(store: Store, experiment: str | None, unfit: Collection[Ref]) -> Loaded | None:
+    problems = [f"{store.uri(ref.prefix)}: does not fit" for ref in unfit]
     for ref in candidates(store, inventory(store.names("attempt-"))):
+        if ref in unfit:
+            continue
         try:
             loaded = load(store, ref)
         except CorruptError as error:
             logger.warning("checkpoint skipped: %s", error)
+            problems.append(str(error))
             continue
         if experiment in (None, loaded.manifest.experiment):
             return loaded
         logger.warning("checkpoint skipped: %s: is of another experiment", store.uri(ref.manifest))
+    if problems:
+        raise DataError(
+            f"{store.uri('')}: no checkpoint there is valid, the newest because: {problems[0]}: bring one back, or "
+            "begin from nothing with --fresh"
+        )
     return None
 
 

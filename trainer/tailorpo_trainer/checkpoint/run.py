@@ -2,12 +2,13 @@
 
 import logging
 import secrets
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from tailorpo_trainer.checkpoint import identity, resume
 from tailorpo_trainer.checkpoint.attempt import Attempt
 from tailorpo_trainer.checkpoint.format import AttemptRecord, Parent, RunRecord
-from tailorpo_trainer.checkpoint.layout import RUN, attempt_name, inventory
+from tailorpo_trainer.checkpoint.layout import RUN, Ref, attempt_name, inventory
 from tailorpo_trainer.checkpoint.storage.base import ExistsError, MissingError, Store
 from tailorpo_trainer.errors import ConfigurationError
 from tailorpo_trainer.spec.job import TailorPOJob
@@ -24,12 +25,13 @@ class Run:
     record: RunRecord
     iterations: int
 
-    def latest(self) -> resume.Loaded | None:
+    def latest(self, unfit: Collection[Ref] = ()) -> resume.Loaded | None:
         """The checkpoint to resume from, or None if there is none; at step `iterations` the run is finished.
 
-        Raises `ConfigurationError` if more iterations are done than the document asks for.
+        unfit: those that could not be restored. Raises `ConfigurationError` if more iterations are done than the
+        document asks for, `DataError` if there are checkpoints and none is valid.
         """
-        found = resume.latest(self.store, self.record.experiment)
+        found = resume.latest(self.store, self.record.experiment, unfit)
         if found is not None and found.step > self.iterations:
             raise ConfigurationError(
                 f"spec.training.iterations: {self.iterations}, but {found.step} are done already "

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 
 import click
 
-from tailorpo_trainer.cli import checkpoints, completion, error_exit, results, run, validate
+from tailorpo_trainer.cli import checkpoints, completion, error_exit, results, run, streams, validate
 
 PROGRAM = "tailorpo"
 COMPLETE = "_TAILORPO_COMPLETE"
@@ -57,6 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status, and prints why if that is not 0."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     state = run.RunState()
+    streams.prepare()
+    error_exit.note_interrupts()
     try:
         instruction = os.environ.get(COMPLETE)
         if instruction:

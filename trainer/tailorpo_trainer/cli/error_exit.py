@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import sys
 import tempfile
+import threading
 import traceback
 from contextlib import suppress
+from types import FrameType
 from typing import TYPE_CHECKING
 
 import click
@@ -21,11 +24,28 @@ BROKEN_PIPE = 141
 """128 + SIGPIPE, as for any program that writes to a closed pipe."""
 
 
+_interrupted = False
+
+
+def note_interrupts() -> None:
+    """Remember a Ctrl-C: a library that is being imported may turn the KeyboardInterrupt into an error of its own."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        global _interrupted
+        _interrupted = True
+        raise KeyboardInterrupt
+
+    # Not off the main thread, where Python allows no handler, nor where the caller has one.
+    in_main = threading.current_thread() is threading.main_thread()
+    if in_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, handle)
+
+
 def show(error: BaseException) -> int:
     """Print on standard error what went wrong; returns the exit status."""
     if isinstance(error, SystemExit):
         raise error
-    if isinstance(error, KeyboardInterrupt | click.Abort):
+    if isinstance(error, KeyboardInterrupt | click.Abort) or _interrupted:
         return ExitCode.INTERRUPTED
     if isinstance(error, click.ClickException):
         error.show()
@@ -63,9 +83,10 @@ def _crash(error: BaseException) -> int:
     """Print one sentence for an unexpected error, and keep the traceback in a file; returns the exit status."""
     details = "".join(traceback.format_exception(error))
     summary = f"internal error: {type(error).__name__}: {_first_line(error)}"
-    if os.environ.get("TAILORPO_DEBUG") == "1":
+    # Where nobody sits before it, as in a pod, the file would be lost with the container.
+    if os.environ.get("TAILORPO_DEBUG") == "1" or not sys.stderr.isatty():
         message(details)
-        message(summary)
+        message(f"{summary}\nThis is a bug of tailorpo. Please report it with the lines above.")
         return ExitCode.INTERNAL
     try:
         with tempfile.NamedTemporaryFile(

@@ -9,6 +9,7 @@ so each step has four coefficients and a sigma, computed in float64 from the sch
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -125,6 +126,17 @@ def ddim(scheduler: Any, steps: int, eta: float, spacing: str | None = None) -> 
     )
     _check_finite(tables, own.config)
     return tables
+
+
+def scheduler_from(config: Mapping[str, Any]) -> Any:
+    """The diffusers scheduler of a `scheduler_config.json`; `ConfigurationError` if its class is none of diffusers."""
+    import diffusers
+
+    name = str(config.get("_class_name"))
+    kind = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
+    if kind is None:
+        raise ConfigurationError(f"spec.model.name: its scheduler_config.json names {name}, no scheduler of diffusers")
+    return kind.from_config(config)
 
 
 def _as_ddim(scheduler: Any, spacing: str | None) -> Any:

@@ -85,6 +85,16 @@ class Policy:
             self._embeddings.update(zip(batch, states, strict=True))
         return torch.stack([self._embeddings[prompt] for prompt in prompts])
 
+    @property
+    def prompt_tokens(self) -> int:
+        """How many tokens of a prompt the text encoder reads, without the marks of its begin and end."""
+        return int(self.tokenizer.model_max_length) - 2
+
+    def tokenize(self, prompt: str) -> list[int]:
+        """All tokens of a prompt, however long, without marks."""
+        found: list[int] = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        return found
+
     def predict(self, x: Tensor, step: int | Tensor, text: Tensor) -> Tensor:
         """The denoiser's prediction with classifier-free guidance, float32 [n, c, h, w] as x.
 

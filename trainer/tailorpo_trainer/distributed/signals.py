@@ -8,11 +8,14 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from tailorpo_trainer.errors import StoppedError
+from tailorpo_trainer.errors import InterruptedEarlyError, StoppedError
 
 
-class StopRequested(Exception):  # noqa: N818 (a request, not an error)
-    """Raised between two denoiser calls, so that a long rollout does not use up the grace period."""
+class StopRequested(BaseException):
+    """Raised between two denoiser calls, or in the middle of a reward, so that the grace period is not used up.
+
+    Like KeyboardInterrupt it is no `Exception`: a reward that tries again after any error must not swallow it.
+    """
 
 
 class Stop:
@@ -20,6 +23,7 @@ class Stop:
 
     def __init__(self) -> None:
         self.requested: str | None = None
+        self._at_once = False
 
     def check(self) -> None:
         """Raise `StopRequested` if a signal asked to stop."""
@@ -27,8 +31,24 @@ class Stop:
             raise StopRequested
 
     @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Inside, a request raises `StopRequested` wherever the program is, also in a wait for a server.
+
+        For code whose results are dropped by a stop: it may be interrupted between any two instructions.
+        """
+        before, self._at_once = self._at_once, True
+        try:
+            self.check()  # for a signal that came just before
+            yield
+        finally:
+            self._at_once = before
+
+    @contextmanager
     def listening(self) -> Iterator["Stop"]:
-        """Handle SIGINT and SIGTERM while inside. Does nothing off the main thread, where Python allows no handler."""
+        """Handle SIGINT and SIGTERM, and ignore SIGHUP: a lost terminal is no reason to stop.
+
+        Does nothing off the main thread, where Python allows no handler.
+        """
 
         def handle(number: int, frame: FrameType | None) -> None:
             if self.requested and number == signal.SIGINT:
@@ -36,11 +56,14 @@ class Stop:
             if not self.requested:
                 self.requested = signal.Signals(number).name
                 _notice(f"{self.requested}: stopping after a checkpoint; Ctrl-C (again) stops at once")
+                if self._at_once:
+                    raise StopRequested
 
         previous: dict[int, Any] = {}
         try:
             for number in (signal.SIGINT, signal.SIGTERM):
                 previous[number] = signal.signal(number, handle)
+            previous[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_IGN)
         except ValueError:
             pass
         try:
@@ -50,9 +73,15 @@ class Stop:
                 # None: the handler was not installed by Python, and cannot be restored from here.
                 signal.signal(replaced, signal.SIG_DFL if handler is None else handler)
 
-    def error(self, where: str) -> StoppedError:
-        """The error that the process ends with."""
-        return StoppedError(f"stopped by {self.requested} {where}; the same command goes on from there")
+    def error(self, done: int | None, total: int) -> StoppedError:
+        """The error that the process ends with, after so many iterations; None: it was still loading."""
+        if done:
+            return StoppedError(
+                f"stopped by {self.requested} after iteration {done} of {total}; the same command goes on from there"
+            )
+        when = "while it was loading" if done is None else f"before the first iteration of {total} was done"
+        text = f"stopped by {self.requested} {when}: there was nothing to save, the same command starts again"
+        return InterruptedEarlyError(text) if self.requested == signal.SIGINT.name else StoppedError(text)
 
 
 def _notice(text: str) -> None:

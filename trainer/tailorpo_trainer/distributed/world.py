@@ -96,6 +96,22 @@ class World:
             self._stop_deferred = before
 
     @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Inside, a request to stop is heard at once, not only at the next `check`; nothing in it may be a collective.
+
+        For what may take long and changes nothing that is kept: a reward, or loading a model.
+        """
+        if self._stop_deferred or self.run_ended:
+            yield
+            return
+        try:
+            with self.stop.at_once():
+                yield
+        except StopRequested:
+            self._announce(Vote.STOP, self.stop.requested or "")
+            raise
+
+    @contextmanager
     def end_together(self) -> Iterator[None]:
         """If the body stops or fails in one process, it ends in all of them, between the same two iterations."""
         try:

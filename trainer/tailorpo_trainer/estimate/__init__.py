@@ -7,11 +7,10 @@ networks on torch's meta device (`network_costs`, `memory`).
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 from tailorpo_trainer import prompts
 from tailorpo_trainer.diffusion.batch_sizes import batch_sizes
-from tailorpo_trainer.diffusion.ddim import ddim
+from tailorpo_trainer.diffusion.ddim import ddim, scheduler_from
 from tailorpo_trainer.errors import ConfigurationError
 from tailorpo_trainer.estimate import architectures, counts, memory, network_costs, printing
 from tailorpo_trainer.estimate.architectures import Architecture
@@ -115,8 +114,7 @@ def row_costs(run: Spec) -> dict[str, float]:
 def count_work(run: Spec, architecture: Architecture, base: Path | None = None) -> tuple[Counts, tuple[str, ...]]:
     """The counts alone, and notes about what they leave out; run: resolved by `rules.resolve`."""
     sampling, notes = run.sampling, ["Rewards' own networks are counted neither in FLOPs nor in memory."]
-    tables = SimpleNamespace(config=architecture.scheduler)
-    table = ddim(tables, sampling.steps, sampling.eta, sampling.timestep_spacing)
+    table = ddim(scheduler_from(architecture.scheduler), sampling.steps, sampling.eta, sampling.timestep_spacing)
     counted = counts.count(run, table, batch_sizes(run.training, architecture.pixels(run.sampling)))
     try:
         counted.run["text", "prompts"] = _encoded(run, base)

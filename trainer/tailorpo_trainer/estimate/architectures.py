@@ -4,7 +4,6 @@ The values are those of the `config.json` files of the named hub repositories, w
 defaults (those of Stable Diffusion 1). They determine the FLOPs.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 from tailorpo_trainer import models
 from tailorpo_trainer.errors import ConfigurationError, DataError, UnavailableError
 from tailorpo_trainer.spec.job import Model, Sampling
+from tailorpo_trainer.untrusted import read_json
 
 Values = Mapping[str, Any]
 
@@ -57,6 +57,7 @@ TAESD: Values = {"_class_name": "AutoencoderTiny", "latent_channels": 4}
 TINY = "madebyollin/taesd"
 SCHEDULER: Values = {
     "beta_start": 0.00085,
+    "_class_name": "PNDMScheduler",
     "beta_end": 0.012,
     "beta_schedule": "scaled_linear",
     "num_train_timesteps": 1000,
@@ -171,9 +172,11 @@ def _read(name: str, files: Mapping[str, Path], folder: Path | None) -> Architec
     values: dict[str, Any] = {}
     for component, file in files.items():
         try:
-            values[component] = json.loads(file.read_text(encoding="utf-8"))
+            values[component] = read_json(file)
         except (OSError, ValueError) as error:
             raise DataError(f"spec.model.name: {name!r} cannot be read: {FILES[component]}: {error}") from None
+        if not isinstance(values[component], dict):
+            raise DataError(f"spec.model.name: {name!r} cannot be read: {FILES[component]}: is not a JSON object")
     if "num_hidden_layers" not in values["text_encoder"] or "block_out_channels" not in values["unet"]:
         raise ConfigurationError(
             f"spec.model.name: {name!r}: pipelines with a UNet and a CLIP text encoder, as Stable Diffusion 1.x and "
@@ -187,8 +190,8 @@ def _read(name: str, files: Mapping[str, Path], folder: Path | None) -> Architec
 
 def _tokenizer_length(file: Path, default: int) -> int:
     try:
-        return int(json.loads(file.read_text(encoding="utf-8")).get("model_max_length", default))
-    except (OSError, ValueError, TypeError):
+        return int(read_json(file).get("model_max_length", default))
+    except (OSError, ValueError, TypeError, AttributeError, OverflowError):
         return default
 
 

@@ -1,6 +1,5 @@
 """The scoring decoder: an `AutoencoderTiny` beside the pipeline, from a folder, S3 or the hub."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from tailorpo_trainer import s3
 from tailorpo_trainer.errors import ConfigurationError, DataError
 from tailorpo_trainer.models import hub, sources
 from tailorpo_trainer.spec.job import ScoringDecoder
+from tailorpo_trainer.untrusted import read_json
 
 FIELD = "spec.model.scoringDecoder.name"
 CLASS = "AutoencoderTiny"
@@ -62,7 +62,7 @@ def read_config(decoder: ScoringDecoder) -> Mapping[str, Any]:
     """The decoder's `config.json`, which is enough to count its FLOPs. Raises as `load_decoder`."""
     file, subject = _local_folder(decoder, [CONFIG]) / CONFIG, _subject(decoder)
     try:
-        config: Any = json.loads(file.read_text(encoding="utf-8"))
+        config: Any = read_json(file)
     except (OSError, ValueError) as error:
         raise DataError(f"{subject} cannot be read: {CONFIG}: {error}") from None
     kind = config.get("_class_name") if isinstance(config, dict) else None

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from tailorpo_trainer import s3
-from tailorpo_trainer.models import sources
+from tailorpo_trainer.models import components, sources
 from tailorpo_trainer.models.hub import pipeline_error
 from tailorpo_trainer.spec.job import Model
 
@@ -41,7 +41,7 @@ def load_pipeline(model: Model) -> Any:
         )
     except Exception as error:  # the libraries raise many types
         raise pipeline_error(model, isinstance(source, Path), error) from None
-    _check(pipeline, model)
+    components.check(pipeline, model)
     return pipeline
 
 
@@ -63,17 +63,6 @@ def _files(model: Model) -> set[str] | None:
         return set(list_repo_files(model.name, revision=model.revision))
     except Exception:
         return None
-
-
-def _check(pipeline: Any, model: Model) -> None:
-    unet, kind = pipeline.unet, type(pipeline).__name__
-    if type(unet).__name__ != "UNet2DConditionModel":
-        raise sources.unsupported_pipeline(model, kind, f" with a {type(unet).__name__}")
-    if (channels := unet.config.in_channels) != (latent := pipeline.vae.config.latent_channels):
-        # Inpainting, editing and upscaling models take another picture as additional channels.
-        raise sources.unsupported_pipeline(model, kind, f" whose denoiser takes {channels} channels, not {latent}")
-    if unet.config.class_embed_type is not None or unet.config.addition_embed_type is not None:
-        raise sources.unsupported_pipeline(model, kind, " whose denoiser needs more than text")
 
 
 def silence_libraries() -> None:

@@ -1,6 +1,5 @@
 """Locate a pipeline's files, and check that they are a model that can be trained. Imports no torch."""
 
-import json
 import re
 from collections.abc import Collection, Iterable
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 from tailorpo_trainer import s3
 from tailorpo_trainer.errors import ConfigurationError, DataError
 from tailorpo_trainer.spec.job import Model
+from tailorpo_trainer.untrusted import read_json
 
 SHIPPED = "tiny-animals"
 INDEX = "model_index.json"
@@ -140,7 +140,7 @@ def check_index(file: Path, model: Model) -> None:
     """Raise `ConfigurationError` for a pipeline of another family, `DataError` for a damaged index."""
     name = f"spec.model.name: {model.name!r}"
     try:
-        index: Any = json.loads(file.read_text(encoding="utf-8"))
+        index: Any = read_json(file)
     except (OSError, ValueError) as error:
         raise DataError(f"{name} cannot be read: {INDEX}: {error}") from None
     if not isinstance(index, dict) or not isinstance(index.get("_class_name"), str):

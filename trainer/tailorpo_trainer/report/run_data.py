@@ -1,16 +1,16 @@
 """A run's output folder as values. Missing, damaged and infinite values become None instead of an error."""
 
-import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tailorpo_trainer.errors import DataError
-from tailorpo_trainer.results.run_folder import RunFolder
+from tailorpo_trainer.results.run_folder import RESULT_BYTES, RunFolder
 from tailorpo_trainer.spec.job import TailorPOJob
 from tailorpo_trainer.stats import Value
+from tailorpo_trainer.untrusted import read_json
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,7 @@ class Run:
     cost: Mapping[str, float]
     training_prompts: list[str] | None
     held_out: list[str] | None
+    cut_prompts: Mapping[str, Value] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -102,6 +103,7 @@ def read(folder: Path) -> Run:
         cost={key: cost for key, cost in numbers(_json(folder / "cost.json")).items() if cost is not None},
         training_prompts=_texts(prompts.get("training")),
         held_out=_texts(prompts.get("evaluation")),
+        cut_prompts=numbers(prompts.get("cut")),
     )
 
 
@@ -146,7 +148,7 @@ def _texts(entry: object) -> list[str] | None:
 
 def _json(path: Path) -> Mapping[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path, RESULT_BYTES)
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

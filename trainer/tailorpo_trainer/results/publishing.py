@@ -11,7 +11,7 @@ from typing import Any
 from tailorpo_trainer.checkpoint import MissingError, Ref, Store, layout
 from tailorpo_trainer.checkpoint.lineage import ancestors
 from tailorpo_trainer.errors import TailorPOError
-from tailorpo_trainer.results.run_folder import RunFolder, parse_metrics, write_text
+from tailorpo_trainer.results.run_folder import RESULT_BYTES, RunFolder, parse_metrics, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ def restore(store: Store, attempt: int, step: int, folder: RunFolder) -> set[str
 
 def _restore(store: Store, attempt: int, step: int, folder: RunFolder, pictures: dict[str, str]) -> None:
     try:
-        text = store.read(layout.output_prefix(attempt) + folder.metrics.name).decode(errors="replace")
+        text = store.read(layout.output_prefix(attempt) + folder.metrics.name, RESULT_BYTES).decode(errors="replace")
     except MissingError:
         return
     remote, local = _until(step, parse_metrics(text)), _until(step, folder.read_metrics())
@@ -115,7 +115,7 @@ def _restore(store: Store, attempt: int, step: int, folder: RunFolder, pictures:
     for name, key in pictures.items():
         if not (path := folder.root / name).exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(store.read(key))
+            path.write_bytes(store.read(key, RESULT_BYTES))
 
 
 def _until(step: int, lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

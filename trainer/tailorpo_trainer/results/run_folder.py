@@ -22,7 +22,10 @@ from typing import Any
 from tailorpo_trainer import document
 from tailorpo_trainer.errors import ConfigurationError, DataError
 from tailorpo_trainer.spec.job import TailorPOJob
+from tailorpo_trainer.untrusted import parse_json, read_file, read_json
 
+RESULT_BYTES = 1 << 30
+"""Most bytes of a file of results; `metrics.jsonl` has about a kilobyte an iteration."""
 SAMPLE = re.compile(r"^samples/iteration-\d{6,}/\d{3,}\.png$")
 
 
@@ -52,7 +55,7 @@ class RunFolder:
     def read_prompts(self) -> tuple[list[str], list[str]]:
         """Training and evaluation prompts of the run, at least one of each. Raises `DataError` without them."""
         try:
-            values = json.loads(self.prompts.read_text(encoding="utf-8"))
+            values = read_json(self.prompts, RESULT_BYTES)
             sets = [[str(prompt) for prompt in values[key]] for key in ("training", "evaluation")]
         except (OSError, ValueError, KeyError, TypeError):
             sets = []
@@ -64,7 +67,7 @@ class RunFolder:
         """All complete lines of `metrics.jsonl`; a killed process may have left half a line, which is ignored."""
         if not self.metrics.exists():
             return []
-        return parse_metrics(self.metrics.read_text(encoding="utf-8", errors="replace"))
+        return parse_metrics(read_file(self.metrics, RESULT_BYTES).decode("utf-8", errors="replace"))
 
     def sample(self, iteration: int, number: int) -> Path:
         """The path of picture `number` of the evaluation at this iteration."""
@@ -93,7 +96,7 @@ def parse_metrics(text: str) -> list[dict[str, Any]]:
     lines = []
     for line_text in text.splitlines():
         try:
-            line = json.loads(line_text)
+            line = parse_json(line_text)
         except ValueError:
             continue
         if isinstance(line, dict) and isinstance(line.get("kind"), str) and isinstance(line.get("iteration"), int):

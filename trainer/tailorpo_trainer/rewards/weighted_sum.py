@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 
@@ -36,11 +37,17 @@ class Term:
 
 
 class RewardSum:
-    """The sum of weight times reward. `queries` counts the pictures scored so far."""
+    """The sum of weight times reward.
+
+    Attributes:
+        queries: how many pictures were scored so far.
+        interruptible: entered around each call of a reward, which may take long: see `World.interruptible`.
+    """
 
     def __init__(self, terms: Sequence[Term]) -> None:
         self.terms = tuple(terms)
         self.queries = 0
+        self.interruptible: Callable[[], AbstractContextManager[None]] = nullcontext
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -76,7 +83,7 @@ class RewardSum:
         size = term.batch_size or max(1, len(images))
         batches = [slice(start, start + size) for start in range(0, len(images), size)]
         # A score in bfloat16 would have two digits, so the caller's autocast is disabled for rewards.
-        with torch.autocast(images.device.type, enabled=False):
+        with torch.autocast(images.device.type, enabled=False), self.interruptible():
             scores = [_call(term, images[batch], prompts[batch]) for batch in batches]
         values = torch.cat(scores) if scores else images.new_zeros(0)
         broken = ~values.detach().isfinite()

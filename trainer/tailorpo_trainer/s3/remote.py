@@ -139,14 +139,18 @@ class Remote:
         )
 
 
-def read(uri: str, subject: str) -> bytes:
-    """The bytes of one object."""
+def read(uri: str, subject: str, most: int) -> bytes:
+    """The bytes of one object; raises `DataError` if there are more than `most`."""
     bucket, key = split(uri, subject)
     if not key:
         raise ConfigurationError(f"{subject}: names a bucket: give s3://bucket/key")
     client = connect(subject)
     with translated_errors(subject, client):
-        return bytes(client.get_object(Bucket=bucket, Key=key)["Body"].read())
+        answer = client.get_object(Bucket=bucket, Key=key)
+        with answer["Body"] as body:
+            if (size := int(answer["ContentLength"])) > most:
+                raise DataError(f"{subject}: has {size:,} bytes, and at most {most:,} are read")
+            return bytes(body.read())
 
 
 def cache() -> Path:

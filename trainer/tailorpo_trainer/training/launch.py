@@ -4,7 +4,6 @@ torchrun turns every child's exit code into 1. So its agent (`torch.distributed.
 attempt, static rendezvous among pods, and as long a wait from SIGTERM to SIGKILL as a checkpoint may take.
 """
 
-import json
 import logging
 import os
 import signal
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from tailorpo_trainer.distributed.watchdog import LAUNCHER
 from tailorpo_trainer.errors import ExitCode, StalledError, cause_order, describe_exit
+from tailorpo_trainer.untrusted import read_json
 
 if TYPE_CHECKING:
     from tailorpo_trainer.spec.job import RunPolicy
@@ -163,11 +163,13 @@ def _wait_for_address(host: str, seconds: float) -> None:
 
 def _read_messages(folder: Path) -> dict[int, dict[str, Any]]:
     """The termination messages of the ranks that left one."""
+    from tailorpo_trainer.spec.progress import MAX_BYTES  # not above: `--help` imports this module, but no pydantic
+
     messages = {}
     for path in folder.glob("*.json"):
         try:
-            message = json.loads(path.read_bytes())
-        except (OSError, ValueError, RecursionError):
+            message = read_json(path, MAX_BYTES)
+        except (OSError, ValueError):
             continue
         if path.stem.isdecimal() and isinstance(message, dict):
             messages[int(path.stem)] = message

@@ -90,7 +90,7 @@ def run(
         ExitStack() as stack,
     ):
         try:
-            with world.end_together(), world.defer_stop():  # a request to stop waits until there is a state to save
+            with world.end_together():
                 chosen = locations.choose(job, output, base)
                 exporters = open_exporters(
                     chosen.output, telemetry if world.first else None, reporter, job.spec,
@@ -101,6 +101,10 @@ def run(
                     display=display, observers=stack.enter_context(exporters),
                 )  # fmt: skip
             train_and_report(session)
+        except StopRequested:  # before the session was open
+            error = stop.error(None, job.spec.training.iterations)
+            reporter.end(error)
+            raise error from None
         except BaseException as error:
             reporter.end(error)
             raise
@@ -117,7 +121,7 @@ def train_and_report(session: Session) -> None:
     except StopRequested:
         # A run whose state could not be saved ends with that error: a stop promises a checkpoint.
         unsaved = session.save_before_end()
-        end(session, unsaved or world.stop.error(f"after iteration {session.iteration} of {session.iterations}"))
+        end(session, unsaved or world.stop.error(session.iteration, session.iterations))
     except TailorPOError as cause:
         text, unsaved = str(cause), session.save_before_end()
         if unsaved is not None and unsaved is not cause:

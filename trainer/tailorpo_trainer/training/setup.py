@@ -1,9 +1,10 @@
 """Make a session from a document: load and check everything, find where to go on, build the session."""
 
 import json
+import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from tailorpo_trainer import checkpoint, document, methods, models, prompts, rewards
@@ -26,6 +27,8 @@ from tailorpo_trainer.training.environment import environment
 from tailorpo_trainer.training.recorder import Recorder
 from tailorpo_trainer.training.session import Session
 from tailorpo_trainer.training.updater import Updater
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,16 +68,18 @@ def open_session(
     display: Kind = "auto",
     observers: Sequence[Observer] = (),
 ) -> Session:
-    """Prepare, restore, assemble. Raises `TailorPOError`, if possible before anything large is loaded.
+    """Prepare, restore, claim, assemble. Raises `TailorPOError`, if possible before anything large is loaded.
 
     job: equals `locations.job` except for the storage of the checkpoints.
     """
     least_attempt = _least_attempt()
     prepared = prepare(job, locations, base, fresh=fresh, world=world, reporter=reporter)
-    checkpointing = restore(prepared, job, locations, least_attempt)
-    shown = open_display(display, job.spec.training.iterations, prepared.done) if world.first else Display()
-    prepared.recorder.show(shown, observers)
-    return assemble(prepared, job, world, checkpointing, least_attempt)
+    with world.defer_stop():  # from here on a request to stop waits until the session can save its state
+        prepared = restore(prepared, world)
+        checkpointing = claim(prepared, job, locations, least_attempt)
+        shown = open_display(display, job.spec.training.iterations, prepared.done) if world.first else Display()
+        prepared.recorder.show(shown, observers)
+        return assemble(prepared, job, world, checkpointing, least_attempt)
 
 
 def prepare(
@@ -101,18 +106,25 @@ def prepare(
     models.silence_libraries()
     device = models.pick_device()
     method = methods.build(run.method)
-    reward = rewards.load(run.rewards, device)
-    watched = (
-        rewards.load(run.evaluation.rewards, device, "spec.evaluation.rewards") if run.evaluation.rewards else None
-    )
-    if method.needs_gradient:
-        rewards.require_differentiable(reward, run.method.name)
-    policy = models.load_policy(run, device)
+    with world.interruptible():
+        reward = rewards.load(run.rewards, device)
+        watched = (
+            rewards.load(run.evaluation.rewards, device, "spec.evaluation.rewards") if run.evaluation.rewards else None
+        )
+        if method.needs_gradient:
+            rewards.require_differentiable(reward, run.method.name)
+        policy = models.load_policy(run, device)
+    for each in (reward, watched):
+        if each is not None:
+            each.interruptible = world.interruptible
     policy.check_stop = world.check
     updater = Updater(policy, method, run, world)
     if world.first:
         write_text(folder.job, document.dump(locations.job))
-        write_json(folder.prompts, {"training": training_prompts, "evaluation": held_out})
+        cut = prompts.cut([*training_prompts, *held_out], policy.prompt_tokens, policy.tokenize)
+        if cut.warning:
+            log.warning("%s", cut.warning)
+        write_json(folder.prompts, {"training": training_prompts, "evaluation": held_out, "cut": asdict(cut)})
         write_json(folder.environment, environment(device, world.size))
     return Prepared(
         prompts=training_prompts,
@@ -128,14 +140,27 @@ def prepare(
     )
 
 
-def restore(prepared: Prepared, job: TailorPOJob, locations: Locations, least_attempt: int) -> Checkpointing | None:
-    """Load the checkpoint, fetch the history before it, and claim an attempt, if there is anything left to do.
+def restore(prepared: Prepared, world: World) -> Prepared:
+    """Load the newest checkpoint that fits this run. Raises `DataError` if there are some, and none does."""
+    start, unfit = prepared.start, set[checkpoint.Ref]()
+    while start is not None:
+        try:
+            prepared.updater.load(start)
+            break
+        except checkpoint.CorruptError as error:  # in all processes alike, since they have the same bytes
+            if world.first:
+                log.warning("checkpoint skipped: %s", error)
+        unfit.add(start.manifest.ref)
+        start = _share_checkpoint(prepared.storage.latest(unfit) if prepared.storage else None, world)
+    return replace(prepared, start=start)
+
+
+def claim(prepared: Prepared, job: TailorPOJob, locations: Locations, least_attempt: int) -> Checkpointing | None:
+    """Fetch the history before the checkpoint, and claim an attempt, if there is anything left to do.
 
     Returns what writes the new attempt's checkpoints; None in all processes but the first, and if the run is complete.
     """
     start, storage, folder = prepared.start, prepared.storage, prepared.recorder.folder
-    if start is not None:
-        prepared.updater.load(start)
     if storage is None:
         return None
     published: set[str] = set()

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tailorpo_trainer.checkpoint import Loaded
+from tailorpo_trainer.checkpoint import CorruptError, Loaded
 from tailorpo_trainer.checkpoint.tensors import flatten, unflatten
 from tailorpo_trainer.diffusion.policy import Policy
 from tailorpo_trainer.distributed.signals import Stop
@@ -180,12 +180,27 @@ class Updater:
         return groups, {"updates": self.updates, "optimizer": settings}
 
     def load(self, saved: Loaded) -> None:
-        """Restore the result of `state`."""
-        self._set_adapter(saved.tensors("adapter"))
-        self.optimizer.load_state_dict(unflatten(saved.tensors("optimizer"), saved.state["optimizer"]))
-        self.updates = int(saved.state["updates"])
+        """Restore the result of `state`. Raises `CorruptError` if the checkpoint is not of this adapter's weights."""
+        groups = ("adapter",) if self.average is None else ("adapter", "ema")
+        weights = {group: saved.tensors(group) for group in groups}
+        for group, tensors in weights.items():
+            _check_weights(tensors, self.policy.adapter(), f"{saved.uri}{group}")
+        totals, updates = saved.state.get("totals"), saved.state.get("updates")
+        if not isinstance(updates, int) or updates < 0 or not _all_numbers(totals):
+            raise CorruptError(f"{saved.uri}: its state.json has no number of updates, or no totals")
+        self._set_adapter(weights["adapter"])
+        try:
+            self.optimizer.load_state_dict(unflatten(saved.tensors("optimizer"), saved.state["optimizer"]))
+            for parameter, moments in self.optimizer.state.items():
+                if any(value.dim() and value.shape != parameter.shape for value in moments.values()):
+                    raise ValueError("a moment has another shape than its weight")
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            # Whatever torch finds in a state that is not an AdamW's of these weights.
+            reason = f"{type(error).__name__}: {error}"[:200]
+            raise CorruptError(f"{saved.uri}: its optimizer's state does not fit: {reason}") from None
+        self.updates = updates
         if self.average is not None:
-            self.average = {name: value.to(self.policy.device) for name, value in saved.tensors("ema").items()}
+            self.average = {name: value.to(self.policy.device) for name, value in weights["ema"].items()}
 
     def learning_rate(self, update: int) -> float:
         """The step size of update number `update`, from 0: a function of that number alone."""
@@ -210,6 +225,19 @@ class Updater:
         sampler = self.policy.sampler
         weights = (sampler.sigma / sampler.mean_m.abs())[step.cpu()].to(step.device).float()
         return weights / weights.mean()
+
+
+def _check_weights(tensors: dict[str, Tensor], own: dict[str, Tensor], where: str) -> None:
+    if different := sorted(tensors.keys() ^ own.keys()):
+        raise CorruptError(f"{where}: holds other weights than this run's: {different[0]}")
+    for name, value in own.items():
+        if tensors[name].shape != value.shape or not tensors[name].is_floating_point():
+            found = f"{tensors[name].dtype} {list(tensors[name].shape)}"
+            raise CorruptError(f"{where}: {name} is {found}, not {value.dtype} {list(value.shape)}")
+
+
+def _all_numbers(totals: object) -> bool:
+    return isinstance(totals, dict) and all(isinstance(value, int | float) for value in totals.values())
 
 
 def _gradient(parameter: torch.nn.Parameter) -> Tensor:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Protocol
 
+from tailorpo_trainer.checkpoint.format import RECORD_BYTES
 from tailorpo_trainer.errors import TailorPOError
 
 
@@ -28,8 +29,8 @@ class Store(Protocol):
         come from an earlier try whose answer was lost. So writers that compete must write unique bytes.
         """
 
-    def read(self, name: str) -> bytes:
-        """The bytes of an object; raises `MissingError`."""
+    def read(self, name: str, most: int = RECORD_BYTES) -> bytes:
+        """The bytes of an object; raises `MissingError`, and `OversizedError` if there are more than `most`."""
 
     def size(self, name: str) -> int:
         """The size of an object in bytes; raises `MissingError`."""

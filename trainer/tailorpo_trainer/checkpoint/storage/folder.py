@@ -8,9 +8,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from tailorpo_trainer.checkpoint.format import RECORD_BYTES, CorruptError, OversizedError
 from tailorpo_trainer.checkpoint.storage.base import ExistsError, MissingError
 from tailorpo_trainer.checkpoint.storage.durable import fill, link_if_absent, make_folder, sync
 from tailorpo_trainer.errors import FULL, ConfigurationError, ResourceError, UnavailableError
+from tailorpo_trainer.untrusted import read_file
 
 TEMPORARY = re.compile(r"^\.(?P<name>.+)\.[0-9a-f]{16}\.tmp$")
 
@@ -35,13 +37,19 @@ class FolderStore:
                     if not tries_left:
                         raise
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, most: int = RECORD_BYTES) -> bytes:
         path = self._path(name)
         with self._translated_errors(path):
             try:
-                return path.read_bytes()
+                return read_file(path, most)
             except FileNotFoundError:
                 raise MissingError(f"{path}: is missing") from None
+            except OSError as error:
+                if error.errno == errno.EFBIG:
+                    raise OversizedError(str(path), path.stat().st_size, most) from None
+                if error.errno in (errno.EINVAL, errno.EISDIR):  # a device, a pipe, a folder
+                    raise CorruptError(f"{path}: is not a regular file") from None
+                raise
 
     def size(self, name: str) -> int:
         path = self._path(name)
@@ -91,7 +99,7 @@ class FolderStore:
             fill(temporary, data)
             if not if_absent:
                 os.replace(temporary, path)
-            elif not link_if_absent(temporary, path, data) and path.read_bytes() != data:
+            elif not link_if_absent(temporary, path, data) and not _holds(path, data):
                 raise ExistsError(f"{path}: another process wrote it first")
         finally:
             with suppress(FileNotFoundError):
@@ -140,3 +148,7 @@ class FolderStore:
             if error.errno in NO_FOLDER:
                 raise ConfigurationError(f"{self.root}: is not usable as a folder ({path}: {why})") from error
             raise UnavailableError(f"{path}: the storage does not answer as it should ({why})") from error
+
+
+def _holds(path: Path, data: bytes | memoryview) -> bool:
+    return path.stat().st_size == len(data) and read_file(path, len(data)) == data

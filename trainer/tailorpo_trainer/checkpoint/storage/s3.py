@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from tailorpo_trainer import s3
-from tailorpo_trainer.checkpoint.format import CorruptError
+from tailorpo_trainer.checkpoint.format import RECORD_BYTES, CorruptError, OversizedError
 from tailorpo_trainer.checkpoint.storage.base import ExistsError, MissingError
 from tailorpo_trainer.errors import ResourceError, UnavailableError
 
@@ -50,10 +50,10 @@ class S3Store:
                 # Another process that takes this one for dead may delete the upload: then it starts again.
                 _retry(lambda: self._upload(name, data), _is("NoSuchUpload"))
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, most: int = RECORD_BYTES) -> bytes:
         with self._translated_errors(name):
             try:
-                return _retry(lambda: self._get(name), _is_incomplete_answer)
+                return _retry(lambda: self._get(name, most), _is_incomplete_answer)
             except _client_error() as error:
                 raise self._missing(name, error) from None
             except _checksum_error() as error:
@@ -116,12 +116,15 @@ class S3Store:
         except _client_error() as error:
             if not _is("PreconditionFailed", "ConditionalRequestConflict")(error):
                 raise
-            if self.read(name) != data:
+            if self.size(name) != len(data) or self.read(name, len(data)) != data:
                 raise ExistsError(f"{self.uri(name)}: another process wrote it first") from None
 
-    def _get(self, name: str) -> bytes:
+    def _get(self, name: str, most: int) -> bytes:
         answer = self.client.get_object(Bucket=self.bucket, Key=self.prefix + name)
-        return bytes(answer["Body"].read())
+        with answer["Body"] as body:
+            if (size := int(answer["ContentLength"])) > most:
+                raise OversizedError(self.uri(name), size, most)
+            return bytes(body.read())
 
     def _missing(self, name: str, error: Any) -> Exception:
         """`MissingError` if the bucket exists but the object does not, otherwise the error itself."""

@@ -126,6 +126,13 @@ def _notes(run: Run, before: Evaluation, after: Evaluation, tone: str) -> list[s
         notes.append(f"Held-out means noise that training never sees; {which} those of the training.")
     elif held_out:
         notes.append("Held-out means prompts and noise that training never sees.")
+    if longer := run.cut_prompts.get("longer"):
+        cut = run.cut_prompts
+        alike = f"; {cut['alike']:.0f} of them begin like another prompt" if cut.get("alike") else ""
+        notes.append(
+            f"Of {longer:.0f} of the {cut.get('total') or longer:.0f} prompts the model's text encoder reads only the "
+            f"first {cut.get('tokens') or 0:.0f} tokens{alike}."
+        )
     return notes
 
 
