@@ -1,10 +1,11 @@
-"""The numbers of `metrics.jsonl` in MLflow and Weights & Biases, whose libraries send in the background."""
+"""The numbers of `metrics.jsonl` in MLflow and Weights & Biases, by their own libraries."""
 
 import os
 import secrets
 import time
 from collections import deque
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,15 +40,16 @@ class MLflow(Observer):
                 self._run = same[0].info.run_id
                 client.update_run(self._run, status="RUNNING")
             else:
-                tags = {"tailorpo.job": self._job}
-                self._run = client.create_run(experiment, tags=tags, run_name=self._name).info.run_id
+                run = client.create_run(experiment, tags={"tailorpo.job": self._job}, run_name=self._name)
+                self._run = run.info.run_id
         except self._error as error:
             raise UnavailableError(f"--mlflow: {self._uri}: {error}") from None
         self._client = client
 
     def iteration(self, line: Line) -> None:
         metrics = [self._metric(*each, int(1000 * time.time()), line["iteration"]) for each in scalars(line)]
-        self._sent.append(self._client.log_batch(self._run, metrics, synchronous=False))
+        local = self._uri.startswith("sqlite:")  # whose writers must not lock each other out
+        self._sent.append(self._client.log_batch(self._run, metrics, synchronous=local))
 
     evaluation = checkpoint = iteration
 
@@ -56,10 +58,9 @@ class MLflow(Observer):
 
     def close(self) -> None:
         if self._client is not None:
-            with suppress(self._error):  # a server that is away now must not end a run that is done
-                for operation in self._sent:
-                    operation.wait()
-                self._client.set_terminated(self._run)
+            for end in (*(sent.wait for sent in self._sent if sent), partial(self._client.set_terminated, self._run)):
+                with suppress(self._error):  # a server that is away now must not end a run that is done
+                    end()
 
 
 class WeightsAndBiases(Observer):
