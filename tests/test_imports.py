@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-HEAVY = ["diffusers", "kopf", "kubernetes", "numpy", "prometheus_client", "tensorboard", "torch", "transformers"]
+HEAVY = "diffusers kopf kubernetes mlflow numpy prometheus_client tensorboard torch transformers wandb".split()
 
 LIGHT = [
     "tailorpo_operator",

@@ -211,10 +211,11 @@ def test_who_looks_on_may_be_said_by_option_or_environment(
     assert cli.main(["run", "job.yaml", "--metrics-port", "0", "--metrics-stall-seconds", "5", "--tensorboard"]) == 0
     monkeypatch.setenv("TAILORPO_METRICS_PORT", "9090")
     monkeypatch.setenv("TAILORPO_METRICS_HOST", "0.0.0.0")
-    assert cli.main(["run", "job.yaml"]) == 0
+    monkeypatch.setenv("TAILORPO_MLFLOW", "true")
+    assert cli.main(["run", "job.yaml", "--wandb"]) == 0
     assert [call["telemetry"] for call in trained] == [
         TelemetryOptions(port=0, stall_seconds=5, tensorboard=True),
-        TelemetryOptions(port=9090, host="0.0.0.0"),
+        TelemetryOptions(port=9090, host="0.0.0.0", mlflow=True, wandb=True),
     ]
 
 

@@ -37,7 +37,8 @@ def _rank_arguments(
     arguments += {"quiet": ["--quiet"], "json": ["--json"], "plain": ["--no-progress"]}.get(display, [])
     arguments += [f"--metrics-host={telemetry.host}", f"--metrics-stall-seconds={telemetry.stall_seconds}"]
     arguments += [f"--metrics-port={telemetry.port}"] if telemetry.port is not None else []
-    return arguments + (["--tensorboard"] if telemetry.tensorboard else [])
+    given = {"--tensorboard": telemetry.tensorboard, "--mlflow": telemetry.mlflow, "--wandb": telemetry.wandb}
+    return arguments + [option for option, asked in given.items() if asked]
 
 
 def _launch(job: TailorPOJob, layout: WorldLayout, arguments: list[str]) -> int:
@@ -96,6 +97,20 @@ def _launch(job: TailorPOJob, layout: WorldLayout, arguments: list[str]) -> int:
 )
 @click.option("--tensorboard", is_flag=True, help="Write TensorBoard's event files to OUTPUT/tensorboard.")
 @click.option(
+    "--mlflow",
+    is_flag=True,
+    envvar="TAILORPO_MLFLOW",
+    show_envvar=True,
+    help="Log to MLflow: to MLFLOW_TRACKING_URI, by default OUTPUT/mlflow.db.",
+)
+@click.option(
+    "--wandb",
+    is_flag=True,
+    envvar="TAILORPO_WANDB",
+    show_envvar=True,
+    help="Log to Weights & Biases: to OUTPUT/wandb, with WANDB_MODE=online to its server.",
+)
+@click.option(
     "--processes", type=click.IntRange(1, 64), default=1, show_default=True, help="Processes here, one an accelerator."
 )
 @click.option(
@@ -120,6 +135,8 @@ def run(
     metrics_host: str,
     metrics_stall_seconds: float,
     tensorboard: bool,
+    mlflow: bool,
+    wandb: bool,
     processes: int,
     nodes: int,
     node_rank: int,
@@ -143,7 +160,9 @@ def run(
 
     state.reporter = reporter = termination.TerminationReporter()
     reporter.report(Progress())
-    telemetry = exporters.TelemetryOptions(metrics_port, metrics_host, metrics_stall_seconds, tensorboard)
+    telemetry = exporters.TelemetryOptions(
+        metrics_port, metrics_host, metrics_stall_seconds, tensorboard, mlflow, wandb
+    )
     job = document.read(file, overrides)
     ignored = cluster_fields(job)
     if ignored and not quiet:

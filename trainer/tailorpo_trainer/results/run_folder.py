@@ -3,7 +3,7 @@
 job.yaml  prompts.json  environment.json      what was run, and where
 cost.json                                     FLOPs of one row of each kind of work
 metrics.jsonl  progress.json                  what happened (`docs/progress.md`)
-tensorboard/                                  the same for TensorBoard, where it was asked for
+tensorboard/, mlflow.db, wandb/               the same for these trackers, where they were asked for
 samples/iteration-000000/000.png …            pictures of each evaluation, on the same noise
 adapter/                                      the result, as diffusers loads it
 report.html                                   all of it, to look at

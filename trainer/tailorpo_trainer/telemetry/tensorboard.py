@@ -1,18 +1,15 @@
 """Event files for TensorBoard: the lines of `metrics.jsonl` as scalars, and the pictures of each evaluation."""
 
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tailorpo_trainer.errors import ConfigurationError
 from tailorpo_trainer.results.run_folder import RunFolder
 from tailorpo_trainer.telemetry.observer import Line, Observer, RunStart
+from tailorpo_trainer.telemetry.scalars import scalars
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard.writer import SummaryWriter
-
-EXCLUDED = ("iteration", "totals", "eta_seconds", "images")
-"""Keys of a line whose values are not worth a curve."""
 
 
 class TensorBoard(Observer):
@@ -33,13 +30,13 @@ class TensorBoard(Observer):
         self._writer = self._open(str(self.folder.root / "tensorboard"), purge_step=purge_step)
 
     def iteration(self, line: Line) -> None:
-        self._scalars("training", line)
+        self._scalars(line)
 
     def evaluation(self, line: Line) -> None:
         import numpy
         from PIL import Image
 
-        self._scalars("evaluation", line)
+        self._scalars(line)
         for number, prompt in enumerate(line["prompts"]):
             with Image.open(self.folder.sample(line["iteration"], number)) as picture:
                 self._opened_writer.add_image(
@@ -47,7 +44,7 @@ class TensorBoard(Observer):
                 )
 
     def checkpoint(self, line: Line) -> None:
-        self._scalars("checkpoint", line)
+        self._scalars(line)
 
     def alarm(self, line: Line) -> None:
         self._opened_writer.add_text(f"alarm/{line['name']}", line["message"], line["iteration"])
@@ -56,23 +53,11 @@ class TensorBoard(Observer):
         if self._writer is not None:
             self._writer.close()
 
-    def _scalars(self, prefix: str, line: Line) -> None:
-        for tag, value in _scalars_of(prefix, line):
+    def _scalars(self, line: Line) -> None:
+        for tag, value in scalars(line):
             self._opened_writer.add_scalar(tag, value, line["iteration"])
 
     @property
     def _opened_writer(self) -> "SummaryWriter":
         assert self._writer is not None, "`begin` comes before any line"
         return self._writer
-
-
-def _scalars_of(prefix: str, line: Line) -> Iterator[tuple[str, float]]:
-    """Every number of a line with its tag: `training/loss`, `training/gap_by_step/12`."""
-    for key, value in line.items():
-        match value:
-            case _ if key in EXCLUDED:
-                continue
-            case Mapping():
-                yield from _scalars_of(f"{prefix}/{key}", value)
-            case float() | int():
-                yield f"{prefix}/{key}", value
