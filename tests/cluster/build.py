@@ -1,4 +1,4 @@
-"""Builds Kubernetes' programs from pinned Go modules, once for each version of the lock files."""
+"""Builds programs from pinned Go modules, Kubernetes' first, once for each version of the lock files."""
 
 import fcntl
 import hashlib
@@ -22,6 +22,8 @@ REPORT_SECONDS = 15.0
 KEPT, KEPT_DAYS = 2, 30
 """Builds that are kept whatever their age, and days without use after which another is deleted."""
 
+KUBERNETES = "k8s.io/kubernetes"
+
 Report = Callable[[str], None]
 
 
@@ -33,6 +35,7 @@ class Programs:
     module: Path
     names: tuple[str, ...]
     tags: tuple[str, ...] = ()
+    of: str = KUBERNETES  # the Go module whose version they have
 
 
 SERVERS = Programs(
@@ -61,7 +64,12 @@ def beside_python(program: str, package: str) -> str:
 
 def kubernetes_version() -> str:
     """What go.mod pins, such as "v1.37.2"."""
-    pinned = re.search(r"^\tk8s\.io/kubernetes (v\S+)", (SERVERS.module / "go.mod").read_text(), re.MULTILINE)
+    return pinned_version(SERVERS)
+
+
+def pinned_version(programs: Programs) -> str:
+    """The version of programs that go.mod pins."""
+    pinned = re.search(rf"^\s*{re.escape(programs.of)} (v\S+)", (programs.module / "go.mod").read_text(), re.MULTILINE)
     assert pinned is not None
     return pinned[1]
 
@@ -143,12 +151,17 @@ def _prune(cache: Path, report: Report) -> None:
 
 
 def _flags(programs: Programs) -> list[str]:
-    version = kubernetes_version()
-    major, minor, _ = version.removeprefix("v").split(".", 2)
-    values = {"gitMajor": major, "gitMinor": minor, "gitVersion": version}
-    stamped = " ".join(f"-X k8s.io/component-base/version.{name}={value}" for name, value in values.items())
-    tags = [f"-tags={','.join(programs.tags)}"] if programs.tags else []
-    return ["-trimpath", "-buildvcs=false", f"-ldflags=-s -w {stamped}", *tags]
+    flags = "-ldflags=-s -w"
+    if programs.of == KUBERNETES:
+        version = kubernetes_version()
+        major, minor, _ = version.removeprefix("v").split(".", 2)
+        values = {"gitMajor": major, "gitMinor": minor, "gitVersion": version}
+        flags = " ".join([flags, *(f"-X k8s.io/component-base/version.{name}={value}" for name, value in values.items())])
+    return ["-trimpath", "-buildvcs=false", flags, *_tags(programs)]
+
+
+def _tags(programs: Programs) -> list[str]:
+    return [f"-tags={','.join(programs.tags)}"] if programs.tags else []
 
 
 def _environment() -> dict[str, str]:
@@ -177,10 +190,13 @@ def alone(path: Path, what: str, report: Report = say) -> Iterator[None]:
 
 
 def _build(go: str, programs: Programs, folder: Path, family: Family, report: Report) -> None:
-    report(f"building {programs.what} {kubernetes_version()}: once, 5 to 20 minutes, at low priority")
+    report(f"building {programs.what} {pinned_version(programs)}: once, 5 to 20 minutes, at low priority")
     # This also downloads the modules; Go says so itself, on standard error.
     listed = subprocess.run(
-        [go, "list", "-deps", "tool"], cwd=programs.module, env=_environment(), stdout=subprocess.PIPE
+        [go, "list", "-deps", *_tags(programs), "tool"],
+        cwd=programs.module,
+        env=_environment(),
+        stdout=subprocess.PIPE,
     )
     if listed.returncode:
         raise BuildError("the Go modules could not be had; Go's reason stands above")
