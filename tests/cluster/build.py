@@ -156,7 +156,9 @@ def _flags(programs: Programs) -> list[str]:
         version = kubernetes_version()
         major, minor, _ = version.removeprefix("v").split(".", 2)
         values = {"gitMajor": major, "gitMinor": minor, "gitVersion": version}
-        flags = " ".join([flags, *(f"-X k8s.io/component-base/version.{name}={value}" for name, value in values.items())])
+        flags = " ".join(
+            [flags, *(f"-X k8s.io/component-base/version.{name}={value}" for name, value in values.items())]
+        )
     return ["-trimpath", "-buildvcs=false", flags, *_tags(programs)]
 
 

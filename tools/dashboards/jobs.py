@@ -27,7 +27,7 @@ def dashboard() -> File:
 
 
 def status(phase: str = "") -> str:
-    """1 for each job in its phase, 0 in the others; once, though two operators may report it while the leader changes."""
+    """1 for each job in its phase, 0 in the others; once a job, even while the leader changes and two report it."""
     return each("tailorpo_job_status", "phase", f'phase="{phase}"' if phase else "", IN_NAMESPACE)
 
 
@@ -80,8 +80,8 @@ def _waiting() -> Row:
             12,
             lines(
                 "Waiting now",
-                "How long each job has waited for its pods. An alert fires after an hour (dashed); kubectl describe tpj "
-                "says what it waits for.",
+                "How long each job has waited for its pods. An alert fires after an hour (dashed); kubectl describe "
+                "tpj says what it waits for.",
                 [Query(each("tailorpo_job_pending_seconds", of=IN_NAMESPACE))],
                 units.Seconds,
                 low=0,

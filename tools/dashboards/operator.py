@@ -4,8 +4,7 @@ from grafana_foundation_sdk.builders import dashboard as build
 from grafana_foundation_sdk.models import units
 
 from tools.dashboards import variables
-from tools.dashboards.panels import BLUE, GREEN, RED, YELLOW, File, Row, Steps, assembled, cells, lines, states
-from tools.dashboards.panels import value
+from tools.dashboards.panels import BLUE, GREEN, RED, YELLOW, File, Row, Steps, assembled, cells, lines, states, value
 from tools.dashboards.queries import IN_CLUSTER, OF_OPERATOR, Query, selected
 
 UID = "tailorpo-operator"
@@ -190,8 +189,8 @@ def _requests() -> Row:
             8,
             lines(
                 "Requests that failed",
-                "By code: 429 asks to slow down, 5xx and 0 (no answer) mean that the API server has a problem, 403 that "
-                "a right is missing. 404 and 409 are part of ordinary work and not shown.",
+                "By code: 429 asks to slow down, 5xx and 0 (no answer) mean that the API server has a problem, 403 "
+                "that a right is missing. 404 and 409 are part of ordinary work and not shown.",
                 [Query(_rate(requests, "code", 'code!~"2..|404|409"'), "{{code}}")],
                 units.RequestsPerSecond,
                 low=0,
@@ -225,6 +224,7 @@ def _requests() -> Row:
 
 
 def _process() -> Row:
+    cores = f"rate(process_cpu_seconds_total{{{IN_CLUSTER}}}[$__rate_interval])"
     ours = f"and on (cluster, instance) {of('tailorpo_operator_leading')}"
     return Row("What does it use?").line(
         7,
@@ -243,12 +243,7 @@ def _process() -> Row:
             lines(
                 "CPU",
                 "Cores that each replica uses.",
-                [
-                    Query(
-                        f"sum by ({REPLICA}) (rate(process_cpu_seconds_total{{{IN_CLUSTER}}}[$__rate_interval]) {ours})",
-                        LEGEND,
-                    )
-                ],
+                [Query(f"sum by ({REPLICA}) ({cores} {ours})", LEGEND)],
                 units.Short,
                 low=0,
             ),
@@ -266,5 +261,3 @@ def _process() -> Row:
             ),
         ),
     )
-
-

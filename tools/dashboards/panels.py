@@ -262,7 +262,9 @@ class File:
         return json.dumps(raw, sort_keys=True, indent=1) + "\n"
 
 
-def _common(panel: Panel, title: str, description: str, queries: Sequence[Query], none: str, buckets: bool = False) -> Panel:
+def _common(
+    panel: Panel, title: str, description: str, queries: Sequence[Query], none: str, buckets: bool = False
+) -> Panel:
     panel = panel.title(title).description(description).datasource(SOURCE)
     if none:
         panel = panel.no_value(none)

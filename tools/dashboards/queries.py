@@ -17,7 +17,7 @@ OF_OPERATOR = f'{IN_CLUSTER},namespace=~"$namespace"'
 
 @dataclass(frozen=True)
 class Query:
-    """One query of a panel. legend: Grafana's template. instant: only the last value. table: one row for each series."""
+    """One query of a panel. legend: Grafana's template. instant: only the last value. table: a row for each series."""
 
     expression: str
     legend: str = NAME

@@ -4,8 +4,23 @@ from grafana_foundation_sdk.builders import timeseries
 from grafana_foundation_sdk.models import units
 
 from tools.dashboards import variables
-from tools.dashboards.panels import BLUE, GREEN, RED, TEXT, YELLOW, File, Row, Steps, assembled, by_step, cells, faint
-from tools.dashboards.panels import lines, states, value
+from tools.dashboards.panels import (
+    BLUE,
+    GREEN,
+    RED,
+    TEXT,
+    YELLOW,
+    File,
+    Row,
+    Steps,
+    assembled,
+    by_step,
+    cells,
+    faint,
+    lines,
+    states,
+    value,
+)
 from tools.dashboards.queries import JOB, NAME, Query, each, over, rate, selected
 
 UID = "tailorpo-training"
@@ -106,7 +121,7 @@ def _reward() -> Row:
     held_out = lines(
         "Held-out reward",
         "The figure to judge a run by: the mean reward on noise and prompts that training does not use, at each "
-        "evaluation. The dashed lines are its 95 % interval: two runs whose intervals overlap widely are not different.",
+        "evaluation. The dashed lines are its 95 % interval: runs whose intervals overlap widely are not different.",
         [Query(mean), Query(f"{mean} - 1.96 * {error}"), Query(f"{mean} + 1.96 * {error}")],
         axis="reward",
         none="No evaluation yet",
@@ -197,8 +212,8 @@ def _learning() -> Row:
     )
     clamped = lines(
         "Clamped ratios",
-        "Share of the likelihood ratios that were clamped and gave no gradient. Above half (dashed) an alarm is raised: "
-        "lower the learning rate, or widen the clamp.",
+        "Share of the likelihood ratios that were clamped and gave no gradient. Above half (dashed) an alarm is "
+        "raised: lower the learning rate, or widen the clamp.",
         [Query(each("tailorpo_clamped_ratio"))],
         units.PercentUnit,
         steps=Steps(GREEN, [(0.5, RED)]),
@@ -279,7 +294,7 @@ def _speed() -> Row:
     utilisation = lines(
         "Utilisation",
         "Model: floating-point operations of the model per second, as a share of the accelerators' peak. Accelerator: "
-        "share of the time in which a kernel ran, as nvidia-smi reports it, which can be high while the model's is low.",
+        "share of the time in which a kernel ran, as nvidia-smi reports it, high also where the model's is low.",
         [
             Query(used, f"{NAME} model"),
             Query(each("tailorpo_accelerator_utilization_ratio"), f"{NAME} accelerator"),
@@ -327,8 +342,9 @@ def _spent(title: str, metric: str, what: str) -> object:
 
 
 def _safety() -> Row:
-    saved, begun = selected("tailorpo_checkpoint_last_success_timestamp_seconds"), selected(
-        "tailorpo_attempt_start_timestamp_seconds"
+    saved, begun = (
+        selected("tailorpo_checkpoint_last_success_timestamp_seconds"),
+        selected("tailorpo_attempt_start_timestamp_seconds"),
     )
     age = lines(
         "Age of the newest checkpoint",

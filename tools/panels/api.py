@@ -69,6 +69,8 @@ class Api:
         if kind == "scalar":
             return [Series({}, [(float(result[0]), float(result[1]))])]
         return [
-            Series(dict(each["metric"]), [(float(at), float(value)) for at, value in each.get("values") or [each["value"]]])
+            Series(
+                dict(each["metric"]), [(float(at), float(value)) for at, value in each.get("values") or [each["value"]]]
+            )
             for each in result
         ]
