@@ -112,6 +112,23 @@ def seconds(name: str, default: float, text: str) -> Callable[[Command], Command
     30,
     "Time until an unanswered request to the API server is retried. Watches are restarted as often.",
 )
+@click.option(
+    "--job-metrics/--no-job-metrics",
+    default=True,
+    show_default=True,
+    envvar="TAILORPO_JOB_METRICS",
+    show_envvar=True,
+    help="Serve metrics of each job, about 20 series each.",
+)
+@click.option(
+    "--job-metrics-limit",
+    type=click.IntRange(0),
+    default=2000,
+    show_default=True,
+    envvar="TAILORPO_JOB_METRICS_LIMIT",
+    show_envvar=True,
+    help="Number of jobs with metrics of their own, at most: active ones first, then the newest.",
+)
 @seconds("--resync-seconds", 300, "Time between full lists of jobs, which find what watches missed.")
 @click.option(
     "--leader-elect/--no-leader-elect",
@@ -144,6 +161,8 @@ def operator(
     status_seconds: float,
     request_timeout_seconds: float,
     resync_seconds: float,
+    job_metrics: bool,
+    job_metrics_limit: int,
     leader_elect: bool | None,
     lease_namespace: str,
     log: str,
@@ -170,6 +189,8 @@ def operator(
         resync=resync_seconds,
         progress_interval=progress_seconds,
         status_interval=status_seconds,
+        job_metrics=job_metrics,
+        job_metrics_limit=job_metrics_limit,
         lease=Lease(lease_namespace) if elect else None,
         retries=Retries(first=retry_seconds, most=retry_seconds_max, lost=lost_seconds),
     )

@@ -30,6 +30,7 @@ class Settings:
         status_interval: time between two writes of a job's status that change only its progress.
         status_rate: such writes a second, for all jobs together.
         lease: the Lease of the leader election; None: this operator acts without an election.
+        job_metrics: whether each job has series of its own, and job_metrics_limit: how many jobs have at most.
         stale: time without a turn of the event loop after which `/healthz` fails.
     """
 
@@ -44,6 +45,8 @@ class Settings:
     progress_connections: int = 32
     status_interval: float = 30.0
     status_rate: float = 20.0
+    job_metrics: bool = True
+    job_metrics_limit: int = 2000
     stale: float = 120.0
     lease: Lease | None = None
     retries: Retries = field(default_factory=Retries)

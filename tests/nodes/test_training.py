@@ -100,7 +100,7 @@ def test_an_undisturbed_run(place: Place, undisturbed: Followed) -> None:
 
     leader, other = pods(job, 1)
     assert {pod["spec"]["nodeName"] for pod in (leader, other)} == {"node-0", "node-1"}
-    figures = scraped(place, leader, namespace=NAMESPACE, job=job.name)
+    figures = scraped(place, leader, job_namespace=NAMESPACE, job_name=job.name)
     assert 1 <= figures["tailorpo_step"] <= figures["tailorpo_iterations"] == ITERATIONS
     assert figures["tailorpo_attempt"] == 1
     assert {"tailorpo_reward", "tailorpo_reward_gap", "tailorpo_loss", "tailorpo_samples_total"} <= set(figures)

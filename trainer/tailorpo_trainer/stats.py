@@ -4,11 +4,25 @@ A missing or non-finite value is None everywhere, and is left out of every resul
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 Value = float | None
+
+ROW_COSTS = {
+    "denoiser_forwards": "denoiser_forward",
+    "denoiser_forwards_with_gradient": "denoiser_backward",
+    "decodes": "decode",
+    "scoring_decodes": "scoring_decode",
+    "reward_queries": "scoring",
+}
+"""For each kind of work in a run's `totals`, the key of its FLOPs for each row in `cost.json`."""
+
+
+def flops(totals: Mapping[str, Value], cost: Mapping[str, float]) -> float:
+    """FLOPs of some work. cost: of one row of each kind; a kind whose cost is not known counts 0."""
+    return sum((totals.get(kind) or 0.0) * cost.get(key, 0.0) for kind, key in ROW_COSTS.items())
 
 
 @dataclass(frozen=True)

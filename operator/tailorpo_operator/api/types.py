@@ -34,6 +34,7 @@ CATEGORIES = ("all",)
 KEPT_ATTEMPTS = 10
 MAX_URI = 2176
 """Characters of the longest `storage` with a checkpoint's path in it."""
+MAX_TOTAL = 2**53 - 1
 DIGITS = 5
 """Significant digits of a number: a status that differs in none of them is not worth a write."""
 
@@ -82,6 +83,8 @@ ShortMessage = Annotated[str, _one_line(256), Field(max_length=256)]
 URI = Annotated[str, Field(max_length=MAX_URI)]
 Number = Annotated[float | None, BeforeValidator(_rounded)]
 Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
+Total = Annotated[int, Field(ge=0, le=MAX_TOTAL)]
+"""A sum over the life of a job."""
 Time = Annotated[
     AwareDatetime,
     BeforeValidator(lambda value: value.replace(microsecond=0) if isinstance(value, datetime) else value),
@@ -120,6 +123,7 @@ class Attempt(StatusModel):
 
     number: int = Field(ge=1, le=2**31 - 1, description="From 1; its checkpoints are below `attempt-NUMBER`.")
     start: Time | None = Field(None, description="When its Job was made.")
+    ready: Time | None = Field(None, description="When all its pods ran.")
     end: Time | None = Field(None, description="When it was judged.")
     reason: ShortText | None = Field(None, description="How it ended, in one CamelCase word.")
     message: ShortMessage | None = Field(None, description="How it ended, for people.")
@@ -127,6 +131,7 @@ class Attempt(StatusModel):
     exit_code: int | None = Field(None, ge=0, le=255, description="Exit code of the first cause.")
     rank: Count | None = Field(None, description="Global rank of the process that it came from.")
     node: NodeName | None = Field(None, description="Node where that happened.")
+    accelerators: Count | None = Field(None, description="Accelerators that the limits of its pods give it.")
     step_from: Count | None = Field(None, description="Iterations that were done when it began.")
     step_to: Count | None = Field(None, description="Iterations that were done when it ended.")
 
@@ -172,6 +177,9 @@ class Status(StatusModel):
     next_attempt_time: Time | None = Field(None, description="When the next attempt may begin.")
     restarts: Count = Field(0, description="Attempts after the first.")
     failures: Count = Field(0, description="Attempts whose end counted against `backoffLimit`.")
+    accelerator_seconds: Total | None = Field(
+        None, description="Accelerators times the seconds from `ready` to `end`, of all attempts that have ended."
+    )
     progress: Progress | None = Field(None, description="How far the run is.")
     metrics: Metrics | None = Field(None, description="The last figures of training.")
     checkpoint: Checkpoint | None = Field(None, description="The newest one: what a restart would resume from.")

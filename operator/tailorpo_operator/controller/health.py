@@ -1,12 +1,15 @@
 """Serves `/healthz`, `/readyz` and `/metrics`."""
 
+import asyncio
+import gzip
 import os
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from aiohttp import web
-from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, generate_latest
+from prometheus_client import REGISTRY, CollectorRegistry
+from prometheus_client.exposition import choose_encoder
 
 from tailorpo_trainer.errors import ConfigurationError
 
@@ -34,6 +37,11 @@ class Deadlines:
         return None
 
 
+def _page(encode: Callable[[CollectorRegistry], bytes], zipped: bool) -> bytes:
+    page = encode(REGISTRY)
+    return gzip.compress(page, compresslevel=1) if zipped else page
+
+
 @asynccontextmanager
 async def serving(
     host: str, port: int, live: Callable[[], str | None], ready: Callable[[], str | None]
@@ -50,8 +58,17 @@ async def serving(
 
         return answer
 
-    async def scrape(_: web.Request) -> web.Response:
-        return web.Response(body=generate_latest(REGISTRY), headers={"Content-Type": CONTENT_TYPE_LATEST})
+    scraping = asyncio.Lock()  # for many scrapers at once must not take all threads
+
+    async def scrape(request: web.Request) -> web.Response:
+        """In a thread: thousands of jobs take long, and this event loop also renews the Lease."""
+        encode, kind = choose_encoder(request.headers.get("Accept", ""))
+        zipped = "gzip" in request.headers.get("Accept-Encoding", "")
+        async with scraping:
+            body = await asyncio.to_thread(_page, encode, zipped)
+        return web.Response(
+            body=body, headers={"Content-Type": kind, **({"Content-Encoding": "gzip"} if zipped else {})}
+        )
 
     app = web.Application()
     app.router.add_get("/healthz", probe(live))  # type: ignore[arg-type]

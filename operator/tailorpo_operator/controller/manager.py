@@ -6,7 +6,7 @@ import logging
 import secrets
 import signal
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from kubernetes.aio.client import ApiClient
 
 from tailorpo_operator import metrics
 from tailorpo_operator.api.naming import Key
-from tailorpo_operator.controller import health, kopf_handlers
+from tailorpo_operator.controller import health, job_metrics, kopf_handlers
 from tailorpo_operator.controller.progress_poller import ProgressPoller
 from tailorpo_operator.controller.reconciler import Reconciler, now
 from tailorpo_operator.controller.watched_kinds import NAMES, watched_kinds
@@ -217,11 +217,11 @@ class Operator:
             self._live.reset("turn")
             await asyncio.sleep(TURN_SECONDS)
 
-    def _figures(self) -> Iterator[metrics.JobSample]:
-        """Of all jobs, if this operator leads: otherwise each replica would count each job."""
-        for key, known in self._cache.jobs.items() if self._leads() else ():
-            pending = None if known.unready_since is None else max(0.0, (now() - known.unready_since).total_seconds())
-            yield metrics.JobSample(*key, known.phase, pending)
+    def _figures(self) -> metrics.Jobs:
+        """Of all jobs, if this operator leads: otherwise each replica would count each job. Callable in any thread."""
+        cached = self._cache.copy_jobs() if self._leads() else {}
+        limit = self.settings.job_metrics_limit if self.settings.job_metrics else 0
+        return job_metrics.jobs(cached, now(), limit)
 
     def _leaders(self) -> dict[Key, Pod]:
         """The first worker of each running job."""

@@ -16,6 +16,7 @@ from tailorpo_operator.api.conditions import is_true
 from tailorpo_operator.api.naming import Key
 from tailorpo_operator.api.types import Job
 from tailorpo_operator.children import indexed_job
+from tailorpo_operator.controller import job_metrics
 from tailorpo_operator.controller.rendezvous_service import Rendezvous
 from tailorpo_operator.controller.worker import Worker
 from tailorpo_operator.controller.workqueue import WorkQueue
@@ -37,7 +38,7 @@ from tailorpo_operator.planning.attempts import present
 from tailorpo_operator.planning.events import event
 from tailorpo_operator.planning.observed import Observed, Reason, Report
 from tailorpo_operator.planning.plan import plan
-from tailorpo_operator.planning.status_diff import difference, newly_ended
+from tailorpo_operator.planning.status_diff import difference
 from tailorpo_operator.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -260,6 +261,7 @@ class Reconciler:
         self._cache.put_job(written)
         self._written[key] = asyncio.get_running_loop().time()
         _log_phase(key, job, planned)
+        job_metrics.observe(key.namespace, job.status, planned.status)
         return True
 
     def _raw_status(self, key: Key) -> Mapping[str, Any]:
@@ -291,11 +293,9 @@ def _log_fields(key: Key, attempt: int | None = None) -> dict[str, Any]:
 
 
 def _log_phase(key: Key, job: Job, planned: Plan) -> None:
-    """Logs a change of the phase, and counts the attempts that have ended."""
+    """Logs a change of the phase."""
     before, after = job.status, planned.status
     attempt = after.attempts[-1] if after.attempts else None
     number = None if attempt is None else attempt.number
-    for end in newly_ended(before, after):
-        metrics.ATTEMPTS.labels(end.reason).inc()
     if before.phase != after.phase or not before.conditions:
         log.info("%s: %s", after.phase, after.message, extra=_log_fields(key, number))

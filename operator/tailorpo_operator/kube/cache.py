@@ -59,6 +59,10 @@ class Cache:
     def jobs(self) -> Mapping[Key, CachedJob]:
         return self._jobs
 
+    def copy_jobs(self) -> Mapping[Key, CachedJob]:
+        """A copy, which another thread may ask for and read while this one changes the cache."""
+        return self._jobs.copy()
+
     @property
     def running(self) -> Iterable[Key]:
         """Jobs whose phase is Running."""

@@ -41,7 +41,8 @@ class LeaderElection:
     @property
     def is_leader(self) -> bool:
         """Whether this candidate holds the Lease, by a clock that continues while the process is paused."""
-        return self._renewed is not None and time.monotonic() - self._renewed < RENEW_DEADLINE
+        renewed = self._renewed  # once, for a scrape asks from a thread of its own
+        return renewed is not None and time.monotonic() - renewed < RENEW_DEADLINE
 
     async def run(self, on_started_leading: Callable[[], None]) -> None:
         """Runs until it is cancelled. on_started_leading: called whenever it begins to lead."""

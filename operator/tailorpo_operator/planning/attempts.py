@@ -4,6 +4,7 @@ from datetime import datetime, timedelta
 
 from tailorpo_operator.api.conditions import condition, is_true
 from tailorpo_operator.api.types import Attempt, Status
+from tailorpo_operator.children.accelerators import accelerators
 from tailorpo_operator.planning.builder import PlanBuilder
 from tailorpo_operator.planning.pending_reason import QUEUED
 
@@ -30,7 +31,12 @@ def adopt(builder: PlanBuilder) -> None:
 def begin(builder: PlanBuilder, number: int, start: datetime, workers: int) -> None:
     """Opens an attempt. Its first step is an estimate until the trainer reports which checkpoint it resumed from."""
     reached = builder.status.checkpoint or builder.status.progress
-    attempt = Attempt(number=number, start=start, step_from=reached.step if reached else None)
+    attempt = Attempt(
+        number=number,
+        start=start,
+        accelerators=accelerators(builder.job.spec) or None,
+        step_from=reached.step if reached else None,
+    )
     builder.update_status(
         attempts=[*builder.status.attempts, attempt], restarts=number - 1, next_attempt_time=None, resumed_from=None
     )

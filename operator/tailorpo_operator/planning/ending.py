@@ -1,7 +1,7 @@
 """The attempt is ending: its pods are stopped, and once none can run any more it is judged."""
 
 from tailorpo_operator.api.conditions import ConditionState
-from tailorpo_operator.api.types import Attempt, Status
+from tailorpo_operator.api.types import MAX_TOTAL, Attempt, Status
 from tailorpo_operator.planning import stopping
 from tailorpo_operator.planning.actions import DeletePod, StopAttempt
 from tailorpo_operator.planning.backoff import PLANNED
@@ -100,7 +100,11 @@ def _judge(builder: PlanBuilder, attempt: Attempt, cause: Cause) -> None:
     if cause.verdict is Verdict.DONE and _extended(builder, attempt):
         ended = ended.replace(reason="Extended", message="done, and training.iterations has grown meanwhile")
     builder.update_attempt(ended)
-    builder.update_status(failures=builder.status.failures + (1 if ended.counted else 0), next_attempt_time=None)
+    builder.update_status(
+        failures=builder.status.failures + (1 if ended.counted else 0),
+        accelerator_seconds=_accelerator_seconds(builder.status, ended),
+        next_attempt_time=None,
+    )
     builder.clear_conditions(ended.reason or "", "PodsReady", "Running")
     failures, limit = builder.status.failures, builder.run_policy.backoff_limit
     if ended.reason in PLANNED:
@@ -114,6 +118,14 @@ def _judge(builder: PlanBuilder, attempt: Attempt, cause: Cause) -> None:
         fail(builder, cause, "BackoffLimitExceeded", message)
     else:
         _retry(builder, ended, cause)
+
+
+def _accelerator_seconds(status: Status, ended: Attempt) -> int | None:
+    """The sum over all attempts that have ended, the last of which is this one: the status keeps few of them."""
+    if not ended.accelerators or ended.ready is None or ended.end is None:
+        return status.accelerator_seconds
+    seconds = max(0, int((ended.end - ended.ready).total_seconds()))
+    return min((status.accelerator_seconds or 0) + ended.accelerators * seconds, MAX_TOTAL)
 
 
 def _extended(builder: PlanBuilder, attempt: Attempt) -> bool:

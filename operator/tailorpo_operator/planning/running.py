@@ -1,6 +1,6 @@
 """The attempt waits for its pods, or runs."""
 
-from tailorpo_operator.api.conditions import ConditionState, is_true
+from tailorpo_operator.api.conditions import ConditionState, is_true, since
 from tailorpo_operator.api.types import Attempt
 from tailorpo_operator.children.indexed_job import wants_gang, warnings
 from tailorpo_operator.planning import attempts, pending_reason, stopping
@@ -39,6 +39,8 @@ def proceed(builder: PlanBuilder, attempt: Attempt) -> None:
     )
     if ready or ran:
         builder.set_conditions(Restarting=ConditionState(False, "Running"))
+        if attempt.ready is None:
+            builder.update_attempt(attempt.replace(ready=since(builder.status, "Running")))
     one_by_one = not ran and problem is not None and not attempt_job.gang_scheduled and wants_gang(builder.job)
     messages = [message, *([ONE_BY_ONE] if one_by_one else []), *warnings(builder.job)]
     builder.set_message("; ".join(messages), starting=problem is None)

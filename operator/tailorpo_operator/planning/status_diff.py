@@ -22,6 +22,18 @@ def newly_ended(old: Status, new: Status) -> list[Attempt]:
     return [attempt for attempt in new.attempts if attempt.end is not None and attempt.number not in before]
 
 
+def newly_ready(old: Status, new: Status) -> list[Attempt]:
+    """Attempts whose pods have all run since the old status."""
+    before = {attempt.number for attempt in old.attempts if attempt.ready is not None}
+    return [attempt for attempt in new.attempts if attempt.ready is not None and attempt.number not in before]
+
+
+def newly_begun(old: Status, new: Status) -> list[Attempt]:
+    """Attempts that have begun since the old status."""
+    newest = max((attempt.number for attempt in old.attempts), default=0)
+    return [attempt for attempt in new.attempts if attempt.number > newest]
+
+
 def _without(raw: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in raw.items() if key not in TRANSIENT}
 

@@ -50,7 +50,7 @@ def story(watched: Watched) -> dict[str, Any]:
         "message": status["message"],
         "counts": (status["restarts"], status["failures"]),
         "attempts": [
-            {key: value for key, value in attempt.items() if key not in ("start", "end", "node", "message")}
+            {key: value for key, value in attempt.items() if key not in ("start", "ready", "end", "node", "message")}
             for attempt in status["attempts"]
         ],
         "conditions": {each["type"]: (each["status"], each["reason"]) for each in status["conditions"]},

@@ -273,7 +273,9 @@ def test_no_field_of_a_status_is_dropped(kubectl: Kubectl, definition: str) -> N
         adapter="a",
         conditions=[{"type": "Running", "status": "True", "lastTransitionTime": time, "reason": "R", "message": "x"}],
         attempts=[{"number": n, "start": time, "end": time, "reason": "r" * 90, "message": "x" * 300, "counted": True,
-                   "exitCode": 137, "rank": 3, "node": "n", "stepFrom": 0, "stepTo": 1} for n in range(1, 12)],
+                   "exitCode": 137, "rank": 3, "node": "n", "ready": time, "accelerators": 8, "stepFrom": 0,
+                   "stepTo": 1} for n in range(1, 12)],
+        accelerator_seconds=2**53 - 1,
     )  # fmt: skip
     patch = json.dumps({"status": status.to_dict()})
     kubectl("patch", "tpj", "vivid", "--subresource=status", "--type=merge", f"--patch={patch}")

@@ -151,7 +151,7 @@ def test_a_queue_holds_a_gang_and_lets_it_go(
     short = json.dumps({"spec": {"runPolicy": {"startDeadlineSeconds": 1, "activeDeadlineSeconds": 2}}})
     kubectl("patch", "tpj", "animals", "--type=merge", f"--patch={short}")
     began = watched.attempt(1)["start"]
-    waited = re.compile(rf'job_pending_seconds{{job="animals",namespace="{kubectl.namespace}"}} ([3-9]|\d\d)')
+    waited = re.compile(rf'job_pending_seconds{{job_name="animals",job_namespace="{kubectl.namespace}"}} ([3-9]|\d\d)')
     until(lambda: waited.search(operator.ask("/metrics")[1]), "it is queued for longer than both deadlines")
     assert (watched.status["phase"], watched.attempt(1).get("reason")) == ("Pending", None)
     assert watched.attempt_jobs()[0]["spec"]["suspend"], "nobody fights the queue"

@@ -153,7 +153,7 @@ def test_its_own_metrics_and_health(kubectl: Kubectl, pod_driver: PodDriver, ope
     until(lambda: operator.ask("/readyz") == (200, "ok\n"), "it is ready")
     watched = Watched(kubectl, pod_driver, job(template={"resources": {"limits": {"nvidia.com/gpu": 64}}}))
     watched.phase("Pending")
-    pending = ("tailorpo_operator_job_pending_seconds", "animals", kubectl.namespace)
+    pending = ("tailorpo_job_pending_seconds", "animals", kubectl.namespace)
     until(lambda: pending in figures(operator.ask("/metrics")[1]), "how long it waits is told")
     kubectl("delete", "tpj", "animals")
     until(lambda: pending not in figures(operator.ask("/metrics")[1]), "it does not wait any more")

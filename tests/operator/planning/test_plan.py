@@ -12,6 +12,7 @@ from tailorpo_operator.planning.observed import Exit, Pod, Reason, Report
 from tailorpo_operator.planning.plan import plan
 from tailorpo_trainer.errors import ExitCode
 from tailorpo_trainer.spec import progress as trainer
+from tailorpo_trainer.spec.pod_template import Resources, Template
 from tests.operator.stories import (
     GRACE,
     NOON,
@@ -1075,3 +1076,27 @@ def test_a_time_zone_changes_nothing() -> None:
     story = Story(running(over(1), next_attempt_time=at(70).astimezone(there)))
     story.reconcile(60)
     assert str(story.status.message).endswith("the next begins at 12:01:10 UTC")
+
+
+def test_accelerator_time_is_that_of_attempts_whose_pods_all_ran() -> None:
+    story = Story(workers=2)
+    story.respec(template=Template(resources=Resources(limits={"nvidia.com/gpu": 4, "memory": "16Gi"})))
+    story.reconcile(0)
+    assert (story.last.accelerators, story.last.ready) == (8, None)
+    story.reconcile(30, attempt_job(), pod(), pending(1))
+    assert story.last.ready is None
+    story.reconcile(50, attempt_job(), pod(), pod(1))
+    story.reconcile(70, attempt_job(), pod(), pod(1, ready=False))
+    assert story.last.ready == at(50)
+    assert story.status.accelerator_seconds is None
+    story.respec(workers=1, template=Template())
+    story.reconcile(
+        110, attempt_job(failed=True), exited(ExitCode.OUT_OF_RESOURCES), exited(ExitCode.OUT_OF_RESOURCES, 1)
+    )
+    assert story.status.attempts[0].end == at(110)
+    assert story.status.accelerator_seconds == 8 * 60, "by the limits that it had"
+    story.reconcile(130)
+    story.reconcile(140, attempt_job(2, workers=1), pod(attempt=2))
+    story.reconcile(150, attempt_job(2, workers=1, complete=True), exited(0, attempt=2))
+    assert (story.last.ready, story.last.end, story.last.accelerators) == (at(140), at(150), None)
+    assert story.status.accelerator_seconds == 8 * 60

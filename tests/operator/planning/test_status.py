@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tailorpo_operator.api.status_size import MAX_BYTES, shrink, size
 from tailorpo_operator.api.types import (
     KEPT_ATTEMPTS,
+    MAX_TOTAL,
     Attempt,
     Checkpoint,
     Condition,
@@ -41,6 +42,7 @@ statuses = st.builds(
     message=st.none() | long(5000),
     start_time=times,
     restarts=counts,
+    accelerator_seconds=st.none() | st.integers(0, MAX_TOTAL),
     progress=st.builds(Progress, step=counts, steps=long(90), eta=long(90), eta_seconds=figures, percent=figures),
     metrics=st.builds(Metrics, reward=figures, gap=figures, loss=figures, evaluation=figures),
     checkpoint=st.none() | checkpoints,
@@ -62,7 +64,9 @@ statuses = st.builds(
             Attempt,
             number=st.integers(1, 9),
             start=times,
+            ready=times,
             end=times,
+            accelerators=st.none() | counts,
             reason=long(90),
             node=long(300),
             message=long(900),

@@ -306,7 +306,7 @@ def test_the_first_process_alone_serves_and_counts_for_all(
     from tailorpo_trainer.telemetry.prometheus import Metrics
 
     def keep(self: Metrics) -> None:
-        labels = {"namespace": "", "job": "test"}
+        labels = {"job_namespace": "", "job_name": "test"}
         samples = self.registry.get_sample_value("tailorpo_samples_total", labels)
         (tmp_path / "samples").write_text(str(samples))
 

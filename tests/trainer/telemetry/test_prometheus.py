@@ -3,36 +3,27 @@
 import json
 import re
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
 
-import promql_parser
 import pytest
 from prometheus_client import Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 from prometheus_client.parser import text_string_to_metric_families as classic
-from ruamel.yaml import YAML
 
+from tailorpo_trainer.errors import ConfigurationError
 from tailorpo_trainer.spec.progress import Progress
+from tailorpo_trainer.stats import flops
 from tailorpo_trainer.telemetry import alarms
 from tailorpo_trainer.telemetry.observer import RunStart
 from tailorpo_trainer.telemetry.prometheus import Metrics
-
-PAGE = (Path(__file__).parents[3] / "docs" / "metrics.md").read_text()
-
-ROWS = [[cell.strip() for cell in line.split("|")[1:-1]] for line in PAGE.splitlines() if "| `tailorpo_" in line]
-ALERTS = {
-    rule["alert"]: rule["expr"]
-    for block in re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
-    for group in YAML(typ="safe").load(block)["groups"]
-    for rule in group["rules"]
-}
-QUERIES = re.findall(r"```promql\n(.*?)```", PAGE, re.DOTALL)
+from tests.metrics_page import ACCELERATOR, ALERTS, OPERATOR, PAGE, QUERIES, RUN, selected, written
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
-IDENTITY = {"namespace": "research", "job": "test"}
+IDENTITY = {"job_namespace": "research", "job_name": "test"}
 
 Install = Callable[[Callable[[int], Any]], None]
 Families = dict[str, Metric]
@@ -43,7 +34,7 @@ def scrape(url: str, accept: str = OPENMETRICS) -> Families:
     with urlopen(Request(url, headers={"Accept": accept}), timeout=10) as answer:
         kind, text = answer.headers["Content-Type"], answer.read().decode()
     parse = openmetrics if "openmetrics" in kind else classic
-    return {f"{found.name}_total" if found.type == "counter" else found.name: found for found in parse(text)}
+    return {written(found): found for found in parse(text)}
 
 
 def value(families: Families, sample: str, **labels: str) -> float:
@@ -91,45 +82,28 @@ WHOLE: dict[str, Any] = {
 def test_the_page_lists_what_a_run_serves(watched: Callable[..., list[Families]], accept: str) -> None:
     """With its type and labels; while it trains, and under both formats."""
     served = {name: family for name, family in watched(accept=accept, **WHOLE)[-1].items() if "_created" not in name}
-    listed = {row[0].strip("`"): (row[1], set(re.findall(r"\w+", row[2]))) for row in ROWS}
     ours = {name: family for name, family in served.items() if not name.startswith("process_")}
-    assert listed.keys() == ours.keys()
+    # Tests run on CPUs; `test_accelerator.py` has the others.
+    assert ours.keys() == RUN.keys() - ACCELERATOR
     for name, family in ours.items():
-        kind, labels = listed[name]
-        assert family.type == kind
+        assert family.type == RUN[name].kind
         assert family.samples, name
         for sample in family.samples:
             assert sample.labels.items() >= IDENTITY.items()
-            assert sample.labels.keys() - {"le"} == labels | IDENTITY.keys()
+            assert sample.labels.keys() - {"le"} == RUN[name].labels | IDENTITY.keys()
     assert set(re.findall(r"`(process_\w+)`", PAGE)) == served.keys() - ours.keys()
-
-
-def selected(expression: str) -> set[str]:
-    """Metrics that an expression reads; it must be PromQL, and its labels those of the page."""
-    labels = {row[0].strip("`"): set(re.findall(r"\w+", row[2])) | IDENTITY.keys() for row in ROWS}
-    names: set[str] = set()
-
-    def visit(part: promql_parser.Expr) -> None:
-        if isinstance(part, promql_parser.VectorSelector):
-            assert part.name is not None
-            name = part.name if part.name in labels else re.sub(r"_(sum|count|bucket)$", "", part.name)
-            assert {matcher.name for matcher in part.matchers.matchers} <= labels[name]
-            names.add(name)
-
-    promql_parser.walk(promql_parser.parse(expression), visit)
-    return names
 
 
 def test_every_query_can_be_asked() -> None:
     assert all(selected(query) for query in QUERIES)
-    assert len(QUERIES) == 3
+    assert len(QUERIES) == 8
 
 
 def test_every_alert_can_be_asked_and_reads_the_metrics_that_name_it() -> None:
-    named = {row[5] for row in ROWS} - {""}
-    assert named == ALERTS.keys()
+    rows = (RUN | OPERATOR).values()
+    assert {row.alert for row in rows} - {""} == ALERTS.keys()
     for alert, expression in ALERTS.items():
-        read = {row[0].strip("`") for row in ROWS if row[5] == alert}
+        read = {row.name for row in rows if row.alert == alert}
         # The run itself raises alarms from several figures; this alert passes them on.
         assert read & selected(expression) == (selected(expression) if alert == "TailorPOAlarm" else read)
     assert {name for name in alarms.NAMES if f"`{name}`" in PAGE} == set(alarms.NAMES)
@@ -138,6 +112,7 @@ def test_every_alert_can_be_asked_and_reads_the_metrics_that_name_it() -> None:
 def test_figures_are_those_of_the_lines_as_training_goes_on(
     watched: Callable[..., list[Families]], tmp_path: Path
 ) -> None:
+    began = time.time()
     scrapes = watched()  # two calls an iteration
     lines = [json.loads(text) for text in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     iterations = [line for line in lines if line["kind"] == "iteration"]
@@ -148,9 +123,18 @@ def test_figures_are_those_of_the_lines_as_training_goes_on(
     for metric, key in (("loss", "loss"), ("reward_gap", "gap"), ("gradient_norm", "gradient_norm")):
         assert value(last, f"tailorpo_{metric}") == line[key]
     for step, gap in line["gap_by_step"].items():
-        assert value(last, "tailorpo_step_reward_gap_count", denoising_step=step) == 2
+        padded = f"{int(step):02}"
+        assert value(last, "tailorpo_step_reward_gap_count", denoising_step=padded) == 2
         total = gap + iterations[0]["gap_by_step"][step]
-        assert value(last, "tailorpo_step_reward_gap_sum", denoising_step=step) == pytest.approx(total)
+        assert value(last, "tailorpo_step_reward_gap_sum", denoising_step=padded) == pytest.approx(total)
+        assert value(last, "tailorpo_step_reward_gap_last", denoising_step=padded) == gap
+    assert len(last["tailorpo_step_reward_gap_last"].samples) == len(line["gap_by_step"])
+    assert value(last, "tailorpo_training_score", reward="probe") == line["rewards"]["probe"]
+    assert value(last, "tailorpo_denoiser_forwards_total") == line["totals"]["denoiser_forwards"] > 0
+    cost = json.loads((tmp_path / "run" / "cost.json").read_text())
+    assert flops(line["totals"], cost) > 0
+    assert value(last, "tailorpo_flops_total") == pytest.approx(flops(line["totals"], cost))
+    assert began < value(last, "tailorpo_attempt_start_timestamp_seconds") < time.time()
     seconds = sum(each["phase_seconds"]["rollout"] for each in iterations[:2])
     assert value(last, "tailorpo_phase_seconds_sum", phase="rollout") == pytest.approx(seconds)
     saved = [line for line in lines if line["kind"] == "checkpoint"][:2]
@@ -169,8 +153,22 @@ def test_after_a_resume_counters_begin_at_0_and_gauges_where_the_run_is(
     assert value(resumed[0], "tailorpo_attempt") == 2
     assert value(resumed[0], "tailorpo_step") == value(resumed[0], "tailorpo_checkpoint_step") == 2
     assert value(resumed[0], "tailorpo_loss") == value(first[-1], "tailorpo_loss")
-    for counter in ("samples", "reward_queries", "checkpoint_bytes", "checkpoint_failures"):
+    for counter in (
+        "samples", "reward_queries", "denoiser_forwards", "flops", "checkpoint_bytes", "checkpoint_failures"
+    ):  # fmt: skip
         assert value(resumed[0], f"tailorpo_{counter}_total") == 0
+
+
+def test_metrics_change_nothing_of_what_is_trained(start: Any, probe: Install, tmp_path: Path) -> None:
+    """The cost of a row is computed in this process, from networks of its own."""
+
+    def trained(*options: str) -> list[tuple[float, float]]:
+        probe(lambda call: None)
+        assert start("--fresh", *options) == 0
+        lines = [json.loads(text) for text in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+        return [(line["loss"], line["gradient_norm"]) for line in lines if line["kind"] == "iteration"]
+
+    assert trained("--metrics-port", "0") == trained()
 
 
 def test_no_prometheus_unless_a_port_is_asked_for(
@@ -188,13 +186,55 @@ def test_alarms_and_failed_checkpoints_count_also_those_before_a_resume() -> Non
     alarm = {"kind": "alarm", "iteration": 1, "name": "gap-at-zero", "message": "m"}
     metrics.begin(RunStart(2, 1, {}, [alarm]))
     get = metrics.registry.get_sample_value
-    labels = {"namespace": "", "job": "test"}
+    labels = {"job_namespace": "", "job_name": "test"}
     assert {name: get("tailorpo_alarm", labels | {"alarm": name}) for name in alarms.NAMES} == {
         name: float(name == "gap-at-zero") for name in alarms.NAMES
     }
     metrics.observe({"kind": "checkpoint", "iteration": 2, "error": "gone"})
     assert get("tailorpo_checkpoint_failures_total", labels) == 1
     assert get("tailorpo_checkpoint_last_success_timestamp_seconds", labels) is None
+
+
+def iteration(number: int, gaps: dict[str, float | None]) -> dict[str, Any]:
+    totals = {"images": 2, "reward_queries": 4, "denoiser_forwards": 10, "denoiser_forwards_with_gradient": 3}
+    return {
+        "kind": "iteration", "iteration": number, "rewards": {"a": 0.5}, "gap_by_step": gaps, "phase_seconds": {},
+        "totals": {key: number * total for key, total in totals.items()},
+    }  # fmt: skip
+
+
+def test_the_last_gap_is_that_of_the_steps_that_were_trained() -> None:
+    metrics = Metrics(Progress(name="test", of=9), steps=101)
+    metrics.begin(RunStart(1, 0, {}, []))
+
+    def shown() -> dict[str, float]:
+        (family,) = (each for each in metrics.registry.collect() if each.name == "tailorpo_step_reward_gap_last")
+        return {sample.labels["denoising_step"]: sample.value for sample in family.samples}
+
+    metrics.observe(iteration(1, {"0": 1.0, "100": 2.0}))
+    assert shown() == {"000": 1.0, "100": 2.0}
+    metrics.observe(iteration(2, {"0": 3.0, "99": 4.0, "100": None}))
+    assert shown() == {"000": 3.0, "099": 4.0}
+
+
+def test_flops_are_the_work_of_this_process_times_the_cost_of_a_row() -> None:
+    metrics = Metrics(Progress(name="test", of=9), costs=lambda: {"denoiser_forward": 100.0, "denoiser_backward": 7.0})
+    metrics.begin(RunStart(2, 1, iteration(1, {})["totals"], [iteration(1, {})]))
+    get, labels = metrics.registry.get_sample_value, {"job_namespace": "", "job_name": "test"}
+    assert get("tailorpo_flops_total", labels) == 0
+    metrics.observe(iteration(3, {}))
+    assert get("tailorpo_denoiser_forwards_total", labels) == 20
+    assert get("tailorpo_flops_total", labels) == 20 * 100 + 6 * 7
+
+
+def test_a_model_that_cannot_be_estimated_has_no_flops() -> None:
+    def costs() -> dict[str, float]:
+        raise ConfigurationError("only pipelines with a UNet can be estimated")
+
+    metrics = Metrics(Progress(name="test", of=9), costs=costs)
+    metrics.begin(RunStart(1, 0, {}, []))
+    metrics.observe(iteration(1, {}))
+    assert metrics.registry.get_sample_value("tailorpo_flops_total", {"job_namespace": "", "job_name": "test"}) is None
 
 
 def test_two_runs_in_one_process_do_not_meet() -> None:

@@ -2,16 +2,23 @@
 
 import platform
 import time
+from collections.abc import Callable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, Summary
 
+from tailorpo_trainer.errors import TailorPOError
 from tailorpo_trainer.spec.progress import Progress
+from tailorpo_trainer.stats import flops
 from tailorpo_trainer.telemetry import alarms
+from tailorpo_trainer.telemetry.accelerator import Accelerator
 from tailorpo_trainer.telemetry.observer import Line, Observer, RunStart
 from tailorpo_trainer.versions import installed
 
-LABELS = ("namespace", "job")
-"""Labels of every metric; `namespace` is empty outside a cluster. No pod or uid: each attempt would add time series."""
+LABELS = ("job_namespace", "job_name")
+"""Labels of every metric; `job_namespace` is empty outside a cluster. Prometheus itself gives each target the labels
+`namespace` and `job`, so these names are free. No pod or uid: each attempt would add time series."""
+
+Costs = Callable[[], Mapping[str, float]]
 
 ITERATION = {
     "loss": ("tailorpo_loss", "Loss of the last iteration"),
@@ -46,28 +53,54 @@ class Metrics(Observer):
     Counters start at 0 in each process. Prometheus takes any decrease of a counter for a restart from 0, so a counter
     that started at its checkpoint's total would count that total again.
 
-    progress: gives the labels and the number of iterations.
+    Args:
+        progress: gives the labels and the number of iterations.
+        steps: number of denoising steps.
+        costs: returns the FLOPs of one row of each kind of work, as in `cost.json`; called once, when the run begins.
+        accelerator: that of this process.
+        processes: of the run.
     """
 
-    def __init__(self, progress: Progress) -> None:
+    def __init__(
+        self,
+        progress: Progress,
+        *,
+        steps: int = 1,
+        costs: Costs = dict,
+        accelerator: Accelerator | None = None,
+        processes: int = 1,
+    ) -> None:
         self.registry = CollectorRegistry()
-        self.identity = (progress.namespace or "", progress.name or "")
+        self.identity = identity(progress)
         self.iterations = progress.of or 0
+        # Grafana may sort the rows of a heat map as text.
+        self._digits = max(2, len(str(steps - 1)))
+        self._shown_steps: set[str] = set()
+        self._find_costs, self._costs = costs, dict[str, float]()
         self._totals: dict[str, float] = {}
         self._iteration = {key: self._gauge(*name_and_help) for key, name_and_help in ITERATION.items()}
         self._evaluation = {key: self._gauge(*name_and_help) for key, name_and_help in EVALUATION.items()}
         self._score = self._gauge(
             "tailorpo_evaluation_score", "Mean of one reward on held-out noise; watched ones too", "reward"
         )
+        self._training_score = self._gauge(
+            "tailorpo_training_score", "Mean of one reward of the sum in the last iteration", "reward"
+        )
         self._step = self._gauge("tailorpo_step", "Iterations done, over all attempts")
         self._of = self._gauge("tailorpo_iterations", "Iterations asked for")
         self._attempt = self._gauge("tailorpo_attempt", "Which attempt this is, from 1")
+        self._attempt_start = self._gauge(
+            "tailorpo_attempt_start_timestamp_seconds", "When this attempt had loaded everything, since 1970"
+        )
         self._alarm = self._gauge("tailorpo_alarm", "1 once the alarm was raised in this run, else 0", "alarm")
         self._step_gap = Summary(
             "tailorpo_step_reward_gap",
             "Mean reward gap of the pairs of one denoising step (0 the noisiest), observed once an iteration",
             (*LABELS, "denoising_step"),
             registry=self.registry,
+        )
+        self._last_step_gap = self._gauge(
+            "tailorpo_step_reward_gap_last", "The same of the last iteration only", "denoising_step"
         )
         self._phase = Summary(
             "tailorpo_phase_seconds",
@@ -77,6 +110,10 @@ class Metrics(Observer):
         )
         self._samples = self._counter("tailorpo_samples", "Training pictures drawn by this process")
         self._queries = self._counter("tailorpo_reward_queries", "Pictures that a reward has scored for this process")
+        self._forwards = self._counter(
+            "tailorpo_denoiser_forwards", "Rows that the denoiser has predicted for training, of all processes"
+        )
+        self._flops = self._counter("tailorpo_flops", "Estimated floating-point operations of training, all processes")
         self._saving = Histogram(
             "tailorpo_checkpoint_seconds",
             "Seconds from the state to the committed checkpoint",
@@ -94,13 +131,21 @@ class Metrics(Observer):
             *self.identity, *(installed(package) or "" for package in PACKAGES), platform.python_version()
         ).set(1)
         ProcessCollector(registry=self.registry)
+        if accelerator is not None:
+            self.registry.register(accelerator)
+            if accelerator.peak_flops is not None:
+                peak = self._gauge("tailorpo_peak_flops", "FLOP/s that the accelerators of all processes can do")
+                _set(peak, self.identity, processes * accelerator.peak_flops)
 
     def begin(self, start: RunStart) -> None:
         self._totals = dict(start.totals)
+        self._costs = self._known_costs() if start.iteration < self.iterations else {}
         _set(self._attempt, self.identity, start.attempt)
+        _set(self._attempt_start, self.identity, time.time())
         _set(self._of, self.identity, self.iterations)
         _set(self._step, self.identity, start.iteration)
-        for metric in (self._samples, self._queries, self._saved_bytes, self._save_failures, self._saving):
+        counters = [self._samples, self._queries, self._forwards, self._saved_bytes, self._save_failures, self._saving]
+        for metric in (*counters, self._flops) if self._costs else counters:
             metric.labels(*self.identity)  # appear with 0, so that Prometheus sees the first increase
         for name in alarms.NAMES:
             _set(self._alarm, (*self.identity, name), 0)
@@ -118,14 +163,20 @@ class Metrics(Observer):
     def iteration(self, line: Line) -> None:
         _set(self._step, self.identity, line["iteration"])
         self._set_iteration(line)
-        for step, gap in line.get("gap_by_step", {}).items():
-            if gap is not None:
-                self._step_gap.labels(*self.identity, step).observe(gap)
+        for step, gap in self._gaps(line).items():
+            self._step_gap.labels(*self.identity, step).observe(gap)
         for phase, seconds in line["phase_seconds"].items():
             self._phase.labels(*self.identity, phase).observe(seconds)
         totals = line["totals"]
-        for metric, key in ((self._samples, "images"), (self._queries, "reward_queries")):
-            metric.labels(*self.identity).inc(max(0, totals[key] - self._totals.get(key, 0)))
+        work = {key: max(0, total - self._totals.get(key, 0)) for key, total in totals.items()}
+        for metric, key in (
+            (self._samples, "images"),
+            (self._queries, "reward_queries"),
+            (self._forwards, "denoiser_forwards"),
+        ):
+            metric.labels(*self.identity).inc(work[key])
+        if self._costs:
+            self._flops.labels(*self.identity).inc(flops(work, self._costs))
         self._totals = totals
 
     def evaluation(self, line: Line) -> None:
@@ -144,9 +195,28 @@ class Metrics(Observer):
     def alarm(self, line: Line) -> None:
         _set(self._alarm, (*self.identity, line["name"]), 1)
 
+    def _known_costs(self) -> dict[str, float]:
+        try:
+            return dict(self._find_costs())
+        except TailorPOError:  # as of a model that can be trained and not estimated
+            return {}
+
+    def _gaps(self, line: Line) -> dict[str, float]:
+        """The gaps of an iteration by denoising step, as the label's value."""
+        gaps = line.get("gap_by_step", {}).items()
+        return {step.zfill(self._digits): gap for step, gap in gaps if gap is not None}
+
     def _set_iteration(self, line: Line) -> None:
         for key, gauge in self._iteration.items():
             _set(gauge, self.identity, line.get(key))
+        for name, value in line.get("rewards", {}).items():
+            _set(self._training_score, (*self.identity, name), value)
+        gaps = self._gaps(line)
+        for step in self._shown_steps - gaps.keys():  # the trained steps may be drawn anew each iteration
+            _set(self._last_step_gap, (*self.identity, step), None)
+        for step, gap in gaps.items():
+            _set(self._last_step_gap, (*self.identity, step), gap)
+        self._shown_steps = set(gaps)
 
     def _set_evaluation(self, line: Line) -> None:
         for key, gauge in self._evaluation.items():
@@ -159,6 +229,11 @@ class Metrics(Observer):
 
     def _counter(self, name: str, text: str) -> Counter:
         return Counter(name, text, LABELS, registry=self.registry)
+
+
+def identity(progress: Progress) -> tuple[str, str]:
+    """The values of `LABELS` for a run."""
+    return progress.namespace or "", progress.name or ""
 
 
 def _set(gauge: Gauge, labels: tuple[str, ...], value: float | None) -> None:

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
+from tailorpo_trainer import estimate
 from tailorpo_trainer.diffusion.noise import Purpose, seed_globally
 from tailorpo_trainer.distributed.signals import Stop, StopRequested
 from tailorpo_trainer.distributed.watchdog import watching
@@ -91,7 +92,10 @@ def run(
         try:
             with world.end_together(), world.defer_stop():  # a request to stop waits until there is a state to save
                 chosen = locations.choose(job, output, base)
-                exporters = open_exporters(chosen.output, telemetry if world.first else None, reporter)
+                exporters = open_exporters(
+                    chosen.output, telemetry if world.first else None, reporter, job.spec,
+                    costs=partial(estimate.row_costs, job.spec), processes=world.size,
+                )  # fmt: skip
                 session = open_session(
                     job, chosen, base, fresh=fresh, world=world, reporter=reporter,
                     display=display, observers=stack.enter_context(exporters),

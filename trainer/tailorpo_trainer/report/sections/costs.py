@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from tailorpo_trainer.report import number_format
 from tailorpo_trainer.report.run_data import Run, numbers
-from tailorpo_trainer.stats import Value
+from tailorpo_trainer.stats import Value, flops
 
 PHASES = {
     "rollout": "drawing trajectories and candidates",
@@ -83,9 +83,7 @@ def flops_by_kind(run: Run) -> list[Slice]:
 
 def flops_of(totals: Mapping[str, Value], cost: Mapping[str, float]) -> Value:
     """All FLOPs of some work; None if the cost of a row is not known."""
-    if not cost:
-        return None
-    return sum(_flops(totals, cost).values())
+    return flops(totals, cost) if cost else None
 
 
 def _flops(totals: Mapping[str, Value], cost: Mapping[str, float]) -> dict[str, float]:
