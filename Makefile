@@ -49,11 +49,13 @@ format: $(READY) ## Format the code
 	$(BIN)/ruff check --fix-only
 	$(BIN)/ruff format
 
-generate: $(READY) ## Generate files from the models: the definition and the pages
+generate: $(READY) ## Generate files from the code: the definition, the pages, the dashboards
 	mkdir -p manifests
 	$(BIN)/python -m tailorpo_operator.api.crd > manifests/crd.yaml
 	$(BIN)/python -m tailorpo_trainer.document.reference > docs/reference.md
 	$(BIN)/python -m tools.reason_tables
+	$(BIN)/python -m tools.dashboards
+	$(BIN)/python -m tools.rule_tables
 
 bench: $(READY) ## Measure the loop against a plain one, and the operator with many jobs; BENCH_ARGS passes arguments
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)

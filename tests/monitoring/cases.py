@@ -179,6 +179,25 @@ TRAINING = (
         "team/cats raises its reward at the cost of diversity, or of a reward that is only measured.",
     ),
     *alarm("TailorPONotFinite", "not-finite", "team/cats has produced NaN or an infinity."),
+    Case(
+        "TailorPONotFinite",
+        "the job failed before it was scraped",
+        {
+            of_job("tailorpo_job_failed_reason", reason="NotFinite"): "1x60",
+            of_job("tailorpo_job_completion_timestamp_seconds"): "0x60",
+        },
+        "10m",
+        fires("team/cats has produced NaN or an infinity."),
+    ),
+    Case(
+        "TailorPONotFinite",
+        "failed for another reason",
+        {
+            of_job("tailorpo_job_failed_reason", reason="OOMKilled"): "1x60",
+            of_job("tailorpo_job_completion_timestamp_seconds"): "0x60",
+        },
+        "10m",
+    ),
     *alarm(
         "TailorPOAlarm",
         "logit-saturated",
@@ -235,7 +254,7 @@ TRAINING = (
         "each minute",
         {of_job("tailorpo_checkpoint_failures_total"): "0+1x60"},
         "60m",
-        fires("team/cats has failed to write 60 checkpoints within the last hour."),
+        fires("team/cats has tried 60 times in vain to write a checkpoint within the last hour."),
     ),
     Case("TailorPOCheckpointFailing", "once", {of_job("tailorpo_checkpoint_failures_total"): "0x10 1x90"}, "60m"),
     Case(

@@ -11,6 +11,7 @@ import pytest
 from tests.cluster.prometheus import promtool
 from tests.monitoring.cases import CASES, Case
 from tests.monitoring.rules import FILES, Fields, alerts, rules
+from tools import rule_tables
 
 RUNBOOKS = Path(__file__).parents[2] / "docs" / "runbooks.md"
 SEVERITIES = {"critical", "warning", "info"}
@@ -79,6 +80,10 @@ def test_every_alert_has_its_section_of_the_runbook() -> None:
     for name, text in sections.items():
         found = re.findall(r"^\*\*(\w+)\.\*\*", text, re.MULTILINE)
         assert found == ["Meaning", "Impact", "Diagnosis", "Mitigation"], name
+
+
+def test_the_page_lists_what_the_files_hold() -> None:
+    assert rule_tables.PAGE.read_text() == rule_tables.page(), "run `make generate`"
 
 
 def test_recorded_series_are_named_by_level_metric_and_operation() -> None:

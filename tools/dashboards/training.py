@@ -106,7 +106,7 @@ def _overview() -> Row:
         (
             5,
             value(
-                "Alarms",
+                "Alarms raised",
                 "How many kinds of alarm were raised in this run. Which ones: below, under over-optimisation.",
                 [Query(f"sum by ({JOB}) ({each('tailorpo_alarm', 'alarm')})")],
                 units.NoUnit,
@@ -119,7 +119,7 @@ def _overview() -> Row:
 def _reward() -> Row:
     mean, error = each("tailorpo_evaluation_reward"), each("tailorpo_evaluation_reward_standard_error")
     held_out = lines(
-        "Held-out reward",
+        "Held-out reward and its interval",
         "The figure to judge a run by: the mean reward on noise and prompts that training does not use, at each "
         "evaluation. The dashed lines are its 95 % interval: runs whose intervals overlap widely are not different.",
         [Query(mean), Query(f"{mean} - 1.96 * {error}"), Query(f"{mean} + 1.96 * {error}")],
