@@ -13,7 +13,7 @@ POLL_SECONDS = 0.05
 
 
 class Scripted:
-    """The mean brightness, unless the file says otherwise: `lift` is added; `same`, `hang` and `nan` do what they say."""
+    """The mean brightness, unless the file says otherwise: `lift` is added; `same`, `hang`, `nan` say what they do."""
 
     name = "scripted"
     unit = "share of white"
