@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -29,19 +29,22 @@ THRESHOLDS = {"TailorPOJobPending": 10.0}
 UNSURE = frozenset({"TailorPOSlow", "TailorPOSlowReward", "TailorPOGradientNorm"})
 """Alerts that depend on how busy this machine is, or on random weights; `cases.py` covers them."""
 PATIENCE = 150.0  # seconds; a busy machine needs long to import torch twice
+PASSING = "TailorPOJobRestarting"
+"""It fires while the scene is set, and is over some time after."""
 GPU = {"template": {"resources": {"limits": {"nvidia.com/gpu": 1}}}}
 
 
 class Training:
     """`tailorpo run` with two processes, whose reward does what `script` says."""
 
-    def __init__(self, folder: Path, pipeline: Path) -> None:
+    def __init__(self, folder: Path, document: Callable[[Path], dict[str, Any]]) -> None:
+        """document: the job, for a file with the script."""
         self.folder, self.address = folder, f"127.{os.getpid() % 250 + 1}.9.4"
         self._script = folder / "script.json"
         self.script()
         self._last_words = folder / "termination-log"
         self._document = folder / "job.json"
-        self._document.write_text(json.dumps(self._job(pipeline)))
+        self._document.write_text(json.dumps(document(self._script)))
         self._process: subprocess.Popen[bytes] | None = None
 
     def script(self, **values: object) -> None:
@@ -97,47 +100,27 @@ class Training:
     def _checkpoints(self) -> Path:
         return self.folder / "run" / "checkpoints"
 
-    def _job(self, pipeline: Path) -> dict[str, Any]:
-        parameters = {"file": str(self._script)}
-        return {
-            "apiVersion": "tailorpo.dev/v1alpha1",
-            "kind": "TailorPOJob",
-            "metadata": {"name": "cats", "namespace": NAMESPACE},
-            "spec": {
-                "model": {"name": str(pipeline)},
-                "lora": {"rank": 2, "alpha": 2},
-                "prompts": {"list": ["a cat", "a dog", "a bee"]},
-                "rewards": [{"name": "scripted", "parameters": parameters}, {"name": "clip-score", "weight": 0.001}],
-                "method": {"name": "spo", "clampRatio": 0.1},
-                "sampling": {"steps": 4, "trainedSteps": {"count": 2}, "guidanceScale": 3.0},
-                "optimizer": {"learningRate": 1e-4},
-                "training": {"iterations": 100_000, "promptsPerIteration": 4},
-                "evaluation": {
-                    "everyIterations": 2,
-                    "images": 4,
-                    "rewards": [{"name": "opposed", "parameters": parameters}],
-                },
-                "checkpoint": {"everyIterations": 2, "keep": 2, "maxFailures": 100},
-            },
-        }
-
 
 class Scene:
-    """Everything that is watched. cats: the job that the training belongs to. ignored: alerts that may fire or not."""
+    """Everything that is watched. cats: the job that the training belongs to."""
 
     def __init__(self, training: Training, operator: OperatorProcess, server: Prometheus, cats: Watched) -> None:
         self.training, self.operator, self.prometheus, self.cats = training, operator, server, cats
         self.api = server.api
-        self.ignored: set[str] = set()
 
     def firing(self) -> set[tuple[str, str, str]]:
-        """Alerts that fire: the cluster, the alert, the job (or nothing)."""
+        """Alerts that fire: the cluster, the alert, the job (or nothing); without the passing one."""
         return {
             (labels.get("cluster", ""), labels["alertname"], labels.get("job_name", ""))
             for alert in self.api.alerts()
-            if alert["state"] == "firing" and alert["labels"]["alertname"] not in self.ignored
+            if alert["state"] == "firing" and alert["labels"]["alertname"] != PASSING
             for labels in [alert["labels"]]
         }
+
+    def has_fired(self, alert: str, job_name: str) -> bool:
+        """Whether it has ever fired, for both ways to scrape."""
+        labels = f'alertname="{alert}",alertstate="firing",job_name="{job_name}"'
+        return len(self.api.instant(f"last_over_time(ALERTS{{{labels}}}[1h])")) == 2
 
     def until_firing(self, *expected: tuple[str, str]) -> None:
         """Waits until exactly these alerts fire, for both ways to scrape."""
@@ -150,16 +133,44 @@ class Scene:
         until(look, f"{expected} fire", PATIENCE)
 
 
+def scripted_job(pipeline: Path, script: Path) -> dict[str, Any]:
+    """A job on a tiny pipeline that gives all metrics, and whose reward follows a script."""
+    parameters = {"file": str(script)}
+    return {
+        "apiVersion": "tailorpo.dev/v1alpha1",
+        "kind": "TailorPOJob",
+        "metadata": {"name": "cats", "namespace": NAMESPACE},
+        "spec": {
+            "model": {"name": str(pipeline)},
+            "lora": {"rank": 2, "alpha": 2},
+            "prompts": {"list": ["a cat", "a dog", "a bee"]},
+            "rewards": [{"name": "scripted", "parameters": parameters}, {"name": "clip-score", "weight": 0.001}],
+            "method": {"name": "spo", "clampRatio": 0.1},
+            "sampling": {"steps": 4, "trainedSteps": {"count": 2}, "guidanceScale": 3.0},
+            "optimizer": {"learningRate": 1e-4},
+            "training": {"iterations": 100_000, "promptsPerIteration": 4},
+            "evaluation": {
+                "everyIterations": 2,
+                "images": 4,
+                "rewards": [{"name": "opposed", "parameters": parameters}],
+            },
+            "checkpoint": {"everyIterations": 2, "keep": 2, "maxFailures": 100},
+        },
+    }
+
+
 def twice(address: str, **labels: str) -> list[Target]:
     """Scraped with honor_labels, and without by a Prometheus that tells clusters apart."""
     return [Target(address, labels), Target(address, {**labels, "cluster": "strict"}, honor_labels=False)]
 
 
 @contextmanager
-def scene(cluster: Cluster, operator_user: Path, pipeline: Path, folder: Path) -> Iterator[Scene]:
+def scene(
+    cluster: Cluster, operator_user: Path, document: Callable[[Path], dict[str, Any]], folder: Path
+) -> Iterator[Scene]:
     """Starts everything: one training that runs, one job that waits, one that failed, one that restarts."""
     with ExitStack() as stack:
-        training = Training(folder, pipeline)
+        training = Training(folder, document)
         stack.callback(training.kill)
         training.start()
         api = stack.enter_context(cluster.api())

@@ -322,10 +322,21 @@ def _speed() -> Row:
         .line(8, (8, pictures), (8, phases), (8, utilisation))
         .line(
             4,
-            (6, _spent("Pictures drawn", "tailorpo_samples_total", "for training")),
-            (6, _spent("Reward queries", "tailorpo_reward_queries_total", "scored by rewards")),
-            (6, _spent("Denoiser forwards", "tailorpo_denoiser_forwards_total", "passed through the denoiser")),
-            (6, _spent("FLOPs", "tailorpo_flops_total", "floating-point operations of the model")),
+            (5, _spent("Pictures drawn", "tailorpo_samples_total", "for training")),
+            (5, _spent("Reward queries", "tailorpo_reward_queries_total", "scored by rewards")),
+            (5, _spent("Denoiser forwards", "tailorpo_denoiser_forwards_total", "passed through the denoiser")),
+            (5, _spent("FLOPs", "tailorpo_flops_total", "floating-point operations of the model")),
+            (
+                4,
+                value(
+                    "GPU time",
+                    "Accelerators times the time in which the pods held them, over the whole life of the job, as the "
+                    "operator counts it.",
+                    [Query(each("tailorpo_job_gpu_seconds_total"), instant=True)],
+                    units.Seconds,
+                    none="Not on a cluster",
+                ),
+            ),
         )
         .line(7, (24, memory))
     )
