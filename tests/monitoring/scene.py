@@ -22,7 +22,7 @@ from tests.monitoring import short_rules
 from tests.operator.operating import OperatorProcess, Watched, job, last_words
 
 PLUGIN = Path(__file__).parent / "plugin"
-NAMESPACE = "monitoring"
+NAMESPACE = "research"
 FACTOR = 180
 """How much shorter the times of the rules are than in the chart."""
 THRESHOLDS = {"TailorPOJobPending": 10.0}
@@ -44,7 +44,9 @@ class Training:
         self.script()
         self._last_words = folder / "termination-log"
         self._document = folder / "job.json"
-        self._document.write_text(json.dumps(document(self._script)))
+        made = document(self._script)
+        self.name: str = made["metadata"]["name"]
+        self._document.write_text(json.dumps(made))
         self._process: subprocess.Popen[bytes] | None = None
 
     def script(self, **values: object) -> None:
@@ -68,8 +70,8 @@ class Training:
             )
 
     @property
-    def log(self) -> str:
-        return (self.folder / "log").read_text()
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
 
     @property
     def last_words(self) -> str:
@@ -177,19 +179,19 @@ def scene(
         client.CoreV1Api(api).create_namespace({"metadata": {"name": NAMESPACE}})
         driver = stack.enter_context(PodDriver(api))
         for number in range(2):
-            driver.add_node(f"monitoring-node-{number}")
+            driver.add_node(f"node-{number}")
         arguments = ("--status-seconds=0.3", "--resync-seconds=5")
         operator = OperatorProcess(operator_user, folder / "operator.log", *arguments)
         stack.enter_context(operator)
         operator_labels = {"namespace": "tailorpo-system", "pod": "tailorpo-operator-0"}
         targets = [
             *twice(f"127.0.0.1:{operator.port}", **operator_labels),
-            *twice(f"{training.address}:{naming.METRICS_PORT}", namespace=NAMESPACE, pod="cats-0001-0"),
+            *twice(f"{training.address}:{naming.METRICS_PORT}", namespace=NAMESPACE, pod=f"{training.name}-0001-0"),
         ]
         rules = short_rules.write(folder, FACTOR, THRESHOLDS, UNSURE)
         server = stack.enter_context(prometheus(folder / "prometheus.log", targets, rules))
         kubectl = cluster.kubectl(NAMESPACE)
-        cats = Watched(kubectl, driver, job("cats", **GPU))
+        cats = Watched(kubectl, driver, job(training.name, **GPU))
         run(cats, 1, training.address)
         Watched(kubectl, driver, job("waiting", template={"resources": {"limits": {"nvidia.com/gpu": 64}}}))
         unlucky = Watched(kubectl, driver, job("unlucky", **GPU))

@@ -158,5 +158,7 @@ def test_alerts_fire_for_what_happens_and_for_nothing_else(scene: Scene) -> None
     assert scene.cats.phase("Failed")["attempts"][-1]["reason"] == "NotFinite"
     scene.until_firing(*USUAL, ("TailorPOJobFailed", "cats"), ("TailorPONotFinite", "cats"))
 
+    assert variables(scene, "training", {}, window(2)).chosen["job"] == [""]  # no dead job is offered
+
     scene.operator.kill()
     scene.until_firing(("TailorPOOperatorDown", ""))
