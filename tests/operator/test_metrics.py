@@ -1,21 +1,24 @@
 """Every metric of the operator, with its exact value for a given status, and that the page describes it."""
 
+import asyncio
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from prometheus_client import REGISTRY, CollectorRegistry, Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 from prometheus_client.parser import text_string_to_metric_families as classic
 
-from tailorpo_operator import metrics
+from tailorpo_operator import cli, metrics
 from tailorpo_operator.api.naming import Key
 from tailorpo_operator.api.types import Checkpoint, Status
-from tailorpo_operator.controller import job_metrics
+from tailorpo_operator.controller import job_metrics, manager
 from tailorpo_operator.kube.cache import Cache
-from tailorpo_operator.metrics import PHASES, JobsCollector
+from tailorpo_operator.metrics import PHASES, Jobs, JobsCollector
+from tailorpo_operator.settings import Settings
 from tests.metrics_page import IDENTITY, OPERATOR, written
 from tests.operator.kube.test_cache import raw_job
 from tests.operator.stories import NOON, at, begun, finished, over, running
@@ -170,6 +173,42 @@ def test_active_jobs_then_the_newest_have_series() -> None:
     assert names(0) == (set(), 4)
 
 
+@pytest.mark.parametrize(
+    ("options", "environment", "served"),
+    [
+        ([], {}, 3),
+        (["--job-metrics-limit=2"], {}, 2),
+        ([], {"TAILORPO_JOB_METRICS_LIMIT": "1"}, 1),
+        (["--no-job-metrics"], {}, 0),
+        ([], {"TAILORPO_JOB_METRICS": "false"}, 0),
+    ],
+)
+def test_the_switch_and_the_limit(
+    options: list[str], environment: dict[str, str], served: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Settings] = []
+
+    class Stub:
+        def __init__(self, settings: Settings, *_: Any) -> None:
+            given.append(settings)
+
+        async def run(self, *_: Any) -> None: ...
+
+    with monkeypatch.context() as patch:
+        patch.setattr(manager, "Operator", Stub)
+        result = CliRunner().invoke(cli.operator, ["--no-leader-elect", *options], env=environment)
+    assert result.exit_code == 0, result.output
+
+    async def figures() -> Jobs:
+        operator = manager.Operator(given[0])
+        for name in ("a", "b", "c"):
+            operator._cache.put_job(stored(running(), name, uid=name))
+        return operator._figures()
+
+    found = asyncio.run(figures())
+    assert (len(found.samples), found.omitted, found.phases) == (served, 3 - served, {"Running": 3})
+
+
 def test_a_job_of_another_version_does_not_disturb_a_scrape() -> None:
     odd = stored({"phase": "Failed", "attempts": "many", "conditions": []}) | {"spec": {"model": 7}}
     assert of_job(collector(odd)) == {"job_created_timestamp_seconds": NOON.timestamp()}
@@ -218,15 +257,15 @@ def test_durations_are_counted_once_when_they_are_written(counted: Any) -> None:
 @pytest.fixture
 def served(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[Metric]:
     """All that the process serves, with a job in every state, in the asked format."""
-    failed, waits = finished("Failed"), {"type": "PodsReady", "status": "False", "reason": "R"}
-    waiting = {"phase": "Pending", "conditions": [waits | {"lastTransitionTime": "2026-01-01T12:00:10Z"}]}
+    waits = {"type": "PodsReady", "status": "False", "reason": "R", "lastTransitionTime": "2026-01-01T12:00:10Z"}
     full = running(
         progress={"step": 1}, metrics={"reward": 1.0, "evaluation": 1.0},
         checkpoint={"uri": "s3://a/b", "step": 1, "time": NOON},
     )  # fmt: skip
     cache = Cache()
-    for number, status in enumerate((failed, waiting, full)):
-        cache.put_job(stored(status, f"job-{number}", uid=str(number)))
+    cache.put_job(stored(finished("Failed"), "failed", uid="failed"))
+    cache.put_job(stored({"phase": "Pending", "conditions": [waits]}, "waiting", uid="waiting"))
+    cache.put_job(stored(full, "full", uid="full"))
     monkeypatch.setattr(metrics.JOBS, "source", lambda: job_metrics.jobs(cache.copy_jobs(), NOON, 10))
     for histogram in (metrics.PENDING_DURATION, metrics.RUNNING_DURATION, metrics.LOST_STEPS):
         histogram.labels("team")

@@ -163,11 +163,25 @@ def test_its_own_metrics_and_health(kubectl: Kubectl, pod_driver: PodDriver, ope
     pod_driver.end(watched.pods(1)[0], ExitCode.UNAVAILABLE, last_words(ExitCode.UNAVAILABLE))
     ended = ("tailorpo_operator_attempts_total", "Unavailable")
     until(lambda: ended in figures(operator.ask("/metrics")[1]), "that it has ended is counted")
+    watched.run(2)
+    birds = ("birds", kubectl.namespace)
+    waited = ("tailorpo_job_pending_duration_seconds_count", kubectl.namespace)
+    until(lambda: figures(operator.ask("/metrics")[1])[waited] == 2, "it runs again")
     text = operator.ask("/metrics")[1]
     found = figures(text)
+    assert found[("tailorpo_job_status", *birds, "Running")] == 1
+    assert found[("tailorpo_job_step", *birds)] == found[("tailorpo_job_checkpoint_step", *birds)] == 40
+    assert found[("tailorpo_job_info", *birds, "tailorpo", "tiny-animals", "", "colourfulness", "2")] == 1
+    assert found[("tailorpo_job_gpu_seconds_total", *birds)] == 0
+    assert found[("tailorpo_job_attempts", *birds)] == 2
+    assert found[("tailorpo_job_running_duration_seconds_count", kubectl.namespace)] == 1
+    assert found[("tailorpo_job_restart_lost_steps_sum", kubectl.namespace)] == 0
     assert found[("tailorpo_operator_api_requests_total", "201", "create")] >= 4
     assert found[("tailorpo_operator_reconcile_seconds_count",)] > 0
     assert watched.get()["metadata"]["uid"] not in text
+    kubectl("delete", "tpj", "birds")
+    ours = {("birds", kubectl.namespace)}
+    until(lambda: not {key[1:3] for key in figures(operator.ask("/metrics")[1])} & ours, "its series end with the job")
 
 
 def test_its_log_has_job_and_attempt(kubectl: Kubectl, pod_driver: PodDriver, operator: OperatorProcess) -> None:
