@@ -149,13 +149,24 @@ def _states(box: "Box", panel: Fields, lines: list[Line], window: Window, theme:
     step, _ = window.steps(panel)
     axes = _time_axes(box, window, theme, left=0.2 + 0.052 * max(len(line.name) for line in lines), grid=False)
     for row, line in enumerate(reversed(lines)):
-        for at, value in line.points:
+        for begin, end, value in _spans(line.points, step):
             found = mapped.get(f"{value:g}")
             colour = theme.colour(found["color"] if found else "text")
-            left = datetime.fromtimestamp(at)
-            axes.barh(row, datetime.fromtimestamp(at + step) - left, left=left, height=0.75, color=colour, linewidth=0)
+            left = datetime.fromtimestamp(begin)
+            axes.barh(row, datetime.fromtimestamp(end) - left, left=left, height=0.75, color=colour, linewidth=0)
     axes.set_yticks(range(len(lines)), [line.name for line in reversed(lines)])
     _legend(box, {each["text"]: theme.colour(each["color"]) for each in mapped.values()}, theme)
+
+
+def _spans(points: list[tuple[float, float]], step: float) -> list[tuple[float, float, float]]:
+    """Begin, end and value of each time in which the value stays the same."""
+    spans: list[tuple[float, float, float]] = []
+    for at, value in points:
+        if spans and spans[-1][2] == value and at - spans[-1][1] < step / 2:
+            spans[-1] = (spans[-1][0], at + step, value)
+        else:
+            spans.append((at, at + step, value))
+    return spans
 
 
 def _xy(box: "Box", panel: Fields, rows: Sequence[Fields], theme: Theme) -> None:
