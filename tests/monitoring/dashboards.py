@@ -58,6 +58,7 @@ def selectors(expression: str) -> list[Selector]:
     def visit(part: Any, over: str, window: float) -> None:
         match part:
             case promql_parser.VectorSelector():
+                assert part.name is not None, expression
                 found.append(Selector(part.name, frozenset(each.name for each in part.matchers.matchers), over, window))
             case promql_parser.MatrixSelector():
                 visit(part.vector_selector, over, part.range.total_seconds())

@@ -134,7 +134,7 @@ def test_alerts_fire_for_what_happens_and_for_nothing_else(scene: Scene) -> None
     assert scene.has_fired(PASSING, "unlucky")
 
     training.script(lift=5.0)  # the reward rises, and the one that is only measured falls
-    raised = (("TailorPOOverOptimisation", "cats"),)
+    raised: tuple[tuple[str, str], ...] = (("TailorPOOverOptimisation", "cats"),)
     scene.until_firing(*USUAL, *raised)
 
     training.script(lift=5.0, same=True)

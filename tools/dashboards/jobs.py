@@ -3,11 +3,23 @@
 from grafana_foundation_sdk.models import units
 
 from tools.dashboards import training, variables
-from tools.dashboards.panels import BLUE, GREEN, RED, TEXT, YELLOW, File, Row, Steps, assembled, lines, rows, value
-from tools.dashboards.queries import IN_NAMESPACE, JOB, NAME, Query, each, selected
+from tools.dashboards.panels import (
+    GREEN,
+    RED,
+    TEXT,
+    YELLOW,
+    File,
+    Panel,
+    Row,
+    Steps,
+    assembled,
+    lines,
+    rows,
+    value,
+)
+from tools.dashboards.queries import IN_CLUSTER, IN_NAMESPACE, JOB, NAME, Query, each, selected
 
 UID = "tailorpo-jobs"
-PHASES = {"Pending": YELLOW, "Starting": BLUE, "Running": GREEN, "Restarting": RED, "Suspended": "gray"}
 
 
 def dashboard() -> File:
@@ -31,7 +43,7 @@ def status(phase: str = "") -> str:
     return each("tailorpo_job_status", "phase", f'phase="{phase}"' if phase else "", IN_NAMESPACE)
 
 
-def _counted(title: str, phase: str, what: str, steps: Steps) -> object:
+def _counted(title: str, phase: str, what: str, steps: Steps) -> Panel:
     return value(title, what, [Query(f"sum({status(phase)})", title)], units.NoUnit, steps, none="0")
 
 
@@ -121,7 +133,7 @@ def _quantile(share: float, buckets: str) -> str:
 
 def _failing() -> Row:
     lost = selected("tailorpo_job_restart_lost_steps_sum", of=IN_NAMESPACE)
-    ends = f'tailorpo_operator_attempts_total{{{variables.IN_CLUSTER},reason!~"Completed|Extended"}}'
+    ends = f'tailorpo_operator_attempts_total{{{IN_CLUSTER},reason!~"Completed|Extended"}}'
     restarts = each("tailorpo_job_restarts", of=IN_NAMESPACE)
     return Row("What fails?").line(
         8,

@@ -58,7 +58,7 @@ class Row:
 
 def lines(
     title: str, description: str, queries: Sequence[Query], unit: str = units.Short, axis: str = "", **options: Any
-) -> timeseries.Panel:
+) -> Panel:
     """Lines over time. options: low, high (of the axis), steps (thresholds), none (the text without data), stacked."""
     legend = common_builders.VizLegendOptions().show_legend(True).placement(common.LegendPlacement.BOTTOM)
     made = (
@@ -85,7 +85,7 @@ def lines(
     return made
 
 
-def faint(panel: timeseries.Panel, *letters: str, dashed: bool = False) -> timeseries.Panel:
+def faint(panel: Panel, *letters: str, dashed: bool = False) -> Panel:
     """Draws the series of these queries thinly, without a legend of their own: they belong to the strong ones."""
     for letter in letters:
         hidden = {"legend": True, "tooltip": False, "viz": False}
@@ -99,7 +99,7 @@ def faint(panel: timeseries.Panel, *letters: str, dashed: bool = False) -> times
 
 def value(
     title: str, description: str, queries: Sequence[Query], unit: str, steps: Steps | None = None, **options: Any
-) -> stat.Panel:
+) -> Panel:
     """The last value of each series in large figures, with its course behind it."""
     reduced = common_builders.ReduceDataOptions().calcs(["lastNotNull"])
     made = (
@@ -118,9 +118,7 @@ def value(
     return made
 
 
-def cells(
-    title: str, description: str, queries: Sequence[Query], unit: str, axis: str, buckets: bool = False
-) -> heatmap.Panel:
+def cells(title: str, description: str, queries: Sequence[Query], unit: str, axis: str, buckets: bool = False) -> Panel:
     """A heat map with one row for each series, from 0 on: the darker, the larger.
 
     buckets: the series are the buckets of a histogram, each of which contains those below it.
@@ -140,7 +138,7 @@ def cells(
     )
 
 
-def states(title: str, description: str, queries: Sequence[Query], mappings: dict[str, tuple[str, str]]) -> Any:
+def states(title: str, description: str, queries: Sequence[Query], mappings: dict[str, tuple[str, str]]) -> Panel:
     """A band for each series, coloured by its value. mappings: text and colour by value."""
     return (
         _common(statetimeline.Panel(), title, description, queries, "")
@@ -155,7 +153,7 @@ def states(title: str, description: str, queries: Sequence[Query], mappings: dic
     )
 
 
-def by_step(title: str, description: str, queries: Sequence[Query], unit: str, axis: str) -> xychart.Panel:
+def by_step(title: str, description: str, queries: Sequence[Query], unit: str, axis: str) -> Panel:
     """Points over the first query's values instead of time, one colour a job. The queries have the same labels."""
     tables = [Query(each.expression, each.legend, table=True) for each in queries]
     names = [each.legend for each in queries]
@@ -187,7 +185,7 @@ def rows(
     columns: dict[str, str],
     column_units: dict[str, str],
     job_link: str = "",
-) -> table.Panel:
+) -> Panel:
     """A table with a row for each set of labels. columns: names by field, in order; others are left out."""
     organized = {"indexByName": {name: index for index, name in enumerate(columns)}, "renameByName": columns}
     shown = {"include": {"names": list(columns)}}

@@ -1,6 +1,6 @@
 """The dashboard "Training": one run, or several compared, from what the trainer itself reports."""
 
-from grafana_foundation_sdk.builders import timeseries
+from grafana_foundation_sdk.builders import dashboard as build
 from grafana_foundation_sdk.models import units
 
 from tools.dashboards import variables
@@ -11,6 +11,7 @@ from tools.dashboards.panels import (
     TEXT,
     YELLOW,
     File,
+    Panel,
     Row,
     Steps,
     assembled,
@@ -26,7 +27,6 @@ from tools.dashboards.queries import JOB, NAME, Query, each, over, rate, selecte
 UID = "tailorpo-training"
 SMOOTH = "$smoothing"
 LOG_2 = 0.693
-SHARE = {"low": 0, "high": 1}
 
 
 def dashboard() -> File:
@@ -47,7 +47,7 @@ def dashboard() -> File:
     )
 
 
-def _annotations() -> list[variables.build.AnnotationQuery]:
+def _annotations() -> list[build.AnnotationQuery]:
     started = Query(f"1000 * {each('tailorpo_attempt_start_timestamp_seconds')}")
     saved = Query(f"1000 * {each('tailorpo_checkpoint_last_success_timestamp_seconds')}")
     alarm = Query(f"{each('tailorpo_alarm', 'alarm')} == 1", f"{NAME}: {{{{alarm}}}}")
@@ -208,7 +208,8 @@ def _learning() -> Row:
         units.PercentUnit,
         steps=Steps(YELLOW, [(0.5, GREEN)]),
         none="This method has no pairs",
-        **SHARE,
+        low=0,
+        high=1,
     )
     clamped = lines(
         "Clamped ratios",
@@ -218,7 +219,8 @@ def _learning() -> Row:
         units.PercentUnit,
         steps=Steps(GREEN, [(0.5, RED)]),
         none="This method clamps nothing",
-        **SHARE,
+        low=0,
+        high=1,
     )
     gradient = lines(
         "Gradient norm",
@@ -301,7 +303,8 @@ def _speed() -> Row:
         ],
         units.PercentUnit,
         none="No known accelerator",
-        **SHARE,
+        low=0,
+        high=1,
     )
     memory = lines(
         "Accelerator memory",
@@ -342,7 +345,7 @@ def _speed() -> Row:
     )
 
 
-def _spent(title: str, metric: str, what: str) -> object:
+def _spent(title: str, metric: str, what: str) -> Panel:
     return value(
         title,
         f"How many were {what} in the time range, by all attempts and including work that was repeated.",
@@ -374,7 +377,7 @@ def _safety() -> Row:
         low=0,
         none="No checkpoint yet",
     )
-    pace: timeseries.Panel = lines(
+    pace = lines(
         "Iterations per minute",
         "Over the smoothing window. At 0 the run stalls; below 0 an attempt resumed from an older iteration.",
         [Query(f"60 * {over('deriv', 'tailorpo_step', SMOOTH)}")],

@@ -1,6 +1,7 @@
 """The variables of the dashboards, and the links and annotations that use them."""
 
 from grafana_foundation_sdk.builders import dashboard as build
+from grafana_foundation_sdk.cog.builder import Builder
 from grafana_foundation_sdk.models import common, dashboard
 
 from tools.dashboards.queries import IN_CLUSTER, IN_NAMESPACE, Query
@@ -60,8 +61,8 @@ def smoothing() -> build.IntervalVariable:
     )
 
 
-def links() -> list[build.DashboardLink]:
-    """To the other dashboards, with the same variables and time; and to the documentation."""
+def links() -> list[Builder[dashboard.DashboardLink]]:
+    """To the other dashboards, with the same variables and time."""
     others = build.DashboardLink("TailorPO").type(dashboard.DashboardLinkType.DASHBOARDS).tags([TAG])
     return [others.include_vars(True).keep_time(True)]
 

@@ -32,7 +32,8 @@ class Scripted:
             return torch.full((len(images),), torch.nan)
         if script.get("same"):
             return torch.ones(len(images))
-        return images.mean(dim=(1, 2, 3)) + self.sign * script.get("lift", 0.0)
+        scores: Tensor = images.mean(dim=(1, 2, 3)) + self.sign * script.get("lift", 0.0)
+        return scores
 
     def _script(self) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(self._file.read_text())
