@@ -28,7 +28,7 @@ FACTOR = 180
 THRESHOLDS = {"TailorPOJobPending": 10.0}
 UNSURE = frozenset({"TailorPOSlow", "TailorPOSlowReward", "TailorPOGradientNorm"})
 """Alerts that depend on how busy this machine is, or on random weights; `cases.py` covers them."""
-PATIENCE = 150.0  # seconds; a busy machine needs long to import torch twice
+PATIENCE = 240.0  # seconds; a busy machine needs long to import torch twice
 PASSING = "TailorPOJobRestarting"
 """It fires while the scene is set, and is over some time after."""
 GPU = {"template": {"resources": {"limits": {"nvidia.com/gpu": 1}}}}
@@ -100,7 +100,7 @@ class Training:
         kept.with_name("elsewhere").rename(kept)
 
     def _checkpoints(self) -> Path:
-        return self.folder / "run" / "checkpoints"
+        return self.folder / "run" / "attempt-0001"
 
 
 class Scene:
@@ -147,7 +147,7 @@ def scripted_job(pipeline: Path, script: Path) -> dict[str, Any]:
             "lora": {"rank": 2, "alpha": 2},
             "prompts": {"list": ["a cat", "a dog", "a bee"]},
             "rewards": [{"name": "scripted", "parameters": parameters}, {"name": "clip-score", "weight": 0.001}],
-            "method": {"name": "spo", "clampRatio": 0.1},
+            "method": {"name": "spo", "clampRatio": 0.1, "threshold": 0},
             "sampling": {"steps": 4, "trainedSteps": {"count": 2}, "guidanceScale": 3.0},
             "optimizer": {"learningRate": 1e-4},
             "training": {"iterations": 100_000, "promptsPerIteration": 4},
