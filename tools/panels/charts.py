@@ -54,7 +54,7 @@ def _timeseries(box: "Box", panel: Fields, lines: list[Line], window: Window, th
     else:
         for line in lines:
             style = _overrides(panel, line.letter)
-            times, values = _with_gaps(line.points, step)
+            times, values = with_gaps(line.points, step)
             colour = by_name(line.name)
             dashed = style.get("custom.lineStyle", {}).get("fill") == "dash"
             width = float(style.get("custom.lineWidth", custom.get("lineWidth", 1)))
@@ -241,7 +241,7 @@ def _time_axes(
     return axes
 
 
-def _with_gaps(points: list[tuple[float, float]], step: float) -> tuple[list[datetime], list[float]]:
+def with_gaps(points: list[tuple[float, float]], step: float) -> tuple[list[datetime], list[float]]:
     """The points, with NaN where steps are missing: no line over a gap."""
     times, values, last = list[datetime](), list[float](), None
     for at, value in points:
