@@ -19,7 +19,7 @@ from tools.panels.variables import Fields, Window
 if TYPE_CHECKING:
     from tools.panels.draw import Box
 
-LEFT, BOTTOM, RIGHT, TOP = 0.62, 0.55, 0.15, 0.36
+LEFT, BOTTOM, RIGHT, TOP = 0.75, 0.58, 0.15, 0.4
 LEGEND_ROWS = 2
 
 
@@ -72,7 +72,7 @@ def _timeseries(box: "Box", panel: Fields, lines: list[Line], window: Window, th
     _limits(axes, lines, defaults)
     _thresholds(axes, defaults, custom, theme)
     _unit_axis(axes, defaults)
-    axes.set_ylabel(custom.get("axisLabel", ""), color=theme.faint, size=7)
+    axes.set_ylabel(custom.get("axisLabel", ""), color=theme.faint, size=8)
     _legend(box, shown, theme)
 
 
@@ -93,14 +93,16 @@ def _stacked(axes: Any, lines: list[Line], step: float) -> dict[str, str]:
 def _stat(box: "Box", panel: Fields, lines: list[Line], window: Window, theme: Theme) -> None:
     defaults = panel["fieldConfig"]["defaults"]
     count = len(lines)
-    size = min(26, 100 * box.width / max(4, count) / 9)
-    for index, line in enumerate(lines):
-        text = units.text(line.last, defaults["unit"], defaults.get("decimals"))
+    texts = [units.text(line.last, defaults["unit"], defaults.get("decimals")) for line in lines]
+    place = 72 * box.width / count  # points
+    size = min(28, place / (0.85 * max(map(len, texts))))
+    for index, (line, text) in enumerate(zip(lines, texts, strict=True)):
         colour = theme.colour(_step_colour(defaults["thresholds"]["steps"], line.last))
         x = (index + 0.5) / count
-        box.write(x, 0.42, text, colour, size=size, ha="center", va="center", weight="medium")
+        box.write(x, 0.42, text, colour, size=size, ha="center", va="center")
         if count > 1:
-            box.write(x, 0.13, line.name, theme.faint, size=min(8, size / 2), ha="center", va="center")
+            small = min(9, place / (0.65 * len(line.name)))
+            box.write(x, 0.12, line.name, theme.faint, size=small, ha="center", va="center")
 
 
 def _heatmap(box: "Box", panel: Fields, lines: list[Line], window: Window, theme: Theme) -> None:
@@ -120,13 +122,13 @@ def _heatmap(box: "Box", panel: Fields, lines: list[Line], window: Window, theme
         edges, range(len(lines) + 1), grid, cmap=shades["scheme"], vmin=shades.get("min"), vmax=shades.get("max")
     )
     axes.set_yticks([row + 0.5 for row in range(len(lines))], [line.name for line in lines])
-    axes.set_ylabel(options["yAxis"].get("axisLabel", ""), color=theme.faint, size=7)
+    axes.set_ylabel(options["yAxis"].get("axisLabel", ""), color=theme.faint, size=8)
     place = axes.get_position()
     scale = box.figure.add_axes((place.x1 + 0.006, place.y0, 0.006, place.height))
     unit = options["cellValues"]["unit"]
     bar = box.figure.colorbar(image, cax=scale, format=FuncFormatter(lambda value, _: units.text(value, unit)))
     bar.outline.set_visible(False)
-    scale.tick_params(colors=theme.faint, labelsize=6, length=2)
+    scale.tick_params(colors=theme.faint, labelsize=7, length=2)
 
 
 def _rows(panel: Fields, lines: list[Line]) -> list[Line]:
@@ -147,7 +149,7 @@ def _states(box: "Box", panel: Fields, lines: list[Line], window: Window, theme:
     defaults = panel["fieldConfig"]["defaults"]
     mapped = {name: found for each in defaults["mappings"] for name, found in each["options"].items()}
     step, _ = window.steps(panel)
-    axes = _time_axes(box, window, theme, left=0.2 + 0.052 * max(len(line.name) for line in lines), grid=False)
+    axes = _time_axes(box, window, theme, left=0.25 + 0.065 * max(len(line.name) for line in lines), grid=False)
     for row, line in enumerate(reversed(lines)):
         for begin, end, value in _spans(line.points, step):
             found = mapped.get(f"{value:g}")
@@ -180,30 +182,30 @@ def _xy(box: "Box", panel: Fields, rows: Sequence[Fields], theme: Theme) -> None
         points = sorted({(row[x], row[y]) for row in rows if row.get(field, "") == name and x in row and y in row})
         shown[name] = by_name(name)
         axes.plot(*zip(*points, strict=True), color=shown[name], linewidth=1.2, marker=".", markersize=4)
-    axes.set_xlabel(x, color=theme.faint, size=7, labelpad=1)
+    axes.set_xlabel(x, color=theme.faint, size=8, labelpad=1)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     _unit_axis(axes, defaults)
-    axes.set_ylabel(defaults["custom"].get("axisLabel", ""), color=theme.faint, size=7)
+    axes.set_ylabel(defaults["custom"].get("axisLabel", ""), color=theme.faint, size=8)
     _legend(box, shown, theme)
 
 
 def _table(box: "Box", panel: Fields, rows: Sequence[Fields], theme: Theme) -> None:
     columns = list(dict.fromkeys(name for row in rows for name in row))
     organized = next(each["options"] for each in panel["transformations"] if each["id"] == "organize")
-    order = list(organized["renameByName"].values())
-    columns.sort(key=order.index)
+    places = {organized["renameByName"][name]: place for name, place in organized["indexByName"].items()}
+    columns.sort(key=lambda name: int(places[name]))
     overrides = {each["matcher"]["options"]: each["properties"] for each in panel["fieldConfig"]["overrides"]}
     text = [[_cell(row.get(name), panel, overrides.get(name, [])) for name in columns] for row in rows]
     widths = [max(len(str(cells)) for cells in column) + 2 for column in zip(columns, *text, strict=True)]
     total, top = sum(widths), box.height - 0.55
     x = 0.1
     for index, name in enumerate(columns):
-        box.write(x, top, name, theme.text, inches=True, size=8, weight="bold")
+        box.write(x, top, name, theme.text, inches=True, size=9, weight="bold")
         linked = any(each["id"] == "links" for each in overrides.get(name, []))
         for number, row in enumerate(text):
             y = top - 0.27 * (number + 1)
             if y > 0.05:
-                box.write(x, y, row[index], theme.colour("blue") if linked else theme.text, inches=True, size=8)
+                box.write(x, y, row[index], theme.colour("blue") if linked else theme.text, inches=True, size=9)
         x += (box.width - 0.2) * widths[index] / total
 
 
@@ -219,7 +221,7 @@ def _cell(value: Any, panel: Fields, properties: list[Fields]) -> str:
 def _axes(box: "Box", theme: Theme, left: float = LEFT, right: float = RIGHT, grid: bool = True) -> Any:
     axes = box.axes(left, BOTTOM, right, TOP)
     axes.set_facecolor(theme.panel)
-    axes.tick_params(colors=theme.faint, labelsize=7, length=2)
+    axes.tick_params(colors=theme.faint, labelsize=8, length=2)
     for side in axes.spines.values():
         side.set_color(theme.border)
         side.set_linewidth(0.6)
@@ -291,11 +293,11 @@ def _legend(box: "Box", shown: dict[str, str], theme: Theme) -> None:
     """Names with their colours, in as many lines as there is place for."""
     x, y = 0.12, 0.24
     for name, colour in shown.items():
-        width = 0.32 + 0.062 * len(name)
+        width = 0.34 + 0.075 * len(name)
         if x + width > box.width and x > 0.12:
             x, y = 0.12, y - 0.16
             if y < 0.24 - 0.16 * (LEGEND_ROWS - 1):
                 return
-        box.write(x, y, "▬", colour, inches=True, size=8, va="center")
-        box.write(x + 0.18, y, name, theme.text, inches=True, size=7, va="center")
+        box.write(x, y, "▬", colour, inches=True, size=10, va="center")
+        box.write(x + 0.2, y, name, theme.text, inches=True, size=8.5, va="center")
         x += width

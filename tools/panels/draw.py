@@ -39,7 +39,7 @@ def draw(dashboard: Fields, values: Values, api: Api, window: Window, theme: The
             continue
         box.frame(theme)
         title = values_in(panel["title"], own)
-        box.write(0.1, tall - 0.1, title, theme.text, size=9, weight="medium", va="top", inches=True)
+        box.write(0.1, tall - 0.1, title, theme.text, size=10, va="top", inches=True)
         answers = frames.ask(api, panel, own, window)
         charts.draw(box, panel, answers, window, theme)
     return figure
@@ -49,7 +49,7 @@ def save(figure: Figure, path: Path) -> None:
     """As a PNG with a palette, which is a third as large."""
     buffer = BytesIO()
     figure.savefig(buffer, format="png", facecolor=figure.get_facecolor())
-    Image.open(buffer).convert("RGB").quantize(128).save(path, optimize=True)
+    Image.open(buffer).convert("RGB").quantize(256, Image.Quantize.FASTOCTREE).save(path, optimize=True)
 
 
 def values_in(text: str, values: Values) -> str:
@@ -90,6 +90,7 @@ class Box:
             facecolor=theme.panel,
             edgecolor=theme.border,
             linewidth=0.8,
+            zorder=-1,
         )
         self.figure.patches.append(patch)
 
