@@ -18,6 +18,7 @@ Make = Callable[[int], Path]
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(build, "KEPT", 2)
     return tmp_path / "tailorpo" / "cluster"
 
 

@@ -13,7 +13,6 @@ from tests.cluster import build
 from tests.cluster.control_plane import ControlPlane, control_plane
 from tests.cluster.pods import PodDriver
 from tests.cluster.processes import ServerError
-from tests.cluster.prometheus import PROMETHEUS
 from tests.cluster.real.cluster import RealCluster, real_cluster
 from tests.cluster.real.images import TRAINER
 from tests.cluster.real.network import GATEWAY
@@ -28,14 +27,11 @@ def main() -> None:
 
 @main.command("build")
 @click.option("--real", is_flag=True, help="The programs of real nodes too.")
-@click.option("--prometheus", is_flag=True, help="Prometheus and promtool too.")
-def build_servers(real: bool, prometheus: bool) -> None:
+def build_servers(real: bool) -> None:
     """Build etcd and the Kubernetes servers into the cache, unless they are there."""
     click.echo(build.binaries())
     if real:
         click.echo(installed().folder)
-    if prometheus:
-        click.echo(build.binaries(PROMETHEUS))
 
 
 @main.command()

@@ -1,4 +1,4 @@
-"""Builds programs from pinned Go modules, Kubernetes' first, once for each version of the lock files."""
+"""Builds programs from pinned Go modules, such as Kubernetes' servers, once for each version of the lock files."""
 
 import fcntl
 import hashlib
@@ -19,8 +19,8 @@ from pathlib import Path
 from tests.cluster.processes import Family
 
 REPORT_SECONDS = 15.0
-KEPT, KEPT_DAYS = 2, 30
-"""Builds that are kept whatever their age, and days without use after which another is deleted."""
+KEPT, KEPT_DAYS = 4, 30
+"""Builds that are kept whatever their age, one of each kind; days without use after which another is deleted."""
 
 KUBERNETES = "k8s.io/kubernetes"
 
@@ -35,7 +35,19 @@ class Programs:
     module: Path
     names: tuple[str, ...]
     tags: tuple[str, ...] = ()
-    of: str = KUBERNETES  # the Go module whose version they have
+    source: str = KUBERNETES  # the module that the programs are of; its version is reported
+    stamped: str = ""  # the Go variable that holds their version; Kubernetes has several
+    duration: str = "5 to 20 minutes"  # of a build with empty caches
+
+    @property
+    def version(self) -> str:
+        """What their go.mod pins, such as "v1.37.2"; of Kubernetes' programs what that of the servers pins."""
+        module = SERVERS.module if self.source == KUBERNETES else self.module
+        pinned = re.search(
+            rf"^(?:\t|require ){re.escape(self.source)} (v\S+)", (module / "go.mod").read_text(), re.MULTILINE
+        )
+        assert pinned is not None, f"{module}/go.mod does not require {self.source}"
+        return pinned[1]
 
 
 SERVERS = Programs(
@@ -63,15 +75,8 @@ def beside_python(program: str, package: str) -> str:
 
 
 def kubernetes_version() -> str:
-    """What go.mod pins, such as "v1.37.2"."""
-    return pinned_version(SERVERS)
-
-
-def pinned_version(programs: Programs) -> str:
-    """The version of programs that go.mod pins."""
-    pinned = re.search(rf"^\s*{re.escape(programs.of)} (v\S+)", (programs.module / "go.mod").read_text(), re.MULTILINE)
-    assert pinned is not None
-    return pinned[1]
+    """That of the servers, such as "v1.37.2"."""
+    return SERVERS.version
 
 
 def cache_folder() -> Path:
@@ -151,19 +156,19 @@ def _prune(cache: Path, report: Report) -> None:
 
 
 def _flags(programs: Programs) -> list[str]:
-    flags = "-ldflags=-s -w"
-    if programs.of == KUBERNETES:
-        version = kubernetes_version()
-        major, minor, _ = version.removeprefix("v").split(".", 2)
-        values = {"gitMajor": major, "gitMinor": minor, "gitVersion": version}
-        flags = " ".join(
-            [flags, *(f"-X k8s.io/component-base/version.{name}={value}" for name, value in values.items())]
-        )
-    return ["-trimpath", "-buildvcs=false", flags, *_tags(programs)]
+    values = {programs.stamped: programs.version} if programs.stamped else _kubernetes_values(programs.version)
+    stamped = " ".join(f"-X {name}={value}" for name, value in values.items())
+    return ["-trimpath", "-buildvcs=false", f"-ldflags=-s -w {stamped}", *_tags(programs)]
 
 
 def _tags(programs: Programs) -> list[str]:
     return [f"-tags={','.join(programs.tags)}"] if programs.tags else []
+
+
+def _kubernetes_values(version: str) -> dict[str, str]:
+    major, minor, _ = version.removeprefix("v").split(".", 2)
+    values = {"gitMajor": major, "gitMinor": minor, "gitVersion": version}
+    return {f"k8s.io/component-base/version.{name}": value for name, value in values.items()}
 
 
 def _environment() -> dict[str, str]:
@@ -192,7 +197,7 @@ def alone(path: Path, what: str, report: Report = say) -> Iterator[None]:
 
 
 def _build(go: str, programs: Programs, folder: Path, family: Family, report: Report) -> None:
-    report(f"building {programs.what} {pinned_version(programs)}: once, 5 to 20 minutes, at low priority")
+    report(f"building {programs.what} {programs.version}: once, {programs.duration}, at low priority")
     # This also downloads the modules; Go says so itself, on standard error.
     listed = subprocess.run(
         [go, "list", "-deps", *_tags(programs), "tool"],

@@ -21,7 +21,8 @@ PROMETHEUS = build.Programs(
     module=Path(__file__).parent / "go",
     names=("prometheus", "promtool"),
     tags=("remove_all_sd",),  # targets are named; the clients of clouds would double the time of the build
-    of="github.com/prometheus/prometheus",
+    source="github.com/prometheus/prometheus",
+    stamped="github.com/prometheus/common/version.Version",
 )
 SCRAPE_SECONDS = 0.5
 
