@@ -25,17 +25,19 @@ SCRAPE = 0.5
 
 
 def demo(iterations: int) -> dict[str, Any]:
-    """The job of `make demo`, longer and with more figures."""
+    """The job of `make demo` with more and smaller iterations, and more figures of each kind."""
     job: dict[str, Any] = YAML(typ="safe").load(ROOT / "examples" / "demo.yaml")
     job["metadata"]["namespace"] = NAMESPACE
-    job["spec"]["training"]["iterations"] = iterations
-    job["spec"]["evaluation"]["everyIterations"] = 2
-    job["spec"]["checkpoint"]["everyIterations"] = 3
+    spec = job["spec"]
+    spec["training"] = {"iterations": iterations, "promptsPerIteration": 8}
+    spec["sampling"]["steps"] = 10
+    spec["evaluation"] |= {"everyIterations": 3, "images": 16}
+    spec["checkpoint"]["everyIterations"] = 4
     return job
 
 
 @click.command(help=__doc__)
-@click.option("--iterations", default=24, show_default=True)
+@click.option("--iterations", default=30, show_default=True)
 @click.option("--output", default=ROOT / "docs" / "images", type=click.Path(path_type=Path))
 @click.option("--themes", default="light", show_default=True, help="Separated by commas.")
 def main(iterations: int, output: Path, themes: str) -> None:
