@@ -25,7 +25,7 @@ PLUGIN = Path(__file__).parent / "plugin"
 NAMESPACE = "research"
 FACTOR = 180
 """How much shorter the times of the rules are than in the chart."""
-THRESHOLDS = {"TailorPOJobPending": 10.0}
+THRESHOLDS = {"TailorPOJobPending": 10.0, "TailorPOJobRestarting": 1.0}
 UNSURE = frozenset({"TailorPOSlow", "TailorPOSlowReward", "TailorPOGradientNorm"})
 """Alerts that depend on how busy this machine is, or on random weights; `cases.py` covers them."""
 PATIENCE = 240.0  # seconds; a busy machine needs long to import torch twice

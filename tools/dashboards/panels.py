@@ -66,7 +66,7 @@ def lines(
         .unit(unit)
         .legend(legend.display_mode(common.LegendDisplayMode.LIST).calcs(options.get("calcs", [])))
         .tooltip(common_builders.VizTooltipOptions().mode(common.TooltipDisplayMode.MULTI))
-        .color_scheme(build.FieldColor().mode(dashboard.FieldColorModeId.PALETTE_CLASSIC_BY_NAME))
+        .color_scheme(build.FieldColor().mode(dashboard.FieldColorModeId.PALETTE_CLASSIC))
         .show_points(common.VisibilityMode.NEVER)
         .span_nulls(False)
         .line_width(2)
@@ -86,7 +86,11 @@ def lines(
 
 
 def faint(panel: Panel, *letters: str, dashed: bool = False) -> Panel:
-    """Draws the series of these queries thinly, without a legend of their own: they belong to the strong ones."""
+    """Draws the series of these queries thinly, without a legend of their own: they belong to the strong ones.
+
+    Colours go by the name then, so that both have the same.
+    """
+    panel = panel.color_scheme(build.FieldColor().mode(dashboard.FieldColorModeId.PALETTE_CLASSIC_BY_NAME))
     for letter in letters:
         hidden = {"legend": True, "tooltip": False, "viz": False}
         properties = {"custom.lineWidth": 1, "custom.hideFrom": hidden}

@@ -31,10 +31,10 @@ def each(metric: str, by: str = "", labels: str = "", of: str = OF_JOB) -> str:
     return f"max by ({grouping}) ({selected(metric, labels, of)})"
 
 
-def rate(metric: str, by: str = "", labels: str = "", of: str = OF_JOB, function: str = "rate") -> str:
+def rate(metric: str, by: str = "", function: str = "rate", window: str = "$__rate_interval") -> str:
     """The rate of a counter, one series a job (and for each value of the labels `by`)."""
     grouping = f"{JOB}, {by}" if by else JOB
-    return f"sum by ({grouping}) ({function}({selected(metric, labels, of)}[$__rate_interval]))"
+    return f"sum by ({grouping}) ({function}({selected(metric)}[{window}]))"
 
 
 def over(function: str, metric: str, window: str, by: str = "", labels: str = "", of: str = OF_JOB) -> str:

@@ -274,7 +274,7 @@ def _over_optimisation() -> Row:
 
 
 def _speed() -> Row:
-    busy = rate("tailorpo_phase_seconds_sum", "phase")
+    busy = rate("tailorpo_phase_seconds_sum", "phase", window=SMOOTH)
     pictures = lines(
         "Pictures per second",
         "Training pictures, averaged over the last iterations. Evaluations and checkpoints are not counted.",
@@ -284,9 +284,9 @@ def _speed() -> Row:
     )
     phases = lines(
         "Time by phase",
-        "On what the time is spent, in seconds of each phase per second: rollout (denoising), decode, score (waiting "
-        "for rewards), check (of the scoring decoder), update, checkpoint (how long training waited), evaluation. What "
-        "lasts longer than the interval is counted when it ends, so the sum may exceed 100 % for a moment.",
+        "On what the time is spent over the smoothing window, in seconds of each phase per second: rollout (denoising), "
+        "decode, score (waiting for rewards), check (of the scoring decoder), update, checkpoint (how long training "
+        "waited), evaluation. Choose a window longer than an iteration, or the sum goes up and down.",
         [Query(busy, f"{NAME} {{{{phase}}}}")],
         units.PercentUnit,
         stacked=True,
@@ -382,10 +382,12 @@ def _safety() -> Row:
         "Over the smoothing window. At 0 the run stalls; below 0 an attempt resumed from an older iteration.",
         [Query(f"60 * {over('deriv', 'tailorpo_step', SMOOTH)}")],
     )
+    saving_time = rate("tailorpo_checkpoint_seconds_sum", window=SMOOTH)
+    saved_number = rate("tailorpo_checkpoint_seconds_count", window=SMOOTH)
     saving = lines(
         "Duration of checkpoints",
-        "From copying the state to the committed checkpoint, mean in each interval. Training goes on meanwhile.",
-        [Query(f"{rate('tailorpo_checkpoint_seconds_sum')} / {rate('tailorpo_checkpoint_seconds_count')}")],
+        "From copying the state to the committed checkpoint, mean over the smoothing window. Training goes on meanwhile.",
+        [Query(f"{saving_time} / {saved_number}")],
         units.Seconds,
         low=0,
     )

@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from tools.panels import frames, units
 from tools.panels.frames import Asked, Line
-from tools.panels.style import Theme, by_name
+from tools.panels.style import Theme, by_name, colours
 from tools.panels.variables import Fields, Window
 
 if TYPE_CHECKING:
@@ -50,12 +50,12 @@ def _timeseries(box: "Box", panel: Fields, lines: list[Line], window: Window, th
     axes = _time_axes(box, window, theme)
     shown = dict[str, str]()
     if custom.get("stacking", {}).get("mode") == "normal":
-        shown = _stacked(axes, lines, step)
+        shown = _stacked(axes, lines)
     else:
-        for line in lines:
+        chosen = colours([line.name for line in lines], defaults["color"]["mode"])
+        for line, colour in zip(lines, chosen, strict=True):
             style = _overrides(panel, line.letter)
             times, values = with_gaps(line.points, step)
-            colour = by_name(line.name)
             dashed = style.get("custom.lineStyle", {}).get("fill") == "dash"
             width = float(style.get("custom.lineWidth", custom.get("lineWidth", 1)))
             axes.plot(
@@ -76,18 +76,16 @@ def _timeseries(box: "Box", panel: Fields, lines: list[Line], window: Window, th
     _legend(box, shown, theme)
 
 
-def _stacked(axes: Any, lines: list[Line], step: float) -> dict[str, str]:
+def _stacked(axes: Any, lines: list[Line]) -> dict[str, str]:
     names = sorted({line.name for line in lines})
     times = sorted({at for line in lines for at, _ in line.points})
     values = {name: dict[float, float]() for name in names}
     for line in lines:
         values[line.name].update(line.points)
     table = [[values[name].get(at, 0.0) for at in times] for name in names]
-    colours = [by_name(name) for name in names]
-    axes.stackplot(
-        [datetime.fromtimestamp(at) for at in times], table, colors=[to_rgba(each, 0.55) for each in colours]
-    )
-    return dict(zip(names, colours, strict=True))
+    shades = colours(names, "palette-classic")
+    axes.stackplot([datetime.fromtimestamp(at) for at in times], table, colors=[to_rgba(each, 0.55) for each in shades])
+    return dict(zip(names, shades, strict=True))
 
 
 def _stat(box: "Box", panel: Fields, lines: list[Line], window: Window, theme: Theme) -> None:

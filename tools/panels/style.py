@@ -42,6 +42,13 @@ DARK = Theme("dark", "#111217", "#181B1F", "#2C3037", "#D0D4DB", "#7B828C")
 THEMES = {theme.name: theme for theme in (LIGHT, DARK)}
 
 
+def colours(names: list[str], mode: str) -> list[str]:
+    """The colours of the series of a panel: by their names, or one after the other."""
+    if mode == "palette-classic-by-name":
+        return [by_name(name) for name in names]
+    return [PALETTE[index % len(PALETTE)] for index, _ in enumerate(names)]
+
+
 def by_name(name: str) -> str:
     """The same colour for the same name in every panel."""
     return PALETTE[crc32(name.encode()) % len(PALETTE)]
