@@ -284,7 +284,7 @@ def _speed() -> Row:
     )
     phases = lines(
         "Time by phase",
-        "On what the time is spent over the smoothing window, in seconds of each phase per second: rollout (denoising), "
+        "On what the time is spent over the smoothing window, in seconds of a phase per second: rollout (denoising), "
         "decode, score (waiting for rewards), check (of the scoring decoder), update, checkpoint (how long training "
         "waited), evaluation. Choose a window longer than an iteration, or the sum goes up and down.",
         [Query(busy, f"{NAME} {{{{phase}}}}")],
@@ -386,7 +386,7 @@ def _safety() -> Row:
     saved_number = rate("tailorpo_checkpoint_seconds_count", window=SMOOTH)
     saving = lines(
         "Duration of checkpoints",
-        "From copying the state to the committed checkpoint, mean over the smoothing window. Training goes on meanwhile.",
+        "From copying the state to the committed checkpoint, mean over the smoothing window. Training goes on.",
         [Query(f"{saving_time} / {saved_number}")],
         units.Seconds,
         low=0,
