@@ -21,7 +21,7 @@ from tools.panels.draw import draw, save
 from tools.panels.style import THEMES
 from tools.panels.variables import Values, Window, filled
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1200)
 
 NO_ACCELERATOR = "this machine has no accelerator"
 EMPTY = {
