@@ -49,10 +49,12 @@ format: $(READY) ## Format the code
 	$(BIN)/ruff check --fix-only
 	$(BIN)/ruff format
 
-generate: $(READY) ## Generate files from the models: the definition, the chart, manifests and pages; builds Helm once
-	$(BIN)/python -m tools.chart
+generate: $(READY) ## Generate files from the models: the definition, the dashboards, the chart, manifests and pages; builds Helm once
 	$(BIN)/python -m tailorpo_trainer.document.reference > docs/reference.md
 	$(BIN)/python -m tools.reason_tables
+	$(BIN)/python -m tools.dashboards
+	$(BIN)/python -m tools.rule_tables
+	$(BIN)/python -m tools.chart
 
 bench: $(READY) ## Measure the loop against a plain one, and the operator with many jobs; BENCH_ARGS passes arguments
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)

@@ -1,4 +1,4 @@
-"""`docs/metrics.md` as tests read it: its tables, queries and alerts, and what an expression of PromQL selects."""
+"""`docs/metrics.md` as tests read it: its tables and queries, and what an expression of PromQL selects."""
 
 import re
 from pathlib import Path
@@ -6,19 +6,18 @@ from typing import NamedTuple
 
 import promql_parser
 from prometheus_client import Metric
-from ruamel.yaml import YAML
 
 PAGE = (Path(__file__).parents[1] / "docs" / "metrics.md").read_text()
 IDENTITY = frozenset({"job_namespace", "job_name"})
 
 
 class Row(NamedTuple):
-    """A row of a table. name: with `_total` for a counter. labels: besides `IDENTITY`. alert: empty if none."""
+    """A row of a table. name: with `_total` for a counter. labels: besides `IDENTITY`. alerts: those that read it."""
 
     name: str
     kind: str
     labels: frozenset[str]
-    alert: str = ""
+    alerts: str = ""
 
 
 def table(heading: str) -> dict[str, Row]:
@@ -27,8 +26,8 @@ def table(heading: str) -> dict[str, Row]:
     lines = [line for line in section.splitlines() if line.startswith("| `tailorpo_")]
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
     rows = [
-        Row(name.strip("`"), kind, frozenset(re.findall(r"\w+", labels)), *alert)
-        for name, kind, labels, _unit, _meaning, *alert in cells
+        Row(name.strip("`"), kind, frozenset(re.findall(r"\w+", labels)), *alerts)
+        for name, kind, labels, _unit, _meaning, *alerts in cells
     ]
     return {row.name: row for row in rows}
 
@@ -38,12 +37,6 @@ ACCELERATOR = {name for name in RUN if name.startswith("tailorpo_accelerator_")}
 """Metrics of a run that only an accelerator has."""
 
 QUERIES = re.findall(r"```promql\n(.*?)```", PAGE, re.DOTALL)
-ALERTS = {
-    rule["alert"]: rule["expr"]
-    for block in re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
-    for group in YAML(typ="safe").load(block)["groups"]
-    for rule in group["rules"]
-}
 
 
 def written(family: Metric) -> str:

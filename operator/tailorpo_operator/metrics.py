@@ -25,6 +25,10 @@ RECONCILE = Histogram(
 RECONCILE_ERRORS = Counter("tailorpo_operator_reconcile_errors_total", "Reconciles that failed, and were requeued.")
 ATTEMPTS = Counter("tailorpo_operator_attempts_total", "Attempts that have ended, by reason.", ("reason",))
 LEADING = Gauge("tailorpo_operator_leading", "1 if this operator is the leader, 0 if it is not.")
+READY = Gauge("tailorpo_operator_ready", "1 if this operator knows all objects and reaches the API server, else 0.")
+WATCH_AGE = Gauge(
+    "tailorpo_operator_watch_age_seconds", "Time since a kind of object was last heard of by its watch.", ("kind",)
+)
 QUEUE = Gauge("tailorpo_operator_queue_length", "Jobs that wait to be reconciled.")
 
 MINUTE, HOUR, DAY = 60, 3600, 86_400

@@ -14,6 +14,7 @@ from tests.cluster.control_plane import ControlPlane, control_plane
 from tests.cluster.helm import HELM
 from tests.cluster.pods import PodDriver
 from tests.cluster.processes import ServerError
+from tests.cluster.prometheus import PROMETHEUS
 from tests.cluster.real.cluster import RealCluster, real_cluster
 from tests.cluster.real.images import TRAINER
 from tests.cluster.real.network import GATEWAY
@@ -29,8 +30,8 @@ def main() -> None:
 @main.command("build")
 @click.option("--real", is_flag=True, help="The programs of real nodes too.")
 def build_servers(real: bool) -> None:
-    """Build etcd, the Kubernetes servers and Helm into the cache, unless they are there."""
-    for programs in (build.SERVERS, HELM):
+    """Build etcd, the Kubernetes servers, Helm and Prometheus into the cache, unless they are there."""
+    for programs in (build.SERVERS, HELM, PROMETHEUS):
         click.echo(build.binaries(programs))
     if real:
         click.echo(installed().folder)

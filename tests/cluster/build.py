@@ -158,8 +158,11 @@ def _prune(cache: Path, report: Report) -> None:
 def _flags(programs: Programs) -> list[str]:
     values = {programs.stamped: programs.version} if programs.stamped else _kubernetes_values(programs.version)
     stamped = " ".join(f"-X {name}={value}" for name, value in values.items())
-    tags = [f"-tags={','.join(programs.tags)}"] if programs.tags else []
-    return ["-trimpath", "-buildvcs=false", f"-ldflags=-s -w {stamped}", *tags]
+    return ["-trimpath", "-buildvcs=false", f"-ldflags=-s -w {stamped}", *_tags(programs)]
+
+
+def _tags(programs: Programs) -> list[str]:
+    return [f"-tags={','.join(programs.tags)}"] if programs.tags else []
 
 
 def _kubernetes_values(version: str) -> dict[str, str]:
@@ -197,7 +200,10 @@ def _build(go: str, programs: Programs, folder: Path, family: Family, report: Re
     report(f"building {programs.what} {programs.version}: once, {programs.duration}, at low priority")
     # This also downloads the modules; Go says so itself, on standard error.
     listed = subprocess.run(
-        [go, "list", "-deps", "tool"], cwd=programs.module, env=_environment(), stdout=subprocess.PIPE
+        [go, "list", "-deps", *_tags(programs), "tool"],
+        cwd=programs.module,
+        env=_environment(),
+        stdout=subprocess.PIPE,
     )
     if listed.returncode:
         raise BuildError("the Go modules could not be had; Go's reason stands above")

@@ -271,6 +271,7 @@ def served(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> l
         histogram.labels("team")
     metrics.REQUESTS.labels("get", "200")
     metrics.ATTEMPTS.labels("Completed")
+    metrics.WATCH_AGE.labels("pods")
     encode, kind = choose_encoder(request.param)
     parse = openmetrics if "openmetrics" in kind else classic
     return list(parse(encode(REGISTRY).decode()))

@@ -29,6 +29,10 @@ class Deadlines:
         """The task has been done now."""
         self._last[name] = self._clock()
 
+    def age(self, name: str) -> float:
+        """Seconds since the task was last done."""
+        return self._clock() - self._last[name]
+
     def overdue(self) -> str | None:
         """A message about the first task whose deadline has passed."""
         for name, limit in self._limits.items():

@@ -119,6 +119,9 @@ class Operator:
         await self._wait_for_definition(cluster)
         metrics.JOBS.source = self._figures
         metrics.LEADING.set_function(self._leads)
+        metrics.READY.set_function(lambda: self._unready() is None)
+        for name in NAMES:
+            metrics.WATCH_AGE.labels(name).set_function(partial(self._watching.age, name))
         metrics.QUEUE.set_function(lambda: len(reconciler.queue))
         poller = ProgressPoller(
             self._leaders,
