@@ -19,11 +19,12 @@ from tests.cluster.control_plane import ControlPlane
 from tests.cluster.control_plane import control_plane as run_control_plane
 from tests.cluster.helm import HELM, Helm
 from tests.cluster.pods import PodDriver
+from tests.cluster.prometheus import PROMETHEUS
 from tests.cluster.waiting import until
 
 VARIABLE = "TAILORPO_TEST_KUBECONFIG"
 
-PROGRAMS = {"cluster": build.SERVERS, "helm": HELM}
+PROGRAMS = {"cluster": build.SERVERS, "helm": HELM, "programs": PROMETHEUS}
 """What is built before the first test that uses a fixture of this name."""
 
 
