@@ -146,7 +146,7 @@ def scripted_job(pipeline: Path, script: Path) -> dict[str, Any]:
             "model": {"name": str(pipeline)},
             "lora": {"rank": 2, "alpha": 2},
             "prompts": {"list": ["a cat", "a dog", "a bee"]},
-            "rewards": [{"name": "scripted", "parameters": parameters}, {"name": "clip-score", "weight": 0.001}],
+            "rewards": [{"name": "scripted", "parameters": parameters}],
             "method": {"name": "spo", "clampRatio": 0.1, "threshold": 0},
             "sampling": {"steps": 4, "trainedSteps": {"count": 2}, "guidanceScale": 3.0},
             "optimizer": {"learningRate": 1e-4},
@@ -154,7 +154,7 @@ def scripted_job(pipeline: Path, script: Path) -> dict[str, Any]:
             "evaluation": {
                 "everyIterations": 2,
                 "images": 4,
-                "rewards": [{"name": "opposed", "parameters": parameters}],
+                "rewards": [{"name": "opposed", "parameters": parameters}, {"name": "clip-score"}],
             },
             "checkpoint": {"everyIterations": 2, "keep": 2, "maxFailures": 100},
         },
