@@ -48,8 +48,7 @@ class MLflow(Observer):
 
     def iteration(self, line: Line) -> None:
         metrics = [self._metric(*each, int(1000 * time.time()), line["iteration"]) for each in scalars(line)]
-        local = self._uri.startswith("sqlite:")  # whose writers must not lock each other out
-        self._sent.append(self._client.log_batch(self._run, metrics, synchronous=local))
+        self._sent.append(self._client.log_batch(self._run, metrics, synchronous=self._uri.startswith("sqlite:")))
 
     evaluation = checkpoint = iteration
 
