@@ -88,20 +88,6 @@ class Training:
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
 
-    def lose_storage(self) -> None:
-        """A file stands where the folder of checkpoints was."""
-        kept = self._checkpoints()
-        kept.rename(kept.with_name("elsewhere"))
-        kept.write_text("not a folder")
-
-    def restore_storage(self) -> None:
-        kept = self._checkpoints()
-        kept.unlink()
-        kept.with_name("elsewhere").rename(kept)
-
-    def _checkpoints(self) -> Path:
-        return self.folder / "run" / "attempt-0001"
-
 
 class Scene:
     """Everything that is watched. cats: the job that the training belongs to."""
