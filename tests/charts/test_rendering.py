@@ -235,3 +235,32 @@ def test_alerts_can_be_left_out(helm: Helm, tmp_path: Path) -> None:
 
     assert groups() == {"jobs": ["JobFails", "job:steps:rate5m", "JobStalls"], "operator": ["OperatorIsDown"]}
     assert groups("JobFails", "OperatorIsDown") == {"jobs": ["job:steps:rate5m", "JobStalls"]}
+
+
+def test_alerts_can_be_retuned(helm: Helm) -> None:
+    """The shipped ones: each ends with its threshold."""
+
+    def alerts(**values: Object) -> dict[str, Object]:
+        metrics = {"metrics": {"prometheusRule": {"enabled": True, **values}}}
+        groups = one(rendered(helm, CHART, metrics, MONITORING), "PrometheusRule")["spec"]["groups"]
+        return {each["alert"]: each for group in groups for each in group["rules"] if "alert" in each}
+
+    shipped = alerts()
+    tuned = alerts(
+        overrides={"TailorPOStalled": {"for": "2h", "severity": "info"}, "TailorPOSlow": {"threshold": 0.25}},
+        runbookUrl="https://wiki.example.com/runbooks.html",
+    )
+    assert shipped.keys() == tuned.keys()
+    stalled, slow = tuned["TailorPOStalled"], tuned["TailorPOSlow"]
+    assert (stalled["for"], stalled["labels"]["severity"]) == ("2h", "info")
+    assert stalled["expr"] == shipped["TailorPOStalled"]["expr"]
+    assert slow["expr"].rstrip().endswith(" 0.25")
+    assert slow["expr"].rstrip().rpartition(" ")[0] == shipped["TailorPOSlow"]["expr"].rstrip().rpartition(" ")[0]
+    pages = {each["annotations"]["runbook_url"].partition("#")[0] for each in tuned.values()}
+    assert pages == {"https://wiki.example.com/runbooks.html"}
+
+
+def test_an_override_of_what_no_alert_has_is_refused(helm: Helm) -> None:
+    values = {"metrics": {"prometheusRule": {"enabled": True, "overrides": {"TailorPOSlow": {"treshold": 1}}}}}
+    with pytest.raises(HelmError, match="treshold"):
+        rendered(helm, CHART, values, MONITORING)

@@ -141,10 +141,24 @@ class ServiceMonitor(Monitor):
     )
 
 
+class AlertOverride(Values):
+    """Another time or threshold for one alert."""
+
+    for_: str | None = Field(None, alias="for", description="How long its condition has to hold, such as `10m`.")
+    severity: Literal["critical", "warning", "info"] | None = Field(None, description="Its label `severity`.")
+    threshold: float | None = Field(None, description="The number that its expression ends with.")
+
+
 class PrometheusRule(Values):
     enabled: bool = Field(False, description="Creates a PrometheusRule with recording rules and alerts.")
     labels: Labels = Field({}, description="Labels by which Prometheus selects it.")
     disabled: list[str] = Field([], description="Names of alerts to leave out.")
+    overrides: dict[str, AlertOverride] = Field(
+        {}, description="By the name of an alert, what to change: `{TailorPOStalled: {for: 2h, severity: info}}`."
+    )
+    runbook_url: str = Field(
+        "https://tailorpo.dev/runbooks", description="Where `docs/runbooks.md` is published; links of alerts begin so."
+    )
 
 
 class Dashboards(Values):
