@@ -84,7 +84,12 @@ def seconds(name: str, default: float, text: str) -> Callable[[Command], Command
     show_envvar=True,
     help="Trainer image, where spec.template.image names none.",
 )
-@click.option("--host", default="0.0.0.0", show_default=True, help="Address of /healthz, /readyz and /metrics.")
+@click.option(
+    "--host",
+    default="::",
+    show_default=True,
+    help="Address of /healthz, /readyz and /metrics; `::` is all of IPv4 and IPv6.",
+)
 @click.option(
     "--port",
     type=click.IntRange(0, 65535),

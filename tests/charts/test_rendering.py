@@ -240,7 +240,7 @@ def test_alerts_can_be_left_out(helm: Helm, tmp_path: Path) -> None:
 def test_alerts_can_be_retuned(helm: Helm) -> None:
     """The shipped ones: each ends with its threshold."""
 
-    def alerts(**values: Object) -> dict[str, Object]:
+    def alerts(**values: Any) -> dict[str, Object]:
         metrics = {"metrics": {"prometheusRule": {"enabled": True, **values}}}
         groups = one(rendered(helm, CHART, metrics, MONITORING), "PrometheusRule")["spec"]["groups"]
         return {each["alert"]: each for group in groups for each in group["rules"] if "alert" in each}

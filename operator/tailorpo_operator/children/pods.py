@@ -108,7 +108,7 @@ def _variables(job: Job, attempt: int) -> list[Fields]:
     pod_template = job.spec.template
     values = {
         "TAILORPO_ATTEMPT": str(attempt),
-        "TAILORPO_METRICS_HOST": "0.0.0.0",
+        "TAILORPO_METRICS_HOST": "::",
         "TAILORPO_METRICS_PORT": str(naming.METRICS_PORT),
         "TAILORPO_METRICS_STALL_SECONDS": str(job.spec.run_policy.stall_timeout_seconds),
         "HOME": pod_document.WORK,

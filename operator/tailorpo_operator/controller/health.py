@@ -46,6 +46,16 @@ def _page(encode: Callable[[CollectorRegistry], bytes], zipped: bool) -> bytes:
     return gzip.compress(page, compresslevel=1) if zipped else page
 
 
+def _site(runner: web.AppRunner, host: str, port: int) -> web.BaseSite:
+    """Where the server listens. `::` is IPv4 and IPv6 together, for which asyncio alone would open IPv6 only."""
+    if host != "::":
+        return web.TCPSite(runner, host, port)
+    if not socket.has_dualstack_ipv6():  # a kernel without IPv6
+        return web.TCPSite(runner, "0.0.0.0", port)
+    listening = socket.create_server((host, port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=128)
+    return web.SockSite(runner, listening)
+
+
 @asynccontextmanager
 async def serving(
     host: str, port: int, live: Callable[[], str | None], ready: Callable[[], str | None]
@@ -82,7 +92,7 @@ async def serving(
     await runner.setup()
     try:
         try:
-            await web.TCPSite(runner, host, port).start()
+            await _site(runner, host, port).start()
         except OSError as error:
             known = error.errno is not None and not isinstance(error, socket.gaierror)
             reason = os.strerror(error.errno or 0) if known else error.strerror

@@ -141,7 +141,7 @@ def test_the_environment() -> None:
     reported = variables(job(runPolicy={"stallTimeoutSeconds": 60}))
     assert reported == {
         "TAILORPO_ATTEMPT": "1",
-        "TAILORPO_METRICS_HOST": "0.0.0.0",
+        "TAILORPO_METRICS_HOST": "::",
         "TAILORPO_METRICS_PORT": "9400",
         "TAILORPO_METRICS_STALL_SECONDS": "60",
         "HOME": "/var/lib/tailorpo",

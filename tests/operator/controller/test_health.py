@@ -2,6 +2,7 @@
 
 import asyncio
 import gzip
+import socket
 import threading
 from collections.abc import Iterable
 
@@ -50,6 +51,22 @@ def test_a_scraper_chooses_the_format() -> None:
     assert "process_start_time_seconds" in {family.name for family in classic(text.decode())}
     assert other_kind.startswith("application/openmetrics-text; version=1.0.0")
     assert "process_start_time_seconds" in {family.name for family in openmetrics(gzip.decompress(zipped).decode())}
+
+
+@pytest.mark.parametrize("dual", [True, False])
+def test_both_families(monkeypatch: pytest.MonkeyPatch, dual: bool) -> None:
+    """A kubelet probes a pod of a cluster with IPv6 alone by IPv6; a kernel may also lack it."""
+    monkeypatch.setattr(socket, "has_dualstack_ipv6", lambda: dual)
+
+    async def statuses() -> list[int]:
+        async with (
+            serving("::", 0, lambda: None, lambda: None) as port,
+            aiohttp.ClientSession() as session,
+        ):
+            hosts = ["127.0.0.1", *(["[::1]"] if dual else [])]
+            return [(await session.get(f"http://{host}:{port}/readyz")).status for host in hosts]
+
+    assert set(asyncio.run(statuses())) == {200}
 
 
 def test_a_slow_scrape_does_not_block_the_event_loop(request: pytest.FixtureRequest) -> None:

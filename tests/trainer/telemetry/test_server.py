@@ -107,6 +107,16 @@ def test_ipv6(health: Health) -> None:
         assert get(f"{url}/healthz")[0] == 200
 
 
+@pytest.mark.parametrize("dual", [True, False])
+def test_both_families(health: Health, monkeypatch: pytest.MonkeyPatch, dual: bool) -> None:
+    """As a pod listens: on a cluster of IPv4, of IPv6, or of both; and on a kernel without IPv6."""
+    monkeypatch.setattr(socket, "has_dualstack_ipv6", lambda: dual)
+    with serving("::", 0, CollectorRegistry(), health) as url:
+        port = url.rpartition(":")[2]
+        for host in ("127.0.0.1", *(["[::1]"] if dual else [])):
+            assert get(f"http://{host}:{port}/healthz")[0] == 200
+
+
 def test_a_taken_port_ends_the_run_before_anything_is_loaded(
     start: Any, log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

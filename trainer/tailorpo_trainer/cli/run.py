@@ -84,7 +84,7 @@ def _launch(job: TailorPOJob, layout: WorldLayout, arguments: list[str]) -> int:
     show_default=True,
     envvar="TAILORPO_METRICS_HOST",
     show_envvar=True,
-    help="Address to serve on; 0.0.0.0 lets other machines ask.",
+    help="Address to serve on; :: (IPv4 and IPv6) lets other machines ask.",
 )
 @click.option(
     "--metrics-stall-seconds",

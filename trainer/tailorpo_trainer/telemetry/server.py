@@ -17,6 +17,9 @@ from tailorpo_trainer.errors import ConfigurationError
 from tailorpo_trainer.telemetry.observer import Line, Observer, RunStart
 from tailorpo_trainer.telemetry.termination import TerminationReporter
 
+ANY = "::"
+"""All addresses of this machine, of IPv4 and of IPv6."""
+
 App = Callable[[dict[str, Any], Any], Iterable[bytes]]
 
 
@@ -49,6 +52,8 @@ class Health(Observer):
 @contextmanager
 def serving(host: str, port: int, registry: CollectorRegistry, health: Health) -> Iterator[str]:
     """Serve on a thread while inside, and yield the URL. Raises `ConfigurationError` if it cannot listen there."""
+    if host == ANY and not socket.has_dualstack_ipv6():  # a kernel without IPv6
+        host = "0.0.0.0"
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         kind = _Server6 if family == socket.AF_INET6 else _Server
@@ -92,6 +97,11 @@ class _Server(ThreadingMixIn, WSGIServer):
 
 class _Server6(_Server):
     address_family = socket.AF_INET6
+
+    def server_bind(self) -> None:
+        if self.server_address[0] == ANY:  # the default of a system may be IPv6 alone
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        super().server_bind()
 
 
 class _Handler(WSGIRequestHandler):
