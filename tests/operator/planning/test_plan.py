@@ -1082,9 +1082,9 @@ def test_a_time_zone_changes_nothing() -> None:
 # Edits, and gangs that never were whole
 
 
-def edited(template: str = "0" * 16) -> Any:
+def edited(template: str = "0" * 16, **fields: Any) -> Any:
     """The attempt's Job, made for generation 1 of another template."""
-    return attempt_job(generation=1, template_hash=template)
+    return attempt_job(generation=1, template_hash=template, **fields)
 
 
 def test_an_edit_replaces_an_attempt_that_never_ran_at_once() -> None:
@@ -1094,7 +1094,7 @@ def test_an_edit_replaces_an_attempt_that_never_ran_at_once() -> None:
     story.reconcile(30, edited(), waiting, pending(1))
     assert (story.last.reason, story.last.counted) == ("SpecChanged", False)
     assert story.stops == [1]
-    story.reconcile(31, edited(), fresh=True)
+    story.reconcile(31, edited(deleting=True), fresh=True)
     assert [(each.number, each.reason) for each in story.status.attempts] == [(1, "SpecChanged"), (2, None)]
     assert story.status.failures == 0
     assert story.begins == [2], "without a delay"
