@@ -24,7 +24,7 @@ def programs() -> Path:
     return build.binaries(PROMETHEUS)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # its training computes until its end
 def scene(
     cluster: Cluster, programs: Path, operator_user: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Scene]:
