@@ -34,7 +34,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 def render(file: Path, attempt: int, image: str, namespace: str | None, overrides: tuple[str, ...]) -> None:
     """Print as YAML the objects that the operator creates for the jobs in FILE, without a cluster.
 
-    Only the owner references to the job are missing.
+    Only the owner references to the job, and annotations about its generation, are missing.
     """
     from tailorpo_operator.api.types import Job
     from tailorpo_operator.children import indexed_job

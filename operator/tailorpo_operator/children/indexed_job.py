@@ -60,13 +60,7 @@ def attempt(job: Job, number: int, image: str) -> Fields:
     image: the trainer's image if `spec.template.image` names none.
     Raises `TooLarge`.
     """
-    made = _attempt(job, number, image)
-    if "generation" in job.metadata:  # a document that was not applied yet has none
-        made["metadata"]["annotations"] = {
-            naming.GENERATION: str(job.generation),
-            naming.TEMPLATE_HASH: template_hash(job),
-        }
-    return made
+    return _attempt(job, number, image)
 
 
 def template_hash(job: Job) -> str:
@@ -119,7 +113,7 @@ def _gang(job: Job) -> Fields:
 
 
 def with_owner(child: Fields, job: Job) -> Fields:
-    """The child with an owner reference, so that it is deleted with the job.
+    """The attempt's Job with an owner reference, so that it is deleted with the job, and with what it was made from.
 
     (`blockOwnerDeletion` would need permission for finalizers.)
     """
@@ -131,7 +125,8 @@ def with_owner(child: Fields, job: Job) -> Fields:
         # Kubernetes schedules a gang only for a Job without a controller; it is deleted with its owner anyway.
         "controller": "scheduling" not in child["spec"],
     }
-    return {**child, "metadata": {**child["metadata"], "ownerReferences": [owner]}}
+    made_from = {naming.GENERATION: str(job.generation), naming.TEMPLATE_HASH: template_hash(job)}
+    return {**child, "metadata": {**child["metadata"], "annotations": made_from, "ownerReferences": [owner]}}
 
 
 def warnings(job: Job) -> list[str]:

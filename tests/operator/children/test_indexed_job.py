@@ -259,7 +259,19 @@ def test_a_child_goes_with_its_job() -> None:
                 "controller": workers == 1,  # Kubernetes makes no gang of a Job that somebody controls
             }
         ]
+        annotations = mine["metadata"].pop("annotations")
+        assert annotations == {
+            "tailorpo.dev/generation": str(made.generation),
+            "tailorpo.dev/template-hash": indexed_job.template_hash(made),
+        }
         assert mine == child
+
+
+def test_the_hash_is_of_what_the_pods_are_made_of() -> None:
+    made = indexed_job.template_hash(job(workers=2))
+    assert made == indexed_job.template_hash(job(workers=2, runPolicy={"suspend": True}))
+    assert made != indexed_job.template_hash(job(workers=2, template={"image": "mine:2"}))
+    assert made != indexed_job.template_hash(job(workers=3))
 
 
 def test_who_is_asked_for_a_gang() -> None:
