@@ -149,7 +149,10 @@ def test_a_denoiser_that_needs_more_than_text(folder: Path) -> None:
 
     config = UNet2DConditionModel.load_config(folder / "unet") | {"class_embed_type": "timestep"}
     UNet2DConditionModel.from_config(config).save_pretrained(folder / "unet")
-    assert "is a StableDiffusionPipeline whose denoiser needs more than text: " in refusal(name=str(folder))
+    assert (
+        "is a StableDiffusionPipeline whose denoiser needs more than text (class_embed_type: 'timestep'): "
+        in refusal(name=str(folder))
+    )
 
 
 @pytest.mark.parametrize(

@@ -144,7 +144,8 @@ def _as_ddim(scheduler: Any, spacing: str | None) -> Any:
     from diffusers import DDIMScheduler
 
     name, theirs = type(scheduler).__name__, getattr(scheduler, "alphas_cumprod", None)
-    if name in {*DDIMScheduler._compatibles, "DDIMParallelScheduler", "DDPMParallelScheduler"} and theirs is not None:
+    relatives = {kind.__name__ for kind in DDIMScheduler().compatibles}
+    if name in {*relatives, "DDIMParallelScheduler", "DDPMParallelScheduler"} and theirs is not None:
         # As arguments, because `from_config` drops keys that a config has only as defaults (diffusers issue 3947).
         arguments = {key: value for key, value in scheduler.config.items() if key in TRAINED_WITH}
         arguments |= {"clip_sample": False, "thresholding": False}
