@@ -60,27 +60,6 @@ def attempt(job: Job, number: int, image: str) -> Fields:
     image: the trainer's image if `spec.template.image` names none.
     Raises `TooLarge`.
     """
-    return _attempt(job, number, image)
-
-
-def template_hash(job: Job) -> str:
-    """16 hexadecimal digits that differ if an attempt's Job would: they depend on neither its number nor the default
-    image, so two operators of one version agree. Raises `TooLarge`."""
-    made = json.dumps(_attempt(job, 1, ""), sort_keys=True)
-    return hashlib.sha256(made.encode()).hexdigest()[:16]
-
-
-def is_outdated(job: Job, generation: int, hash_of_template: str) -> bool:
-    """Whether an edit of the job has changed what an attempt's pods are made of. Unknown for a Job without the hash."""
-    if not hash_of_template or generation == job.generation:
-        return False
-    try:
-        return template_hash(job) != hash_of_template
-    except TooLarge:
-        return False
-
-
-def _attempt(job: Job, number: int, image: str) -> Fields:
     name, queue = job.metadata["name"], job.spec.scheduling.queue_name
     labels = naming.of_attempt(name, number) | ({naming.QUEUE: queue} if queue else {})
     return {
@@ -99,6 +78,23 @@ def _attempt(job: Job, number: int, image: str) -> Fields:
             "template": pods.template(job, number, image),
         },
     }
+
+
+def template_hash(job: Job) -> str:
+    """16 hexadecimal digits that differ if an attempt's Job would: they depend on neither its number nor the default
+    image, so two operators of one version agree. Raises `TooLarge`."""
+    made = json.dumps(attempt(job, 1, ""), sort_keys=True)
+    return hashlib.sha256(made.encode()).hexdigest()[:16]
+
+
+def is_outdated(job: Job, generation: int, hash_of_template: str) -> bool:
+    """Whether an edit of the job has changed what an attempt's pods are made of. Unknown for a Job without the hash."""
+    if not hash_of_template or generation == job.generation:
+        return False
+    try:
+        return template_hash(job) != hash_of_template
+    except TooLarge:
+        return False
 
 
 def wants_gang(job: Job) -> bool:

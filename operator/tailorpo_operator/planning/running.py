@@ -44,7 +44,8 @@ def proceed(builder: PlanBuilder, attempt: Attempt) -> None:
         if attempt.ready is None:
             builder.update_attempt(attempt.replace(ready=since(builder.status, "Running")))
     one_by_one = not ran and problem is not None and not attempt_job.gang_scheduled and wants_gang(builder.job)
-    waits = [EDITED] if outdated(builder.job, attempt_job) else []
+    # Before the pods have run, `end_cause` has compared already, and an edit would have ended the attempt.
+    waits = [EDITED] if ran and outdated(builder.job, attempt_job) else []
     messages = [message, *([ONE_BY_ONE] if one_by_one else []), *waits, *warnings(builder.job)]
     builder.set_message("; ".join(messages), starting=problem is None)
 
