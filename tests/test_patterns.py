@@ -48,6 +48,7 @@ The limit is far from both, so that neither caches nor other processes on the ma
 FLOOR = 0.001
 """Seconds below which nothing can be measured. Quadratic time for the long text is some hundred times as long."""
 TRIES = 7
+USES = "match|fullmatch|search|findall|finditer|split|sub"
 
 UNITS = [
     *"aA1 \n\t_-./:=@?#&'\"\\[({é\x1b\0",
@@ -88,7 +89,7 @@ def patterns() -> Iterator[Pattern]:
                 continue
             if (use := node.func.attr) == "compile":
                 compiled = re.compile(*(value(module, each) for each in node.args))
-                uses = sorted(set(re.findall(rf"\b{names[node]}\.(\w+)\(", everything)))
+                uses = sorted(set(re.findall(rf"\b{names[node]}\.({USES})\b", everything)))
                 assert uses, f"nobody uses {module}.{names[node]}"
                 yield from (Pattern(module, names[node], use, compiled) for use in uses)
             else:

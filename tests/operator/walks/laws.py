@@ -38,7 +38,7 @@ EXPLAINS = [
     *("OutOfResources", "InternalError", "Error", "Unavailable", "PodDeleted", "Stalled", "Interrupted", "Stopped"),
 ]
 """The first one explains the others. All disruptions are equal, and so are all deletions."""
-WISHED = ("Suspended", "DeadlineExceeded", "StartDeadlineExceeded")
+WISHED = ("Suspended", "SpecChanged", "DeadlineExceeded", "StartDeadlineExceeded")
 DONE = ("Completed", "Extended")
 FATAL = ("ConfigurationError", "DataError", "NotFinite", "UsageError", "DeadlineExceeded", "StartDeadlineExceeded")
 COUNTED = ("OOMKilled", "Killed", "Error", "OutOfResources", "InternalError", "Unavailable", "Stalled", "Interrupted")
@@ -239,6 +239,7 @@ def _rightly(
     shown |= {"JobDeleted"} if attempt_job_deleted else set()
     policies = [each["spec"].get("runPolicy", {}) for each in jobs]
     shown |= {"Suspended"} if any(each.get("suspend") for each in policies) else set()
+    shown |= {"SpecChanged"} if any(each["spec"] != jobs[0]["spec"] for each in jobs) else set()
     shown |= {"DeadlineExceeded"} if any("activeDeadlineSeconds" in each for each in policies) else set()
     shown |= {"StartDeadlineExceeded"} if any("startDeadlineSeconds" in each for each in policies) else set()
     shown |= {"Extended"} if "Completed" in shown else set()

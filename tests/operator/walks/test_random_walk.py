@@ -305,7 +305,7 @@ class Walk(RuleBasedStateMachine):
                 self.stage.replicas.start(number)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def stage(
     control_plane: ControlPlane, operator_user: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Stage]:

@@ -174,7 +174,7 @@ def test_prompts(s3_server: Any, s3_bucket: str) -> None:
     [
         (b"", "holds no prompt: write one a line"),
         (b"a\n\xff\n", "is not UTF-8 text: invalid start byte"),
-        (b"a\n" + b"x" * 1025, "is too long: 1025 characters, at most 1024"),
+        (b"a\n" + b"x" * 16385, "is too long: 16385 characters, at most 16384"),
     ],
 )
 def test_bad_prompts(s3_server: Any, s3_bucket: str, body: bytes, message: str) -> None:

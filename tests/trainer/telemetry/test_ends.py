@@ -6,12 +6,14 @@ import re
 import signal
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tailorpo_trainer import cli, models
+from tailorpo_trainer.distributed.signals import StopRequested
 from tailorpo_trainer.errors import ExitCode
 from tailorpo_trainer.spec.progress import Progress
 from tailorpo_trainer.telemetry import termination
@@ -91,7 +93,13 @@ def bad_document(start: Any, tmp_path: Path, probe: Install) -> int:
 
 
 def interrupted(start: Any, tmp_path: Path, probe: Install) -> int:
-    probe(lambda call: send(signal.SIGINT, signal.SIGINT) if call == 5 else None)
+    def on_call(call: int) -> None:
+        if call == 5:
+            with suppress(StopRequested):  # the first only asks to stop
+                send(signal.SIGINT)
+            send(signal.SIGINT)
+
+    probe(on_call)
     return int(start())
 
 

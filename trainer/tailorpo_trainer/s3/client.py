@@ -1,7 +1,7 @@
 """A client for S3 and compatible servers, and one clear message for each kind of failure. No torch."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -116,6 +116,19 @@ PERMISSIONS = {
     False: "read it at {endpoint}: allow s3:ListBucket and s3:GetObject",
     True: "write it at {endpoint}: allow s3:PutObject, s3:DeleteObject and s3:AbortMultipartUpload",
 }
+
+
+def body(client: Any, bucket: str, key: str, too_large: Callable[[int], Exception], most: int) -> bytes:
+    """The bytes of an object; raises `too_large(size)`, before any byte is read, if there are more than `most`.
+
+    Errors of botocore are raised as they are.
+    """
+    answer = client.get_object(Bucket=bucket, Key=key)
+    # `with answer["Body"]` would give the stream below botocore's, whose errors are those of urllib3.
+    with closing(answer["Body"]) as stream:
+        if (size := int(answer["ContentLength"])) > most:
+            raise too_large(size)
+        return bytes(stream.read())
 
 
 def _error_of_answer(subject: str, client: Any, settings: Settings, error: Any, writing: bool) -> TailorPOError:

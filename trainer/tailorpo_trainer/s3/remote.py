@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tailorpo_trainer.errors import ConfigurationError, DataError, ResourceError, TailorPOError, UnavailableError
-from tailorpo_trainer.s3.client import connect, split, translated_errors
+from tailorpo_trainer.s3.client import body, connect, split, translated_errors
 
 INDEX = ".tailorpo-s3.json"
 TEMPORARY = ".tailorpo-parts"
@@ -145,12 +145,12 @@ def read(uri: str, subject: str, most: int) -> bytes:
     if not key:
         raise ConfigurationError(f"{subject}: names a bucket: give s3://bucket/key")
     client = connect(subject)
+
+    def too_large(size: int) -> DataError:
+        return DataError(f"{subject}: has {size:,} bytes, and at most {most:,} are read")
+
     with translated_errors(subject, client):
-        answer = client.get_object(Bucket=bucket, Key=key)
-        with answer["Body"] as body:
-            if (size := int(answer["ContentLength"])) > most:
-                raise DataError(f"{subject}: has {size:,} bytes, and at most {most:,} are read")
-            return bytes(body.read())
+        return body(client, bucket, key, too_large, most)
 
 
 def cache() -> Path:

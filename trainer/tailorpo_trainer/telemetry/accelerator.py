@@ -15,22 +15,25 @@ MEMORY = {"allocated": "memory_allocated", "reserved": "memory_reserved", "peak"
 """Functions of torch's module of a device, by kind."""
 
 PEAK_FLOPS = (
-    (r"B200", 2250e12),
-    (r"GH200|H200(?! NVL)|H100 80GB HBM3", 989e12),
-    (r"H[12]00 NVL", 835e12),
-    (r"H100 PCIe", 756e12),
-    (r"A100", 312e12),
-    (r"A30", 165e12),
-    (r"A40", 149.7e12),
-    (r"A10", 125e12),
-    (r"L40S", 362e12),
-    (r"L40", 181e12),
-    (r"L4", 121e12),
-    (r"V100-SXM2", 125e12),
-    (r"V100-PCIE", 112e12),
-    (r"T4", 65e12),
+    ("B200", 2250e12),
+    ("GH200", 989e12),
+    ("H200 NVL", 835e12),
+    ("H200", 989e12),
+    ("H100 80GB HBM3", 989e12),
+    ("H100 NVL", 835e12),
+    ("H100 PCIe", 756e12),
+    ("A100", 312e12),
+    ("A30", 165e12),
+    ("A40", 149.7e12),
+    ("A10", 125e12),
+    ("L40S", 362e12),
+    ("L40", 181e12),
+    ("L4", 121e12),
+    ("V100 SXM2", 125e12),
+    ("V100 PCIE", 112e12),
+    ("T4", 65e12),
 )
-"""Peak of matrix products in bf16 or fp16 without sparsity, in FLOP/s, by the device's name.
+"""Peak of matrix products in bf16 or fp16 without sparsity, in FLOP/s, by words of its name: the first that fits.
 
 Source: NVIDIA's data sheets of these products; where one gives the value with sparsity only, half of it.
 """
@@ -95,5 +98,6 @@ def find_accelerator(run: TrainingSpec, labels: dict[str, str]) -> Accelerator |
 
 def peak_flops(name: str) -> float | None:
     """The peak of a device of that name; None if it is not known, and for a part (MIG) of a device."""
-    found = (peak for pattern, peak in PEAK_FLOPS if re.search(rf"(?<![A-Za-z0-9])(?:{pattern})(?![A-Za-z0-9])", name))
-    return None if "MIG" in name else next(found, None)
+    words = set(re.findall(r"[A-Za-z0-9]+", name))
+    found = (peak for known, peak in PEAK_FLOPS if words.issuperset(known.split()))
+    return None if "MIG" in words else next(found, None)

@@ -120,11 +120,10 @@ class S3Store:
                 raise ExistsError(f"{self.uri(name)}: another process wrote it first") from None
 
     def _get(self, name: str, most: int) -> bytes:
-        answer = self.client.get_object(Bucket=self.bucket, Key=self.prefix + name)
-        with answer["Body"] as body:
-            if (size := int(answer["ContentLength"])) > most:
-                raise OversizedError(self.uri(name), size, most)
-            return bytes(body.read())
+        def too_large(size: int) -> OversizedError:
+            return OversizedError(self.uri(name), size, most)
+
+        return s3.body(self.client, self.bucket, self.prefix + name, too_large, most)
 
     def _missing(self, name: str, error: Any) -> Exception:
         """`MissingError` if the bucket exists but the object does not, otherwise the error itself."""
