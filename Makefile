@@ -17,16 +17,20 @@ export UV_PROJECT_ENVIRONMENT := $(VENV)
 unexport VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test soak lint format generate bench clean
+.PHONY: help setup demo demo-cluster test soak lint format generate bench clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
 
 setup: $(READY) ## Install the locked packages into .venv; does nothing while the lock stays the same
 
 demo: $(READY) ## Align the shipped model on this machine, then show the report
 	$(BIN)/tailorpo run $(DEMO_JOB) --output $(DEMO_OUTPUT)
 	@sh -euc "$$SHOW" show "$(CURDIR)/$(DEMO_OUTPUT)/report.html"
+
+demo-cluster: $(READY) ## The same on a Kubernetes cluster of this machine, with the chart, S3 and Prometheus; REAL=1 as root: in containers
+	$(BIN)/python -m tools.demo_cluster $(if $(REAL),--real) $(DEMO_ARGS)
+	@sh -euc "$$SHOW" show "$(CURDIR)/runs/demo-cluster/index.html"
 
 # Taken from make's command line only, never from the environment, so that no test uses a developer's own cluster.
 ifeq ($(origin KUBECONFIG),command line)

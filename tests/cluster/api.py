@@ -81,12 +81,12 @@ class Kubectl:
             raise KubectlError(f"kubectl {' '.join(arguments)}: {done.stderr.strip() or done.stdout.strip()}")
         return done.stdout
 
-    def popen(self, *arguments: str) -> "subprocess.Popen[str]":
-        """A command that does not end by itself, such as `logs --follow`, and its output."""
+    def popen(self, *arguments: str, output: int | None = subprocess.PIPE) -> "subprocess.Popen[str]":
+        """A command that does not end by itself, such as `logs --follow`. output: None for that of this process."""
         return subprocess.Popen(
             [*self._command, *arguments],
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
+            stdout=output,
             text=True,
             env=self._environment,
         )

@@ -235,7 +235,7 @@ def _time_axes(
 ) -> Any:
     axes = _axes(box, theme, left, right, grid)
     axes.set_xlim(datetime.fromtimestamp(window.start), datetime.fromtimestamp(window.end))
-    locator = AutoDateLocator(minticks=3, maxticks=max(4, int(box.width)))  # type: ignore[no-untyped-call]
+    locator = AutoDateLocator(minticks=3, maxticks=max(5, int(box.width)))  # type: ignore[no-untyped-call]
     axes.xaxis.set_major_locator(locator)
     axes.xaxis.set_major_formatter(ConciseDateFormatter(locator, show_offset=False))  # type: ignore[no-untyped-call]
     return axes
