@@ -183,6 +183,7 @@ def job(iterations: int, endpoint: str) -> Fields:
         "everyIterations": max(1, iterations // 4),
     }
     spec["workers"] = 2
+    spec["template"] = {"env": [{"name": "OMP_NUM_THREADS", "value": "1"}]}  # both share the cores of this machine
     return document
 
 
