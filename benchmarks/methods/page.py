@@ -48,7 +48,8 @@ LIMITS = """\
 - Held-out means other animals and other noise than in training. Tuning and finals use the same six held-out prompts,
   with different noise.
 - One update an iteration, as is the default here: DDPO's clip range then never acts, though its official code makes
-  several. DDPO compares two pictures of a prompt an iteration; with more, its advantages would be less coarse.
+  several. DDPO's advantages were those of two pictures of a prompt an iteration; today they are by the last rewards
+  of a prompt, as in the official code, which was not measured.
 - The step-wise methods score many candidates of one trajectory. Where a reward is a person or a paid service, equal
   queries is the axis to read; where the denoiser is what costs, equal FLOPs. On a model with a dear decoder their cost
   shifts: here a decoded picture costs three denoiser rows, which is also about its share on Stable Diffusion 1.5.

@@ -18,7 +18,8 @@ from tailorpo_trainer.diffusion.ddim import choose_steps
 from tailorpo_trainer.diffusion.noise import Noise, Purpose
 from tailorpo_trainer.diffusion.policy import Policy
 from tailorpo_trainer.document import parse
-from tailorpo_trainer.rollout.rows import Pairs
+from tailorpo_trainer.prompts import number
+from tailorpo_trainer.rollout.rows import Pairs, Transitions
 from tailorpo_trainer.rollout.scoring import Scorer
 from tailorpo_trainer.rollout.trajectories import sample_branched_trajectories, sample_trajectories
 from tailorpo_trainer.spec.job import Spec
@@ -253,6 +254,36 @@ def test_spo_keeps_pairs_from_its_threshold_on(resolved: Callable[..., Spec]) ->
     rows = methods.build(some.method).rows(context, drawn)
     assert torch.equal(rows.weight, (gaps >= middle).float())
     assert torch.equal(gaps, torch.cat([b.rewards.max(1).values - b.rewards.min(1).values for b in drawn]))
+
+
+def test_ddpo_s_advantages_are_the_same_in_any_number_of_processes(resolved: Callable[..., Spec]) -> None:
+    """Each process has some of the samples, and the statistics are those of all processes' samples."""
+    run = resolved(method={"name": "ddpo"})
+    policy, texts = models.load_policy(run), ("a cat", "a dog", "a cat", "a bee")
+    context = replace(rollout_context(run, policy, texts), prompts=torch.tensor([number(text) for text in texts]))
+    whole = methods.build(run.method)
+    drawn = whole.rollout(context)
+    expected = whole.rows(context, drawn)
+    whole.end_iteration()
+    assert isinstance(expected, Transitions)
+    assert (expected.advantage != 0).all()
+
+    def gather(rows: Tensor) -> Tensor:
+        return context.prompts if rows.dtype == torch.int64 else drawn.rewards
+
+    for part in (slice(0, 1), slice(1, 4)):
+        transitions = [
+            replace(each, x=each.x[part], y=each.y[part], prediction=each.prediction[part])
+            for each in drawn.transitions
+        ]
+        own = replace(drawn, rewards=drawn.rewards[part], transitions=transitions)
+        method = methods.build(run.method)
+        found = method.rows(replace(context.select(part), gather=gather), own)
+        method.end_iteration()
+        assert isinstance(found, Transitions)
+        assert torch.equal(found.advantage, expected.advantage.view(-1, 4)[:, part].flatten())
+        for name, value in whole.state().items():
+            assert torch.equal(method.state()[name], value)
 
 
 def test_d3po_s_sides_share_only_the_first_noise(resolved: Callable[..., Spec]) -> None:

@@ -17,12 +17,13 @@ from tailorpo_trainer.distributed.signals import StopRequested
 from tailorpo_trainer.document import parse
 from tailorpo_trainer.errors import NotFiniteError
 from tailorpo_trainer.methods import Loss
+from tailorpo_trainer.methods.base import Stateless
 from tailorpo_trainer.rollout.rows import Pairs
 from tailorpo_trainer.spec.job import Spec
 from tailorpo_trainer.training.updater import Updater
 
 
-class Linear:
+class Linear(Stateless):
     """The loss of a row is weight . x, so that the gradient is the mean of the rows' x."""
 
     def loss(self, policy: Any, rows: Pairs, text: Tensor) -> Loss:
@@ -226,6 +227,10 @@ def test_a_state_comes_back_as_it_was() -> None:
         (lambda groups, state: state.pop("optimizer"), "its optimizer's state does not fit: KeyError"),
         (lambda groups, state: state.update(optimizer=[1]), "its optimizer's state does not fit: "),
         (lambda groups, state: state.update(optimizer={"state": {}, "param_groups": []}), "does not fit: ValueError"),
+        (
+            lambda groups, state: groups.update(method={"counts": torch.ones(1)}),
+            "method: does not fit method 'tailorpo'",
+        ),
         (lambda groups, state: state.pop("updates"), "no number of updates, or no totals"),
         (lambda groups, state: state.update(updates=-1), "no number of updates, or no totals"),
         (lambda groups, state: state.update(totals=[1]), "no number of updates, or no totals"),

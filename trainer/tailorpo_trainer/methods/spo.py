@@ -14,7 +14,7 @@ from tailorpo_trainer.rollout.trajectories import BranchPoint
 from tailorpo_trainer.spec.job import Method
 
 
-class SPO:
+class SPO(base.Stateless):
     """Preference loss with clamped likelihood ratios, on the best and the worst of k candidates."""
 
     needs_gradient = False

@@ -86,6 +86,7 @@ class Updater:
                 if len(chosen):
                     order.append(chosen)
                     collected.append(facts)
+        self.method.end_iteration()
         with self.world.defer_stop():
             return self._facts(rows, torch.cat(order), collected, losses, norms)
 
@@ -177,6 +178,8 @@ class Updater:
         groups = {"adapter": self.policy.adapter(), "optimizer": tensors}
         if self.average is not None:
             groups["ema"] = self.average
+        if of_method := self.method.state():
+            groups["method"] = of_method
         return groups, {"updates": self.updates, "optimizer": settings}
 
     def load(self, saved: Loaded) -> None:
@@ -188,6 +191,11 @@ class Updater:
         totals, updates = saved.state.get("totals"), saved.state.get("updates")
         if not isinstance(updates, int) or updates < 0 or not _all_numbers(totals):
             raise CorruptError(f"{saved.uri}: its state.json has no number of updates, or no totals")
+        try:
+            # Those of early versions have no such group.
+            self.method.load(saved.tensors("method") if "method" in saved.groups else {})
+        except ValueError as error:
+            raise CorruptError(f"{saved.uri}method: does not fit method {self.run.method.name!r}: {error}") from None
         self._set_adapter(weights["adapter"])
         try:
             self.optimizer.load_state_dict(unflatten(saved.tensors("optimizer"), saved.state["optimizer"]))
