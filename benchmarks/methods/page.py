@@ -40,8 +40,8 @@ LIMITS = """\
 - One model of 64 × 64 pictures, two rewards, one batch size, half a minute of one core a run: no claim about other
   models, longer training or Stable Diffusion, and none about the papers' own results.
 - Learning rate and β are tuned on a coarse grid, on one seed and below the final budget: that favours what is fast and
-  just keeps pictures whole. Everything else is each method's default here, also what has a unit, such as SPO's
-  `threshold` of 0.3, which its authors set for another scorer's scale.
+  just keeps pictures whole. Everything else was each method's default here, also what has a unit: SPO's
+  `threshold` was a reward gap of 0.3, half of what its authors' 0.3 means for logits, and what today's default is.
 - The judge decided which settings were admitted, so its accuracy after the finals is not quite an unseen measure. That
   rule was made when part of the grid had been seen, the finer learning rates and the finals' length when most of it
   had; all before any final run.

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ from tailorpo_trainer.document import parse
 from tailorpo_trainer.prompts import number
 from tailorpo_trainer.rollout.rows import Pairs, Transitions
 from tailorpo_trainer.rollout.scoring import Scorer
-from tailorpo_trainer.rollout.trajectories import sample_branched_trajectories, sample_trajectories
+from tailorpo_trainer.rollout.trajectories import BranchPoint, sample_branched_trajectories, sample_trajectories
 from tailorpo_trainer.spec.job import Spec
 from tailorpo_trainer.training.updater import Updater
 
@@ -241,19 +241,35 @@ def test_ties_weigh_nothing_and_are_not_dropped(resolved: Callable[..., Spec]) -
     assert all(torch.equal(value, before[name]) for name, value in policy.adapter().items())
 
 
-def test_spo_keeps_pairs_from_its_threshold_on(resolved: Callable[..., Spec]) -> None:
+def test_spo_keeps_pairs_that_are_certain_enough(resolved: Callable[..., Spec]) -> None:
+    """Certainty as in the official code: softmax over the scores of the best and the worst, and their difference."""
     everything = resolved(method={"name": "spo", "threshold": 0.0})
     policy = models.load_policy(everything)
     context = rollout_context(everything, policy)
     drawn = methods.build(everything.method).rollout(context)
-    rows = methods.build(everything.method).rows(context, drawn)
-    assert isinstance(rows, Pairs)
-    gaps = rows.gap
-    middle = float(gaps.median())
-    some = resolved(method={"name": "spo", "threshold": middle})
-    rows = methods.build(some.method).rows(context, drawn)
-    assert torch.equal(rows.weight, (gaps >= middle).float())
-    assert torch.equal(gaps, torch.cat([b.rewards.max(1).values - b.rewards.min(1).values for b in drawn]))
+    # So that some pairs are certain and some are not, whatever the random model paints.
+    gap = torch.cat([each.rewards.amax(1) - each.rewards.amin(1) for each in drawn]).mean()
+    drawn = [replace(each, rewards=each.rewards / gap * 0.62) for each in drawn]
+    best = torch.cat([torch.stack([b.rewards.max(1).values, b.rewards.min(1).values]) for b in drawn], dim=1)
+    probabilities = best.softmax(dim=0)
+    certainty = probabilities[0] - probabilities[1]
+    for threshold in (0.0, 0.3, float(certainty.median())):
+        rows = methods.build(resolved(method={"name": "spo", "threshold": threshold}).method).rows(context, drawn)
+        assert isinstance(rows, Pairs)
+        assert torch.equal(rows.gap, best[0] - best[1])
+        clear = (certainty - threshold).abs() > 1e-6  # the median itself is rounded in two ways
+        assert torch.equal(rows.weight[clear], (certainty > threshold).float()[clear])
+        assert 0 < float(rows.weight.sum()) <= len(rows)
+
+
+@pytest.mark.parametrize(("gap", "kept"), [(0.0, 0), (0.3, 0), (0.61, 0), (0.63, 1), (40.0, 1)])
+def test_spo_s_default_is_the_official_one(resolved: Callable[..., Spec], gap: float, kept: int) -> None:
+    rewards = torch.tensor([[0.1 * gap, gap, 0.0, 0.5 * gap]])
+    latents = torch.zeros(1, 4, 1, 1, 1)
+    best, worst = rewards.argmax(1), rewards.argmin(1)
+    branch = BranchPoint(0, latents[:, 0], latents, rewards, best, worst, latents[:, 0])
+    rows = methods.build(resolved(method={"name": "spo"}).method).rows(cast(Any, None), [branch])
+    assert rows.weight.tolist() == [kept]
 
 
 def test_ddpo_s_advantages_are_the_same_in_any_number_of_processes(resolved: Callable[..., Spec]) -> None:

@@ -118,7 +118,10 @@ def branched_rollout(
 
 
 def best_worst_pairs(branch_points: Sequence[BranchPoint], threshold: float = 0.0) -> Pairs:
-    """The best and the worst candidate of each branch point; pairs whose gap is 0 or below the threshold weigh 0."""
+    """The best and the worst candidate of each branch point; pairs whose certainty is at most `threshold` weigh 0.
+
+    Their certainty is the difference of the two softmax probabilities of their rewards, tanh(gap / 2), in [0, 1].
+    """
     pairs = []
     with_prediction = [branch.prediction is not None for branch in branch_points]
     mixed = any(with_prediction) and not all(with_prediction)
@@ -133,7 +136,7 @@ def best_worst_pairs(branch_points: Sequence[BranchPoint], threshold: float = 0.
                 winner=branch.target,
                 loser=branch.candidates[rows, branch.loser],
                 gap=gap,
-                weight=((gap > 0) & (gap >= threshold)).float(),
+                weight=((gap > 0) & ((gap / 2).tanh() > threshold)).float(),
                 prediction=torch.zeros_like(branch.x) if mixed and branch.prediction is None else branch.prediction,
                 kept=torch.full_like(rows, branch.prediction is not None, dtype=torch.bool) if mixed else None,
             )

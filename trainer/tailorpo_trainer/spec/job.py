@@ -168,7 +168,12 @@ class Method(SpecModel):
         "for `tailorpo-g`, `random` for `spo`.",
     )
     threshold: float | None = Field(
-        None, ge=0, le=1e6, description="Pairs with a smaller reward gap weigh 0, in the reward sum's unit. `spo` only."
+        None,
+        ge=0,
+        lt=1,
+        description="Certainty up to which a pair weighs 0: the difference of the softmax probabilities of best and "
+        "worst, tanh(gap / 2) of their gap in the reward sum, whose scores count as logits. 0.3 is a gap of 0.619. "
+        "`spo` only.",
     )
     clamp_ratio: float | None = Field(
         None, gt=0, lt=1, description="Likelihood ratios are clamped to 1 +- this. `spo` and `d3po` only."
