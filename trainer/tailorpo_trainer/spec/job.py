@@ -61,7 +61,9 @@ class LoRA(SpecModel):
         description="Endings of the names of the denoiser's modules that get an adapter.",
     )
     initial: URI | None = Field(
-        None, description="An existing diffusers LoRA (folder or file) to start from instead of a fresh one."
+        None,
+        description="An existing LoRA of the denoiser to start from instead of a fresh one, as diffusers, PEFT or "
+        "kohya's tools write it: a file, or a folder, `s3://` prefix or hub id that holds it.",
     )
 
 
