@@ -1,6 +1,7 @@
 """The policy that a document describes."""
 
 import os
+from typing import Any
 
 import torch
 
@@ -33,6 +34,18 @@ def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16
 
 
+def place(unet: Any, device: torch.device, dtype: torch.dtype) -> None:
+    """Move the denoiser, its frozen weights in `dtype`, and the adapter bit for bit as it is, in float32.
+
+    In bf16 an adapter that was loaded would be rounded before training, and later its small updates to nothing.
+    """
+    exact = {name: value.detach().clone() for name, value in unet.named_parameters() if value.requires_grad}
+    unet.to(device, dtype)
+    for name, parameter in unet.named_parameters():
+        if name in exact:
+            parameter.data = exact[name].to(device, torch.float32)
+
+
 def load_policy(run: TrainingSpec, device: torch.device | None = None) -> Policy:
     """The policy that a document describes. Its adapter is new or `lora.initial`; everything else is frozen.
 
@@ -56,16 +69,13 @@ def load_policy(run: TrainingSpec, device: torch.device | None = None) -> Policy
     requested = (sampling.height, sampling.width)
     size = [pixels // factor if pixels else side for pixels, side in zip(requested, sides, strict=True)]
     attach_adapter(unet, run)
-    unet.to(device, dtype if device.type != "cpu" else torch.float32)
+    place(unet, device, dtype if device.type != "cpu" else torch.float32)
     for decoder in decoders:
         exact = decoder.config.get("force_upcast", True) or device.type == "cpu"
         decoder.to(device, torch.float32 if exact else dtype)
         if run.training.vae_slicing and hasattr(decoder, "enable_slicing"):
             decoder.enable_slicing()
     text_encoder.to(device)
-    for parameter in unet.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()  # bf16 weights would round small updates to nothing
     if run.training.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
         unet.train()  # diffusers checkpoints only in training mode; these models have no dropout
