@@ -18,11 +18,13 @@ from tailorpo_trainer.diffusion.ddim import choose_steps
 from tailorpo_trainer.diffusion.noise import Noise, Purpose
 from tailorpo_trainer.diffusion.policy import Policy
 from tailorpo_trainer.document import parse
+from tailorpo_trainer.methods.tailorpo_g import TailorPOG
 from tailorpo_trainer.prompts import number
 from tailorpo_trainer.rollout.rows import Pairs, Transitions
 from tailorpo_trainer.rollout.scoring import Scorer
 from tailorpo_trainer.rollout.trajectories import BranchPoint, sample_branched_trajectories, sample_trajectories
 from tailorpo_trainer.spec.job import Spec
+from tailorpo_trainer.training import loss_scaling
 from tailorpo_trainer.training.updater import Updater
 
 ALL = ["tailorpo", "tailorpo-g", "spo", "d3po", "ddpo"]
@@ -220,6 +222,69 @@ def test_the_graph_is_kept_where_that_is_exact_and_fits(
     training = {"iterations": 1, "promptsPerIteration": 3, "updatesPerIteration": updates, "microBatchSize": rows}
     run = resolved(training=training)
     assert methods.can_keep_graph(run.training, batch_sizes(run.training, 256), trained, 3) is expected
+
+
+@pytest.mark.parametrize("scale", [loss_scaling.INITIAL_SCALE, 2.0**60])
+@pytest.mark.parametrize("name", ALL)
+def test_in_fp16_a_small_loss_has_its_whole_gradient(
+    resolved: Callable[..., Spec], monkeypatch: pytest.MonkeyPatch, name: str, scale: float
+) -> None:
+    """As small as a large model's, whose losses are means over many more elements. A scale that is far too large is
+    found out by an update which uses the rollout's graph, and is then made again without it."""
+    monkeypatch.setattr(loss_scaling, "INITIAL_SCALE", scale)
+    found: list[Tensor] = []
+    drawn: Any = None
+    for precision in ("fp32", "fp16"):
+        run = resolved(
+            method={"name": name} | ({"threshold": 0.0} if name == "spo" else {}),
+            training={"iterations": 1, "promptsPerIteration": 3, "precision": precision},
+        )
+        policy, method = models.load_policy(run), methods.build(run.method)
+        context = rollout_context(run, policy)
+        drawn = drawn if drawn is not None else method.rows(context, method.rollout(context))
+        rows = drawn
+        if isinstance(rows, Pairs) and rows.x_loser is None:
+            rows = replace(rows, prediction=policy.predict(rows.x, rows.step, context.text[rows.sample]))
+        monkeypatch.setattr(method, "loss", smaller(method.loss))
+        updater = Updater(policy, method, run)
+
+        def keep(*_: Any, policy: Policy = policy) -> None:
+            values = [value.grad for key, value in policy.adapter().items() if "lora_B" in key]
+            found.append(torch.cat([value.double().flatten() for value in values if value is not None]))
+
+        updater.optimizer.register_step_pre_hook(keep)
+        updater.iterate(rows, context.text)
+    exact, half = found
+    assert float((half - exact).norm()) < 0.02 * float(exact.norm())
+
+
+def smaller(loss: Any) -> Any:
+    def scaled(*arguments: Any) -> methods.Loss:
+        found: methods.Loss = loss(*arguments)
+        return replace(found, losses=found.losses * 1e-6)
+
+    return scaled
+
+
+@pytest.mark.parametrize("gradient", ["full", "detached"])
+def test_a_small_reward_guides_in_fp16_as_in_fp32(resolved: Callable[..., Spec], gradient: str) -> None:
+    """The gradient of a reward of small numbers is below fp16's smallest number, and only its direction matters."""
+    pushes = []
+    for precision, weight in (("fp32", 1.0), ("fp16", 1e-7)):
+        run = resolved(
+            method={"name": "tailorpo-g", "rewardGuidance": {"gradient": gradient}},
+            training={"iterations": 1, "promptsPerIteration": 3, "precision": precision},
+            rewards=[{"name": "colourfulness", "weight": weight}],
+        )
+        policy, method = models.load_policy(run), methods.build(run.method)
+        assert isinstance(method, TailorPOG)
+        context = rollout_context(run, policy)
+        x = context.noise.initial()
+        prediction = policy.predict(x, 1, context.text).detach()
+        pushes.append(method.displacement(context, 0, x, prediction).flatten(1))
+    exact, half = pushes
+    assert float(torch.nn.functional.cosine_similarity(half, exact).min()) > 0.99
+    torch.testing.assert_close(half.norm(dim=1), exact.norm(dim=1), rtol=1e-3, atol=0)
 
 
 def test_ties_weigh_nothing_and_are_not_dropped(resolved: Callable[..., Spec]) -> None:
