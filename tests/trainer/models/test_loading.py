@@ -40,3 +40,34 @@ def test_an_adapter_is_not_rounded_where_the_denoiser_is(
         for name, value in again.adapter().items():
             assert value.dtype == torch.float32
             assert torch.equal(value, expected[name]), name
+
+
+@pytest.mark.parametrize(
+    ("capability", "expected"),
+    [
+        ((9, 0), torch.bfloat16),
+        ((8, 0), torch.bfloat16),
+        ((7, 5), torch.float16),  # torch.cuda.is_bf16_supported() says yes, since it can be emulated
+        ((7, 0), torch.float16),
+        ((6, 1), torch.float32),  # computes in fp16 at 1/64 of the speed
+    ],
+)
+def test_auto_is_a_precision_that_the_gpu_computes_in(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], expected: torch.dtype
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.version, "hip", None)
+    assert models.pick_dtype("auto", torch.device("cuda", 0)) == expected
+    for precision, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16), ("fp32", torch.float32)):
+        assert models.pick_dtype(precision, torch.device("cuda", 0)) == dtype
+
+
+def test_auto_on_other_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert models.pick_dtype("auto", torch.device("cpu")) == torch.float32
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    assert models.pick_dtype("auto", torch.device("cuda", 0)) == torch.bfloat16
+    for emulated in (False, True):
+        monkeypatch.setattr(torch.xpu, "is_bf16_supported", lambda including_emulation, answer=emulated: answer)
+        found = models.pick_dtype("auto", torch.device("xpu", 0))
+        assert found == (torch.bfloat16 if emulated else torch.float16)

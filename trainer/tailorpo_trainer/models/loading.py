@@ -24,12 +24,18 @@ def pick_device() -> torch.device:
 
 
 def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """For `auto`: bf16 on accelerators, fp16 if they lack it; fp32 on CPUs, where bf16 can be 10 times slower."""
+    """For `auto`: bf16 on accelerators that compute in it; fp32 on CPUs, where bf16 can be 10 times slower.
+
+    Nvidia's GPUs before capability 8.0 only emulate bf16. Those from 7.0 on are made for fp16, older ones for fp32.
+    """
     if precision != "auto":
         return PRECISIONS[precision]
     if device.type == "cpu":
         return torch.float32
-    if device.type == "cuda" and not torch.cuda.is_bf16_supported():
+    if device.type == "cuda" and torch.version.hip is None:
+        capability = torch.cuda.get_device_capability(device)
+        return torch.bfloat16 if capability >= (8, 0) else torch.float16 if capability >= (7, 0) else torch.float32
+    if device.type == "xpu" and not torch.xpu.is_bf16_supported(including_emulation=False):
         return torch.float16
     return torch.bfloat16
 

@@ -290,7 +290,10 @@ class Training(SpecModel):
     )
     seed: int = Field(0, ge=0, le=2**53 - 1, description="Seed of prompts, noise and the adapter's initial weights.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        "auto", description="Arithmetic of the denoiser: `auto` is bf16 on accelerators that have it, fp32 on CPUs."
+        "auto",
+        description="Arithmetic of the denoiser: `auto` is bf16 on accelerators that compute in it, fp16 on those that "
+        "only emulate it (Nvidia's 7.0 and 7.5), fp32 on older ones and on CPUs. In fp16 losses are scaled, so that "
+        "small gradients are not lost.",
     )
     gradient_checkpointing: bool = Field(
         False, description="Recompute activations in the backward pass: less memory, about a third more denoiser work."
