@@ -29,6 +29,7 @@ from tailorpo_trainer.rollout.rows import Pairs, Transitions
 from tailorpo_trainer.rollout.scoring import Scorer
 from tailorpo_trainer.rollout.trajectories import sample_branched_trajectories
 from tailorpo_trainer.spec.job import TailorPOJob
+from tailorpo_trainer.training import loss_scaling
 from tailorpo_trainer.training.loop import run
 from tailorpo_trainer.training.updater import Updater
 
@@ -207,6 +208,18 @@ def test_stopped_in_an_update_no_reward_is_counted_twice(
     one, other = (found.tensors("method") for found in kept if found is not None)
     assert same(one, other)
     assert one["counts"].tolist() == [32, 32]
+
+
+def test_in_fp16_all_processes_find_the_same_scale(document: Make, run_all: RunAll, tmp_path: Path) -> None:
+    """From one that is far too large: their updates are made again together, and one may have no row of an update."""
+    options = {"iterations": 2, "promptsPerIteration": 2, "updatesPerIteration": 3, "precision": "fp16"}
+    job = parse(document(training=options, sampling={"steps": 4, "trainedSteps": {"count": 2}, "guidanceScale": 1.0}))
+    with patch.object(loss_scaling, "INITIAL_SCALE", 2.0**60):
+        run_all(2, training(job, tmp_path))
+    found = checkpoint.latest(checkpoint.open_store(tmp_path))  # saved only if all processes have the same weights
+    assert found is not None
+    assert found.step == 2
+    assert 1 < found.state["scaler"]["scale"] < 2.0**60
 
 
 def kill_and_resume(document: Make, start: Start, run_all: RunAll, folder: Path, kills: int) -> None:

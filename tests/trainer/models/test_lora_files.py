@@ -86,6 +86,23 @@ def test_other_files_in_the_folder_and_another_name(document: Make, unet: Any, t
     torch.testing.assert_close(drawn(ours.unet), drawn(theirs), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("alpha", [6, 1.5])
+def test_a_file_that_a_denoiser_of_diffusers_saves_by_itself(
+    document: Make, unet: Any, tmp_path: Path, alpha: float
+) -> None:
+    """`save_lora_adapter` of a model, not of a pipeline: its names have no `unet.` before them."""
+    theirs = copy.deepcopy(unet)
+    theirs.add_adapter(lora())
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        for parameter in theirs.parameters():
+            if parameter.requires_grad:
+                torch.nn.init.normal_(parameter, std=0.3)
+    theirs.save_lora_adapter(tmp_path)
+    ours = load(document, tmp_path, alpha=alpha)
+    torch.testing.assert_close(drawn(ours.unet), drawn(theirs), rtol=1e-5, atol=1e-5)
+
+
 def change(folder: Path, **values: Any) -> None:
     path = folder / CONFIG
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
