@@ -40,15 +40,16 @@ LIMITS = """\
 - One model of 64 × 64 pictures, two rewards, one batch size, half a minute of one core a run: no claim about other
   models, longer training or Stable Diffusion, and none about the papers' own results.
 - Learning rate and β are tuned on a coarse grid, on one seed and below the final budget: that favours what is fast and
-  just keeps pictures whole. Everything else is each method's default here, also what has a unit, such as SPO's
-  `threshold` of 0.3, which its authors set for another scorer's scale.
+  just keeps pictures whole. Everything else was each method's default here, also what has a unit: SPO's
+  `threshold` was a reward gap of 0.3, half of what its authors' 0.3 means for logits, and what today's default is.
 - The judge decided which settings were admitted, so its accuracy after the finals is not quite an unseen measure. That
   rule was made when part of the grid had been seen, the finer learning rates and the finals' length when most of it
   had; all before any final run.
 - Held-out means other animals and other noise than in training. Tuning and finals use the same six held-out prompts,
   with different noise.
 - One update an iteration, as is the default here: DDPO's clip range then never acts, though its official code makes
-  several. DDPO compares two pictures of a prompt an iteration; with more, its advantages would be less coarse.
+  several. DDPO's advantages were those of two pictures of a prompt an iteration; today they are by the last rewards
+  of a prompt, as in the official code, which was not measured.
 - The step-wise methods score many candidates of one trajectory. Where a reward is a person or a paid service, equal
   queries is the axis to read; where the denoiser is what costs, equal FLOPs. On a model with a dear decoder their cost
   shifts: here a decoded picture costs three denoiser rows, which is also about its share on Stable Diffusion 1.5.

@@ -121,6 +121,11 @@ def draw(prompts: Sequence[str], seed: int, iteration: int, count: int) -> list[
     return drawn
 
 
+def number(prompt: str) -> int:
+    """A number in [0, 2^63) that stands for a prompt's text wherever that must be a tensor."""
+    return int.from_bytes(blake2b(prompt.encode("utf-8", "surrogatepass"), digest_size=8).digest()) >> 1
+
+
 def _shuffled(count: int, key: str) -> list[int]:
     # Sorted by a hash, since the result of `random.shuffle` may change from one version of Python to the next.
     return sorted(range(count), key=lambda n: blake2b(f"tailorpo/prompts/{key}/{n}".encode()).digest())

@@ -24,10 +24,12 @@ from tailorpo_trainer.distributed.signals import Stop
 from tailorpo_trainer.distributed.world import World, join
 from tailorpo_trainer.document import parse
 from tailorpo_trainer.errors import ExitCode
+from tailorpo_trainer.methods.ddpo import DDPO
 from tailorpo_trainer.rollout.rows import Pairs, Transitions
 from tailorpo_trainer.rollout.scoring import Scorer
 from tailorpo_trainer.rollout.trajectories import sample_branched_trajectories
 from tailorpo_trainer.spec.job import TailorPOJob
+from tailorpo_trainer.training import loss_scaling
 from tailorpo_trainer.training.loop import run
 from tailorpo_trainer.training.updater import Updater
 
@@ -176,6 +178,48 @@ def test_stopped_at_any_process_and_gone_on_with_is_as_if_never_stopped(
     assert newest(tmp_path / "parts")[0] == 1
     run_all(2, training(job, tmp_path / "parts"))
     assert same(newest(tmp_path / "whole")[1], newest(tmp_path / "parts")[1])
+
+
+def test_stopped_in_an_update_no_reward_is_counted_twice(
+    document: Make, start: Start, run_all: RunAll, tmp_path: Path
+) -> None:
+    """DDPO's statistics of an iteration whose update was not made are those of the same iteration made again."""
+    options = {"iterations": 4, "promptsPerIteration": 2, "samplesPerPrompt": 9, "microBatchSize": 6}
+    prompts, steps = {"list": ["a cat", "a dog"]}, {"steps": 2, "trainedSteps": {"count": 1}, "guidanceScale": 1.0}
+    job = parse(document(method={"name": "ddpo"}, prompts=prompts, sampling=steps, training=options))
+    run_all(2, training(job, tmp_path / "whole"))
+
+    def stopped(rank: int) -> None:
+        def loss(*arguments: Any) -> Any:
+            if rank == 1 and next(calls) == 2:  # the first micro-batch of the second iteration
+                os.kill(os.getpid(), signal.SIGTERM)
+            return whole(*arguments)
+
+        whole, calls = DDPO.loss, iter(range(100))
+        with patch.object(DDPO, "loss", loss):
+            run(job, tmp_path / "parts", display="quiet")
+
+    ended = start(2, stopped).wait()
+    assert [each.code for each in ended] == [ExitCode.STOPPED] * 2, ended[0].stderr
+    assert newest(tmp_path / "parts")[0] == 1
+    run_all(2, training(job, tmp_path / "parts"))
+    assert same(newest(tmp_path / "whole")[1], newest(tmp_path / "parts")[1])
+    kept = [checkpoint.latest(checkpoint.open_store(tmp_path / name)) for name in ("whole", "parts")]
+    one, other = (found.tensors("method") for found in kept if found is not None)
+    assert same(one, other)
+    assert one["counts"].tolist() == [32, 32]
+
+
+def test_in_fp16_all_processes_find_the_same_scale(document: Make, run_all: RunAll, tmp_path: Path) -> None:
+    """From one that is far too large: their updates are made again together, and one may have no row of an update."""
+    options = {"iterations": 2, "promptsPerIteration": 2, "updatesPerIteration": 3, "precision": "fp16"}
+    job = parse(document(training=options, sampling={"steps": 4, "trainedSteps": {"count": 2}, "guidanceScale": 1.0}))
+    with patch.object(loss_scaling, "INITIAL_SCALE", 2.0**60):
+        run_all(2, training(job, tmp_path))
+    found = checkpoint.latest(checkpoint.open_store(tmp_path))  # saved only if all processes have the same weights
+    assert found is not None
+    assert found.step == 2
+    assert 1 < found.state["scaler"]["scale"] < 2.0**60
 
 
 def kill_and_resume(document: Make, start: Start, run_all: RunAll, folder: Path, kills: int) -> None:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -18,10 +18,13 @@ from tailorpo_trainer.diffusion.ddim import choose_steps
 from tailorpo_trainer.diffusion.noise import Noise, Purpose
 from tailorpo_trainer.diffusion.policy import Policy
 from tailorpo_trainer.document import parse
-from tailorpo_trainer.rollout.rows import Pairs
+from tailorpo_trainer.methods.tailorpo_g import TailorPOG
+from tailorpo_trainer.prompts import number
+from tailorpo_trainer.rollout.rows import Pairs, Transitions
 from tailorpo_trainer.rollout.scoring import Scorer
-from tailorpo_trainer.rollout.trajectories import sample_branched_trajectories, sample_trajectories
+from tailorpo_trainer.rollout.trajectories import BranchPoint, sample_branched_trajectories, sample_trajectories
 from tailorpo_trainer.spec.job import Spec
+from tailorpo_trainer.training import loss_scaling
 from tailorpo_trainer.training.updater import Updater
 
 ALL = ["tailorpo", "tailorpo-g", "spo", "d3po", "ddpo"]
@@ -221,6 +224,69 @@ def test_the_graph_is_kept_where_that_is_exact_and_fits(
     assert methods.can_keep_graph(run.training, batch_sizes(run.training, 256), trained, 3) is expected
 
 
+@pytest.mark.parametrize("scale", [loss_scaling.INITIAL_SCALE, 2.0**60])
+@pytest.mark.parametrize("name", ALL)
+def test_in_fp16_a_small_loss_has_its_whole_gradient(
+    resolved: Callable[..., Spec], monkeypatch: pytest.MonkeyPatch, name: str, scale: float
+) -> None:
+    """As small as a large model's, whose losses are means over many more elements. A scale that is far too large is
+    found out by an update which uses the rollout's graph, and is then made again without it."""
+    monkeypatch.setattr(loss_scaling, "INITIAL_SCALE", scale)
+    found: list[Tensor] = []
+    drawn: Any = None
+    for precision in ("fp32", "fp16"):
+        run = resolved(
+            method={"name": name} | ({"threshold": 0.0} if name == "spo" else {}),
+            training={"iterations": 1, "promptsPerIteration": 3, "precision": precision},
+        )
+        policy, method = models.load_policy(run), methods.build(run.method)
+        context = rollout_context(run, policy)
+        drawn = drawn if drawn is not None else method.rows(context, method.rollout(context))
+        rows = drawn
+        if isinstance(rows, Pairs) and rows.x_loser is None:
+            rows = replace(rows, prediction=policy.predict(rows.x, rows.step, context.text[rows.sample]))
+        monkeypatch.setattr(method, "loss", smaller(method.loss))
+        updater = Updater(policy, method, run)
+
+        def keep(*_: Any, policy: Policy = policy) -> None:
+            values = [value.grad for key, value in policy.adapter().items() if "lora_B" in key]
+            found.append(torch.cat([value.double().flatten() for value in values if value is not None]))
+
+        updater.optimizer.register_step_pre_hook(keep)
+        updater.iterate(rows, context.text)
+    exact, half = found
+    assert float((half - exact).norm()) < 0.02 * float(exact.norm())
+
+
+def smaller(loss: Any) -> Any:
+    def scaled(*arguments: Any) -> methods.Loss:
+        found: methods.Loss = loss(*arguments)
+        return replace(found, losses=found.losses * 1e-6)
+
+    return scaled
+
+
+@pytest.mark.parametrize("gradient", ["full", "detached"])
+def test_a_small_reward_guides_in_fp16_as_in_fp32(resolved: Callable[..., Spec], gradient: str) -> None:
+    """The gradient of a reward of small numbers is below fp16's smallest number, and only its direction matters."""
+    pushes = []
+    for precision, weight in (("fp32", 1.0), ("fp16", 1e-7)):
+        run = resolved(
+            method={"name": "tailorpo-g", "rewardGuidance": {"gradient": gradient}},
+            training={"iterations": 1, "promptsPerIteration": 3, "precision": precision},
+            rewards=[{"name": "colourfulness", "weight": weight}],
+        )
+        policy, method = models.load_policy(run), methods.build(run.method)
+        assert isinstance(method, TailorPOG)
+        context = rollout_context(run, policy)
+        x = context.noise.initial()
+        prediction = policy.predict(x, 1, context.text).detach()
+        pushes.append(method.displacement(context, 0, x, prediction).flatten(1))
+    exact, half = pushes
+    assert float(torch.nn.functional.cosine_similarity(half, exact).min()) > 0.99
+    torch.testing.assert_close(half.norm(dim=1), exact.norm(dim=1), rtol=1e-3, atol=0)
+
+
 def test_ties_weigh_nothing_and_are_not_dropped(resolved: Callable[..., Spec]) -> None:
     run = resolved()
     policy, method = models.load_policy(run), methods.build(run.method)
@@ -240,19 +306,65 @@ def test_ties_weigh_nothing_and_are_not_dropped(resolved: Callable[..., Spec]) -
     assert all(torch.equal(value, before[name]) for name, value in policy.adapter().items())
 
 
-def test_spo_keeps_pairs_from_its_threshold_on(resolved: Callable[..., Spec]) -> None:
+def test_spo_keeps_pairs_that_are_certain_enough(resolved: Callable[..., Spec]) -> None:
+    """Certainty as in the official code: softmax over the scores of the best and the worst, and their difference."""
     everything = resolved(method={"name": "spo", "threshold": 0.0})
     policy = models.load_policy(everything)
     context = rollout_context(everything, policy)
     drawn = methods.build(everything.method).rollout(context)
-    rows = methods.build(everything.method).rows(context, drawn)
-    assert isinstance(rows, Pairs)
-    gaps = rows.gap
-    middle = float(gaps.median())
-    some = resolved(method={"name": "spo", "threshold": middle})
-    rows = methods.build(some.method).rows(context, drawn)
-    assert torch.equal(rows.weight, (gaps >= middle).float())
-    assert torch.equal(gaps, torch.cat([b.rewards.max(1).values - b.rewards.min(1).values for b in drawn]))
+    # So that some pairs are certain and some are not, whatever the random model paints.
+    gap = torch.cat([each.rewards.amax(1) - each.rewards.amin(1) for each in drawn]).mean()
+    drawn = [replace(each, rewards=each.rewards / gap * 0.62) for each in drawn]
+    best = torch.cat([torch.stack([b.rewards.max(1).values, b.rewards.min(1).values]) for b in drawn], dim=1)
+    probabilities = best.softmax(dim=0)
+    certainty = probabilities[0] - probabilities[1]
+    for threshold in (0.0, 0.3, float(certainty.median())):
+        rows = methods.build(resolved(method={"name": "spo", "threshold": threshold}).method).rows(context, drawn)
+        assert isinstance(rows, Pairs)
+        assert torch.equal(rows.gap, best[0] - best[1])
+        clear = (certainty - threshold).abs() > 1e-6  # the median itself is rounded in two ways
+        assert torch.equal(rows.weight[clear], (certainty > threshold).float()[clear])
+        assert 0 < float(rows.weight.sum()) <= len(rows)
+
+
+@pytest.mark.parametrize(("gap", "kept"), [(0.0, 0), (0.3, 0), (0.61, 0), (0.63, 1), (40.0, 1)])
+def test_spo_s_default_is_the_official_one(resolved: Callable[..., Spec], gap: float, kept: int) -> None:
+    rewards = torch.tensor([[0.1 * gap, gap, 0.0, 0.5 * gap]])
+    latents = torch.zeros(1, 4, 1, 1, 1)
+    best, worst = rewards.argmax(1), rewards.argmin(1)
+    branch = BranchPoint(0, latents[:, 0], latents, rewards, best, worst, latents[:, 0])
+    rows = methods.build(resolved(method={"name": "spo"}).method).rows(cast(Any, None), [branch])
+    assert rows.weight.tolist() == [kept]
+
+
+def test_ddpo_s_advantages_are_the_same_in_any_number_of_processes(resolved: Callable[..., Spec]) -> None:
+    """Each process has some of the samples, and the statistics are those of all processes' samples."""
+    run = resolved(method={"name": "ddpo"})
+    policy, texts = models.load_policy(run), ("a cat", "a dog", "a cat", "a bee")
+    context = replace(rollout_context(run, policy, texts), prompts=torch.tensor([number(text) for text in texts]))
+    whole = methods.build(run.method)
+    drawn = whole.rollout(context)
+    expected = whole.rows(context, drawn)
+    whole.end_iteration()
+    assert isinstance(expected, Transitions)
+    assert (expected.advantage != 0).all()
+
+    def gather(rows: Tensor) -> Tensor:
+        return context.prompts if rows.dtype == torch.int64 else drawn.rewards
+
+    for part in (slice(0, 1), slice(1, 4)):
+        transitions = [
+            replace(each, x=each.x[part], y=each.y[part], prediction=each.prediction[part])
+            for each in drawn.transitions
+        ]
+        own = replace(drawn, rewards=drawn.rewards[part], transitions=transitions)
+        method = methods.build(run.method)
+        found = method.rows(replace(context.select(part), gather=gather), own)
+        method.end_iteration()
+        assert isinstance(found, Transitions)
+        assert torch.equal(found.advantage, expected.advantage.view(-1, 4)[:, part].flatten())
+        for name, value in whole.state().items():
+            assert torch.equal(method.state()[name], value)
 
 
 def test_d3po_s_sides_share_only_the_first_noise(resolved: Callable[..., Spec]) -> None:

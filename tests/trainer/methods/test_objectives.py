@@ -116,21 +116,3 @@ def test_the_surrogate_stops_where_ppo_stops(advantage: float, ratio: float, gra
     objectives.clipped_surrogate(delta, torch.tensor([advantage]), 0.1).sum().backward()
     assert delta.grad is not None
     assert (float(delta.grad) != 0) is gradient
-
-
-def test_advantages_are_normalised_within_each_prompt() -> None:
-    rewards, groups = torch.tensor([1.0, 3.0, 10.0, 30.0]), torch.tensor([7, 7, 2, 2])
-    torch.testing.assert_close(
-        objectives.normalised_advantages(rewards, groups, 5), torch.tensor([-1.0, 1.0, -1.0, 1.0]), rtol=0, atol=1e-3
-    )
-
-
-def test_a_constant_reward_gives_no_advantage() -> None:
-    rewards = torch.full((7,), 0.1)
-    assert float(objectives.normalised_advantages(rewards, torch.zeros(7, dtype=torch.int64), 5).abs().max()) < 0.1
-
-
-def test_advantages_of_single_samples_are_normalised_over_all() -> None:
-    ours = objectives.normalised_advantages(torch.tensor([1.0, 2.0, 3.0, 100.0]), torch.arange(4), 1.5)
-    assert float(ours.max()) == 1.5
-    assert (ours[:3] < 0).all()

@@ -293,6 +293,8 @@ def handler(tiny: Path) -> type[http.server.BaseHTTPRequestHandler]:
                     files = {path.name: path.read_bytes() for path in tiny_animals.SCORING_DECODER.iterdir()}
                     if name == "org/pickled-decoder":
                         files = {key.replace(".safetensors", ".bin"): value for key, value in files.items()}
+                case "org/peft":
+                    files = {path.name: path.read_bytes() for path in (tiny / "peft").iterdir()}
                 case "org/no-variant":
                     files = {key: value for key, value in files.items() if ".fp16." not in key}
                 case "org/sdxl":
@@ -386,6 +388,7 @@ ASKED: dict[str, dict[str, Any]] = {
     "other variant": {"name": "org/tiny", "variant": "bf16"},
     "sdxl": {"name": "org/sdxl"},
     "no id": {"name": "org/na me"},
+    "lora of peft": {"initial": "org/peft"},
     "no lora": {"initial": "org/tiny"},
     "no lora repository": {"initial": "org/none"},
     "decoder": {"decoder": {"name": "org/decoder", "revision": "v1"}},
@@ -395,6 +398,7 @@ ASKED: dict[str, dict[str, Any]] = {
     "decoder's revision": {"decoder": {"name": "org/decoder", "revision": "v9"}},
     # Now offline: what is cached still loads.
     "offline, cached": {"name": "org/tiny", "offline": True},
+    "offline, lora of peft": {"initial": "org/peft", "offline": True},
     "offline": {"name": "org/other"},
 }
 UNREACHABLE: dict[str, dict[str, Any]] = {"refused": {"name": "org/tiny"}}
@@ -418,9 +422,13 @@ def ask(endpoint: str, home: Path, cases: dict[str, dict[str, Any]]) -> dict[str
 @pytest.fixture(scope="module")
 def hub(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     """The result of every request to the hub, by the model's name."""
+    import peft
+
     both = tmp_path_factory.mktemp("hub") / "tiny"
     shutil.copytree(tiny_pipeline, both)
     models.load_pipeline(Model(name=str(both))).to(torch.float16).save_pretrained(both, variant="fp16")
+    adapted = peft.LoraConfig(r=8, target_modules=["to_q", "to_v"])
+    peft.get_peft_model(models.load_pipeline(Model(name=str(both))).unet, adapted).save_pretrained(str(both / "peft"))
     home = tmp_path_factory.mktemp("home")
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler(both)) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -436,7 +444,9 @@ def hub(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
         ("decoder", "", "AutoencoderTiny"),
         ("branch", "", "torch.float32 None"),
         ("commit and variant", "", "torch.float32 None"),
+        ("lora of peft", "", "torch.float32 None"),
         ("offline, cached", "", "torch.float32 None"),
+        ("offline, lora of peft", "", "torch.float32 None"),
     ],
 )
 def test_the_hub_gives(hub: dict[str, list[str]], case: str, kind: str, message: str) -> None:

@@ -35,6 +35,11 @@ def names(found: Any) -> list[str]:
         (DDPO | {"reward_std": 0.0}, "gap-at-zero"),
         (DDPO | {"reward_std": 1e-9}, "gap-at-zero"),
         (DDPO | {"clamped": 0.9}, "ratio-clamped"),
+        (WELL | {"gradient_zeros": 0.51}, "gradient-vanished"),
+        (DDPO | {"gradient_zeros": 1.0}, "gradient-vanished"),
+        (WELL | {"gradient_zeros": 1.0, "tied": 1.0}, "gap-at-zero"),
+        (DDPO | {"gradient_zeros": 1.0, "reward_std": 0.0}, "gap-at-zero"),
+        (WELL | {"gradient_zeros": 1.0, "clamped": 1.0}, "ratio-clamped"),
     ],
 )
 def test_three_bad_iterations_raise_an_alarm_and_two_do_not(figures: dict[str, Any], name: str) -> None:

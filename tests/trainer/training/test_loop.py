@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,11 +19,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from tailorpo_trainer import checkpoint, models
+from tailorpo_trainer import checkpoint, methods, models
 from tailorpo_trainer.checkpoint import background
 from tailorpo_trainer.document import parse
 from tailorpo_trainer.errors import ConfigurationError, ExitCode, NotFiniteError, ResourceError, RewardError
 from tailorpo_trainer.rewards import weighted_sum
+from tailorpo_trainer.training import loss_scaling
 from tailorpo_trainer.training.loop import run
 
 Make = Callable[..., dict[str, Any]]
@@ -157,8 +159,11 @@ def test_another_experiment_s_folder_is_refused(document: Make, tmp_path: Path) 
     {"training": {"iterations": 3, "promptsPerIteration": 2, "updatesPerIteration": 2}},
     {"optimizer": {"learningRate": 1e-2, "schedule": "cosine", "warmupUpdates": 2, "emaDecay": 0.5}},
     {"sampling": {"steps": 4, "trainedSteps": {"count": 2, "choose": "random"}, "guidanceScale": 1.0}},
-    {"method": {"name": "ddpo"}, "training": {"iterations": 3, "promptsPerIteration": 2, "samplesPerPrompt": 2}},
-], ids=["two-updates", "schedule-and-average", "random-steps", "ddpo"])  # fmt: skip
+    # The prompt has too few rewards for statistics of its own in the first iteration, and enough in the others.
+    {"method": {"name": "ddpo"}, "prompts": {"list": ["a cat"]},
+     "training": {"iterations": 3, "promptsPerIteration": 1, "samplesPerPrompt": 9}},
+    {"training": {"iterations": 3, "promptsPerIteration": 2, "precision": "fp16"}},
+], ids=["two-updates", "schedule-and-average", "random-steps", "ddpo", "fp16"])  # fmt: skip
 def test_every_state_is_in_the_checkpoint(document: Make, tmp_path: Path, parts: dict[str, Any]) -> None:
     run(parse(document(**parts)), tmp_path / "whole", display="quiet")
     shorter = json.loads(json.dumps(document(**parts)))
@@ -166,6 +171,33 @@ def test_every_state_is_in_the_checkpoint(document: Make, tmp_path: Path, parts:
         # Only the schedule knows how long a run will be; stopping early is not the same as a shorter run.
         stop_after(parse(shorter), tmp_path / "parts", iterations)
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+
+
+def test_gradients_that_vanish_raise_an_alarm_and_with_a_scale_do_not(
+    document: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A large model's losses are means over many more elements, so its gradients are this small."""
+    whole = methods.SPO.loss
+
+    def smaller(*arguments: Any) -> methods.Loss:
+        found = whole(*arguments)
+        return replace(found, losses=found.losses * 1e-6)
+
+    monkeypatch.setattr(methods.SPO, "loss", smaller)
+    zeros, raised = {}, {}
+    for folder, precision, scale in (("exact", "fp32", None), ("scaled", "fp16", None), ("unscaled", "fp16", 1.0)):
+        with monkeypatch.context() as patch:
+            if scale is not None:
+                patch.setattr(loss_scaling, "INITIAL_SCALE", scale)
+            options = {"iterations": 3, "promptsPerIteration": 3, "precision": precision}
+            parts = {"method": {"name": "spo", "threshold": 0.0}, "evaluation": {"everyIterations": 0}}
+            run(parse(document(**parts, training=options)), tmp_path / folder, display="quiet")
+        zeros[folder] = [line["gradient_zeros"] for line in lines(tmp_path / folder, "iteration")]
+        raised[folder] = [line["name"] for line in lines(tmp_path / folder, "alarm")]
+    assert max(zeros["exact"]) == 0
+    assert max(zeros["scaled"]) < 0.05
+    assert min(zeros["unscaled"]) > 0.5
+    assert raised == {"exact": [], "scaled": [], "unscaled": ["gradient-vanished"]}
 
 
 def stop_after(job: Any, folder: Path, iterations: int) -> None:

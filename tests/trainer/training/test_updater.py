@@ -17,12 +17,15 @@ from tailorpo_trainer.distributed.signals import StopRequested
 from tailorpo_trainer.document import parse
 from tailorpo_trainer.errors import NotFiniteError
 from tailorpo_trainer.methods import Loss
+from tailorpo_trainer.methods.base import Stateless
 from tailorpo_trainer.rollout.rows import Pairs
 from tailorpo_trainer.spec.job import Spec
+from tailorpo_trainer.training import loss_scaling
+from tailorpo_trainer.training.loss_scaling import INITIAL_SCALE
 from tailorpo_trainer.training.updater import Updater
 
 
-class Linear:
+class Linear(Stateless):
     """The loss of a row is weight . x, so that the gradient is the mean of the rows' x."""
 
     def loss(self, policy: Any, rows: Pairs, text: Tensor) -> Loss:
@@ -31,13 +34,34 @@ class Linear:
         return Loss(logit, {"logit": logit.detach()})
 
 
-def model(at_once: int = 256) -> Any:
+class Half(Linear):
+    """As Linear, through fp16 and times a factor, which is what a large model's mean over many elements does."""
+
+    def __init__(self, factor: float, dtype: torch.dtype = torch.float16) -> None:
+        self.factor, self.dtype = factor, dtype
+
+    def loss(self, policy: Any, rows: Pairs, text: Tensor) -> Loss:
+        x = (rows.x if rows.prediction is None else rows.prediction).to(self.dtype)
+        logit = (policy.weight.to(self.dtype) * x).float().flatten(1).sum(1) * self.factor
+        return Loss(logit, {"logit": logit.detach()})
+
+
+class Broken(Linear):
+    """A finite loss whose gradient is NaN at every scale."""
+
+    def loss(self, policy: Any, rows: Pairs, text: Tensor) -> Loss:
+        logit = (policy.weight * 0 * rows.x).flatten(1).sum(1).abs().sqrt()
+        return Loss(logit, {"logit": logit.detach()})
+
+
+def model(at_once: int = 256, dtype: torch.dtype = torch.float32) -> Any:
     weight = torch.nn.Parameter(torch.tensor([1.0, -2.0, 3.0]))
     return SimpleNamespace(
         weight=weight,
         parameters=[weight],
         adapter=lambda: {"weight": weight},
         device=torch.device("cpu"),
+        dtype=dtype,
         check_stop=None,
         batch_sizes=BatchSizes(training=at_once),
     )
@@ -62,6 +86,10 @@ def resolved(optimizer: dict[str, Any] | None = None, **training: Any) -> Spec:
 
 def updater(run: Spec) -> Updater:
     return Updater(model(run.training.micro_batch_size or 256), cast(Any, Linear()), run)
+
+
+def in_fp16(method: Any, run: Spec | None = None) -> Updater:
+    return Updater(model(dtype=torch.float16), method, run or resolved())
 
 
 def rows(x: Tensor, weight: Tensor | None = None) -> Pairs:
@@ -191,6 +219,82 @@ def test_what_is_not_finite_never_reaches_the_weights(bad: float) -> None:
     assert each.policy.parameters[0].grad is None
 
 
+@pytest.mark.parametrize("factor", [1e-10, 1e-4, 1e4, 1e6])
+def test_in_fp16_no_gradient_is_lost_however_small_or_large(factor: float) -> None:
+    x = noise(8)
+    each = in_fp16(Half(factor))
+    facts = each.iterate(rows(x), torch.zeros(8, 1, 1))
+    assert facts.gradient_norm == pytest.approx(factor * float(x.mean(0).norm()), rel=5e-3)
+    assert facts.gradient_zeros == 0
+    assert each.updates == 1
+    assert (each.scaler.factor < INITIAL_SCALE) is (factor > 1)
+    exact = updater(resolved())
+    exact.method = cast(Any, Half(factor, torch.float32))
+    exact.iterate(rows(x), torch.zeros(8, 1, 1))
+    torch.testing.assert_close(each.policy.parameters[0], exact.policy.parameters[0], rtol=1e-3, atol=0)
+
+
+def test_without_a_scale_a_small_gradient_is_gone_and_that_is_said() -> None:
+    each = updater(resolved())
+    each.method = cast(Any, Half(1e-8))
+    facts = each.iterate(rows(noise(8)), torch.zeros(8, 1, 1))
+    assert facts.gradient_norm == 0
+    assert facts.gradient_zeros == 1
+
+
+def test_what_is_made_again_does_not_use_a_graph_that_is_gone() -> None:
+    each = in_fp16(Half(1e4))
+    kept = (noise(4) * torch.ones(1, 3, requires_grad=True)).contiguous()
+    without = replace(rows(noise(4)), prediction=None)
+    facts = each.iterate(replace(without, prediction=kept), torch.zeros(4, 1, 1))
+    assert facts.gradient_norm == pytest.approx(1e4 * float(noise(4).mean(0).norm()), rel=5e-3)
+
+
+@pytest.mark.parametrize(("method", "bad"), [(Broken(), 1.0), (Half(1.0), float("nan"))])
+def test_in_fp16_too_what_is_not_finite_never_reaches_the_weights(method: Any, bad: float) -> None:
+    each = in_fp16(method)
+    before, scale = each.policy.parameters[0].detach().clone(), each.scaler.state()
+    with pytest.raises(NotFiniteError, match=r"precision fp32"):
+        each.iterate(rows(noise(4) * bad), torch.zeros(4, 1, 1))
+    assert torch.equal(each.policy.parameters[0], before)
+    assert each.scaler.state() == scale
+    assert each.updates == 0
+
+
+def test_the_scale_grows_and_comes_back_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loss_scaling, "GROWTH_INTERVAL", 2)
+    each = in_fp16(Half(1e-4))
+    for _ in range(3):
+        each.iterate(rows(noise(4)), torch.zeros(4, 1, 1))
+    assert each.scaler.factor == 2 * INITIAL_SCALE
+    groups, state = each.state()
+    other = in_fp16(Half(1e-4))
+    other.load(saved(groups, state | {"totals": {}}))
+    assert other.scaler.state() == each.scaler.state()
+    for one in (each, other):
+        one.iterate(rows(noise(4)), torch.zeros(4, 1, 1))
+    assert other.scaler.state() == each.scaler.state()
+    assert other.scaler.factor == 4 * INITIAL_SCALE
+    assert torch.equal(other.policy.parameters[0], each.policy.parameters[0])
+
+
+def test_a_checkpoint_without_a_scale_begins_with_the_first_one() -> None:
+    groups, state = in_fp16(Half(1.0)).state()
+    del state["scaler"]
+    other = in_fp16(Half(1.0))
+    other.load(saved(groups, state | {"totals": {}}))
+    assert other.scaler.factor == INITIAL_SCALE
+
+
+@pytest.mark.parametrize("scaler", [[1], {"scale": 1.0}, {"scale": -1.0}, {"scale": "1"}, {"scale": 0}])
+def test_a_scale_that_is_none(scaler: Any) -> None:
+    groups, state = in_fp16(Half(1.0)).state()
+    if isinstance(scaler, dict) and scaler != {"scale": 1.0}:
+        scaler = state["scaler"] | scaler
+    with pytest.raises(CorruptError, match=r"its state.json has no scaler's state"):
+        in_fp16(Half(1.0)).load(saved(groups, state | {"totals": {}, "scaler": scaler}))
+
+
 def saved(groups: dict[str, dict[str, Tensor]], state: Any) -> Loaded:
     """A checkpoint with these contents, as it would be read."""
     objects = {f"{name}.safetensors": bytes(pack(tensors)) for name, tensors in groups.items()}
@@ -226,6 +330,10 @@ def test_a_state_comes_back_as_it_was() -> None:
         (lambda groups, state: state.pop("optimizer"), "its optimizer's state does not fit: KeyError"),
         (lambda groups, state: state.update(optimizer=[1]), "its optimizer's state does not fit: "),
         (lambda groups, state: state.update(optimizer={"state": {}, "param_groups": []}), "does not fit: ValueError"),
+        (
+            lambda groups, state: groups.update(method={"counts": torch.ones(1)}),
+            "method: does not fit method 'tailorpo'",
+        ),
         (lambda groups, state: state.pop("updates"), "no number of updates, or no totals"),
         (lambda groups, state: state.update(updates=-1), "no number of updates, or no totals"),
         (lambda groups, state: state.update(totals=[1]), "no number of updates, or no totals"),

@@ -167,7 +167,7 @@ def run(
     ignored = cluster_fields(job)
     if ignored and not quiet:
         message(f"{click.format_filename(file)}: only a cluster reads {', '.join(ignored)}: left out here")
-    _need_trainer()
+    need_trainer()
     if processes * nodes > 1 and "RANK" not in os.environ:
         layout = WorldLayout(processes, nodes, node_rank, master_addr, master_port)
         raise click.exceptions.Exit(
@@ -196,7 +196,8 @@ def cluster_fields(job: TailorPOJob) -> list[str]:
     return paths + (["spec.checkpoint.secretName"] if job.spec.checkpoint.secret_name else [])
 
 
-def _need_trainer() -> None:
+def need_trainer() -> None:
+    """Raise `ConfigurationError` if only the operator is installed."""
     from importlib.util import find_spec
 
     if find_spec("torch") is None:

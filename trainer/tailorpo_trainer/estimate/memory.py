@@ -54,7 +54,7 @@ class Batches:
 
 
 def precisions(run: Spec) -> list[str]:
-    """The precisions that a document may run in: `auto` is fp32 on CPUs and bf16 on accelerators."""
+    """The precisions that a document may run in: `auto` is fp32 on CPUs; on accelerators bf16, or fp16 of that size."""
     return ["fp32", "bf16"] if run.training.precision == "auto" else [run.training.precision]
 
 

@@ -24,4 +24,4 @@ def build(parameters: job.Method) -> Method:
     return METHODS[parameters.name](parameters)
 
 
-__all__ = ["METHODS", "Loss", "Method", "RolloutContext", "build", "can_keep_graph"]
+__all__ = ["METHODS", "SPO", "Loss", "Method", "RolloutContext", "build", "can_keep_graph"]

@@ -1,6 +1,6 @@
 """The interface of a method: a rollout, the rows to train on, and a loss on rows; and what methods share."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
@@ -24,7 +24,7 @@ class RolloutContext:
 
     Attributes:
         text: embeddings of each sample's prompt [n, tokens, width].
-        prompts: index of each sample's prompt, int64 [n].
+        prompts: number of each sample's prompt, int64 [n]: equal for equal texts, in every process and attempt.
         trained: indices of the denoising steps to train, ascending.
         progress: share of the iterations that are done, in [0, 1).
         keep_graph: see `sample_branched_trajectories`.
@@ -67,7 +67,7 @@ def resolved(value: Parameter | None) -> Parameter:
 
 
 class Method(Protocol):
-    """A training method. It is stateless, so checkpoints hold nothing of it.
+    """A training method.
 
     needs_gradient: whether the rewards must be differentiable.
     """
@@ -83,6 +83,29 @@ class Method(Protocol):
     def loss(self, policy: Policy, rows: Any, text: Tensor) -> Loss:
         """Differentiable losses of some rows; text: embeddings of each row's prompt [n, tokens, width]."""
 
+    def end_iteration(self) -> None:
+        """Called when all updates on the last `rows` are made: only then may the state change."""
+
+    def state(self) -> dict[str, Tensor]:
+        """What later iterations depend on, for checkpoints; the same in all processes."""
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Restore the result of `state`, or begin anew from nothing; raises `ValueError` for anything else."""
+
+
+class Stateless:
+    """A method whose iterations do not depend on earlier ones."""
+
+    def end_iteration(self) -> None:
+        """Nothing is kept."""
+
+    def state(self) -> dict[str, Tensor]:
+        return {}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        if state:
+            raise ValueError(f"holds {', '.join(sorted(state))}")
+
 
 def branched_rollout(
     context: RolloutContext, candidates: int, continue_from: str, guide: GuideWinners | None = None
@@ -95,7 +118,10 @@ def branched_rollout(
 
 
 def best_worst_pairs(branch_points: Sequence[BranchPoint], threshold: float = 0.0) -> Pairs:
-    """The best and the worst candidate of each branch point; pairs whose gap is 0 or below the threshold weigh 0."""
+    """The best and the worst candidate of each branch point; pairs whose certainty is at most `threshold` weigh 0.
+
+    Their certainty is the difference of the two softmax probabilities of their rewards, tanh(gap / 2), in [0, 1].
+    """
     pairs = []
     with_prediction = [branch.prediction is not None for branch in branch_points]
     mixed = any(with_prediction) and not all(with_prediction)
@@ -110,7 +136,7 @@ def best_worst_pairs(branch_points: Sequence[BranchPoint], threshold: float = 0.
                 winner=branch.target,
                 loser=branch.candidates[rows, branch.loser],
                 gap=gap,
-                weight=((gap > 0) & (gap >= threshold)).float(),
+                weight=((gap > 0) & ((gap / 2).tanh() > threshold)).float(),
                 prediction=torch.zeros_like(branch.x) if mixed and branch.prediction is None else branch.prediction,
                 kept=torch.full_like(rows, branch.prediction is not None, dtype=torch.bool) if mixed else None,
             )

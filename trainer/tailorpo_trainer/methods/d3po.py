@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tailorpo_trainer.diffusion.policy import Policy
 from tailorpo_trainer.methods import objectives
-from tailorpo_trainer.methods.base import Loss, RolloutContext, mean_shift, predictions, resolved
+from tailorpo_trainer.methods.base import Loss, RolloutContext, Stateless, mean_shift, predictions, resolved
 from tailorpo_trainer.rollout.rows import Pairs, concatenate
 from tailorpo_trainer.rollout.trajectories import Transition, sample_trajectories
 from tailorpo_trainer.spec.job import Method
@@ -26,7 +26,7 @@ class TrajectoryPair:
     rewards: Tensor
 
 
-class D3PO:
+class D3PO(Stateless):
     """Preference loss with clamped likelihood ratios, on pairs of steps from different latents."""
 
     needs_gradient = False

@@ -1,10 +1,10 @@
 """DDPO with importance sampling (Black et al. 2023), as in its official code.
 
-Whole trajectories are sampled. The final picture's reward, normalised within each prompt, is the advantage of every
-step in PPO's clipped loss. There is no reference model. The official code normalises by each prompt's last 32 rewards;
-here it is the iteration's samples of the prompt (`training.samplesPerPrompt`), so that there is no state to resume.
+Whole trajectories are sampled. The final picture's reward, normalised by the last rewards of its prompt (see
+`RewardBuffer`), is the advantage of every step in PPO's clipped loss. There is no reference model.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from tailorpo_trainer.diffusion.policy import Policy
 from tailorpo_trainer.methods import objectives
 from tailorpo_trainer.methods.base import Loss, RolloutContext, mean_shift, resolved
+from tailorpo_trainer.methods.reward_buffer import RewardBuffer
 from tailorpo_trainer.rollout.rows import Transitions, concatenate
 from tailorpo_trainer.rollout.trajectories import Transition, sample_trajectories
 from tailorpo_trainer.spec.job import Method
@@ -35,6 +36,7 @@ class DDPO:
         self.reduction = parameters.log_probability
         self.clip_range = resolved(parameters.clip_range)
         self.advantage_clip = resolved(parameters.advantage_clip)
+        self._buffer = self._next_buffer = RewardBuffer()
 
     def rollout(self, context: RolloutContext) -> Trajectories:
         clean, transitions = sample_trajectories(context.policy, context.text, context.noise, context.trained)
@@ -43,7 +45,8 @@ class DDPO:
     def rows(self, context: RolloutContext, rollout: Trajectories) -> Transitions:
         rewards, prompts = context.gather(rollout.rewards), context.gather(context.prompts)
         mine = list(context.noise.samples)
-        advantage = objectives.normalised_advantages(rewards, prompts, self.advantage_clip)[mine]
+        self._next_buffer = self._buffer.extended(prompts, rewards)
+        advantage = self._next_buffer.advantages(prompts, rewards, self.advantage_clip)[mine].to(rewards.device)
         samples = torch.arange(len(advantage), device=advantage.device)
         weight = torch.ones(len(samples), device=advantage.device)
         steps = [
@@ -61,3 +64,12 @@ class DDPO:
         losses = objectives.clipped_surrogate(delta, rows.advantage, self.clip_range)
         clamped = (delta.detach().exp() - 1).abs().gt(self.clip_range).float()
         return Loss(losses, {"logit": delta.detach(), "clamped": clamped})
+
+    def end_iteration(self) -> None:
+        self._buffer = self._next_buffer
+
+    def state(self) -> dict[str, Tensor]:
+        return self._buffer.state()
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        self._buffer = self._next_buffer = RewardBuffer.from_state(state)

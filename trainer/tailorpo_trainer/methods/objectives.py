@@ -46,23 +46,3 @@ def clipped_surrogate(delta: Tensor, advantage: Tensor, clip: float) -> Tensor:
     """max(-A rho, -A clip(rho, 1 +- clip)) with rho = exp(Delta), [n]: PPO's loss (Schulman et al. 2017, eq. 7)."""
     ratio = delta.exp()
     return torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1 - clip, 1 + clip))
-
-
-def normalised_advantages(rewards: Tensor, groups: Tensor, clip: float) -> Tensor:
-    """(r - mean) / std within each prompt, clipped to [-clip, clip], [n]; over all rows if no prompt has two samples.
-
-    Args:
-        rewards: [n]. groups: index of each row's prompt, int64 [n].
-    """
-    if len(groups.unique()) == len(groups):
-        groups = torch.zeros_like(groups)
-    _, inverse = groups.unique(return_inverse=True)
-    count = torch.zeros(int(inverse.max()) + 1, dtype=rewards.dtype, device=rewards.device)
-    total, squares = count.clone(), count.clone()
-    count.index_add_(0, inverse, torch.ones_like(rewards))
-    total.index_add_(0, inverse, rewards)
-    centred = rewards - (total / count)[inverse]
-    squares.index_add_(0, inverse, centred**2)
-    std = (squares / count).sqrt()[inverse]
-    floor = 1e-6 * rewards.abs().max()  # a smaller std is rounding error, which the division would amplify
-    return (centred / (std + floor + 1e-8)).clamp(-clip, clip)

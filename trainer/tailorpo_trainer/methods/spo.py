@@ -1,8 +1,8 @@
 """SPO, step-by-step preference optimisation (Liang et al. 2024), as in its official code.
 
-From one latent, k candidates are sampled. The best and the worst by a step-wise score are a pair if their gap reaches a
-threshold. Likelihood ratios are clamped. The trajectory continues from a random candidate, so that its latents keep the
-policy's own distribution.
+From one latent, k candidates are sampled. The best and the worst by a step-wise score are a pair if the difference of
+their softmax probabilities is above a threshold: the scores count as logits. Likelihood ratios are clamped. The
+trajectory continues from a random candidate, so that its latents keep the policy's own distribution.
 """
 
 from torch import Tensor
@@ -14,7 +14,7 @@ from tailorpo_trainer.rollout.trajectories import BranchPoint
 from tailorpo_trainer.spec.job import Method
 
 
-class SPO:
+class SPO(base.Stateless):
     """Preference loss with clamped likelihood ratios, on the best and the worst of k candidates."""
 
     needs_gradient = False

@@ -17,7 +17,7 @@ from tailorpo_trainer.rollout.trajectories import BranchPoint
 from tailorpo_trainer.spec.job import Method
 
 
-class TailorPO:
+class TailorPO(base.Stateless):
     """Preference loss in closed form, on two candidates from one latent."""
 
     needs_gradient = False

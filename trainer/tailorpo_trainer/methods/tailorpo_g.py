@@ -46,14 +46,13 @@ class TailorPOG(TailorPO):
                 if guidance.gradient == "full":
                     prediction = policy.predict(y, step + 1, context.text)
                 clean = policy.sampler.clean(step + 1, y, prediction)
-            reward = context.score.differentiable(clean, step)
-            (gradient,) = torch.autograd.grad(reward.sum(), y)
+            reward, gradient = context.score.gradient(clean, step, y)
         norm = gradient.flatten(1).norm(dim=1).clamp(min=1e-12)
         noise_norm = float(policy.sampler.sigma[step]) * winner[0].numel() ** 0.5
         limit = guidance.fraction * noise_norm * self._schedule(context.progress)
         wanted = torch.full_like(norm, limit)
         if guidance.target is not None:
-            below = (guidance.target - reward.detach()).clamp(min=0)
+            below = (guidance.target - reward).clamp(min=0)
             if guidance.strength is not None:
                 strength = guidance.strength * self._schedule(context.progress)
                 wanted = torch.minimum(wanted, 2 * strength * below * norm)

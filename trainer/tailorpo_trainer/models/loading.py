@@ -1,6 +1,7 @@
 """The policy that a document describes."""
 
 import os
+from typing import Any
 
 import torch
 
@@ -23,14 +24,32 @@ def pick_device() -> torch.device:
 
 
 def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """For `auto`: bf16 on accelerators, fp16 if they lack it; fp32 on CPUs, where bf16 can be 10 times slower."""
+    """For `auto`: bf16 on accelerators that compute in it; fp32 on CPUs, where bf16 can be 10 times slower.
+
+    Nvidia's GPUs before capability 8.0 only emulate bf16. Those from 7.0 on are made for fp16, older ones for fp32.
+    """
     if precision != "auto":
         return PRECISIONS[precision]
     if device.type == "cpu":
         return torch.float32
-    if device.type == "cuda" and not torch.cuda.is_bf16_supported():
+    if device.type == "cuda" and torch.version.hip is None:
+        capability = torch.cuda.get_device_capability(device)
+        return torch.bfloat16 if capability >= (8, 0) else torch.float16 if capability >= (7, 0) else torch.float32
+    if device.type == "xpu" and not torch.xpu.is_bf16_supported(including_emulation=False):
         return torch.float16
     return torch.bfloat16
+
+
+def place(unet: Any, device: torch.device, dtype: torch.dtype) -> None:
+    """Move the denoiser, its frozen weights in `dtype`, and the adapter bit for bit as it is, in float32.
+
+    In bf16 an adapter that was loaded would be rounded before training, and later its small updates to nothing.
+    """
+    exact = {name: value.detach().clone() for name, value in unet.named_parameters() if value.requires_grad}
+    unet.to(device, dtype)
+    for name, parameter in unet.named_parameters():
+        if name in exact:
+            parameter.data = exact[name].to(device, torch.float32)
 
 
 def load_policy(run: TrainingSpec, device: torch.device | None = None) -> Policy:
@@ -56,16 +75,13 @@ def load_policy(run: TrainingSpec, device: torch.device | None = None) -> Policy
     requested = (sampling.height, sampling.width)
     size = [pixels // factor if pixels else side for pixels, side in zip(requested, sides, strict=True)]
     attach_adapter(unet, run)
-    unet.to(device, dtype if device.type != "cpu" else torch.float32)
+    place(unet, device, dtype if device.type != "cpu" else torch.float32)
     for decoder in decoders:
         exact = decoder.config.get("force_upcast", True) or device.type == "cpu"
         decoder.to(device, torch.float32 if exact else dtype)
         if run.training.vae_slicing and hasattr(decoder, "enable_slicing"):
             decoder.enable_slicing()
     text_encoder.to(device)
-    for parameter in unet.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()  # bf16 weights would round small updates to nothing
     if run.training.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
         unet.train()  # diffusers checkpoints only in training mode; these models have no dropout

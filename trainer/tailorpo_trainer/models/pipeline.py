@@ -45,6 +45,17 @@ def load_pipeline(model: Model) -> Any:
     return pipeline
 
 
+def check_source(model: Model) -> None:
+    """Raise what `load_pipeline` would, as far as that can be known without weights."""
+    source = sources.locate(model)
+    silence_libraries()
+    sources.check_index(source / sources.INDEX if isinstance(source, Path) else _index(model), model)
+    if not model.name.startswith(s3.SCHEME):
+        files = sources.files_of(source) if isinstance(source, Path) else _files(model)
+        if files is not None:
+            sources.check_files(files, model)
+
+
 def _index(model: Model) -> Path:
     """The pipeline's index from the hub: the first request to the hub, so most errors appear here."""
     from huggingface_hub import hf_hub_download

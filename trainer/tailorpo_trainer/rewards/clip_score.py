@@ -7,16 +7,18 @@ and is not clamped at 0, so that a bad picture still has a gradient.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from tailorpo_trainer.errors import ConfigurationError, TailorPOError
+
+Found = TypeVar("Found")
 
 CACHED_PROMPTS = 10_000
 """Size of the cache of text embeddings, which is cleared when it is full. With 768 floats each, this is 31 MB."""
@@ -133,8 +135,18 @@ def _embedding(features: Any) -> Tensor:
     return embedding
 
 
+def check_model(model: str) -> None:
+    """Raise the `ConfigurationError` that loading would, as far as the model's `config.json` shows it."""
+    _translated(model, _check_kind)
+
+
 def _load(model: str) -> tuple[Any, Any, Preprocessing]:
     """Model, tokenizer and preprocessing; every failure becomes a `ConfigurationError`."""
+    return _translated(model, _read)
+
+
+def _translated(model: str, read: Callable[[str], Found]) -> Found:
+    """The result of `read`; every failure of a library becomes a `ConfigurationError`."""
     is_folder = Path(model).is_dir()
     if not is_folder and not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", model):
         raise ConfigurationError(
@@ -142,7 +154,7 @@ def _load(model: str) -> tuple[Any, Any, Preprocessing]:
             "or an id such as 'openai/clip-vit-large-patch14'"
         )
     try:
-        return _read(model)
+        return read(model)
     except (TailorPOError, MemoryError):
         raise
     except Exception as error:  # the libraries raise many types
@@ -155,14 +167,10 @@ def _load(model: str) -> tuple[Any, Any, Preprocessing]:
 
 
 def _read(model: str) -> tuple[Any, Any, Preprocessing]:
-    from transformers import AutoTokenizer, CLIPModel, PretrainedConfig
+    from transformers import AutoTokenizer, CLIPModel
     from transformers.image_processing_base import ImageProcessingMixin
 
-    if Path(model).is_dir() and not (Path(model) / "config.json").is_file():
-        raise FileNotFoundError("it has no config.json")
-    kind = PretrainedConfig.get_config_dict(model)[0].get("model_type")
-    if kind != "clip":  # from_pretrained would only warn, and leave the weights random
-        raise ConfigurationError(f"model: {model!r} is of type {kind!r}: clip-score needs one of type 'clip'")
+    _check_kind(model)
     clip, report = CLIPModel.from_pretrained(model, dtype=torch.float32, use_safetensors=True, output_loading_info=True)
     missing = sorted(report["missing_keys"])
     if missing:  # from_pretrained only warns here too
@@ -172,6 +180,16 @@ def _read(model: str) -> tuple[Any, Any, Preprocessing]:
     tokenizer = AutoTokenizer.from_pretrained(model)
     _check_end(model, clip.config.text_config.eos_token_id, tokenizer)
     return clip, tokenizer, Preprocessing.read(ImageProcessingMixin.get_image_processor_dict(model)[0])
+
+
+def _check_kind(model: str) -> None:
+    from transformers import PretrainedConfig
+
+    if Path(model).is_dir() and not (Path(model) / "config.json").is_file():
+        raise FileNotFoundError("it has no config.json")
+    kind = PretrainedConfig.get_config_dict(model)[0].get("model_type")
+    if kind != "clip":  # from_pretrained would only warn, and leave the weights random
+        raise ConfigurationError(f"model: {model!r} is of type {kind!r}: clip-score needs one of type 'clip'")
 
 
 def _check_end(model: str, end: int, tokenizer: Any) -> None:

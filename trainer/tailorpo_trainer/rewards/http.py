@@ -148,6 +148,16 @@ class HttpReward:
             future.cancel()  # after a signal; otherwise it is done
         return torch.tensor(scores, dtype=torch.float32, device=images.device)
 
+    async def touch(self) -> None:
+        """Ask the first endpoint for anything. Raises `UnavailableError` if nothing answers."""
+        url = self._endpoints[0].url
+        try:
+            async with asyncio.timeout(self._timeout), self._client.stream("HEAD", url):
+                pass
+        except (httpx.RequestError, TimeoutError) as error:
+            reason = f"{type(error).__name__} {_reason(error)}".strip()
+            raise UnavailableError(f"{without_query(url)!r} does not answer: {reason}") from None
+
     async def _score_all(self, pictures: Sequence[Image.Image], prompts: Sequence[str]) -> list[float]:
         """The scores of all batches, in order; the first failure cancels the other batches."""
         at_once = asyncio.Semaphore(REQUESTS_PER_ENDPOINT * len(self._endpoints))
@@ -254,6 +264,15 @@ def retry_after(value: str) -> float:
 def without_query(url: str) -> str:
     """A URL for messages, without its query, which may hold a secret."""
     return str(httpx.URL(url).copy_with(query=None, fragment=None))
+
+
+def check_reachable(url: str, seconds: float = 5.0) -> None:
+    """Raise `UnavailableError` unless something answers there, whatever it says: no picture is sent.
+
+    Raises `ConfigurationError` for what is no URL.
+    """
+    reward = HttpReward(endpoints=[url], timeout_seconds=seconds)
+    asyncio.run_coroutine_threadsafe(reward.touch(), reward._loop).result()
 
 
 def _check(url: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 
@@ -62,6 +62,18 @@ def find(name: str) -> Builtin | EntryPoint:
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise ConfigurationError(f"there is no reward {name!r}{hint} (known: {', '.join(known)})")
+
+
+def misspelt(name: str) -> str | None:
+    """The reward that is most probably meant by a name which no reward has that is built in or installed here."""
+    known = names()
+    return None if name in known else similar(name, known)
+
+
+def similar(name: str, known: Sequence[str]) -> str | None:
+    """The known name that differs from `name` in a letter or two, in case or in `_` for `-`; None if none does."""
+    near = difflib.get_close_matches(name.lower().replace("_", "-"), known, n=1, cutoff=0.85)
+    return near[0] if near else None
 
 
 def _plugins() -> Iterator[EntryPoint]:

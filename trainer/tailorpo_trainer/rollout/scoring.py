@@ -89,6 +89,20 @@ class Scorer:
         """Rewards [n] of latents [n, c, h, w], one for each sample, with a gradient; not part of the statistics."""
         return self.reward(self._decode(latents, step), self.prompts).total
 
+    def gradient(self, latents: Tensor, step: int, at: Tensor) -> tuple[Tensor, Tensor]:
+        """As `differentiable`, but detached, and their gradient at a tensor [n, ...] that `latents` depend on.
+
+        A pixel's gradient may be smaller than any number of fp16, in which the networks may compute. So it goes back
+        through them scaled to the order of 1, by a power of two for each sample, which changes no digit.
+        """
+        pictures = self._decode(latents, step)
+        rewards = self.reward(pictures, self.prompts).total
+        (to_pixels,) = torch.autograd.grad(rewards.sum(), pictures)
+        largest = to_pixels.flatten(1).abs().amax(1)
+        scale = torch.where(largest > 0, torch.exp2(-largest.log2().floor()), 1.0)
+        (gradient,) = torch.autograd.grad(pictures, at, to_pixels * scale.view(-1, 1, 1, 1))
+        return rewards.detach(), gradient / scale.view(-1, *[1] * (at.dim() - 1))
+
     def _decode(self, latents: Tensor, step: int) -> Tensor:
         return self.policy.decode(latents) if self._finished(step) else self.policy.decode_for_scoring(latents)
 

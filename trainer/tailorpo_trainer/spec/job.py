@@ -61,7 +61,9 @@ class LoRA(SpecModel):
         description="Endings of the names of the denoiser's modules that get an adapter.",
     )
     initial: URI | None = Field(
-        None, description="An existing diffusers LoRA (folder or file) to start from instead of a fresh one."
+        None,
+        description="An existing LoRA of the denoiser to start from instead of a fresh one, as diffusers, PEFT or "
+        "kohya's tools write it: a file, or a folder, `s3://` prefix or hub id that holds it.",
     )
 
 
@@ -168,7 +170,12 @@ class Method(SpecModel):
         "for `tailorpo-g`, `random` for `spo`.",
     )
     threshold: float | None = Field(
-        None, ge=0, le=1e6, description="Pairs with a smaller reward gap weigh 0, in the reward sum's unit. `spo` only."
+        None,
+        ge=0,
+        lt=1,
+        description="Certainty up to which a pair weighs 0: the difference of the softmax probabilities of best and "
+        "worst, tanh(gap / 2) of their gap in the reward sum, whose scores count as logits. 0.3 is a gap of 0.619. "
+        "`spo` only.",
     )
     clamp_ratio: float | None = Field(
         None, gt=0, lt=1, description="Likelihood ratios are clamped to 1 +- this. `spo` and `d3po` only."
@@ -283,7 +290,10 @@ class Training(SpecModel):
     )
     seed: int = Field(0, ge=0, le=2**53 - 1, description="Seed of prompts, noise and the adapter's initial weights.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        "auto", description="Arithmetic of the denoiser: `auto` is bf16 on accelerators that have it, fp32 on CPUs."
+        "auto",
+        description="Arithmetic of the denoiser: `auto` is bf16 on accelerators that compute in it, fp16 on those that "
+        "only emulate it (Nvidia's 7.0 and 7.5), fp32 on older ones and on CPUs. In fp16 losses are scaled, so that "
+        "small gradients are not lost.",
     )
     gradient_checkpointing: bool = Field(
         False, description="Recompute activations in the backward pass: less memory, about a third more denoiser work."

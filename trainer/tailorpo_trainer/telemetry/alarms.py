@@ -10,6 +10,7 @@ NAMES = (
     "gap-at-zero",
     "logit-saturated",
     "ratio-clamped",
+    "gradient-vanished",
     "rank-agreement-low",
     "over-optimisation",
     "not-finite",
@@ -21,6 +22,9 @@ ITERATIONS = 3
 
 FALL = 0.2
 """How far diversity may fall (as a share of its first value), and a watched reward (as a share of its spread)."""
+
+VANISHED = 0.5
+"""Share of the adapter's gradient that must be exactly 0 for an alarm."""
 
 AGREEMENT, PAIRS = 0.7, 60
 """Share of pairs that the scoring decoder must order as the model's own does, judged on at least so many pairs."""
@@ -59,6 +63,12 @@ def from_iterations(lines: Sequence[Line]) -> Iterator[Alarm]:
             f"more than half of the likelihood ratios were clamped in the last {ITERATIONS} iterations and gave no "
             "gradient: lower spec.optimizer.learningRate, or raise "
             f"spec.method.{'clampRatio' if pairs else 'clipRange'}",
+        )
+    if all((line.get("gradient_zeros") or 0) > VANISHED and not _has_no_gradient(line) for line in recent):
+        yield Alarm(
+            "gradient-vanished",
+            f"more than {VANISHED:.0%} of the adapter's gradient was exactly 0 in the last {ITERATIONS} iterations, "
+            "since it is too small for the precision: use bf16 or fp32 in spec.training.precision",
         )
 
 
@@ -144,6 +154,12 @@ def _change(first: Line, last: Line, value: str, error: str, scores: str) -> tup
         return None, None
     before, after, *errors = (float(number) for number in numbers if number is not None)
     return after - before, math.hypot(*errors)
+
+
+def _has_no_gradient(line: Line) -> bool:
+    """Whether an iteration had nothing to learn from, which other alarms are about."""
+    nothing = line["tied"] == 1 if line.get("tied") is not None else _constant(line)
+    return nothing or (line.get("clamped") or 0) > 0.5
 
 
 def _constant(line: Line) -> bool:

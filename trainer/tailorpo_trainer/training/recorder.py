@@ -109,6 +109,7 @@ class Recorder:
             "logit_abs": float(logit.abs().mean()),
             "clamped": float(facts.facts["clamped"].mean()) if "clamped" in facts.facts else None,
             "gradient_norm": facts.gradient_norm,
+            "gradient_zeros": facts.gradient_zeros,
             "learning_rate": facts.learning_rate,
             "images_per_second": work["images"] * len(self._recent) / sum(self._recent),
             "eta_seconds": self._eta(iteration),

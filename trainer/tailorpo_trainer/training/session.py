@@ -84,7 +84,7 @@ class Session:
         return methods.RolloutContext(
             policy=self.policy,
             text=self.policy.embed(text),
-            prompts=torch.tensor(indices, device=self.policy.device),
+            prompts=torch.tensor([prompts.number(prompt) for prompt in text], device=self.policy.device),
             noise=noise,
             score=Scorer(
                 self.policy,

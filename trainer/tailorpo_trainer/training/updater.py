@@ -1,5 +1,6 @@
 """One optimiser step: AdamW on the adapter, with gradients accumulated over micro-batches, clipped and averaged."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,11 +18,16 @@ from tailorpo_trainer.errors import NotFiniteError, TailorPOError
 from tailorpo_trainer.methods import Method
 from tailorpo_trainer.rollout.rows import Pairs, Transitions, select
 from tailorpo_trainer.spec.job import TrainingSpec
+from tailorpo_trainer.training.loss_scaling import LossScaler
 
 
 @dataclass(frozen=True)
 class UpdateFacts:
-    """Measurements of one iteration's updates, on the CPU; tensors [n] hold the rows in the order of the updates."""
+    """Measurements of one iteration's updates, on the CPU; tensors [n] hold the rows in the order of the updates.
+
+    gradient_norm: before clipping. gradient_zeros: share of exact zeros in the gradient of the adapter's B matrices,
+    which has none unless it is too small for the precision, or there is nothing to learn.
+    """
 
     loss: float
     gradient_norm: float
@@ -30,6 +36,7 @@ class UpdateFacts:
     step: Tensor
     weight: Tensor
     gap: Tensor | None
+    gradient_zeros: float = 0.0
 
 
 class Updater:
@@ -37,6 +44,7 @@ class Updater:
 
     Attributes:
         updates: number of optimiser steps so far; it determines the learning rate.
+        scaler: of losses and gradients in fp16.
         average: moving average of the adapter, where the document asks for one.
     """
 
@@ -51,6 +59,7 @@ class Updater:
             eps=settings.epsilon,
             weight_decay=settings.weight_decay,
         )
+        self.scaler = LossScaler(policy.device, policy.dtype)
         self.updates = 0
         self.average: dict[str, Tensor] | None = None
         if settings.ema_decay is not None:
@@ -75,19 +84,23 @@ class Updater:
         rows = replace(rows, weight=weight)
         order: list[Tensor] = []
         collected: list[dict[str, Tensor]] = []
-        losses, norms = [], []
+        losses, norms, zeros = [], [], []
         for update in range(count):
             # Between two updates the state cannot be saved: to stop there would lose all since the last checkpoint.
             with self.world.defer_stop(update > 0):
                 chosen = (number % count == update).nonzero().flatten()
-                loss, facts = self._accumulate(select(rows, chosen), text, len(range(update, total, count)))
-                norms.append(self._step(loss))
+                share = len(range(update, total, count))
+                loss, norm, zero, facts = self._compute_gradient(select(rows, chosen), text, share)
+                self._step()
                 losses.append(loss)
+                norms.append(norm)
+                zeros.append(zero)
                 if len(chosen):
                     order.append(chosen)
                     collected.append(facts)
+        self.method.end_iteration()
         with self.world.defer_stop():
-            return self._facts(rows, torch.cat(order), collected, losses, norms)
+            return self._facts(rows, torch.cat(order), collected, losses, norms, zeros)
 
     def _number(self, rows: Any) -> Tensor:
         """The number that each row would have if one process held the samples of all processes."""
@@ -97,7 +110,13 @@ class Updater:
         return (steps * self.world.size + self.world.rank) * samples + sample
 
     def _facts(
-        self, rows: Any, order: Tensor, collected: list[dict[str, Tensor]], losses: list[float], norms: list[float]
+        self,
+        rows: Any,
+        order: Tensor,
+        collected: list[dict[str, Tensor]],
+        losses: list[float],
+        norms: list[float],
+        zeros: list[float],
     ) -> UpdateFacts:
         values = {name: torch.cat([facts[name] for facts in collected]).double() for name in collected[0]}
         columns = values | {"step": rows.step[order].double(), "weight": rows.weight[order].double()}
@@ -113,45 +132,70 @@ class Updater:
             step=columns["step"].long(),
             weight=columns["weight"].float(),
             gap=columns["gap"].float() if "gap" in columns else None,
+            gradient_zeros=sum(zeros) / len(zeros),
         )
 
-    def _accumulate(self, rows: Any, text: Tensor, total_rows: int) -> tuple[float, dict[str, Tensor]]:
-        """Add the gradient of the mean loss over the `total_rows` rows of all processes; `rows` are this process' rows.
+    def _compute_gradient(
+        self, rows: Any, text: Tensor, total_rows: int
+    ) -> tuple[float, float, float, dict[str, Tensor]]:
+        """Leave the gradient of the mean loss over the `total_rows` rows of all processes in the parameters, clipped.
 
-        Returns that loss, and the facts of `rows`.
+        Returns the loss, the gradient's norm and share of zeros (see `UpdateFacts`), and the facts of `rows`, which are
+        this process' rows. Raises `NotFiniteError`, with no gradient left.
         """
-        total, facts = torch.zeros(1, dtype=torch.float64), []
+        while True:
+            loss, facts = self._accumulate(rows, text, total_rows)
+            self.scaler.unscale(self.optimizer)
+            zeros = self._gradient_zeros()
+            norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters, self.run.optimizer.max_grad_norm)
+            norms: list[float] = torch.stack([norm, zeros.to(norm)]).tolist()  # one wait for the device
+            if math.isfinite(loss) and math.isfinite(norms[0]):
+                return loss, norms[0], norms[1], facts
+            self.optimizer.zero_grad(set_to_none=True)
+            if not math.isfinite(loss) or not self.scaler.lower():
+                raise NotFiniteError(
+                    f"the loss is {loss} and its gradient's norm {norms[0]}: nothing was changed by this update; "
+                    "lower spec.optimizer.learningRate, or use spec.training.precision fp32"
+                )
+            if isinstance(rows, Pairs):
+                rows = replace(rows, prediction=None, kept=None)  # the backward pass has freed their graph
+
+    def _gradient_zeros(self) -> Tensor:
+        # Without A, whose gradient is 0 in the first update, since B is.
+        weights = [value for name, value in self.policy.adapter().items() if "lora_A" not in name]
+        gradients = torch.cat([_gradient(value).flatten() for value in weights])
+        return (gradients == 0).float().mean()
+
+    def _accumulate(self, rows: Any, text: Tensor, total_rows: int) -> tuple[float, dict[str, Tensor]]:
+        """Add the scaled gradient of the mean loss over the `total_rows` rows of all processes.
+
+        Returns that loss, not scaled, and the facts of `rows`, which are this process' rows.
+        """
+        losses, facts = [], []
         size = self.policy.batch_sizes.training
         for start in range(0, len(rows), size):
             self.world.check()
             batch = select(rows, slice(start, start + size))
             result = self.method.loss(self.policy, batch, text[batch.sample])
             loss = (result.losses * batch.weight).sum() / total_rows
-            loss.backward()
-            total += float(loss.detach())
+            self.scaler.scale(loss).backward()
+            losses.append(loss.detach())
             facts.append(result.metrics)
         self.world.sum([_gradient(parameter) for parameter in self.policy.parameters])
+        total = torch.stack(losses).cpu().double().sum() if losses else torch.zeros((), dtype=torch.float64)
         self.world.sum([total])
         return float(total), {name: torch.cat([fact[name] for fact in facts]) for name in (facts[0] if facts else ())}
 
-    def _step(self, loss: float) -> float:
-        norm = float(torch.nn.utils.clip_grad_norm_(self.policy.parameters, self.run.optimizer.max_grad_norm))
-        if not (torch.isfinite(torch.tensor(loss)) and torch.isfinite(torch.tensor(norm))):
-            self.optimizer.zero_grad(set_to_none=True)
-            raise NotFiniteError(
-                f"the loss is {loss} and its gradient's norm {norm}: nothing was changed by this update; lower "
-                "spec.optimizer.learningRate, or use spec.training.precision fp32"
-            )
+    def _step(self) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(self.updates)
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
         self.optimizer.zero_grad(set_to_none=True)
         self.updates += 1
         if self.average is not None:
             decay = self.run.optimizer.ema_decay or 0.0
             for name, value in self.policy.adapter().items():
                 self.average[name].lerp_(value.detach(), 1 - decay)
-        return norm
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -177,7 +221,10 @@ class Updater:
         groups = {"adapter": self.policy.adapter(), "optimizer": tensors}
         if self.average is not None:
             groups["ema"] = self.average
-        return groups, {"updates": self.updates, "optimizer": settings}
+        if of_method := self.method.state():
+            groups["method"] = of_method
+        state = {"updates": self.updates, "optimizer": settings}
+        return groups, state | ({"scaler": scaler} if (scaler := self.scaler.state()) else {})
 
     def load(self, saved: Loaded) -> None:
         """Restore the result of `state`. Raises `CorruptError` if the checkpoint is not of this adapter's weights."""
@@ -188,6 +235,11 @@ class Updater:
         totals, updates = saved.state.get("totals"), saved.state.get("updates")
         if not isinstance(updates, int) or updates < 0 or not _all_numbers(totals):
             raise CorruptError(f"{saved.uri}: its state.json has no number of updates, or no totals")
+        try:
+            # Those of early versions have no such group.
+            self.method.load(saved.tensors("method") if "method" in saved.groups else {})
+        except ValueError as error:
+            raise CorruptError(f"{saved.uri}method: does not fit method {self.run.method.name!r}: {error}") from None
         self._set_adapter(weights["adapter"])
         try:
             self.optimizer.load_state_dict(unflatten(saved.tensors("optimizer"), saved.state["optimizer"]))
@@ -198,6 +250,10 @@ class Updater:
             # Whatever torch finds in a state that is not an AdamW's of these weights.
             reason = f"{type(error).__name__}: {error}"[:200]
             raise CorruptError(f"{saved.uri}: its optimizer's state does not fit: {reason}") from None
+        try:
+            self.scaler.load(saved.state.get("scaler"))
+        except ValueError as error:
+            raise CorruptError(f"{saved.uri}: its state.json has no scaler's state: {error}") from None
         self.updates = updates
         if self.average is not None:
             self.average = {name: value.to(self.policy.device) for name, value in weights["ema"].items()}
@@ -240,7 +296,7 @@ def _all_numbers(totals: object) -> bool:
     return isinstance(totals, dict) and all(isinstance(value, int | float) for value in totals.values())
 
 
-def _gradient(parameter: torch.nn.Parameter) -> Tensor:
+def _gradient(parameter: Tensor) -> Tensor:
     """A parameter's gradient; 0 if it does not depend on any row of this process."""
     if parameter.grad is None:
         parameter.grad = torch.zeros_like(parameter)
