@@ -25,7 +25,7 @@ PLUGIN = Path(__file__).parent / "plugin"
 NAMESPACE = "research"
 FACTOR = 180
 """How much shorter the times of the rules are than in the chart."""
-THRESHOLDS = {"TailorPOJobPending": 10.0, "TailorPOJobRestarting": 1.0}
+THRESHOLDS = {"TailorPOJobPending": 10.0, "TailorPOJobRestarting": 1.0, "TailorPOCheckpointFailing": 0.1}
 UNSURE = frozenset({"TailorPOSlow", "TailorPOSlowReward", "TailorPOGradientNorm"})
 """Alerts that depend on how busy this machine is, or on random weights; `cases.py` covers them."""
 PATIENCE = 240.0  # seconds; a busy machine needs long to import torch twice
@@ -68,6 +68,19 @@ class Training:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+
+    @contextmanager
+    def without_storage(self) -> Iterator[None]:
+        """Inside, no checkpoint can be written: a file stands where the folder of the attempt should be."""
+        attempt = self.folder / "run" / "attempt-0001"
+        kept = attempt.with_name("kept")
+        attempt.rename(kept)
+        attempt.touch()
+        try:
+            yield
+        finally:
+            attempt.unlink()
+            kept.rename(attempt)
 
     @property
     def running(self) -> bool:
@@ -115,7 +128,8 @@ class Scene:
         wanted = {(cluster, *each) for cluster in ("", "strict") for each in expected}
 
         def look() -> bool:
-            assert self.firing() == wanted
+            firing = self.firing()
+            assert firing == wanted, sorted(firing ^ wanted)
             return True
 
         until(look, f"{expected} fire", PATIENCE)

@@ -147,6 +147,10 @@ def test_alerts_fire_for_what_happens_and_for_nothing_else(scene: Scene) -> None
     training.script(lift=5.0)
     scene.until_firing(*USUAL, *raised)
 
+    with training.without_storage():
+        scene.until_firing(*USUAL, *raised, ("TailorPOCheckpointFailing", "cats"))
+    scene.until_firing(*USUAL, *raised)
+
     training.script(nan=True)
     assert training.end() == ExitCode.NOT_FINITE
     for pod in scene.cats.pods(1):
