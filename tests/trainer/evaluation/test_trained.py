@@ -13,7 +13,7 @@ from tailorpo_trainer import cli, models, rewards
 from tailorpo_trainer.diffusion.noise import Purpose
 from tailorpo_trainer.distributed.signals import StopRequested
 from tailorpo_trainer.document import parse
-from tailorpo_trainer.evaluation import comparison, contact_sheet, trained
+from tailorpo_trainer.evaluation import contact_sheet, trained
 from tailorpo_trainer.evaluation.measurement import diversity, sample_pictures
 from tailorpo_trainer.spec.job import Spec
 from tailorpo_trainer.training import loop
@@ -146,15 +146,6 @@ def test_a_terminal_gets_a_table_too(capsys: pytest.CaptureFixture[str], monkeyp
     assert "a [red]b[/red]" in text
     assert "3 ± 4" in text
     assert max(map(len, text.splitlines())) <= 60
-
-
-@pytest.mark.parametrize(
-    ("value", "half", "text"),
-    [(12.3456, 0.561, "12.35 ± 0.56"), (1234.5, 56.0, "1234 ± 56"), (-0.00123, 2e-5, "-0.001230 ± 0.000020")],
-)
-def test_a_value_has_the_digits_of_its_interval(value: float, half: float, text: str) -> None:
-    assert comparison.with_interval(value, half) == text
-    assert comparison.with_interval(1.0, float("nan"), "+") == "+1"
 
 
 @pytest.mark.parametrize("command", ["sample", "evaluate"])

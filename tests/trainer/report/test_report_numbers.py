@@ -34,6 +34,15 @@ def test_t_quantile_is_that_of_the_tables(freedom: int, expected: float) -> None
     assert stats.t_quantile(freedom) == pytest.approx(expected, abs=5e-5)
 
 
+@pytest.mark.parametrize(
+    ("value", "half", "text"),
+    [(12.3456, 0.561, "12.35 ± 0.56"), (1234.5, 56.0, "1234 ± 56"), (-0.00123, 2e-5, "-0.001230 ± 0.000020")],
+)
+def test_a_value_has_the_digits_of_its_interval(value: float, half: float, text: str) -> None:
+    assert stats.with_interval(value, half) == text
+    assert stats.with_interval(1.0, float("nan"), "+") == "+1"
+
+
 def lines(output: Path, kind: str) -> list[dict[str, Any]]:
     found = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     return [line for line in found if line["kind"] == kind]

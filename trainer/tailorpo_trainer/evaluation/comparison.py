@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tailorpo_trainer.evaluation.measurement import Measurement
 from tailorpo_trainer.evaluation.recognition import Recognition
-from tailorpo_trainer.stats import t_quantile, wilson
+from tailorpo_trainer.stats import t_quantile, wilson, with_interval
 
 
 @dataclass(frozen=True)
@@ -114,11 +114,3 @@ def _interval(values: Tensor) -> float:
 def _share(found: Recognition) -> dict[str, float]:
     low, high = wilson(found.right, found.images)
     return {"share": found.right / found.images, "low": low, "high": high}
-
-
-def with_interval(value: float, half: float, sign: str = "") -> str:
-    """`12.34 ± 0.56`: two significant digits of the interval, and as many decimals of the value."""
-    if not math.isfinite(half) or half == 0:
-        return f"{value:{sign}.4g}"
-    digits = min(9, max(0, 1 - math.floor(math.log10(half))))
-    return f"{value:{sign}.{digits}f} ± {half:.{digits}f}"
