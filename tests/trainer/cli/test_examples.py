@@ -60,14 +60,14 @@ def commands(page: str) -> list[list[str]]:
 @pytest.mark.parametrize("page", PAGES)
 def test_commands_of_a_page_exist_with_their_options(page: str) -> None:
     for arguments in commands(page):
-        command: click.Command | None = cli.app
+        command: click.Command = cli.app
         context = click.Context(cli.app, info_name="tailorpo")
         rest = list(arguments)
         while isinstance(command, click.Group) and rest:
             name = rest.pop(0)
-            command = command.get_command(context, name)
-            assert command is not None, f"{page}: no command {name} of {arguments}"
-            context = click.Context(command, parent=context, info_name=name)
+            found = command.get_command(context, name)
+            assert found is not None, f"{page}: no command {name} of {arguments}"
+            command, context = found, click.Context(found, parent=context, info_name=name)
         known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
         used = {word.partition("=")[0] for word in rest if word.startswith("--")}
         assert used <= known | {"--help"}, f"{page}: {arguments}"

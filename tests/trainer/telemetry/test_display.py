@@ -159,7 +159,8 @@ def test_a_live_display_fits_its_terminal(width: int) -> None:
     text = on_terminal(width, LIVE)
     assert text.count("\x1b[?25l") == text.count("\x1b[?25h") == 1  # the cursor is back
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
-    assert f"a [red]message[/red] :smile: {'x' * 100}/report.html" in plain  # in one piece, to be copied
+    assert "a [red]message[/red] :smile:" in plain
+    assert f"{'x' * 100}/report.html" in plain  # in one piece, to be copied
     assert "no [bold]pair[/] :smile:" in " ".join(plain.split())
     bars = [part for part in re.split(r"[\r\n]+", plain) if "━" in part]
     assert all(len(bar) <= width for bar in bars)

@@ -6,6 +6,7 @@ import sys
 import time
 from typing import Literal, TextIO
 
+from tailorpo_trainer import terminal
 from tailorpo_trainer.stats import t_quantile, with_interval
 from tailorpo_trainer.telemetry.observer import Line, Observer
 
@@ -106,7 +107,8 @@ class Live(Display):
     def message(self, text: str) -> None:
         from rich.text import Text
 
-        self.console.print(Text(text), soft_wrap=True)  # so that a path can be copied
+        # Not wrapped by rich, which breaks long words: a path can be copied.
+        self.console.print(Text(terminal.wrap(text, self.console.width)), soft_wrap=True)
 
     def iteration(self, line: Line) -> None:
         self._line = line
