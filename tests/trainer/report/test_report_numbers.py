@@ -13,6 +13,7 @@ import pytest
 
 from tailorpo_trainer import report, stats
 from tailorpo_trainer.report import charts, number_format, run_page
+from tailorpo_trainer.report.svg_paths import Series
 
 Make = Callable[..., Path]
 Read = Callable[[Path], Any]
@@ -184,7 +185,7 @@ def test_labels_of_an_x_axis_keep_their_distance() -> None:
 
 
 def one_chart(*values: float, **more: Any) -> charts.DrawnChart:
-    series = charts.Series("loss", "training", values)
+    series = Series("loss", "training", values)
     drawn = charts.draw(
         charts.Chart("loss", "Loss", [series], **more), {"training": {"iterations": [*range(1, len(values) + 1)]}}
     )

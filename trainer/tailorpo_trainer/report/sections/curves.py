@@ -130,7 +130,7 @@ def training_charts(y: Mapping[str, Sequence[Value]], method: str) -> list[Chart
     pairless = is_pairless(method)
     preference: dict[str, Any] = {} if pairless else {"level": math.log(2), "level_name": "log 2: no preference yet"}
     charts = [
-        _training_chart(y, "reward", "Training reward", "of the candidates that were drawn"),
+        _training_chart(y, "reward", "Training reward", "of all pictures that were scored"),
         _training_chart(y, "gap", "Reward gap", "winner minus loser"),
         _training_chart(y, "loss", "Loss", "", scale=1.0, **preference),
         _training_chart(
@@ -190,7 +190,9 @@ def _logits(y: Mapping[str, Sequence[Value]], pairless: bool) -> Chart:
         Series(f"mean of |{name}|", "training", y["logit_abs"], "c1"),
     ]
     title = "Log ratio" if pairless else "Preference logit"
-    note = "log of the new over the old likelihood" if pairless else "above 0: the policy prefers the winner"
+    note = "above 0: the policy prefers the winner"
+    if pairless:
+        note = "log of the new over the old likelihood; 0 in the first update of an iteration"
     return Chart("training-logit", title, series, note, level=0, level_name="")
 
 
