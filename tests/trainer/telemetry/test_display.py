@@ -80,7 +80,7 @@ def test_plain_lines_are_for_people_and_logs(capsys: pytest.CaptureFixture[str])
     assert out == ""
     assert err.splitlines() == [
         "a [red]message[/red] :smile:",
-        "iteration 7/10  reward 1235  gap 0.123  implicit accuracy 62%  logit 0.00012  3.1 images/s  ETA 1:02:03",
+        "iteration 7/10  reward 1235  implicit accuracy 62%  gap 0.123  logit 0.00012  3.1 images/s  ETA 1:02:03",
         "evaluation at iteration 10: reward 41.2 ± 1.0  colourfulness 41  clip-score 0.237  diversity 0.213  "
         "feature diversity 0.300",
         "evaluation at iteration 0: reward not finite  a not finite  b 1",
@@ -167,6 +167,6 @@ def test_a_live_display_fits_its_terminal(width: int) -> None:
     assert "8/100" in bars[-1]
     assert "ETA 1:02:03" in bars[-1]
     assert ("reward 1235" in bars[-1]) == (width >= 60)
-    assert ("held out 41.24  gap 0.123  implicit accuracy 62%  logit 0.00012  3.1 images/s" in bars[-1]) == (
+    assert ("held out 41.24  implicit accuracy 62%  gap 0.123  logit 0.00012  3.1 images/s" in bars[-1]) == (
         width == 140
     )

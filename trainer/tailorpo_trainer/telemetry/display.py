@@ -162,12 +162,12 @@ def figures(line: Line) -> list[str]:
     A preference loss is not among them: it stays close to log 2 while the adapter is small.
     """
     learnt = ("logit", "logit") if "gap" in line else ("gradient norm", "gradient_norm")
-    accuracy, rate = line.get("implicit_accuracy"), line.get("images_per_second")
     shown = [("reward", line.get("reward"), 4), ("gap", line.get("gap"), 3), (learnt[0], line.get(learnt[1]), 2)]
-    texts = [f"{name} {number(value, digits)}" for name, value, digits in shown if value is not None]
-    if accuracy is not None:
-        texts.insert(-1, f"implicit accuracy {accuracy:.0%}")
-    return [*texts, *([f"{number(rate, 2)} images/s"] if rate is not None else [])]
+    texts = {name: f"{name} {number(value, digits)}" for name, value, digits in shown if value is not None}
+    accuracy, rate = line.get("implicit_accuracy"), line.get("images_per_second")
+    first = [texts.pop("reward")] if "reward" in texts else []
+    first += [f"implicit accuracy {accuracy:.0%}"] if accuracy is not None else []
+    return [*first, *texts.values(), *([f"{number(rate, 2)} images/s"] if rate is not None else [])]
 
 
 def number(value: float | None, digits: int = 4) -> str:
