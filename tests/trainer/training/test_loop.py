@@ -79,6 +79,8 @@ def test_images_are_the_trajectories_that_were_drawn_for_training(document: Make
         assert [line["totals"]["images"] for line in found] == [each, 2 * each]
         first = found[0]
         assert first["images_per_second"] == pytest.approx(each / first["totals"]["seconds"], rel=1e-2)
+        # Policy and reference are equal up to rounding, which is no preference.
+        assert (first["logit"], first["logit_abs"], first.get("implicit_accuracy")) == (0, 0, None)
 
 
 @pytest.mark.parametrize("name", METHODS)
