@@ -105,6 +105,18 @@ def test_a_reference_line_is_named_in_the_legend_and_not_on_the_curve(a_run: Mak
         assert re.search(r'<b class="level" style="[^"]*"></b>', area)
 
 
+def test_where_pairs_have_no_winner_the_loss_is_not_compared_with_log_2(a_run: Make, page: Read) -> None:
+    output = a_run(method="spo")
+    path = output / "metrics.jsonl"
+    lines = [json.loads(text) for text in path.read_text().splitlines()]
+    for line in lines:
+        line |= {"tied": 0.025, "loss": 0.6758} if line["kind"] == "iteration" else {}
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    text = chart(page(report.write(output)), "training-loss")
+    assert "log 2" not in text
+    assert "pairs without a winner add 0" in text
+
+
 def test_without_pairs_there_is_a_log_ratio_and_no_logit(a_run: Make, page: Read) -> None:
     found = page(report.write(a_run(method="ddpo")))
     assert "mean of |log ratio|" in chart(found, "training-logit")

@@ -128,11 +128,15 @@ def evaluation_charts(shown: Sequence[Evaluation], terms: Sequence[str]) -> list
 def training_charts(y: Mapping[str, Sequence[Value]], method: str) -> list[Chart]:
     """One small chart for each measured value of an iteration; charts without a value are not drawn."""
     pairless = is_pairless(method)
-    preference: dict[str, Any] = {} if pairless else {"level": math.log(2), "level_name": "log 2: no preference yet"}
+    preference: dict[str, Any] = {"level": math.log(2), "level_name": "log 2: no preference yet"}
+    if pairless or any(y["tied"]):  # a pair without a winner adds 0, so that log 2 means nothing
+        preference = {}
     charts = [
         _training_chart(y, "reward", "Training reward", "of all pictures that were scored"),
         _training_chart(y, "gap", "Reward gap", "winner minus loser"),
-        _training_chart(y, "loss", "Loss", "", scale=1.0, **preference),
+        _training_chart(
+            y, "loss", "Loss", "pairs without a winner add 0" if any(y["tied"]) else "", scale=1.0, **preference
+        ),
         _training_chart(
             y,
             "implicit_accuracy",
