@@ -16,8 +16,9 @@ Each method of [methods.md](methods.md) on the shipped `tiny-animals`, tuned wit
 It says how these five behave on one very small model within half a minute of one CPU core, and nothing about Stable
 Diffusion; no number is from a paper.
 {missing}
-A table that names one winner for each budget was taken down: it compared single points of the curves, and the curves
-below do not support it.
+A table that named one winner for each budget was taken down: it read each method at one fixed budget, and left out
+those that had just passed the judge's line there. It will be generated again from the data, with a stop allowed
+anywhere within the budget.
 
 ![Change of the held-out reward against images, reward queries and FLOPs](images/methods-compared.png)
 

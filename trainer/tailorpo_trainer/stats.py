@@ -75,6 +75,14 @@ def standard_error(values: Sequence[float]) -> float:
     return math.sqrt(math.fsum((value - center) ** 2 for value in values) / (len(values) - 1) / len(values))
 
 
+def with_interval(value: float, half: float, sign: str = "") -> str:
+    """`12.34 ± 0.56`: two significant digits of the interval, and as many decimals of the value."""
+    if not math.isfinite(half) or half == 0:
+        return f"{value:{sign}.4g}"
+    digits = min(9, max(0, 1 - math.floor(math.log10(half))))
+    return f"{value:{sign}.{digits}f} ± {half:.{digits}f}"
+
+
 def wilson(count: int, of: int) -> tuple[float, float]:
     """The 95 % interval of a share (Wilson 1927): valid at 0 and 1 too, and never beyond them."""
     z, share = 1.959963984540054, count / of

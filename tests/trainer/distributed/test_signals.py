@@ -220,7 +220,7 @@ def test_stopped_at_once_in_the_middle_of_a_checkpoint_the_one_before_counts(
     with pytest.raises(KeyboardInterrupt):
         loop.run(parse(document(evaluation={"everyIterations": 0})), tmp_path, display="quiet")
     assert newest(tmp_path) == 1
-    assert state(tmp_path)["step"] == 2
+    assert state(tmp_path)["step"] in (2, 3)  # training goes on while a checkpoint is written
     monkeypatch.undo()
     loop.run(parse(document(evaluation={"everyIterations": 0})), tmp_path, display="quiet")
     assert newest(tmp_path) == 3

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,69 @@ def test_other_held_out_prompts_and_machines(a_run: Make, page: Read, tmp_path: 
     assert "The evaluations differ in prompts" in text
     assert "do not compare their seconds" in text
     assert "Not finished: one." in text
+
+
+def test_of_three_runs_only_those_with_another_reward_have_no_difference(
+    a_run: Make, page: Read, tmp_path: Path
+) -> None:
+    other = a_run("three", name="three", spec={"rewards": [{"name": "jpeg-compressibility"}]})
+    runs = [a_run("one", name="one"), a_run("two", name="two", seed=3), other]
+    found = page(report.compare(runs, tmp_path / "compare.html"))
+    assert "The rewards differ: one and two against three." in found.text
+    assert "no difference between runs with different rewards is given" in found.text
+    assert [len(found.values[name]) for name in ("one", "two", "three")] == [3, 6, 3]
+    assert found.text.count("another reward") == 1
+
+
+def titles(found: Any) -> list[tuple[str, list[str]]]:
+    """The title of each row of pictures, and their captions."""
+    rows = re.findall(r'<div class="row">(.*?)</div>', found.html, re.DOTALL)
+    strip = lambda text: " ".join(re.sub(r"<[^>]+>", " ", text).split())  # noqa: E731
+    return [
+        (
+            strip("".join(re.findall(r'<p class="prompt">(.*?)</p>', row))),
+            [strip(caption) for caption in re.findall(r"<figcaption>(.*?)</figcaption>", row)],
+        )
+        for row in rows
+    ]
+
+
+def test_a_row_of_pictures_has_the_title_of_all_or_of_none(a_run: Make, page: Read, tmp_path: Path) -> None:
+    one, two = a_run("one", name="one"), a_run("two", name="two", held_out=("a rat", "a whale"))
+    found = page(report.compare([one, two], tmp_path / "compare.html"))
+    rows = titles(found)
+    assert rows[0][0] == ""  # a wolf, and a rat
+    assert [re.sub(r" [\d.]+", "", caption) for caption in rows[0][1]] == [
+        "one, before a wolf",
+        "one a wolf",
+        "two a rat",
+    ]
+    assert rows[1][0] == "a whale"
+    assert all("a whale" not in caption for caption in rows[1][1])
+    alts = [alt for _, alt in found.images]
+    assert alts[:3] == ["one, before: a wolf", "one: a wolf", "two: a rat"]
+    same = titles(page(report.compare([one, a_run("three", name="three")], tmp_path / "same.html")))
+    assert same[0][0] == "a wolf"
+
+
+def test_figures_below_each_other_have_the_same_decimals(a_run: Make, page: Read, tmp_path: Path) -> None:
+    runs = [a_run("one", name="one", images=200), a_run("two", name="two", images=4, seed=3)]
+    found = page(report.compare(runs, tmp_path / "compare.html"))
+    cells = re.findall(r'<tr data-run="[^"]*">.*?</th>\s*<td>([\d.]+)</td>', found.html, re.DOTALL)
+    assert len(cells) == 2
+    assert len({len(cell.partition(".")[2]) for cell in cells}) == 1
+
+
+def test_what_is_missing_is_told_in_words(a_run: Make, page: Read, tmp_path: Path) -> None:
+    runs = [
+        a_run("one", name="one"),
+        a_run("no", name="no", every=0, watched=()),
+        a_run("early", name="early", done=4, watched=()),
+    ]
+    found = page(report.compare(runs, tmp_path / "compare.html"))
+    assert "–" not in re.sub(r"<figure.*?</figure>", "", found.html.partition("<main")[2].partition("</main>")[0])
+    for words in ("itself", "no evaluation", "one evaluation", "not measured", "not set"):
+        assert words in found.text, words
 
 
 def test_how_a_reward_is_asked_is_no_other_reward(a_run: Make, page: Read, tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """The figures on the page are those of the metrics, as numpy computes them."""
 
+import itertools
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,8 @@ import numpy as np
 import pytest
 
 from tailorpo_trainer import report, stats
-from tailorpo_trainer.report import charts, number_format
+from tailorpo_trainer.report import charts, number_format, run_page
+from tailorpo_trainer.report.svg_paths import Series
 
 Make = Callable[..., Path]
 Read = Callable[[Path], Any]
@@ -32,6 +35,15 @@ T_TABLE = {
 @pytest.mark.parametrize(("freedom", "expected"), T_TABLE.items())
 def test_t_quantile_is_that_of_the_tables(freedom: int, expected: float) -> None:
     assert stats.t_quantile(freedom) == pytest.approx(expected, abs=5e-5)
+
+
+@pytest.mark.parametrize(
+    ("value", "half", "text"),
+    [(12.3456, 0.561, "12.35 ± 0.56"), (1234.5, 56.0, "1234 ± 56"), (-0.00123, 2e-5, "-0.001230 ± 0.000020")],
+)
+def test_a_value_has_the_digits_of_its_interval(value: float, half: float, text: str) -> None:
+    assert stats.with_interval(value, half) == text
+    assert stats.with_interval(1.0, float("nan"), "+") == "+1"
 
 
 def lines(output: Path, kind: str) -> list[dict[str, Any]]:
@@ -91,9 +103,11 @@ def test_curves_hold_the_metrics(a_run: Make, page: Read) -> None:
 def test_gaps_by_step_are_means(a_run: Make, page: Read) -> None:
     output = a_run()
     text = page(report.write(output)).text
-    for step in ("0", "5", "10", "14", "19"):
-        mean = np.mean([line["gap_by_step"][step] for line in lines(output, "iteration")])
-        assert number_format.number(float(mean), 3) in text
+    means = [
+        float(np.mean([line["gap_by_step"][step] for line in lines(output, "iteration")]))
+        for step in ("0", "5", "10", "14", "19")
+    ]
+    assert all(mean in text for mean in number_format.column(means, 3))
 
 
 def test_histogram_shares_bins_and_counts_everything() -> None:
@@ -141,6 +155,112 @@ def test_axis_labels_are_short_and_differ(low: float, high: float, labels: list[
 def test_counts_have_no_ticks_between_whole_numbers() -> None:
     assert [tick for tick, _ in charts.ticks_of(0, 3, 5, whole=True)] == [0, 1, 2, 3]
     assert [tick for tick, _ in charts.ticks_of(0, 12, 5, whole=True)] == [0, 5, 10]
+
+
+@pytest.mark.parametrize(
+    ("end", "whole", "texts"),
+    [
+        (12, True, ["0", "3", "6", "9", "12"]),
+        (1, True, ["0", "1"]),
+        (7, True, ["0", "2", "4", "6", "7"]),
+        (60, True, ["0", "20", "40", "60"]),
+        (192, True, ["0", "50", "100", "150", "192"]),
+        (11_520, True, ["0", "2.5k", "5.0k", "7.5k", "11.5k"]),
+        (53.27, False, ["0", "20", "40", "53.3"]),
+        (3.41e12, False, ["0", "1T", "2T", "3.41T"]),
+    ],
+)
+def test_an_x_axis_ends_with_a_label(end: float, whole: bool, texts: list[str]) -> None:
+    ticks = charts.x_labels(end, whole)
+    assert [text for _, text in ticks] == texts
+    assert ticks[-1][0] == end
+
+
+def test_labels_of_an_x_axis_keep_their_distance() -> None:
+    for end in (*range(1, 400), 12_345, 5_000_001):
+        places = [tick / end for tick, _ in charts.x_labels(end, whole=True)]
+        assert places[0] == 0
+        assert 2 <= len(places) <= 7
+        assert all(right - left > 0.12 for left, right in itertools.pairwise(places)), end
+
+
+def one_chart(*values: float, **more: Any) -> charts.DrawnChart:
+    series = Series("loss", "training", values)
+    drawn = charts.draw(
+        charts.Chart("loss", "Loss", [series], **more), {"training": {"iterations": [*range(1, len(values) + 1)]}}
+    )
+    assert drawn is not None
+    return drawn
+
+
+@pytest.mark.parametrize(
+    ("values", "more"),
+    [
+        ((0.6931472420692444,), {"level": math.log(2)}),  # as after the first iteration
+        ((0.5, 0.5 + 1e-12), {}),
+        ((-4.8e-8, 0.0, -1.8e-7), {"scale": 1.0}),  # DDPO's loss before a second update
+    ],
+)
+def test_rounding_noise_is_drawn_flat(values: tuple[float, ...], more: dict[str, Any]) -> None:
+    drawn = one_chart(*values, **more)
+    top, bottom = drawn.data["top"], drawn.data["bottom"]
+    assert max(values) - min(values) < 0.05 * (top - bottom)
+    assert all(len(text) <= 9 for _, text in drawn.ticks)
+
+
+def test_a_small_change_that_is_real_is_drawn_large() -> None:
+    drawn = one_chart(0.69315, 0.69303, level=math.log(2), scale=1.0)
+    assert 0.7 * (drawn.data["top"] - drawn.data["bottom"]) < 0.69315 - 0.69303
+
+
+def test_labels_of_all_charts_fit_beside_their_plots(a_run: Make, page: Read) -> None:
+    """Pixels that the longest label of a y axis needs in a wide typeface, DejaVu Sans: 0.636 em a digit, of 12 px."""
+    found = page(report.write(a_run()))
+    (width,) = {int(text) for text in re.findall(r"--labels:(\d+)px", found.html)}
+    axes = re.findall(r'<div class="y" aria-hidden="true">(.*?)</div>', found.html)
+    longest = max(len(text) for axis in axes for text in re.findall(r">([^<>]+)</span>", axis))
+    assert longest * 0.636 * 12 <= width
+
+
+def test_labels_that_are_long_get_more_room() -> None:
+    short, long = one_chart(1.0, 2.0), one_chart(0.693144, 0.693156)
+    assert charts.label_width([short]) == 42
+    assert charts.label_width([short, long]) >= 8 * 0.636 * 12
+
+
+def test_charts_leave_no_hole_in_a_row() -> None:
+    for full, wide, small in itertools.product(range(2), range(3), range(9)):
+        some = [one_chart(1.0, 2.0, full=True)] * full
+        some += [one_chart(1.0, 2.0, wide=True)] * wide + [one_chart(1.0, 2.0)] * small
+        laid = charts.lay_out(some)
+        for spans in ([chart.columns for chart in laid], [chart.narrow_columns for chart in laid]):
+            row = 0
+            for span in spans:
+                row = (row + span) % 6 if row + span <= 6 else pytest.fail(f"a hole before a chart: {spans}")
+            assert row == 0, spans
+
+
+@pytest.mark.parametrize("choices", [(6, 5, 4), (4, 3), (4, 3, 2)])
+def test_a_grid_of_cards_has_no_orphan(choices: tuple[int, ...]) -> None:
+    for count in range(1, 20):
+        columns, last = charts.columns(count, choices)
+        assert (count - 1 + last) % columns == 0
+
+
+def test_figures_of_a_column_have_the_same_decimals() -> None:
+    assert number_format.column([74.5, 73.6512, None, 9.871]) == ["74.50", "73.65", "–", "9.87"]
+    assert number_format.column([103.6, 98.44]) == ["103.6", "98.4"]
+    assert number_format.column([1.2e-5, 3e-4]) == ["1.2×10⁻⁵", "3×10⁻⁴"]
+
+
+def test_the_units_of_rewards_are_those_of_their_classes() -> None:
+    from tailorpo_trainer.rewards.clip_score import ClipScore
+    from tailorpo_trainer.rewards.colourfulness import Colourfulness
+    from tailorpo_trainer.rewards.jpeg import JpegCompressibility, JpegIncompressibility
+
+    for kind in (Colourfulness, ClipScore, JpegCompressibility, JpegIncompressibility):
+        assert run_page.UNITS[kind.name] == kind.unit.replace(" x ", " × ").replace("-kB", "−kB")
+    assert len(run_page.UNITS) == 4
 
 
 def test_a_rounded_zero_has_no_sign() -> None:

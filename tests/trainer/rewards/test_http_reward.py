@@ -120,9 +120,11 @@ def hang_up(handler):
     handler.connection.close()
 
 
-def slow(handler):
-    time.sleep(0.6)
-    answer(handler, 200, '{"scores": [0, 0, 0, 0]}')
+def silent(handler):
+    """Waits until the client hangs up."""
+    with contextlib.suppress(OSError):
+        handler.rfile.read(1)
+    handler.close_connection = True
 
 
 def pixels(png):
@@ -253,12 +255,12 @@ def test_refused_connection(fake, dead, pictures, prompts):
 
 
 def test_slower_than_the_timeout(serve, fake, pictures, prompts):
-    server = serve(slow)
-    scores = reward(fake, server.url, timeout_seconds=0.2)(pictures(), prompts)
+    server = serve(silent)
+    scores = reward(fake, server.url, timeout_seconds=0.3, retries=20)(pictures(), prompts)
     torch.testing.assert_close(scores, expected(pictures()), atol=1e-5, rtol=0)
-    assert fake.waits == [1]
+    assert fake.waits[0] == 1  # on a busy machine more answers may be too late
     with pytest.raises(UnavailableError, match=r"no whole answer within 0\.2 s"):
-        reward(fake, serve(slow).url, timeout_seconds=0.2, retries=0)(pictures(), prompts)
+        reward(fake, serve(silent).url, timeout_seconds=0.2, retries=0)(pictures(), prompts)
 
 
 def endless(handler):
@@ -286,7 +288,7 @@ def drip(handler, begin=b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n"):
     """A byte now and then: each read succeeds, and the answer is never whole."""
     with contextlib.suppress(OSError):
         handler.wfile.write(begin)
-        for _ in range(40):
+        for _ in range(400):
             handler.wfile.write(b"x")
             time.sleep(0.05)
     handler.close_connection = True
@@ -305,16 +307,16 @@ def test_an_answer_longer_than_any_scores(serve, fake, pictures, prompts, fault)
 @pytest.mark.parametrize("fault", [drip, drip_headers])
 def test_an_answer_that_never_ends(serve, fake, pictures, prompts, fault):
     server = serve(fault)
-    scores = reward(fake, server.url, timeout_seconds=0.3)(pictures(), prompts)
+    scores = reward(fake, server.url, timeout_seconds=0.3, retries=20)(pictures(), prompts)
     torch.testing.assert_close(scores, expected(pictures()), atol=1e-5, rtol=0)
-    assert fake.waits == [1]
+    assert fake.waits[0] == 1
 
 
 def test_a_signal_ends_the_wait_and_leaves_nothing(serve, fake, pictures, prompts):
     """What the handler raises ends the call at once, and the connection with it."""
     arrived, closed = threading.Event(), threading.Event()
 
-    def silent(handler):
+    def unanswered(handler):
         arrived.set()
         assert handler.rfile.read(1) == b""  # returns when the client hangs up
         closed.set()
@@ -325,7 +327,7 @@ def test_a_signal_ends_the_wait_and_leaves_nothing(serve, fake, pictures, prompt
     def handle(number, frame):
         raise Interrupted
 
-    score = reward(fake, serve(silent).url, timeout_seconds=600.0)
+    score = reward(fake, serve(unanswered).url, timeout_seconds=600.0)
 
     def interrupt():
         if arrived.wait(30):

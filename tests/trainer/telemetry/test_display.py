@@ -22,6 +22,9 @@ ITERATION: dict[str, Any] = {
     "reward": 1234.5678,
     "gap": 0.1234,
     "loss": 0.6931,
+    "implicit_accuracy": 0.625,
+    "logit": 0.000123,
+    "gradient_norm": 0.0412,
     "images_per_second": 3.14159,
     "eta_seconds": 3723.2,
 }
@@ -30,8 +33,10 @@ EVALUATION: dict[str, Any] = {
     "iteration": 10,
     "reward": 41.237,
     "reward_standard_error": 0.51,
+    "images": 48,
     "rewards": {"colourfulness": 41.0, "clip-score": 0.237},
     "diversity": 0.2134,
+    "feature_diversity": 0.3,
 }
 ALARM: dict[str, Any] = {"kind": "alarm", "iteration": 9, "name": "gap-at-zero", "message": "no [bold]pair[/] :smile:"}
 NOTHING = dict.fromkeys(ITERATION) | {"kind": "iteration", "iteration": 1}
@@ -75,11 +80,22 @@ def test_plain_lines_are_for_people_and_logs(capsys: pytest.CaptureFixture[str])
     assert out == ""
     assert err.splitlines() == [
         "a [red]message[/red] :smile:",
-        "iteration 7/10  reward 1235  gap 0.123  loss 0.693  3.1 images/s  ETA 1:02:03",
-        "evaluation at iteration 10: reward 41.24 ± 1  colourfulness 41  clip-score 0.237  diversity 0.213",
+        "iteration 7/10  reward 1235  implicit accuracy 62%  gap 0.123  logit 0.00012  3.1 images/s  ETA 1:02:03",
+        "evaluation at iteration 10: reward 41.2 ± 1.0  colourfulness 41  clip-score 0.237  diversity 0.213  "
+        "feature diversity 0.300",
         "evaluation at iteration 0: reward not finite  a not finite  b 1",
         "alarm: gap-at-zero: no [bold]pair[/] :smile:",
     ]
+
+
+def test_without_pairs_the_gradient_is_shown() -> None:
+    line = {key: value for key, value in ITERATION.items() if key not in ("gap", "implicit_accuracy")}
+    assert display.figures(line) == ["reward 1235", "gradient norm 0.041", "3.1 images/s"]
+
+
+def test_before_the_first_update_nothing_is_ordered() -> None:
+    line = ITERATION | {"implicit_accuracy": None, "logit": 0.0}
+    assert display.figures(line) == ["reward 1235", "gap 0.123", "logit 0", "3.1 images/s"]
 
 
 def test_plain_lines_come_now_and_then_and_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,11 +159,14 @@ def test_a_live_display_fits_its_terminal(width: int) -> None:
     text = on_terminal(width, LIVE)
     assert text.count("\x1b[?25l") == text.count("\x1b[?25h") == 1  # the cursor is back
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
-    assert f"a [red]message[/red] :smile: {'x' * 100}/report.html" in plain  # in one piece, to be copied
+    assert "a [red]message[/red] :smile:" in plain
+    assert f"{'x' * 100}/report.html" in plain  # in one piece, to be copied
     assert "no [bold]pair[/] :smile:" in " ".join(plain.split())
     bars = [part for part in re.split(r"[\r\n]+", plain) if "━" in part]
     assert all(len(bar) <= width for bar in bars)
     assert "8/100" in bars[-1]
     assert "ETA 1:02:03" in bars[-1]
     assert ("reward 1235" in bars[-1]) == (width >= 60)
-    assert ("held out 41.24  gap 0.123  loss 0.693  3.1 images/s" in bars[-1]) == (width == 140)
+    assert ("held out 41.24  implicit accuracy 62%  gap 0.123  logit 0.00012  3.1 images/s" in bars[-1]) == (
+        width == 140
+    )

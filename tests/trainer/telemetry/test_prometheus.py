@@ -38,6 +38,18 @@ def scrape(url: str, accept: str = OPENMETRICS) -> Families:
     return {written(found): found for found in parse(text)}
 
 
+def scrape_settled(url: str, accept: str, behind: int) -> Families:
+    """A scrape that has the checkpoint of `behind` iterations ago, which is committed in the background."""
+    deadline = time.monotonic() + 60
+    while True:
+        families = scrape(url, accept)
+        steps = [families[name].samples for name in ("tailorpo_step", "tailorpo_checkpoint_step")]
+        done, saved = (samples[0].value if samples else 0 for samples in steps)
+        if saved >= done - behind:
+            return families
+        assert time.monotonic() < deadline, f"no checkpoint of iteration {done}"
+
+
 def value(families: Families, sample: str, **labels: str) -> float:
     """The value of one sample, such as `tailorpo_phase_seconds_count`."""
     (found,) = (
@@ -57,10 +69,10 @@ def watched(start: Any, probe: Install, capsys: pytest.CaptureFixture[str]) -> C
         scrapes: list[Families] = []
         urls: list[str] = []
 
-        def on_call(call: int) -> None:
+        def on_call(call: int) -> None:  # in an evaluation before the checkpoint of its iteration
             if not urls:
                 urls.append(capsys.readouterr().err.split()[-1])
-            scrapes.append(scrape(urls[0], accept))
+            scrapes.append(scrape_settled(urls[0], accept, behind=int("evaluation" in parts)))
             if call == fail_at:
                 raise KeyError("weights")
 

@@ -81,6 +81,8 @@ def test_images_are_the_trajectories_that_were_drawn_for_training(document: Make
         assert [line["totals"]["images"] for line in found] == [each, 2 * each]
         first = found[0]
         assert first["images_per_second"] == pytest.approx(each / first["totals"]["seconds"], rel=1e-2)
+        # Policy and reference are equal up to rounding, which is no preference.
+        assert (first["logit"], first["logit_abs"], first.get("implicit_accuracy")) == (0, 0, None)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -242,6 +244,27 @@ def until(process: subprocess.Popen[str], iteration: int) -> None:
     raise AssertionError(process.communicate())
 
 
+KILLED = """
+import os, signal, sys, threading
+from tailorpo_trainer import cli
+from tailorpo_trainer.telemetry import display
+
+last, delay, *arguments = sys.argv[1:]
+shown = display.Json.iteration
+
+def iteration(self, line):
+    shown(self, line)
+    if line["iteration"] == int(last):
+        threading.Timer(float(delay), os.kill, [os.getpid(), signal.SIGKILL]).start()
+    if line["iteration"] == int(last) + 3:
+        threading.Event().wait()  # it never ends before it is killed
+
+display.Json.iteration = iteration
+cli.main(["run", *arguments])
+"""
+"""Runs a job and kills its process so many seconds after an iteration."""
+
+
 def test_sigkill_at_three_places_loses_nothing(document: Make, tmp_path: Path) -> None:
     values = document(
         training={"iterations": 12, "promptsPerIteration": 2},
@@ -250,12 +273,11 @@ def test_sigkill_at_three_places_loses_nothing(document: Make, tmp_path: Path) -
     )
     run(parse(values), tmp_path / "whole", display="quiet")
     for iteration, delay in ((1, 0.0), (4, 0.05), (7, 0.1)):
-        process = start(command(tmp_path, values, "killed"))
-        until(process, iteration)
-        time.sleep(delay)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL
+        ended = subprocess.run(
+            [sys.executable, "-c", KILLED, str(iteration), str(delay), *command(tmp_path, values, "killed")[3:]],
+            capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        assert ended.returncode == -signal.SIGKILL, ended.stderr
     last = subprocess.run(
         command(tmp_path, values, "killed"),
         capture_output=True,

@@ -1,7 +1,7 @@
 """The records of a run: always valid JSON, and correct after a resume too."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -72,12 +72,12 @@ def scorer(*scores: float) -> Scorer:
     return recorder
 
 
-def facts(logit: float = 0.5, weight: float = 1.0, pairs: bool = True) -> UpdateFacts:
+def facts(logit: float | Sequence[float] = 0.5, weight: float = 1.0, pairs: bool = True) -> UpdateFacts:
     return UpdateFacts(
         loss=0.69,
         gradient_norm=1.0,
         learning_rate=0.1,
-        facts={"logit": torch.full((4,), float(logit))},
+        facts={"logit": torch.tensor(logit).expand(4).float()},
         step=torch.tensor([0, 0, 3, 3]),
         weight=torch.full((4,), float(weight)),
         gap=torch.tensor([1.0, 2.0, 3.0, 5.0]) if pairs else None,
@@ -125,6 +125,16 @@ def test_an_iteration_s_line_says_what_happened(tmp_path: Path, clock: SimpleNam
     assert written(recorder)[-1]["phase_seconds"] == {}
     assert written(recorder)[-1]["implicit_accuracy"] is None
     assert written(recorder)[-1]["reward_std"] == 0  # of one image
+
+
+@pytest.mark.parametrize(("logit", "accuracy"), [(0.0, None), ([0, 1, 2, -1], 2 / 3), (-1, 0)])
+def test_implicit_accuracy_counts_only_pairs_that_the_policy_orders(
+    tmp_path: Path, logit: float | list[float], accuracy: float | None
+) -> None:
+    """While it equals the reference all logits are 0: that is no answer, not a wrong one."""
+    recorder = begin(tmp_path)
+    recorder.iteration(1, scorer(1.0), facts(logit), WORK)
+    assert written(recorder)[-1]["implicit_accuracy"] == (None if accuracy is None else pytest.approx(accuracy))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])

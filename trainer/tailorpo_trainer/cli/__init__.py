@@ -2,13 +2,15 @@
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from importlib import import_module
 from importlib.util import find_spec
+from typing import Any
 
 import click
 
+from tailorpo_trainer import terminal
 from tailorpo_trainer.cli import checkpoints, completion, error_exit, results, run, streams, validate
 
 PROGRAM = "tailorpo"
@@ -17,8 +19,21 @@ COMPLETE = "_TAILORPO_COMPLETE"
 OPERATOR = "tailorpo_operator"
 
 
+class Formatter(click.HelpFormatter):
+    """Help whose column of options leaves room for their texts on a narrow terminal too."""
+
+    def write_dl(self, rows: Iterable[tuple[str, str]], col_max: int = 30, col_spacing: int = 2) -> None:
+        super().write_dl(rows, 8 if self.width < 50 else col_max, col_spacing)
+
+
+class Context(click.Context):
+    formatter_class = Formatter
+
+
 class Program(click.Group):
     """The trainer's and the operator's commands. The operator's package imports this one, so it is imported late."""
+
+    context_class = Context
 
     @cached_property
     def operator_commands(self) -> dict[str, click.Command]:
@@ -30,7 +45,11 @@ class Program(click.Group):
         return sorted([*super().list_commands(ctx), *self.operator_commands])
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        return super().get_command(ctx, cmd_name) or self.operator_commands.get(cmd_name)
+        found = super().get_command(ctx, cmd_name) or self.operator_commands.get(cmd_name)
+        for command in (found, *getattr(found, "commands", {}).values()):
+            if command is not None:
+                command.context_class = Context
+        return found
 
 
 @click.group(
@@ -74,9 +93,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _invoke(arguments: list[str], state: run.RunState) -> int:
+    # click wraps its help at 50 columns or more.
+    columns = terminal.width(sys.stdout)
+    narrow: dict[str, Any] = {"terminal_width": columns - 2} if columns is not None and columns < 52 else {}
     # `app.main()` would treat any EOFError or broken socket of a training run as an abort by the user.
     try:
-        with app.make_context(PROGRAM, arguments, obj=state) as context:
+        with app.make_context(PROGRAM, arguments, obj=state, **narrow) as context:
             app.invoke(context)
         sys.stdout.flush()
     except click.exceptions.Exit as end:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from tailorpo_trainer import terminal
 from tailorpo_trainer.cli.error_exit import message
 
 if TYPE_CHECKING:
@@ -71,9 +73,8 @@ def ls(uri: str, endpoint: str | None, region: str | None, ca_file: str | None, 
         ]
         for row in rows
     ]
-    widths = [max(len(line[column]) for line in [head, *cells]) for column in range(len(head))]
-    for line in [head, *cells]:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    for line in terminal.table(head, cells, terminal.width(sys.stdout), numbers=False):
+        click.echo(line)
     click.echo("* what a resume would take" if any(row.resume for row in rows) else "a resume would begin from nothing")
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from tailorpo_trainer import terminal
 from tailorpo_trainer.errors import ExitCode, StoppedError, as_user_error
 
 if TYPE_CHECKING:
@@ -74,7 +75,11 @@ def report_end(error: BaseException, status: int, reporter: TerminationReporter 
 
 
 def message(text: str, prefix: str = "") -> None:
-    """A message on standard error, its prefix in red on a terminal (unless NO_COLOR is set)."""
+    """A message on standard error; on a terminal with whole words, and its prefix in red (unless NO_COLOR is set)."""
+    columns = terminal.width(sys.stderr)
+    if columns is not None:
+        begin = f"{prefix}: " if prefix else ""
+        text = terminal.wrap(begin + text, columns).removeprefix(begin)
     sign = click.style(f"{prefix}: ", fg="red", bold=True) if prefix else ""
     click.echo(f"{sign}{text}", err=True, color=False if os.environ.get("NO_COLOR") else None)
 

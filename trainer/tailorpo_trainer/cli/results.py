@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
+from tailorpo_trainer import terminal
 from tailorpo_trainer.cli.error_exit import message
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
@@ -61,12 +61,12 @@ def evaluate(output: Path, images: int, prompts: tuple[str, ...], seed: int | No
         f"{comparison.images} pictures on held-out noise: the base model, and after iteration {comparison.iteration}"
     )
     head, rows = ["", "before", "after", "difference"], comparison.table()
-    if sys.stdout.isatty():
-        _print_table(title, head, rows)
-    else:
-        _print_text(title, head, rows)
+    columns = terminal.width(sys.stdout)
+    click.echo(terminal.wrap(title, columns))
+    for line in terminal.table(head, rows, columns, gap=3):
+        click.echo(line)
     for note in comparison.notes():
-        click.echo(note)
+        click.echo(terminal.wrap(note, columns))
 
 
 @click.command(short_help="Write a run's report again.")
@@ -106,25 +106,3 @@ def estimate(file: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     from tailorpo_trainer import estimate as estimating
 
     estimating.run(document.read(file, overrides), as_json)
-
-
-def _print_text(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    click.echo(title)
-    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
-    for row in [head, *rows]:
-        numbers = (cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
-        click.echo("   ".join([row[0].ljust(widths[0]), *numbers]))
-
-
-def _print_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-    for number, name in enumerate(head):
-        table.add_column(name, justify="right" if number else "left")
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))  # as plain text, since a reward's name may look like markup
-    Console().print(table)

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from tailorpo_trainer import terminal
+
 if TYPE_CHECKING:
     from tailorpo_trainer.estimate import Estimate
 
@@ -58,21 +60,21 @@ def as_json(estimate: "Estimate") -> str:
 
 
 def show(estimate: "Estimate") -> None:
-    """Print tables, formatted by rich if standard output is a terminal, otherwise as aligned text."""
-    print(
+    """Print tables and sentences, in lines that fit the terminal if standard output is one."""
+    _say(
         f"{estimate.job}: {estimate.method} on {estimate.architecture}, {estimate.iterations:,} iterations of "
         f"{estimate.images:,} images and {estimate.counts.evaluations:,} evaluations"
     )
     _table(("", "per iteration", "per evaluation", "whole run", "FLOPs of the run"), list(_work(estimate)))
-    print(
+    _say(
         f"\nA guided prediction counts two forwards. The denoiser's work for one training image equals "
         f"{estimate.forward_equivalents:.1f} of its forwards."
     )
     _table(("memory", *(item.precision for item in estimate.memory)), list(_memory(estimate)))
     checkpoint, adapter = _bytes(estimate.checkpoint_bytes), _bytes(estimate.adapter_bytes)
-    print(f"\ncheckpoint: {checkpoint}, {estimate.keep} kept; adapter: {adapter}")
+    _say(f"\ncheckpoint: {checkpoint}, {estimate.keep} kept; adapter: {adapter}")
     for line in [*_hints(estimate), *estimate.notes]:
-        print(line)
+        _say(line)
 
 
 def _work(estimate: "Estimate") -> Iterator[Row]:
@@ -148,26 +150,12 @@ def _hints(estimate: "Estimate") -> Iterator[str]:
     )
 
 
-def _table(header: Row, rows: Sequence[Row]) -> None:
-    if sys.stdout.isatty():
-        from rich.console import Console
-        from rich.table import Table
+def _say(text: str) -> None:
+    print(terminal.wrap(text, terminal.width(sys.stdout)))
 
-        table = Table(*(header[:1]), box=None, pad_edge=False, header_style="bold")
-        for head in header[1:]:
-            table.add_column(head, justify="right")
-        for row in rows:
-            table.add_row(*row)
-        print()
-        Console().print(table)
-        return
-    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
-    print()
-    for row in (header, *rows):
-        first, *others = (
-            cell.ljust(w) if n == 0 else cell.rjust(w) for n, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        print("  ".join([first, *others]).rstrip())
+
+def _table(header: Row, rows: Sequence[Row]) -> None:
+    print("", *terminal.table(header, rows, terminal.width(sys.stdout)), sep="\n")
 
 
 def _whole(value: float) -> float:

@@ -9,7 +9,9 @@ from torch import Tensor
 
 from tailorpo_trainer.evaluation.measurement import Measurement
 from tailorpo_trainer.evaluation.recognition import Recognition
-from tailorpo_trainer.stats import t_quantile, wilson
+from tailorpo_trainer.stats import t_quantile, wilson, with_interval
+
+Z95 = 1.959964
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Comparison:
             "iteration": self.iteration,
             "images": self.images,
             "scores": self.rows(),
-            **{name: {"before": before, "after": after} for name, (before, after) in self._diversities().items()},
+            **self._diversities(),
         }
         if self.recognised is not None:
             before, after = self.recognised
@@ -76,25 +78,38 @@ class Comparison:
             ]
             for row in self.rows()
         ]
-        for name, (before, after) in self._diversities().items():
+        for name, found in self._diversities().items():
+            before, after = found["before"], found["after"]
             if before is not None and after is not None:
-                rows.append([name.replace("_", " "), f"{before:.3f}", f"{after:.3f}", f"{after - before:+.3f}"])
+                values = [(before, "before_interval", ""), (after, "after_interval", "")]
+                values.append((after - before, "difference_interval", "+"))
+                cells = [with_interval(value, _known(found[key]), sign) for value, key, sign in values]
+                rows.append([name.replace("_", " "), *cells])
         if self.recognised is not None:
             shares = [_share(found) for found in self.recognised]
             cells = [f"{100 * s['share']:.1f} % ({100 * s['low']:.1f} to {100 * s['high']:.1f})" for s in shares]
             rows.append(["named right", *cells, f"{100 * (shares[1]['share'] - shares[0]['share']):+.1f} points"])
         return rows
 
-    def _diversities(self) -> dict[str, tuple[float | None, float | None]]:
-        before, after = self.before, self.after
-        found = {"diversity": (before.diversity, after.diversity)}
-        if after.feature_diversity is not None:
-            found["feature_diversity"] = (before.feature_diversity, after.feature_diversity)
+    def _diversities(self) -> dict[str, dict[str, float | None]]:
+        """Means and half the widths of their intervals; those of the difference are not paired."""
+        found: dict[str, dict[str, float | None]] = {}
+        for name in ("diversity", "feature_diversity"):
+            before, after = (getattr(measured, name) for measured in (self.before, self.after))
+            errors = [getattr(measured, f"{name}_error") for measured in (self.before, self.after)]
+            widths = [None if error is None else Z95 * error for error in errors]
+            both = None if None in errors else Z95 * math.hypot(*errors)
+            if name == "diversity" or after is not None:
+                found[name] = {"before": before, "after": after}
+                found[name] |= {"before_interval": widths[0], "after_interval": widths[1], "difference_interval": both}
         return found
 
     def notes(self) -> list[str]:
         """How to read the table."""
-        notes = ["± is the 95 % interval of the mean; differences are picture by picture, on the same noise"]
+        notes = [
+            "± is the 95 % interval of the mean; differences are picture by picture, on the same noise, "
+            "and those of diversities are of their means"
+        ]
         if self.recognised is not None:
             after = self.recognised[1]
             left_out = f"; {after.left_out} of other prompts left out" if after.left_out else ""
@@ -111,14 +126,10 @@ def _interval(values: Tensor) -> float:
     return t_quantile(count - 1) * float(values.double().std()) / count**0.5 if count > 1 else math.nan
 
 
+def _known(half: float | None) -> float:
+    return math.nan if half is None else half
+
+
 def _share(found: Recognition) -> dict[str, float]:
     low, high = wilson(found.right, found.images)
     return {"share": found.right / found.images, "low": low, "high": high}
-
-
-def with_interval(value: float, half: float, sign: str = "") -> str:
-    """`12.34 ± 0.56`: two significant digits of the interval, and as many decimals of the value."""
-    if not math.isfinite(half) or half == 0:
-        return f"{value:{sign}.4g}"
-    digits = min(9, max(0, 1 - math.floor(math.log10(half))))
-    return f"{value:{sign}.{digits}f} ± {half:.{digits}f}"

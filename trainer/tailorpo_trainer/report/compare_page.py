@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tailorpo_trainer.errors import ConfigurationError
-from tailorpo_trainer.report import charts, render
+from tailorpo_trainer.report import charts, number_format, render
 from tailorpo_trainer.report.charts import Chart, Grid
 from tailorpo_trainer.report.run_data import Evaluation, Run
 from tailorpo_trainer.report.sections import costs, curves, differences, equal_budgets, pictures, verdict
@@ -22,17 +22,25 @@ def context(runs: Sequence[Run]) -> dict[str, Any]:
     entries = _entries(runs)
     measured = [entry for entry in entries if entry.grid]
     grids = {entry.colour + entry.label: entry.grid for entry in measured}
-    drawn = [d for chart in _charts(measured) if (d := charts.draw(chart, grids))]
+    drawn = charts.lay_out([d for chart in _charts(measured) if (d := charts.draw(chart, grids))])
     ends = charts.x_ends(grids) if grids else {}
     axes = sorted(ends, key=lambda axis: axis == "iterations")  # an iteration is not a budget: offered last
     return {
         "entries": entries,
-        "warnings": differences.warnings(runs),
+        "warnings": differences.warnings(runs, [entry.label for entry in entries]),
         "charts": drawn,
+        "label_width": charts.label_width(drawn),
         "axes": [(axis, charts.AXES[axis]) for axis in axes],
         "default_axis": axes[0] if axes else "",
-        "table": [_row(entry, entries[0]) for entry in entries],
+        "same_reward": all(differences.same_reward(runs[0], run) for run in runs[1:]),
+        "table": _rows(entries),
         "watched": _watched(entries),
+        "watched_decimals": {
+            name: number_format.common_decimals(
+                (entry.last.rewards.get(name) for entry in entries if entry.last is not None), 3
+            )
+            for name in _watched(entries)
+        },
         "budgets": equal_budgets.equal(entries, [axis for axis in axes if axis != "iterations"]),
         "pictures": _pictures(entries),
         "differences": differences.fields(runs),
@@ -84,14 +92,13 @@ def _charts(entries: Sequence[Entry]) -> list[Chart]:
             _change,
             level=0,
         ),
-        overlay(
-            "diversity",
-            "Diversity",
-            "RMS difference of pictures of one prompt",
-            lambda entry, grid: Series(entry.label, grid, [e.diversity for e in entry.shown], entry.colour),
-            watched=True,
-        ),
     ]
+    for key, title, what in curves.DIVERSITIES:
+
+        def diversity(entry: Entry, grid: str, key: str = key) -> Series:
+            return curves.diversity_series(entry.shown, key, grid, entry.label, entry.colour)
+
+        found.append(overlay(key, title, f"{what} of pictures of one prompt; 95 % interval", diversity, watched=True))
     for number, name in enumerate(_watched(entries)):
 
         def watched(entry: Entry, grid: str, name: str = name) -> Series:
@@ -109,19 +116,34 @@ def _watched(entries: Sequence[Entry]) -> list[str]:
     return list(dict.fromkeys(name for entry in entries for e in entry.shown for name in e.watched))
 
 
+def _rows(entries: Sequence[Entry]) -> list[dict[str, Any]]:
+    """The rows of the table of results; figures below each other have the same decimals if they may be compared."""
+    rows = [_row(entry, entries[0]) for entry in entries]
+    for row in rows:
+        run = row["entry"].run
+        alike = [other for other in rows if differences.same_reward(run, other["entry"].run)]
+        row["decimals"] = max(other["own_decimals"] for other in alike)
+    return rows
+
+
 def _row(entry: Entry, reference: Entry) -> dict[str, Any]:
     run, last = entry.run, entry.last
-    gain = None
+    gain, decimals = None, 0
+    if last is not None:
+        decimals = number_format.decimals_for(None if last.error is None else 2 * last.error, last.reward)
     if entry.first is not None and last is not None and entry.first is not last:
         gain = verdict.change_of_reward(entry.first, last)
+        decimals = gain.decimals
+    difference = None if entry is reference else equal_budgets.difference_to(entry, last, reference, reference.last)
     return {
         "entry": entry,
         "iterations": run.done,
         "reward": None if last is None else last.reward,
-        "gain": gain,
-        "difference": None
-        if entry is reference
-        else equal_budgets.difference_to(entry, last, reference, reference.last),
+        "own_decimals": decimals,
+        "gain": None if gain is None else gain.difference,
+        "no_gain": "no evaluation" if last is None else "one evaluation" if gain is None else "not known",
+        "difference": None if difference is None else difference[0],
+        "no_difference": _why_no_difference(entry, reference),
         "diversity": None if last is None else last.diversity,
         "watched": {} if last is None else last.rewards,
         "totals": {key: run.totals.get(key) for key in costs.WORK},
@@ -130,26 +152,48 @@ def _row(entry: Entry, reference: Entry) -> dict[str, Any]:
     }
 
 
+def _why_no_difference(entry: Entry, reference: Entry) -> str:
+    if entry is reference:
+        return "itself"
+    if not differences.same_reward(entry.run, reference.run):
+        return "another reward"
+    return "no evaluation" if entry.last is None or reference.last is None else "not known"
+
+
 def _pictures(entries: Sequence[Entry]) -> dict[str, Any] | None:
     """One noise in each row: the first evaluation of the first run, then the last one of each run."""
-    columns, names = [], []
-    first = entries[0].first
-    if first is not None and first is not entries[0].last:
-        columns.append(pictures.frame(entries[0].run, first, ROWS))
-        names.append(("before", "before"))
+    columns, names, prompts = [], [], []
+    reference = entries[0]
+    same = all(differences.same_pictures(reference.run, entry.run) for entry in entries[1:])
+    if reference.first is not None and reference.first is not reference.last:
+        columns.append(pictures.frame(reference.run, reference.first, ROWS))
+        names.append(("before" if same else f"{reference.label}, before", "before"))
+        prompts.append(reference.first.prompts)
     for entry in entries:
         columns.append([] if entry.last is None else pictures.frame(entry.run, entry.last, ROWS))
         names.append((entry.label, entry.colour))
+        prompts.append([] if entry.last is None else entry.last.prompts)
     missing = pictures.Picture("", None)
     filled = [column + [missing] * (ROWS - len(column)) for column in columns]
-    rows = [row for row in enumerate(zip(*filled, strict=True)) if any(picture.uri for picture in row[1])]
+    # Only scores of one reward are read beside each other.
+    alike = all(differences.same_reward(reference.run, entry.run) for entry in entries[1:])
+    scores = [[picture.score for picture in column] for column in columns]
+    every = [score for mine in scores for score in mine]
+    decimals = [number_format.common_decimals(every if alike else mine) for mine in scores]
+    rows = []
+    for number, found in enumerate(zip(*filled, strict=True)):
+        if any(picture.uri for picture in found):
+            texts = [mine[number] if number < len(mine) else "" for mine in prompts]
+            shown = {text for text, picture in zip(texts, found, strict=True) if picture.uri}
+            # Pictures of different prompts have no title in common.
+            rows.append((shown.pop() if len(shown) == 1 else "", list(zip(found, texts, strict=True))))
     if not rows:
         return None
-    prompts = next((entry.last.prompts for entry in entries if entry.last and entry.last.prompts), [])
-    largest = max(max(p.width, p.height) for column in filled for p in column)
     return {
         "names": names,
-        "rows": [(prompts[n] if n < len(prompts) else "", row) for n, row in rows],
-        "pixelated": largest <= 128,
-        "same": all(differences.same_pictures(entries[0].run, entry.run) for entry in entries[1:]),
+        "rows": rows,
+        "pixelated": max(max(p.width, p.height) for column in filled for p in column) <= 128,
+        "same": same,
+        "decimals": decimals,
+        "narrow": charts.columns(len(names), (4, 3, 2))[0],
     }

@@ -1,6 +1,7 @@
 """Numbers as text for readers."""
 
 import math
+from collections.abc import Iterable, Sequence
 
 DASH = "–"
 NARROW_SPACE = "\u202f"  # narrow no-break space
@@ -38,6 +39,23 @@ def decimals_for(half_width: float | None, fallback: float | None = None) -> int
     if not width or not math.isfinite(width):
         return 3
     return min(6, max(0, 1 - math.floor(math.log10(width))))
+
+
+def common_decimals(values: Iterable[float | None], digits: int = 4) -> int | None:
+    """Decimals that give the largest of the values so many significant digits; None if they need an exponent.
+
+    Figures that are read below or beside each other have the same number of decimals.
+    """
+    largest = max((abs(value) for value in values if value is not None and math.isfinite(value)), default=0.0)
+    if not 1e-3 <= largest < 1e6:
+        return None
+    return max(0, digits - 1 - math.floor(math.log10(largest)))
+
+
+def column(values: Sequence[float | None], digits: int = 4) -> list[str]:
+    """The values of a column of a table, all with the same decimals."""
+    decimals = common_decimals(values, digits)
+    return [number(value, digits, decimals) for value in values]
 
 
 def count(value: float | None) -> str:

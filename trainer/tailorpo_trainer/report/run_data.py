@@ -25,7 +25,9 @@ class Evaluation:
     errors: dict[str, Value]
     watched: tuple[str, ...]
     diversity: Value
+    diversity_error: Value
     feature_diversity: Value
+    feature_diversity_error: Value
     scores: list[Value]
     prompts: list[str]
     seconds: Value
@@ -130,7 +132,9 @@ def _evaluation(line: Mapping[str, Any]) -> Evaluation:
         errors=numbers(line.get("rewards_standard_error")),
         watched=tuple(_texts(line.get("watched")) or ()),
         diversity=value(line.get("diversity")),
+        diversity_error=value(line.get("diversity_standard_error")),
         feature_diversity=value(line.get("feature_diversity")),
+        feature_diversity_error=value(line.get("feature_diversity_standard_error")),
         scores=[value(score) for score in scores] if isinstance(scores, list) else [],
         prompts=_texts(line.get("prompts")) or [],
         seconds=value(line.get("seconds")),

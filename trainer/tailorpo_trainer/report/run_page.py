@@ -9,6 +9,14 @@ from tailorpo_trainer.report.run_data import Evaluation, Run
 from tailorpo_trainer.report.sections import costs, curves, gap_by_step, pictures, reproduce, tables, verdict
 from tailorpo_trainer.report.sections.pictures import Gallery
 
+UNITS = {
+    "colourfulness": "8-bit levels",
+    "clip-score": "100 × cosine",
+    "jpeg-compressibility": "−kB",
+    "jpeg-incompressibility": "kB",
+}
+"""The units of the built-in rewards, whose classes a page does not import."""
+
 
 def context(run: Run) -> dict[str, Any]:
     """Everything that `report.html.j2` shows."""
@@ -22,7 +30,11 @@ def context(run: Run) -> dict[str, Any]:
         grids["training"], y = curves.training_grid(run)
         groups.append(("Training", curves.training_charts(y, run.job.spec.method.name)))
     grids = {name: grid for name, grid in grids.items() if grid}
-    drawn = [(title, [d for chart in some if (d := charts.draw(chart, grids))]) for title, some in groups]
+    changes = verdict.changes(run, terms)
+    tiles = len(changes) + 1 + bool(run.totals.get("images"))
+    drawn = [
+        (title, charts.lay_out([d for chart in some if (d := charts.draw(chart, grids))])) for title, some in groups
+    ]
     gallery = pictures.gallery(run)
     ends = charts.x_ends(grids) if grids else {}
     plots = [d for _, some in drawn for d in some]
@@ -31,13 +43,17 @@ def context(run: Run) -> dict[str, Any]:
         "formula": verdict.formula(run.job.spec.rewards),
         "state": state(run),
         "verdict": verdict.verdict(run),
-        "changes": verdict.changes(run, terms),
+        "changes": changes,
+        "tiles": [charts.columns(tiles, some) for some in ((6, 5, 4), (4, 3))],
+        "diversities": {key.replace("_", " "): what for key, _, what in curves.DIVERSITIES},
+        "pairless": curves.is_pairless(run.job.spec.method.name),
         "message": str(run.progress.get("message") or ""),
         "totals": {key: run.totals.get(key) for key in costs.WORK},
         "alarms": [_alarm(line) for line in run.alarms],
         "training_seconds": costs.training_seconds(run),
         "evaluation_seconds": costs.evaluation_seconds(run),
         "gallery": gallery,
+        "label_width": charts.label_width(plots),
         "groups": [(title, some) for title, some in drawn if some],
         "axes": [(axis, charts.AXES[axis]) for axis in ends],
         "smoothed": curves.window(min(charts.POINTS, len(run.iterations))),
@@ -115,7 +131,17 @@ def histogram(run: Run) -> dict[str, Any] | None:
         "x": [(100 * (tick - edges[0]) / span, text) for tick, text in charts.labels(edges[0], edges[-1], 6)],
         "y": [(100 * tick / top, text) for tick, text in charts.labels(0, top, 4, whole=True)],
         "total": len(ends[0].scores),
+        "axis": _axis(run),
     }
+
+
+def _axis(run: Run) -> str:
+    """What the axis of rewards shows: the only reward in its unit, or the weighted sum."""
+    rewards = run.job.spec.rewards
+    unit = UNITS.get(rewards[0].name)
+    if len(rewards) > 1 or rewards[0].weight != 1:
+        return f"reward: {verdict.formula(rewards)}"
+    return f"{rewards[0].name}, in {unit}" if unit else rewards[0].name
 
 
 def _frames(gallery: Gallery | None) -> dict[str, Any] | None:
@@ -128,6 +154,7 @@ def _frames(gallery: Gallery | None) -> dict[str, Any] | None:
     ]
     return {
         "iterations": gallery.iterations,
+        "decimals": gallery.decimals,
         "uris": inner,
         "scores": [charts.rounded([picture.score for picture in frame]) for frame in gallery.frames],
     }

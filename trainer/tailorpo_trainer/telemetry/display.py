@@ -1,10 +1,13 @@
 """Console output of a run: a live display on a terminal, plain lines elsewhere, JSON lines, or alarms only."""
 
 import json
+import math
 import sys
 import time
 from typing import Literal, TextIO
 
+from tailorpo_trainer import terminal
+from tailorpo_trainer.stats import t_quantile, with_interval
 from tailorpo_trainer.telemetry.observer import Line, Observer
 
 Kind = Literal["auto", "plain", "json", "quiet"]
@@ -104,7 +107,8 @@ class Live(Display):
     def message(self, text: str) -> None:
         from rich.text import Text
 
-        self.console.print(Text(text), soft_wrap=True)  # so that a path can be copied
+        # Not wrapped by rich, which breaks long words: a path can be copied.
+        self.console.print(Text(terminal.wrap(text, self.console.width)), soft_wrap=True)
 
     def iteration(self, line: Line) -> None:
         self._line = line
@@ -141,27 +145,29 @@ class Live(Display):
 
 def evaluation_text(line: Line) -> str:
     """An evaluation in one line: the reward with its 95 % interval, the other scores, diversity."""
-    error = line.get("reward_standard_error")
-    interval = f" ± {1.96 * error:.2g}" if error is not None else ""
-    texts = [f"reward {number(line['reward'])}{interval}"]
+    reward, error = line.get("reward"), line.get("reward_standard_error")
+    half = t_quantile(line["images"] - 1) * error if error is not None else math.nan
+    texts = [f"reward {number(reward) if reward is None else with_interval(reward, half)}"]
     if len(line["rewards"]) > 1:
         texts += [f"{name} {number(value)}" for name, value in line["rewards"].items()]
-    if line.get("diversity") is not None:
-        texts.append(f"diversity {line['diversity']:.3f}")
+    for key in ("diversity", "feature_diversity"):
+        if line.get(key) is not None:
+            texts.append(f"{key.replace('_', ' ')} {line[key]:.3f}")
     return "  ".join(texts)
 
 
 def figures(line: Line) -> list[str]:
-    """The figures of one iteration, the most important first."""
-    shown = [
-        ("reward ", "reward", 4, ""),
-        ("gap ", "gap", 3, ""),
-        ("loss ", "loss", 3, ""),
-        ("", "images_per_second", 2, " images/s"),
-    ]
-    return [
-        f"{name}{number(line[key], digits)}{unit}" for name, key, digits, unit in shown if line.get(key) is not None
-    ]
+    """The figures of one iteration that move, the most important first.
+
+    A preference loss is not among them: it stays close to log 2 while the adapter is small.
+    """
+    learnt = ("logit", "logit") if "gap" in line else ("gradient norm", "gradient_norm")
+    shown = [("reward", line.get("reward"), 4), ("gap", line.get("gap"), 3), (learnt[0], line.get(learnt[1]), 2)]
+    texts = {name: f"{name} {number(value, digits)}" for name, value, digits in shown if value is not None}
+    accuracy, rate = line.get("implicit_accuracy"), line.get("images_per_second")
+    first = [texts.pop("reward")] if "reward" in texts else []
+    first += [f"implicit accuracy {accuracy:.0%}"] if accuracy is not None else []
+    return [*first, *texts.values(), *([f"{number(rate, 2)} images/s"] if rate is not None else [])]
 
 
 def number(value: float | None, digits: int = 4) -> str:

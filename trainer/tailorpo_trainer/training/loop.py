@@ -43,6 +43,7 @@ def train(session: Session) -> None:
             facts = session.updater.iterate(rows, context.text)
         if session.is_first_update():
             check_first_update(facts, context.noise.size, exact=session.exact)
+            facts.facts["logit"].zero_()  # else rounding noise would count as the policy's preference
         session.iteration += 1
         with session.world.defer_stop():
             context.score.all_reduce(session.world)

@@ -118,11 +118,13 @@ class Recorder:
         }
         if facts.gap is not None:
             decided = facts.weight > 0
+            # Where policy and reference are equal, as before the first update, the policy prefers neither.
+            ordered = logit[decided & (logit != 0)]
             line |= {
                 "gap": float(facts.gap.mean()),
                 "gap_by_step": _by_step(facts.gap, facts.step),
                 "tied": float((~decided).float().mean()),
-                "implicit_accuracy": float((logit[decided] > 0).float().mean()) if decided.any() else None,
+                "implicit_accuracy": float((ordered > 0).float().mean()) if len(ordered) else None,
             }
         if scorer.agreement.compared:
             line |= {"rank_agreement": scorer.agreement.share, "rank_agreement_pairs": scorer.agreement.compared}

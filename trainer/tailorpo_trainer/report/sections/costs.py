@@ -20,7 +20,7 @@ WORK = {
     "images": "training images",
     "reward_queries": "reward queries",
     "denoiser_forwards": "denoiser forwards",
-    "denoiser_forwards_with_gradient": "– of them with a gradient",
+    "denoiser_forwards_with_gradient": "of these forwards, with a gradient",
     "decodes": "decoded pictures",
     "scoring_decodes": "decoded by the scoring decoder",
 }
@@ -72,10 +72,10 @@ def flops_by_kind(run: Run) -> list[Slice]:
     kinds = _flops(run.totals, run.cost)
     notes = {
         "sampling and reference": "denoiser forwards without a gradient",
-        "policy": "denoiser forwards with one",
-        "backward": "through the denoiser",
+        "policy": "denoiser forwards with a gradient",
+        "backward": "gradients back through the denoiser",
         "decode": "latents to pictures",
-        "scoring decode": "the same, by the scoring decoder",
+        "scoring decode": "latents to pictures, by the scoring decoder",
         "scoring": "the rewards' own models",
     }
     return _slices(kinds, notes, number_format.flops) if kinds else []

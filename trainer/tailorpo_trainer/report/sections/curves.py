@@ -35,6 +35,12 @@ FIGURES = (
 
 Z95 = 1.959964
 
+DIVERSITIES = (
+    ("diversity", "Diversity", "RMS difference"),
+    ("feature_diversity", "Feature diversity", "cosine distance of CLIP embeddings"),
+)
+"""Attribute of an evaluation, title, and what is averaged."""
+
 
 def training_grid(run: Run) -> tuple[Grid, dict[str, list[Value]]]:
     """x values of the iterations by axis, and y values by name, downsampled together."""
@@ -81,6 +87,18 @@ def change_series(shown: Sequence[Evaluation], grid: str = "evaluation", name: s
     return Series(name or "change", grid, mean, colour, low, high)
 
 
+def diversity_series(
+    shown: Sequence[Evaluation], key: str, grid: str = "evaluation", name: str = "", colour: str = "c1"
+) -> Series:
+    """One of `DIVERSITIES`, with its 95 % interval where its standard error is known."""
+    y: list[Value] = [getattr(e, key) for e in shown]
+    errors: list[Value] = [getattr(e, f"{key}_error") for e in shown]
+    if all(error is None for error in errors):
+        return Series(name or key.replace("_", " "), grid, y, colour)
+    widths = [None if error is None else Z95 * error for error in errors]
+    return Series(name or key.replace("_", " "), grid, y, colour, _bound(y, widths, -1), _bound(y, widths, 1))
+
+
 def evaluation_charts(shown: Sequence[Evaluation], terms: Sequence[str]) -> list[Chart]:
     """Held-out reward, its paired change, each term, each watched reward, diversity. terms: the rewards maximised."""
     if not shown:
@@ -100,23 +118,25 @@ def evaluation_charts(shown: Sequence[Evaluation], terms: Sequence[str]) -> list
         series = Series(name, "evaluation", y, "c1" if watched else "c0", _bound(y, widths, -1), _bound(y, widths, 1))
         note = "watched, not maximised" if watched else "a term of the reward"
         charts.append(Chart(f"part{number}", name, [series], note, watched=watched))
-    diversity = Series("diversity", "evaluation", [e.diversity for e in shown], "c1")
-    note = "RMS difference of pictures of one prompt"
-    charts.append(Chart("diversity", "Diversity", [diversity], note, watched=True))
-    features = Series("feature diversity", "evaluation", [e.feature_diversity for e in shown], "c1")
-    note = "cosine distance of CLIP embeddings of pictures of one prompt"
-    charts.append(Chart("feature-diversity", "Feature diversity", [features], note, watched=True))
+    for key, title, what in DIVERSITIES:
+        series = diversity_series(shown, key)
+        note = f"{what} of pictures of one prompt; 95 % interval" if series.low else f"{what} of pictures of one prompt"
+        charts.append(Chart(key.replace("_", "-"), title, [series], note, watched=True))
     return charts
 
 
 def training_charts(y: Mapping[str, Sequence[Value]], method: str) -> list[Chart]:
     """One small chart for each measured value of an iteration; charts without a value are not drawn."""
-    pairless = method == "ddpo"
-    preference: dict[str, Any] = {} if pairless else {"level": math.log(2), "level_name": "log 2: no preference"}
+    pairless = is_pairless(method)
+    preference: dict[str, Any] = {"level": math.log(2), "level_name": "log 2: no preference yet"}
+    if pairless or any(y["tied"]):  # a pair without a winner adds 0, so that log 2 means nothing
+        preference = {}
     charts = [
-        _training_chart(y, "reward", "Training reward", "of the candidates that were drawn"),
+        _training_chart(y, "reward", "Training reward", "of all pictures that were scored"),
         _training_chart(y, "gap", "Reward gap", "winner minus loser"),
-        _training_chart(y, "loss", "Loss", "", **preference),
+        _training_chart(
+            y, "loss", "Loss", "pairs without a winner add 0" if any(y["tied"]) else "", scale=1.0, **preference
+        ),
         _training_chart(
             y,
             "implicit_accuracy",
@@ -124,7 +144,7 @@ def training_charts(y: Mapping[str, Sequence[Value]], method: str) -> list[Chart
             "pairs that the policy orders as the reward does",
             bounds=(0.0, 1.0),
             level=0.5,
-            level_name="chance",
+            level_name="chance: 0.5",
         ),
         _training_chart(y, "gradient_norm", "Gradient norm", "before clipping"),
         _logits(y, pairless),
@@ -137,9 +157,19 @@ def training_charts(y: Mapping[str, Sequence[Value]], method: str) -> list[Chart
     if any(value is not None for value in y["rank_agreement"]):
         note = "pairs that the scoring decoder orders as the model's own does"
         series = [Series("rank agreement", "training", y["rank_agreement"], "c1")]
-        level: dict[str, Any] = {"level": 0.5, "level_name": "chance", "bounds": (0.0, 1.0)}
+        level: dict[str, Any] = {"level": 0.5, "level_name": "chance: 0.5", "bounds": (0.0, 1.0)}
         charts.append(Chart("training-rank_agreement", "Rank agreement", series, note, **level))
     return charts
+
+
+def is_pairless(method: str) -> bool:
+    """Whether a method has no pairs of a winner and a loser."""
+    return method == "ddpo"
+
+
+def logit_name(pairless: bool) -> str:
+    """What a line's `logit` is: without pairs, the logarithm of a likelihood ratio."""
+    return "log ratio" if pairless else "logit"
 
 
 def window(points: int) -> int:
@@ -158,12 +188,16 @@ def _training_chart(y: Mapping[str, Sequence[Value]], key: str, title: str, note
 
 
 def _logits(y: Mapping[str, Sequence[Value]], pairless: bool) -> Chart:
+    name = logit_name(pairless)
     series = [
         Series("mean", "training", y["logit"], "c0"),
-        Series("mean of |logit|", "training", y["logit_abs"], "c1"),
+        Series(f"mean of |{name}|", "training", y["logit_abs"], "c1"),
     ]
     title = "Log ratio" if pairless else "Preference logit"
-    return Chart("training-logit", title, series, "", level=0, level_name="")
+    note = "above 0: the policy prefers the winner"
+    if pairless:
+        note = "log of the new over the old likelihood; 0 in the first update of an iteration"
+    return Chart("training-logit", title, series, note, level=0, level_name="")
 
 
 def _bound(y: Sequence[Value], widths: Sequence[Value], sign: int) -> list[Value]:

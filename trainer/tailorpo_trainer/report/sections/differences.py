@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tailorpo_trainer.document.dump import values
-from tailorpo_trainer.report import number_format
 from tailorpo_trainer.report.run_data import Run
 
 SAME_SCORES = ("batchSize", "timeoutSeconds", "retries")
@@ -15,30 +14,34 @@ def fields(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
     """Fields of the documents that differ between runs: path, and the value of each run."""
     flat = [_flatten(values(run.job)) for run in runs]
     paths = list(dict.fromkeys(path for document in flat for path in document))
-    rows = [(path, [document.get(path, number_format.DASH) for document in flat]) for path in paths]
+    rows = [(path, [document.get(path, "not set") for document in flat]) for path in paths]
     return [(path, texts) for path, texts in rows if len(set(texts)) > 1 and path != "metadata.name"]
 
 
-def warnings(runs: Sequence[Run]) -> list[str]:
-    """Reasons why curves may not be compared, one sentence each."""
+def warnings(runs: Sequence[Run], labels: Sequence[str]) -> list[str]:
+    """Reasons why curves may not be compared, one sentence each. labels: the names of the runs on the page."""
     found = []
     if _differ(runs, reward):
         found.append(
-            "The rewards differ: the curves measure different things, so their heights cannot be compared and no "
-            "differences between runs are given."
+            f"The rewards differ: {_groups(runs, labels, reward)}. Their curves measure different things, so their "
+            "heights cannot be compared, and no difference between runs with different rewards is given."
         )
-    if _differ(runs, lambda run: values(run.job)["spec"]["model"]):
-        found.append("The base models differ: the runs do not start from the same pictures.")
+    if _differ(runs, _model):
+        found.append(
+            f"The base models differ: {_groups(runs, labels, _model)}. These runs do not start from the same pictures."
+        )
     names = [name for name, what in _SETTINGS.items() if _differ(runs, what)]
     if names:
+        groups = _groups(runs, labels, lambda run: [_SETTINGS[name](run) for name in names])
+        cause = ", and may come from the prompts alone" if "prompts" in names else ""
         found.append(
-            f"The evaluations differ in {_join(names)}: runs are measured on different pictures, so their differences "
-            "are not paired."
+            f"The evaluations differ in {_join(names)}: {groups}. These runs are measured on different pictures, so "
+            f"differences between them are not paired{cause}."
         )
     machines = [(run.environment.get("processor"), run.environment.get("accelerator")) for run in runs]
     if len(set(machines)) > 1 or _differ(runs, lambda run: run.environment.get("threads")):
         found.append("The runs were made on different machines or numbers of threads: do not compare their seconds.")
-    unfinished = [run.name for run in runs if run.done < run.job.spec.training.iterations]
+    unfinished = [label for run, label in zip(runs, labels, strict=True) if run.done < run.job.spec.training.iterations]
     if unfinished:
         found.append(f"Not finished: {_join(unfinished)}.")
     return found
@@ -46,8 +49,7 @@ def warnings(runs: Sequence[Run]) -> list[str]:
 
 def same_pictures(one: Run, other: Run) -> bool:
     """Whether both are evaluated on the same prompts and noise, from the same model and in the same way."""
-    settings = [*_SETTINGS.values(), lambda run: values(run.job)["spec"]["model"]]
-    return not any(_differ([one, other], what) for what in settings)
+    return not any(_differ([one, other], what) for what in (*_SETTINGS.values(), _model))
 
 
 def same_reward(one: Run, other: Run) -> bool:
@@ -59,6 +61,10 @@ def reward(run: Run) -> list[dict[str, Any]]:
     """The terms of the reward, without fields that do not change the scores."""
     terms = values(run.job)["spec"]["rewards"]
     return [{key: entry for key, entry in term.items() if key not in SAME_SCORES} for term in terms]
+
+
+def _model(run: Run) -> object:
+    return values(run.job)["spec"]["model"]
 
 
 def _sampling(run: Run) -> dict[str, Any]:
@@ -77,6 +83,19 @@ _SETTINGS: Mapping[str, Callable[[Run], object]] = {
 def _differ(runs: Sequence[Run], what: Callable[[Run], object]) -> bool:
     first = what(runs[0])
     return any(what(run) != first for run in runs[1:])
+
+
+def _groups(runs: Sequence[Run], labels: Sequence[str], what: Callable[[Run], object]) -> str:
+    """The runs that agree stand together: `one and two against three`."""
+    groups: list[tuple[object, list[str]]] = []
+    for run, label in zip(runs, labels, strict=True):
+        found = what(run)
+        mine = next((names for other, names in groups if other == found), None)
+        if mine is None:
+            groups.append((found, [label]))
+        else:
+            mine.append(label)
+    return " against ".join(_join(names) for _, names in groups)
 
 
 def _flatten(value: object, path: str = "") -> dict[str, str]:

@@ -48,8 +48,11 @@ def difference_to(
 
 
 def equal(entries: Sequence[Entry], axes: Sequence[str]) -> list[dict[str, Any]]:
-    """For each x axis the largest budget that all runs have spent, and what each had reached within it."""
-    found = []
+    """For each x axis the largest budget that all runs have spent, and what each had reached within it.
+
+    Figures below each other have the same decimals.
+    """
+    found: list[dict[str, Any]] = []
     for axis in axes:
         if any(not entry.grid for entry in entries):
             continue
@@ -64,7 +67,11 @@ def equal(entries: Sequence[Entry], axes: Sequence[str]) -> list[dict[str, Any]]
         ]
         text = {"seconds": number_format.seconds, "flops": number_format.flops}.get(axis, number_format.count)(budget)
         found.append({"axis": charts.AXES[axis], "budget": text, "cells": cells})
-    return found
+    evaluations = [e for budget in found for e, _ in budget["cells"] if e is not None]
+    against = [difference for budget in found for _, difference in budget["cells"] if difference is not None]
+    decimals = number_format.common_decimals(e.reward for e in evaluations)
+    places = max((places for difference, places in against if difference.low < difference.high), default=decimals)
+    return [budget | {"decimals": decimals, "difference_decimals": places} for budget in found]
 
 
 def _within(entry: Entry, axis: str, budget: float) -> Evaluation | None:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from tailorpo_trainer import stats
+from tailorpo_trainer.report import number_format
 from tailorpo_trainer.report.run_data import Run, numbers
 from tailorpo_trainer.stats import Value
 
@@ -34,6 +35,11 @@ class Heat:
     rows: list[Row]
     columns: list[str]
     largest: float
+
+    @property
+    def decimals(self) -> int | None:
+        """Of the means, which stand below each other."""
+        return number_format.common_decimals((row.mean for row in self.rows), 3)
 
 
 def heat(run: Run) -> Heat | None:

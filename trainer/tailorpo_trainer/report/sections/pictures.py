@@ -9,6 +9,7 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 
 from tailorpo_trainer import stats
+from tailorpo_trainer.report import number_format
 from tailorpo_trainer.report.run_data import Evaluation, Run
 from tailorpo_trainer.stats import Value
 
@@ -62,6 +63,11 @@ class Gallery:
     pixelated: bool = False
     iterations: list[int] = field(default_factory=list)
     frames: list[list[Picture]] = field(default_factory=list)
+
+    @property
+    def decimals(self) -> int | None:
+        """Of all scores, which are read beside each other."""
+        return number_format.common_decimals(picture.score for frame in self.frames for picture in frame)
 
 
 def gallery(run: Run) -> Gallery | None:

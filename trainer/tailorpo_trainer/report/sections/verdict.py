@@ -62,11 +62,13 @@ def changes(run: Run, terms: Sequence[str]) -> list[Change]:
         difference = stats.unpaired(b, before.errors.get(name), a, after.errors.get(name), after.images)
         kind = "watched" if watched else "term"
         found.append(Change(name, kind, b, a, difference, _decimals(difference, a)))
-    b, a = before.diversity, after.diversity
-    gain = None if b is None or a is None else a - b
-    if b is not None or a is not None:
-        difference = None if gain is None else Difference(gain, gain, gain, after.images, False)
-        found.append(Change("diversity", "diversity", b, a, difference, 3))
+    for key in ("diversity", "feature_diversity"):
+        b, a = getattr(before, key), getattr(after, key)
+        if b is None or a is None:
+            continue
+        error, last_error = getattr(before, f"{key}_error"), getattr(after, f"{key}_error")
+        difference = stats.unpaired(b, error, a, last_error, after.images)
+        found.append(Change(key.replace("_", " "), "diversity", b, a, difference, 3))
     return found
 
 
@@ -111,12 +113,16 @@ def _notes(run: Run, before: Evaluation, after: Evaluation, tone: str) -> list[s
     for change in changes(run, [reward.name for reward in run.job.spec.rewards]):
         gain = change.difference
         fallen = gain is not None and gain.high < 0
+        chance = ""
         if change.kind == "diversity":
             fallen = bool(change.before and change.after is not None and change.after < 0.8 * change.before)
+            chance = " (which may be chance: its interval includes 0)" if gain and not gain.significant else ""
         if tone == "up" and change.kind in ("watched", "diversity") and fallen:
-            figures = f"{number_format.number(change.before, 3)} to {number_format.number(change.after, 3)}"
+            places = number_format.common_decimals([change.before, change.after], 3)
+            old, new = (number_format.number(value, 3, places) for value in (change.before, change.after))
             notes.append(
-                f"At the same time {change.name} fell from {figures}: look at the pictures before trusting the reward."
+                f"At the same time {change.name} fell from {old} to {new}{chance}: look at the pictures before "
+                "trusting the reward."
             )
     if before.iteration:
         notes.append(f"The first evaluation is of iteration {before.iteration}, not of the base model.")

@@ -10,6 +10,18 @@
   };
   for (const element of all(".js")) element.hidden = false;
 
+  // A table that is wider than the page says so.
+  const sizes = new ResizeObserver((entries) => {
+    for (const { target } of entries) target.previousElementSibling.hidden = target.scrollWidth <= target.clientWidth + 1;
+  });
+  for (const box of all(".scroll")) {
+    const hint = make("p", "scroll-hint", box.parentElement);
+    hint.textContent = "More columns to the right: scroll the table sideways →";
+    hint.hidden = true;
+    box.before(hint);
+    sizes.observe(box);
+  }
+
   // Light or dark: the system's choice until the reader makes one.
   const root = document.documentElement, theme = document.getElementById("theme");
   const system = matchMedia("(prefers-color-scheme: dark)");
@@ -102,7 +114,7 @@
   // The right picture of each pair after any evaluation that the file holds.
   const slider = document.getElementById("frame");
   if (slider && data.frames) {
-    const { iterations, uris, scores } = data.frames, last = iterations.length - 1;
+    const { iterations, uris, scores, decimals } = data.frames, last = iterations.length - 1;
     const pairs = all(".pair").map((figure) => {
       const [before, after] = all(".two > *", figure);
       return { figure, after, ends: { 0: before.src, [last]: after.src } };
@@ -115,9 +127,10 @@
         const uri = uris[k] ? uris[k][n] : ends[k];
         if (after.tagName === "IMG") after.src = uri || "data:,";
         const [then, now] = [scores[0][n], scores[k][n]], text = figure.querySelector(".scores b"), gain = figure.querySelector(".scores i");
-        text.textContent = now === null ? "–" : digits(now, 3);
+        const places = (value) => (decimals === null ? digits(value, 4) : value.toFixed(decimals).replace("-", "−"));
+        text.textContent = now === null ? "–" : places(now);
         if (gain && now !== null && then !== null) {
-          gain.textContent = (now > then ? "+" : "") + digits(now - then, 2);
+          gain.textContent = (now > then ? "+" : "") + places(now - then);
           gain.className = now > then ? "gain" : now < then ? "loss" : "";
         }
       });
