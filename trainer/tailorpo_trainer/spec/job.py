@@ -423,8 +423,10 @@ NOT_IN_EXPERIMENT["training"] = {
     "gradient_checkpointing",
     "vae_slicing",
 }
-"""Fields of `Spec` that do not define the experiment: where it runs, its evaluation and checkpoints, its length and its
-batch sizes. All of these may change when a run is resumed; batch sizes change only how sums round."""
+NOT_IN_EXPERIMENT["rewards"] = {"__all__": {"endpoints", "timeout_seconds", "retries", "batch_size"}}
+"""Fields of `Spec` that do not define the experiment: where it runs, its evaluation and checkpoints, its length, its
+batch sizes, and how a scorer is reached. All of these may change when a run is resumed; batch sizes change only how
+sums round."""
 
 
 class Metadata(BaseModel):
