@@ -342,6 +342,12 @@ class Checkpoint(SpecModel):
         description="PEM file of the certificates to trust, as a path beside the document. Default: `AWS_CA_BUNDLE`, "
         "or the system's. `s3://` only.",
     )
+    checksums: Literal["when_supported", "when_required"] | None = Field(
+        None,
+        description="Whether requests to S3 carry checksums, in the words of Amazon's SDKs. Default: "
+        "`AWS_REQUEST_CHECKSUM_CALCULATION`, or `when_supported`, and `when_required` for a server that refuses them. "
+        "`s3://` only.",
+    )
     sse_kms_key_id: Text | None = Field(
         None,
         description="Key that the server encrypts objects with (SSE-KMS). Default: the bucket's own. `s3://` only.",

@@ -48,7 +48,7 @@ REWARD_PARAMETERS = {
 }
 PLUGIN_PARAMETERS = {"parameters", "model", "batch_size"}
 
-S3_SETTINGS = ("endpoint", "region", "path_style", "ca_file", "sse_kms_key_id")
+S3_SETTINGS = ("endpoint", "region", "path_style", "ca_file", "checksums", "sse_kms_key_id")
 """Fields of `Checkpoint` that only S3 servers use."""
 
 
