@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tailorpo_trainer import errors
+from tailorpo_trainer import errors, files
 from tailorpo_trainer.results.run_folder import overwrite, write_json
 from tailorpo_trainer.spec.progress import MESSAGE_LENGTH, Progress, shorten
 
@@ -56,6 +56,11 @@ class TerminationReporter:
             self._file = file
             self.report(self.progress)
 
+    def release(self) -> None:
+        """Write no more to the file of `keep_in`, which another run has taken over."""
+        with self._lock:
+            self._file = None
+
     def end(self, error: BaseException, status: int | None = None) -> None:
         """Report that this error ends the process. An earlier end with the same exit status stays. Never fails."""
         status = errors.status(error) if status is None else status
@@ -64,7 +69,8 @@ class TerminationReporter:
             if last.error is None or last.error.exit_code != status:
                 last = last.ended(error, status)
             try:
-                self.report(last)
+                with files.one_try():
+                    self.report(last)
             except (OSError, errors.TailorPOError):
                 if self._file is not None:  # the disk is full, but a file that exists can still be changed in place
                     with suppress(OSError):

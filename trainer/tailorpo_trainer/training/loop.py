@@ -126,8 +126,12 @@ def train_and_report(session: Session) -> None:
         text, unsaved = str(cause), session.save_before_end()
         if unsaved is not None and unsaved is not cause:
             text += f"; nor could the last checkpoint be written: {unsaved}"
-        done = session.iteration == session.iterations
-        where = "after the last iteration" if done else f"in iteration {session.iteration + 1}"
+        if session.recorder.incomplete:
+            where = f"recording iteration {session.iteration}"
+        elif session.iteration == session.iterations:
+            where = "after the last iteration"
+        else:
+            where = f"in iteration {session.iteration + 1}"
         end(session, type(cause)(f"{text} ({where})"))
     except Exception:
         with suppress(Exception):  # a bug must not lose a checkpoint that is being written
