@@ -167,6 +167,12 @@ class World:
             dist.broadcast(buffer, 0)
         return buffer.numpy().tobytes()
 
+    def everyone(self, data: bytes) -> list[bytes]:
+        """The bytes of each process, in rank order, everywhere."""
+        self._vote_to_continue()
+        rows = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
+        return [each.numpy().tobytes() for each in self._gather(rows)]
+
     def same(self, tensors: Mapping[str, Tensor]) -> None:
         """Assert that all processes hold the same bits.
 

@@ -19,6 +19,7 @@ from tailorpo_trainer.telemetry.display import Kind
 from tailorpo_trainer.telemetry.exporters import TelemetryOptions, open_exporters
 from tailorpo_trainer.telemetry.termination import TerminationReporter
 from tailorpo_trainer.training import reporting
+from tailorpo_trainer.training.agreement import check_documents
 from tailorpo_trainer.training.session import Session
 from tailorpo_trainer.training.setup import initial_progress, open_session
 from tailorpo_trainer.training.updater import check_first_update
@@ -91,6 +92,7 @@ def run(
     ):
         try:
             with world.end_together():
+                check_documents(job, world)
                 chosen = locations.choose(job, output, base)
                 exporters = open_exporters(
                     chosen.output, telemetry if world.first else None, reporter, job.spec,

@@ -23,6 +23,7 @@ from tailorpo_trainer.telemetry.display import Display, Kind, open_display
 from tailorpo_trainer.telemetry.observer import Observer
 from tailorpo_trainer.telemetry.termination import TerminationReporter
 from tailorpo_trainer.training import reporting
+from tailorpo_trainer.training.agreement import check_contents
 from tailorpo_trainer.training.checkpointing import Checkpointing
 from tailorpo_trainer.training.environment import environment
 from tailorpo_trainer.training.recorder import Recorder
@@ -119,6 +120,8 @@ def prepare(
         if each is not None:
             each.interruptible = world.interruptible
     policy.check_stop = world.check
+    contents = {"prompts": training_prompts, "evaluation.prompts": held_out}
+    check_contents(contents, policy.adapter(), world)
     updater = Updater(policy, method, run, world)
     if world.first:
         if storage is not None and start is not None:
