@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tailorpo_trainer.errors import ConfigurationError, TailorPOError
+from tailorpo_trainer.places import local_path, missing_path
 
 CACHED_PROMPTS = 10_000
 """Size of the cache of text embeddings, which is cleared when it is full. With 768 floats each, this is 31 MB."""
@@ -141,6 +142,9 @@ def _load(model: str) -> tuple[Any, Any, Preprocessing]:
             f"model: {model!r} is no folder here and no hub id: give a CLIPModel's folder, "
             "or an id such as 'openai/clip-vit-large-patch14'"
         )
+    why = None if is_folder else "is a file" if local_path(model) else missing_path(model)
+    if why is not None:
+        raise ConfigurationError(f"model: {model!r} {why}: give a CLIPModel's folder, or a hub id")
     try:
         return _read(model)
     except (TailorPOError, MemoryError):
