@@ -246,6 +246,10 @@ class StalledError(TailorPOError):
     exit_code = ExitCode.STALLED
 
 
+class NoProgressError(StalledError):
+    """This process' own watchdog ended it: it hangs, or waits for a process that does."""
+
+
 class StoppedError(TailorPOError):
     """Stopped on request, after a checkpoint."""
 

@@ -378,7 +378,7 @@ class RunPolicy(SpecModel):
         ge=1,
         le=7 * 86_400,
         description="Seconds without any progress (a denoiser call, an update) after which a process ends with exit "
-        "code 74.",
+        "code 74. While it loads, at least 1800.",
     )
     termination_grace_period_seconds: int = Field(
         120, ge=1, le=86_400, description="Seconds for a checkpoint between a request to stop and the kill."

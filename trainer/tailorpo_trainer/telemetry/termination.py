@@ -19,6 +19,9 @@ from tailorpo_trainer.spec.progress import MESSAGE_LENGTH, Progress, shorten
 LIMIT = 4096
 """Bytes that a kubelet reads of a container's termination message."""
 
+ABORT_SECONDS = 3.0
+"""How long the end of a process that hangs waits for the disk of `progress.json`."""
+
 VARIABLE = "TAILORPO_TERMINATION_LOG"
 DEFAULT = Path("/dev/termination-log")
 
@@ -77,8 +80,16 @@ class TerminationReporter:
                         overwrite(self._file, (json.dumps(last.to_dict(), ensure_ascii=False) + "\n").encode())
 
     def abort(self, error: BaseException, status: int) -> None:
-        """Write an end to the termination message only, without waiting for a thread or disk that may hang."""
-        write(self.progress.ended(error, status))
+        """Write an end to the termination message, without waiting for a thread or a disk that may hang.
+
+        `progress.json` gets it too, if its disk answers within some seconds.
+        """
+        last = self.progress.ended(error, status)
+        write(last)
+        if (file := self._file) is not None:
+            thread = threading.Thread(target=_write_last, args=(file, last), daemon=True)
+            thread.start()
+            thread.join(ABORT_SECONDS)
 
 
 def targets() -> list[Path]:
@@ -96,6 +107,11 @@ def write(progress: Progress, path: Path | None = None) -> None:
     for target in [path] if path else targets():
         with suppress(OSError):  # the exit status still says why the process ended
             overwrite(target, encode(progress))
+
+
+def _write_last(file: Path, progress: Progress) -> None:
+    with files.one_try(), suppress(errors.TailorPOError):
+        write_json(file, progress.to_dict())
 
 
 def read(path: Path) -> Progress | None:

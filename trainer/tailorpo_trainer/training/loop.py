@@ -10,9 +10,9 @@ from typing import NoReturn
 from tailorpo_trainer import estimate
 from tailorpo_trainer.diffusion.noise import Purpose, seed_globally
 from tailorpo_trainer.distributed.signals import Stop, StopRequested
-from tailorpo_trainer.distributed.watchdog import watching
+from tailorpo_trainer.distributed.watchdog import LOADING_SECONDS, watching
 from tailorpo_trainer.distributed.world import join
-from tailorpo_trainer.errors import ExitCode, StalledError, TailorPOError
+from tailorpo_trainer.errors import ExitCode, NoProgressError, StalledError, TailorPOError
 from tailorpo_trainer.results import locations
 from tailorpo_trainer.spec.job import TailorPOJob
 from tailorpo_trainer.telemetry.display import Kind
@@ -87,9 +87,10 @@ def run(
     with (
         Stop().listening() as stop,
         join(stop, run_policy.rendezvous_timeout_seconds, run_policy.stall_timeout_seconds) as world,
-        watching(run_policy.stall_timeout_seconds, partial(leave, reporter)) as world.beat,
+        watching(run_policy.stall_timeout_seconds, partial(leave, reporter), loading=LOADING_SECONDS) as beat,
         ExitStack() as stack,
     ):
+        world.beat = beat
         try:
             with world.end_together():
                 check_documents(job, world)
@@ -102,6 +103,7 @@ def run(
                     job, chosen, base, fresh=fresh, world=world, reporter=reporter,
                     display=display, observers=stack.enter_context(exporters),
                 )  # fmt: skip
+            beat.begin()
             train_and_report(session)
         except StopRequested:  # before the session was open
             error = stop.error(None, job.spec.training.iterations)
@@ -152,6 +154,8 @@ def end(session: Session, error: TailorPOError) -> NoReturn:
 
 def leave(reporter: TerminationReporter, code: int) -> None:
     """End the process at once, from the watchdog's thread: the disk of `progress.json` may be what hangs."""
-    reason = "no progress for too long" if code == ExitCode.STALLED else "the launcher of this process is gone"
-    reporter.abort(StalledError(f"{reason}: see its log"), code)
+    if code == ExitCode.STALLED:
+        reporter.abort(NoProgressError("no progress for too long: see its log"), code)
+    else:
+        reporter.abort(StalledError("the launcher of this process is gone: see its log"), code)
     os._exit(code)
