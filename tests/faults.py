@@ -58,7 +58,7 @@ class Proxy:
             def answer(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 proxy.requests.append((self.command, self.path))
-                fault = proxy.rule(self.command, self.path) or proxy.header_rule(self.command, self.headers)
+                fault = proxy.rule(self.command, self.path) or proxy.header_rule(self.command, dict(self.headers))
                 if fault is not None:
                     proxy.injected += 1
                     fault.then()

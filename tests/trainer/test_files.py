@@ -4,6 +4,7 @@ import errno
 import os
 import resource
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,55 +21,61 @@ WRITES: dict[str, Write] = {
 }
 
 
-@pytest.fixture
-def largest_file() -> Iterator[Callable[[int], None]]:
-    """Sets the size from which on the kernel refuses to let a file grow, as a quota does."""
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[Callable[[], None]]:
+    """Inside, the kernel lets no file grow beyond so many bytes, as a quota does, until what is yielded is called.
+
+    Not a fixture: pytest writes its own output before a fixture ends.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size if size else soft, hard))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    def lift() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield lift
+    finally:
+        lift()
 
 
+@pytest.mark.parametrize("name", ["metrics.jsonl", "report.html"])
 def test_a_disk_that_is_full_for_a_while_is_waited_for(
-    tmp_path: Path,
-    largest_file: Callable[[int], None],
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
-    table, text = tmp_path / "metrics.jsonl", tmp_path / "report.html"
-    files.append(table, "first\n")
-    for write in (lambda: files.append(table, "second line\n"), lambda: files.replace(text, "a whole page")):
-        waits: list[float] = []
-        before = table.read_text()
+    path, waits = tmp_path / name, list[float]()
+    files.append(path, "first\n")
+    with files_of_at_most(8) as lift:
 
-        def slept(seconds: float, waits: list[float] = waits, before: str = before) -> None:
+        def slept(seconds: float) -> None:
             waits.append(seconds)
             if len(waits) == files.TRIES - 1:
-                assert table.read_text() == before  # no half of a line stays
-                largest_file(0)
+                assert path.read_text() == "first\n"  # no half of a line stays
+                lift()
 
         monkeypatch.setattr(files, "sleep", slept)
-        largest_file(8)
-        write()
-        assert len(waits) == files.TRIES - 1
-    assert (table.read_text(), text.read_text()) == ("first\nsecond line\n", "a whole page")
-    assert {path.name for path in tmp_path.iterdir()} == {"metrics.jsonl", "report.html"}
-    assert "metrics.jsonl: not written, the disk or quota is full (File too large)" in caplog.text
+        if name == "metrics.jsonl":
+            files.append(path, "second line\n")
+        else:
+            files.replace(path, "first\nsecond line\n")
+    assert len(waits) == files.TRIES - 1
+    assert path.read_text() == "first\nsecond line\n"
+    assert [each.name for each in tmp_path.iterdir()] == [name]
+    assert f"{path}: not written, the disk or quota is full (File too large)" in caplog.text
 
 
-def test_pauses_grow_to_about_a_minute(
-    tmp_path: Path, largest_file: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pauses_grow_to_about_a_minute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
     monkeypatch.setattr(files, "FIRST_PAUSE", 1.0)
     monkeypatch.setattr(files, "sleep", waits.append)
-    largest_file(1)
-    with pytest.raises(ResourceError, match=r"metrics\.jsonl: not written, the disk or quota is full"):
-        files.append(tmp_path / "metrics.jsonl", "text")
+    with files_of_at_most(1):
+        with pytest.raises(ResourceError, match=r"metrics\.jsonl: not written, the disk or quota is full"):
+            files.append(tmp_path / "metrics.jsonl", "text")
+        with files.one_try(), pytest.raises(ResourceError):
+            files.append(tmp_path / "metrics.jsonl", "text")
     longest = [min(files.LONGEST_PAUSE, 2.0**number) for number in range(files.TRIES - 1)]
-    assert all(limit / 2 <= wait <= limit for wait, limit in zip(waits, longest, strict=True))
-    with files.one_try(), pytest.raises(ResourceError):
-        files.append(tmp_path / "metrics.jsonl", "text")
     assert len(waits) == files.TRIES - 1
+    assert all(limit / 2 <= wait <= limit for wait, limit in zip(waits, longest, strict=True))
 
 
 @pytest.mark.parametrize(

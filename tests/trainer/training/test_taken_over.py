@@ -29,7 +29,8 @@ def at_iteration(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[],
     """Calls an action once, in the rollout of the iteration after `number`."""
 
     def make(number: int, action: Callable[[], None]) -> None:
-        original, done = Session.roll_out, []
+        original = Session.roll_out
+        done: list[bool] = []
 
         def roll_out(self: Session, context: Any) -> Any:
             if self.iteration == number and not done:

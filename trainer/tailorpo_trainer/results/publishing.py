@@ -95,11 +95,14 @@ def earlier_prompts(store: Store, attempt: int, folder: RunFolder, digest: str |
     digest: that of these prompts, if it is known; without it the folder is believed.
     """
 
+    def local() -> list[str]:
+        return folder.read_prompts()[0]
+
     def copied() -> list[str]:
         values = parse_json(store.read(layout.output_prefix(attempt) + folder.prompts.name, RESULT_BYTES))
         return [str(prompt) for prompt in values["training"]]
 
-    for read in (lambda: folder.read_prompts()[0], copied):
+    for read in (local, copied):
         try:
             found = read()
         except (TailorPOError, OSError, ValueError, KeyError, TypeError):

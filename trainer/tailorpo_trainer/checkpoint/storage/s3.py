@@ -102,9 +102,9 @@ class S3Store:
                 if not _refuses_many(error):
                     raise
             else:
-                for error in answer.get("Errors", []):  # the request may succeed although single objects fail
-                    status = {"HTTPStatusCode": 403 if error.get("Code") == "AccessDenied" else 500}
-                    raise _client_error()({"Error": error, "ResponseMetadata": status}, "DeleteObjects")
+                for failed in answer.get("Errors", []):  # the request may succeed although single objects fail
+                    status = {"HTTPStatusCode": 403 if failed.get("Code") == "AccessDenied" else 500}
+                    raise _client_error()({"Error": failed, "ResponseMetadata": status}, "DeleteObjects")
                 return
         for name in names:
             try:
