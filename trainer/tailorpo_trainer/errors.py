@@ -280,7 +280,8 @@ def error_of_file(error: OSError, path: object, place: object = None) -> TailorP
     if error.errno in FORBIDDEN:
         return ConfigurationError(f"{where}: no permission here ({detail})")
     if error.errno in WRONG_PLACE:
-        return ConfigurationError(f"{where}: is not usable as a {'file' if place is None else 'folder'} ({detail})")
+        usable = "file or folder" if place is None else "folder"
+        return ConfigurationError(f"{where}: is not usable as a {usable} ({detail})")
     return UnavailableError(f"{path}: the storage does not answer as it should ({why})")
 
 

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from tailorpo_trainer import files
 from tailorpo_trainer.checkpoint import (
     BackgroundWriter,
     Manifest,
     Ref,
+    background,
     capture,
     checkpoints,
     load,
@@ -118,20 +118,22 @@ def test_a_failed_commit_is_tried_again_ever_more_patiently(
     pauses: list[float] = []
     calls: list[tuple[int, TailorPOError]] = []
     opened = begin(sleep=pauses.append, failed=lambda *what: calls.append(what))
-    Broken(memory, error, files.TRIES - 1)
+    Broken(memory, error, background.TRIES - 1)
     opened.submit(snapshot(1))
     opened.close()
     assert checkpoints(memory) == [Ref(1, 1)]
-    assert calls == [(1, error)] * (files.TRIES - 1)
-    longest = [min(files.LONGEST_PAUSE, files.FIRST_PAUSE * 2**number) for number in range(files.TRIES - 1)]
+    assert calls == [(1, error)] * (background.TRIES - 1)
+    longest = [
+        min(background.LONGEST_PAUSE, background.FIRST_PAUSE * 2**number) for number in range(background.TRIES - 1)
+    ]
     assert all(most / 2 <= pause <= most for pause, most in zip(pauses, longest, strict=True))
-    assert len(caplog.records) == files.TRIES - 1
+    assert len(caplog.records) == background.TRIES - 1
     assert str(error) in caplog.text
 
 
 def test_only_several_failures_in_a_row_end_the_run(memory: Any, begin: Callable[..., BackgroundWriter]) -> None:
     def fail_two(*_: Any) -> None:
-        Broken(memory, UnavailableError("no answer"), 2 * files.TRIES)
+        Broken(memory, UnavailableError("no answer"), 2 * background.TRIES)
 
     failed: list[int] = []
     fail_two()
@@ -140,7 +142,7 @@ def test_only_several_failures_in_a_row_end_the_run(memory: Any, begin: Callable
         opened.submit(snapshot(step))
     opened.close()
     assert [ref.step for ref in checkpoints(memory)] == [3, 6]
-    assert failed == [step for step in (1, 2, 4, 5) for _ in range(files.TRIES)]
+    assert failed == [step for step in (1, 2, 4, 5) for _ in range(background.TRIES)]
 
 
 def test_after_the_last_allowed_failure_training_is_told(memory: Any, begin: Callable[..., BackgroundWriter]) -> None:

@@ -7,12 +7,16 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from tailorpo_trainer import files
 from tailorpo_trainer.checkpoint.attempt import Attempt, Groups, Snapshot, capture
 from tailorpo_trainer.checkpoint.format import Manifest
 from tailorpo_trainer.errors import TailorPOError
-from tailorpo_trainer.files import FIRST_PAUSE, LONGEST_PAUSE, TRANSIENT, TRIES
+from tailorpo_trainer.files import TRANSIENT
 
 logger = logging.getLogger(__name__)
+
+TRIES, FIRST_PAUSE, LONGEST_PAUSE = files.TRIES, files.FIRST_PAUSE, files.LONGEST_PAUSE
+"""Of one commit, as of a file of results; botocore retries each request besides."""
 
 LOOK_SECONDS = 5.0
 """Seconds between two looks for a newer attempt while there is nothing to write."""
