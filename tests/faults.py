@@ -5,7 +5,7 @@ import http.server
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,11 +33,16 @@ Rule = Callable[[str, str], Fault | None]
 """From method and path (with query) to the fault; None: no fault."""
 
 
+HeaderRule = Callable[[str, Mapping[str, str]], Fault | None]
+"""From method and headers to the fault, for requests without one of `Rule`."""
+
+
 class Proxy:
     """Forwards to `upstream`. `rule` may be changed at any time; `requests` and `injected` record what happened."""
 
     def __init__(self, upstream: str) -> None:
         self.rule: Rule = lambda method, path: None
+        self.header_rule: HeaderRule = lambda method, headers: None
         self.requests: list[tuple[str, str]] = []
         self.injected = 0
         address = urlsplit(upstream)
@@ -53,7 +58,7 @@ class Proxy:
             def answer(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 proxy.requests.append((self.command, self.path))
-                fault = proxy.rule(self.command, self.path)
+                fault = proxy.rule(self.command, self.path) or proxy.header_rule(self.command, dict(self.headers))
                 if fault is not None:
                     proxy.injected += 1
                     fault.then()
@@ -77,6 +82,7 @@ class Proxy:
     def forward(self, handler: Any, body: bytes, fault: Fault, host: str, port: int) -> None:
         if fault.status:
             text = f"<Error><Code>{fault.code}</Code><Message>injected</Message></Error>".encode()
+            text = text if fault.status >= 300 else b""
             return _answer(handler, fault.status, {"Content-Type": "application/xml"}, text, len(text), fault)
         if fault.reset == "before":
             return _break_off(handler)

@@ -25,6 +25,12 @@ def _nobody_listens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TAILORPO_METRICS_PORT", raising=False)
 
 
+@pytest.fixture(autouse=True)
+def _nobody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files that cannot be written are tried again at once."""
+    monkeypatch.setattr("tailorpo_trainer.files.FIRST_PAUSE", 0.0)
+
+
 @pytest.fixture(scope="session")
 def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A StableDiffusionPipeline folder of about 100k random weights, for 16 x 16 pictures."""

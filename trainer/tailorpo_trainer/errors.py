@@ -12,6 +12,15 @@ from enum import IntEnum, StrEnum
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Errors of a system whose disk, quota or largest file is full."""
 
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+"""Errors of a system that does not allow a file to be written or read."""
+
+WRONG_PLACE = (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
+"""Errors of a path that cannot be a file or a folder."""
+
+LOST = (errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ENODEV, errno.ETIMEDOUT, errno.EREMOTEIO)
+"""Errors of a disk that fails, or of a network file system that is away."""
+
 OUT_OF_MEMORY = ("DefaultCPUAllocator", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 """What torch writes into a RuntimeError that has no class of its own: its CPU allocator, CUDA and NCCL, cuBLAS."""
 
@@ -155,7 +164,7 @@ END_CAUSES = (
         "Stopped",
         Verdict.FREE,
         "stopped on request, after a checkpoint that is committed (if it could not be, 69, 71 or 78), or before the "
-        "first iteration was done",
+        "first iteration was done; or a newer attempt has taken over the storage or the output folder",
         "the next run goes on from there",
     ),
     EndCause(ExitCode.DONE, "Completed", Verdict.DONE, "done, or complete already"),
@@ -237,6 +246,10 @@ class StalledError(TailorPOError):
     exit_code = ExitCode.STALLED
 
 
+class NoProgressError(StalledError):
+    """This process' own watchdog ended it: it hangs, or waits for a process that does."""
+
+
 class StoppedError(TailorPOError):
     """Stopped on request, after a checkpoint."""
 
@@ -255,6 +268,23 @@ class NotFiniteError(TailorPOError):
     exit_code = ExitCode.NOT_FINITE
 
 
+def error_of_file(error: OSError, path: object, place: object = None) -> TailorPOError:
+    """The error for one of a file system: what is full or does not answer may come back, a wrong place cannot.
+
+    path: of the file. place: the folder that the user gave, if it is another.
+    """
+    why = error.strerror or str(error)
+    if error.errno in FULL:
+        return ResourceError(f"{path}: not written, the disk or quota is full ({why})")
+    where, detail = (path, why) if place is None else (place, f"{path}: {why}")
+    if error.errno in FORBIDDEN:
+        return ConfigurationError(f"{where}: no permission here ({detail})")
+    if error.errno in WRONG_PLACE:
+        usable = "file or folder" if place is None else "folder"
+        return ConfigurationError(f"{where}: is not usable as a {usable} ({detail})")
+    return UnavailableError(f"{path}: the storage does not answer as it should ({why})")
+
+
 def as_user_error(error: BaseException) -> TailorPOError | None:
     """The error as one that a user can understand, if it is one."""
     if isinstance(error, TailorPOError):
@@ -269,6 +299,9 @@ def as_user_error(error: BaseException) -> TailorPOError | None:
         return ResourceError(f"out of memory: {first_line or 'an allocation failed'}")
     if isinstance(error, OSError) and error.errno in FULL:
         return ResourceError(f"the disk is full: {error}")
+    # Of a file that is written by a library. Others, such as a missing one, may be a bug of ours.
+    if isinstance(error, OSError) and error.filename and error.errno in (*FORBIDDEN, *LOST):
+        return error_of_file(error, error.filename)
     return None
 
 

@@ -1,10 +1,11 @@
 """The prompts of a run, and which of them an iteration trains on. Does not import torch."""
 
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
+from hashlib import blake2b, sha256
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -102,6 +103,21 @@ def cut(
     longer = [begin for begin in begins if len(begin) > tokens]
     alike = 0 if tokenize is None else sum(known[begin[:tokens]] > 1 for begin in longer)
     return Cut(len(longer), len(distinct), alike, tokens, at_least=tokenize is None)
+
+
+def digest(prompts: Sequence[str]) -> str:
+    """SHA-256 of the prompts in their order, as JSON."""
+    return sha256(json.dumps(list(prompts), ensure_ascii=True).encode()).hexdigest()
+
+
+def changes(before: Sequence[str], now: Sequence[str]) -> str | None:
+    """What is new and what is gone, as a clause; None if the prompts are the same in the same order."""
+    if list(before) == list(now):
+        return None
+    old, new = set(before), set(now)
+    if old == new:
+        return f"the {len(new)} distinct prompts are the same, but stand in another order or number"
+    return f"{len(new - old)} are new and {len(old - new)} are gone, {len(old & new)} stay"
 
 
 def draw(prompts: Sequence[str], seed: int, iteration: int, count: int) -> list[int]:

@@ -132,6 +132,7 @@ def _immutable() -> Iterator[Rule]:
                 # A transition rule at a field is not evaluated when the field is added or removed.
                 assert info.is_required() or info.default is not None, f"{field} may be missing"
                 yield Rule("immutable", model, "self == oldSelf", UNCHANGEABLE, at=info.alias or field)
+    yield Rule("immutable", Spec, _same_rewards(), UNCHANGEABLE, at="rewards")
     yield Rule(
         "immutable",
         Training,
@@ -139,6 +140,18 @@ def _immutable() -> Iterator[Rule]:
         "may only grow: {oldSelf} were asked for before; for a shorter run, apply a job of another name",
         at="iterations",
     )
+
+
+def _same_rewards() -> str:
+    """Whether two lists of rewards are equal but for what is not in the experiment: how a scorer is reached."""
+    compared = []
+    for field, info in Reward.model_fields.items():
+        if field not in NOT_IN_EXPERIMENT["rewards"]["__all__"]:
+            value = f"reward.{alias(Reward, field)}"
+            if not info.is_required() and info.default is None:
+                value = f"has({value}) ? [{value}] : []"
+            compared.append(f"self.map(reward, {value}) == oldSelf.map(reward, {value})")
+    return " && ".join(compared)
 
 
 STEPS = "self.sampling.steps"

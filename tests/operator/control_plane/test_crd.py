@@ -199,6 +199,44 @@ def stored(cluster: Cluster, definition: str) -> Iterator[Kubectl]:
     kubectl("delete", "tpj", "vivid")
 
 
+SCORERS = [
+    {"name": "http", "weight": 2, "endpoints": ["http://a:1"]},
+    {"name": "brightness", "parameters": {"scale": "2"}},
+]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "may"),
+    [
+        ("0.endpoints", ["http://b:2", "http://c:3"], True),
+        ("0.timeoutSeconds", 5, True),
+        ("0.retries", 1, True),
+        ("1.batchSize", 3, True),
+        ("0.weight", 3, False),
+        ("0.name", "brightness", False),
+        ("1.parameters", {"scale": "3"}, False),
+        ("1.model", "other", False),
+    ],
+)
+def test_how_a_scorer_is_reached_may_change(
+    cluster: Cluster, definition: str, field: str, value: Any, may: bool
+) -> None:
+    kubectl = cluster.kubectl()
+    data = changed(GOOD[0], "spec.rewards", SCORERS)
+    name = "scorer-" + field.replace(".", "-").lower()
+    kubectl.apply(data := changed(data, "metadata.name", name))
+    number, _, key = field.partition(".")
+    data["spec"]["rewards"][int(number)][key] = value
+    if field == "0.name":
+        del data["spec"]["rewards"][0]["endpoints"]
+    if may:
+        kubectl("apply", "--dry-run=server", "--filename=-", stdin=json.dumps(data))
+    else:
+        with pytest.raises(KubectlError, match=re.escape(cel.UNCHANGEABLE)):
+            kubectl("apply", "--dry-run=server", "--filename=-", stdin=json.dumps(data))
+    kubectl("delete", "tpj", name)
+
+
 @pytest.mark.parametrize(("path", "value"), CHANGES)
 def test_what_defines_the_experiment_cannot_change(stored: Kubectl, path: str, value: Any) -> None:
     data = changed(GOOD[0], path, value)

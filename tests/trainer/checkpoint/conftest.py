@@ -66,6 +66,9 @@ class MemoryStore:
     def names(self, prefix: str) -> list[str]:
         return sorted(name for name in self.objects if name.startswith(prefix))
 
+    def folders(self, prefix: str) -> list[str]:
+        return sorted({name.split("/")[0] for name in self.objects if name.startswith(prefix) and "/" in name})
+
     def delete(self, names: Iterable[str]) -> None:
         for name in sorted(names, reverse=True):
             self._change()

@@ -57,6 +57,33 @@ def test_what_defines_the_experiment(job: Job, change: str) -> None:
     assert experiment_hash(job(f"spec.{change}").spec) != experiment_hash(job().spec)
 
 
+HTTP = "rewards=[{name: http, weight: 2, endpoints: ['http://a:1']%s}]"
+
+
+def test_how_a_scorer_is_reached_does_not_define_the_experiment(tmp_path: Path, job: Job) -> None:
+    """A scorer may move while a run is suspended; what it measures and its weight may not change."""
+    first = job("spec." + HTTP % "")
+    open_run(open_store(tmp_path), first)
+    moved = "spec.rewards=[{name: http, weight: 2, endpoints: ['http://b:2', 'http://c:3']}]"
+    changes = [moved, *("spec." + HTTP % f", {each}" for each in ("timeoutSeconds: 5", "retries: 0", "batchSize: 1"))]
+    for change in changes:
+        assert experiment_hash(job(change).spec) == experiment_hash(first.spec)
+        open_run(open_store(tmp_path), job(change))
+    with pytest.raises(ConfigurationError, match=r"spec.rewards\[0\].weight: 2 there, 1 here"):
+        open_run(open_store(tmp_path), job(moved, "spec.rewards[0].weight=1"))
+
+
+def test_a_storage_in_which_the_scorers_address_counted_stays_the_same_experiment(tmp_path: Path, job: Job) -> None:
+    open_run(open_store(tmp_path), job("spec." + HTTP % ""))
+    path = tmp_path / "run.json"
+    stored = json.loads(path.read_text())
+    assert "endpoints" not in stored["defines"]["rewards"][0]
+    stored["defines"]["rewards"][0] |= {"endpoints": ["http://a:1"], "retries": 2}
+    path.write_text(json.dumps(stored | {"experiment": hash_of(stored["defines"])}))
+    moved = job("spec." + HTTP % "", "spec.rewards[0].endpoints[0]=http://b:2")
+    assert open_run(open_store(tmp_path), moved).record.experiment == hash_of(stored["defines"])
+
+
 def test_the_canonical_form_is_as_documented(job: Job) -> None:
     """It must never change: every storage out there would become another experiment's."""
     text = '{"a":[1,0.1,null,true],"b":{"\\u00e4":"x"}}'

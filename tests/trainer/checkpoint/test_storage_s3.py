@@ -214,6 +214,100 @@ def test_each_key_that_cannot_be_deleted_is_an_error(
         store.delete(["a"])
 
 
+def knows_no_checksums(fault: Fault) -> Any:
+    """Refuses requests with a checksum, as servers that were written before Amazon's SDKs sent them."""
+
+    def rule(method: str, headers: Any) -> Fault | None:
+        sent = any(name.lower().startswith(("x-amz-checksum-", "x-amz-sdk-checksum")) for name in headers)
+        return fault if sent and method in ("PUT", "POST") else None
+
+    return rule
+
+
+REFUSALS = [
+    Fault(501, "NotImplemented"),
+    Fault(400, "InvalidArgument"),
+    Fault(403, "SignatureDoesNotMatch"),
+    Fault(411, "MissingContentLength"),
+]
+
+
+@pytest.mark.parametrize("fault", REFUSALS, ids=lambda fault: fault.code)
+def test_a_server_that_knows_no_checksums_is_written_to_without(
+    faulty: Store, faults: Proxy, caplog: pytest.LogCaptureFixture, fault: Fault
+) -> None:
+    faults.header_rule = knows_no_checksums(fault)
+    faulty.write("claim", b"mine", if_absent=True)
+    with pytest.raises(ExistsError):
+        faulty.write("claim", b"another's", if_absent=True)
+    faulty.write("small", b"small")
+    faulty.write("big", BIG)
+    assert faulty.read("big", len(BIG)) == BIG
+    [warning] = caplog.messages
+    assert "spec.checkpoint.checksums, or AWS_REQUEST_CHECKSUM_CALCULATION, may say when_required" in warning
+    faulty.delete(["claim", "small", "never-there"])  # of several at once only with a checksum: one by one
+    assert faulty.names("") == ["big"]
+    refused = faults.injected
+    faulty.write("small", b"small")
+    faulty.delete(["small", "big"])
+    assert (faulty.names(""), faults.injected) == ([], refused)
+
+
+def test_the_first_object_may_be_one_in_parts(faulty: Store, faults: Proxy) -> None:
+    faults.header_rule = knows_no_checksums(REFUSALS[0])
+    faulty.write("big", BIG)
+    assert faulty.read("big", len(BIG)) == BIG
+
+
+def test_the_document_decides_on_checksums(
+    faults: Proxy, s3_bucket: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    faults.header_rule = knows_no_checksums(REFUSALS[2])
+    with pytest.raises(ConfigurationError, match=r"set spec\.checkpoint\.checksums to when_required$"):
+        S3Store(f"s3://{s3_bucket}/x", s3.Settings(checksums="when_supported")).write("a", b"1")
+    faults.injected = 0
+    monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", "when_supported")
+    S3Store(f"s3://{s3_bucket}/x", s3.Settings(checksums="when_required")).write("a", b"1")
+    monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
+    S3Store(f"s3://{s3_bucket}/x").write("a", b"1")
+    assert (faults.injected, caplog.messages) == (0, [])
+
+
+def test_a_wrong_secret_is_no_question_of_checksums(
+    uri: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    with pytest.raises(ConfigurationError, match=r"check AWS_SECRET_ACCESS_KEY$"):
+        open_store(uri).write("a", b"1")
+    assert caplog.messages == []
+
+
+def test_a_server_that_ignores_the_condition_of_a_put_is_refused(
+    faulty: Store, faults: Proxy, uri: str, s3_server: Any
+) -> None:
+    """It is asked once, with the same bytes, so that nothing is lost on such a server."""
+    faults.rule = nth(2, Fault(200), within="run.json")
+    with pytest.raises(ConfigurationError, match=r"does not honour `If-None-Match: \*`, so two runs could overwrite"):
+        faulty.write("run.json", b"mine", if_absent=True)
+    with pytest.raises(ConfigurationError, match="does not honour"):
+        faulty.write("attempt-0001/attempt.json", b"mine", if_absent=True)
+    other = S3Store(uri, s3.Settings(endpoint=s3_server.endpoint))
+    assert other.read("run.json") == b"mine"
+    asked = len(faults.requests)
+    honest = S3Store(uri)
+    honest.write("a", b"1", if_absent=True)
+    honest.write("b", b"1", if_absent=True)
+    assert [method for method, _ in faults.requests[asked:]] == ["PUT"] * 3
+
+
+def test_an_endpoint_with_a_path_is_named_where_its_bucket_is_missing(s3_server: Any, s3_bucket: str) -> None:
+    settings = s3.Settings(f"{s3_server.endpoint}/s3")
+    with pytest.raises(
+        ConfigurationError, match=r"no such bucket at .*: leave /s3 out of spec\.checkpoint\.endpoint, or"
+    ):
+        S3Store(f"s3://{s3_bucket}/x", settings).names("")
+
+
 def test_stale_uploads_are_swept_where_asked_and_nowhere_else(store: Store, s3_server: Any, s3_bucket: str) -> None:
     client = s3_server.client()
     keys = ["runs/one/attempt-0001/step-1/a", "runs/one/attempt-0002/a", "runs/two/attempt-0001/a"]
@@ -300,6 +394,9 @@ def test_a_server_with_a_certificate_of_its_own(tmp_path: Path, s3_bucket: str) 
         server.socket = context.wrap_socket(server.socket, server_side=True)
         threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
         endpoint = f"https://127.0.0.1:{server.server_port}"
+        misnamed = s3.Settings(f"https://localhost:{server.server_port}", ca_file=str(tmp_path / "ca.pem"))
+        with pytest.raises(UnavailableError, match=r"the certificate of localhost.* is refused: .*match"):
+            S3Store("s3://bucket", misnamed).read("a")
         trusting = S3Store("s3://bucket", s3.Settings(endpoint, ca_file=str(tmp_path / "ca.pem")))
         assert trusting.read("a") == b"{}"
         with pytest.raises(UnavailableError, match="has no certificate that is trusted here: set AWS_CA_BUNDLE"):
@@ -323,3 +420,27 @@ def test_bytes_that_are_not_what_the_store_stored_are_corrupt(store: Store, monk
     monkeypatch.setattr(store, "_get", lying)
     with pytest.raises(CorruptError, match="is not what was stored"):
         store.read("a")
+
+
+def test_what_failed_is_named_and_not_the_store(
+    s3_server: Any, s3_bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server without TLS, a proxy, and a role whose credentials cannot be had."""
+    uri = f"s3://{s3_bucket}/x"
+    with pytest.raises(ConfigurationError, match=r"does not speak TLS: write http:// in spec\.checkpoint\.endpoint$"):
+        S3Store(uri, s3.Settings(s3_server.endpoint.replace("http", "https"))).read("a")
+    with monkeypatch.context() as patch:
+        patch.setenv("HTTP_PROXY", "http://name:secret@127.0.0.1:9")
+        with pytest.raises(UnavailableError, match=r": the proxy 127\.0\.0\.1 cannot be reached") as caught:
+            S3Store(uri, s3.Settings("http://s3.example")).read("a")
+        assert "secret" not in str(caught.value)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_ROLE_ARN", "arn:aws:iam::123456789012:role/trainer")
+    monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", "/no/token")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_STS", "http://127.0.0.1:9")
+    with pytest.raises(ConfigurationError, match="the token of the role cannot be read: /no/token: No such file"):
+        open_store(uri).read("a")
+    monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", __file__)
+    with pytest.raises(UnavailableError, match=r"127\.0\.0\.1:9, which gives the credentials, cannot be reached"):
+        open_store(uri).read("a")

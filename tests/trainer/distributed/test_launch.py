@@ -21,8 +21,8 @@ from tailorpo_trainer.training.launch import WorldLayout, _wait_for_address, _wr
 Make = Callable[..., dict[str, Any]]
 
 
-def message(code: int) -> dict[str, Any]:
-    return {"error": {"exitCode": code}}
+def message(code: int, kind: str = "StalledError") -> dict[str, Any]:
+    return {"error": {"class": kind, "text": "why", "exitCode": code}}
 
 
 @pytest.mark.parametrize(("failed", "messages", "expected"), [
@@ -40,6 +40,10 @@ def message(code: int) -> dict[str, Any]:
     ({0: 1, 1: 71}, {}, (1, 71)),
     ({0: 143, 1: 130}, {}, (1, 130)),
     ({0: 134, 1: 137}, {}, (1, 137)),
+    # The launcher killed it, since it did not stop when the watchdog of its peer had ended that one.
+    ({0: 74, 1: 137}, {0: message(74, "NoProgressError"), 1: {"phase": "Running"}}, (0, 74)),
+    ({0: 137, 1: 74}, {0: {}, 1: message(74, "NoProgressError")}, (1, 74)),
+    ({1: 137, 2: 139}, {0: message(74, "NoProgressError")}, (2, 139)),
 ])  # fmt: skip
 def test_the_code_that_explains_the_others_is_passed_on(
     failed: dict[int, int], messages: dict[int, dict[str, Any]], expected: tuple[int, int]
@@ -170,6 +174,39 @@ def test_stopped_it_says_so_and_goes_on_to_the_end(job: Callable[..., list[str]]
     found = checkpoint.latest(checkpoint.open_store(tmp_path / "out"))
     assert found is not None
     assert found.step == done + 1
+
+
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_a_rank_that_is_frozen_is_named_and_the_end_is_a_stall(
+    job: Callable[..., list[str]], tmp_path: Path, frozen: int
+) -> None:
+    """The launcher has to kill it, and its own SIGKILL is no cause."""
+    policy = {"stallTimeoutSeconds": 10, "terminationGracePeriodSeconds": 11}
+    command = job("--processes=2", "--json", training={"iterations": 500, "promptsPerIteration": 4}, runPolicy=policy)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as launched:
+        assert launched.stdout is not None
+        for line in launched.stdout:
+            if json.loads(line)["kind"] == "checkpoint":
+                os.kill(rank_of(launched.pid, frozen), signal.SIGSTOP)
+                break
+        stderr = launched.communicate(timeout=110)[1]
+    assert launched.returncode == ExitCode.STALLED, stderr
+    assert f"rank {1 - frozen} of 2 ended first, with exit code 74" in stderr
+    assert f"rank {frozen} did not stop when asked to, and was killed: it hung" in stderr
+    progress = json.loads((tmp_path / "out" / "progress.json").read_text())
+    assert (progress["phase"], progress["error"]["exitCode"]) == ("Failed", 74)
+
+
+def rank_of(launcher: int, rank: int) -> int:
+    """The process id of a rank of this launcher."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == launcher and f"\0RANK={rank}\0" in (folder / "environ").read_text():
+                return int(folder.name)
+        except OSError:
+            continue
+    raise AssertionError(f"no rank {rank} of {launcher}")
 
 
 def test_between_two_machines_the_real_code_of_the_first_failure_comes_out(

@@ -22,6 +22,7 @@ from tailorpo_trainer.distributed.signals import Stop, StopRequested
 from tailorpo_trainer.document import parse
 from tailorpo_trainer.errors import ExitCode, StoppedError
 from tailorpo_trainer.evaluation import measurement
+from tailorpo_trainer.results import ownership
 from tailorpo_trainer.rewards import colourfulness
 from tailorpo_trainer.rollout import trajectories
 from tailorpo_trainer.training import loop
@@ -224,7 +225,7 @@ def test_stopped_at_once_in_the_middle_of_a_checkpoint_the_one_before_counts(
     monkeypatch.undo()
     loop.run(parse(document(evaluation={"everyIterations": 0})), tmp_path, display="quiet")
     assert newest(tmp_path) == 3
-    assert not [path for path in tmp_path.rglob(".*") if path.is_file()]
+    assert [path.name for path in tmp_path.rglob(".*") if path.is_file()] == [ownership.NAME]
 
 
 def test_on_a_terminal_one_ctrl_c_is_answered_and_two_stop_at_once(document: Make, tmp_path: Path) -> None:

@@ -282,6 +282,62 @@ def test_samples_that_cannot_be_shared_equally_are_refused(document: Make, start
     assert "use a multiple of 3" in ended[0].stderr
 
 
+@pytest.mark.parametrize(
+    ("part", "values", "said"),
+    [
+        ("optimizer", {"learningRate": 0.001}, "spec.optimizer.learningRate: 0.01 at rank 0, 0.001 at rank 1"),
+        ("checkpoint", {"everyIterations": 2}, "spec.checkpoint.everyIterations: 1 at rank 0, 2 at rank 1"),
+        ("prompts", {"list": ["a cat", "a dog"]}, 'spec.prompts.list[2]: "a bee" at rank 0, not set at rank 1'),
+    ],
+)
+def test_processes_with_other_documents_are_refused_when_they_meet(
+    document: Make, start: Start, tmp_path: Path, part: str, values: dict[str, Any], said: str
+) -> None:
+    base = {"training": FOUR, "checkpoint": {"everyIterations": 1}}
+    jobs = [parse(document(**base)), parse(document(**base | {part: values}))]
+    ended = start(2, lambda rank: run(jobs[rank], tmp_path / str(rank), display="quiet")).wait()
+    assert [each.code for each in ended] == [ExitCode.CONFIGURATION] * 2, ended[0].stderr
+    assert all(
+        f"the processes of this run differ:\n  {said}\nstart all of them with the same" in e.stderr for e in ended
+    )
+    assert not (tmp_path / "0" / "metrics.jsonl").exists()
+
+
+def test_processes_with_other_files_or_packages_are_refused(document: Make, start: Start, tmp_path: Path) -> None:
+    """Under the same names: prompts that were edited on one machine, an image that was built another day."""
+
+    def other_prompts(rank: int) -> None:
+        (tmp_path / str(rank)).mkdir()
+        (tmp_path / str(rank) / "prompts.txt").write_text(f"a cat\na {'dog' if rank else 'bee'}")
+        run(
+            parse(document(training=FOUR, prompts={"file": "prompts.txt"})), tmp_path / "out", base=tmp_path / str(rank)
+        )
+
+    def other_torch(rank: int) -> None:
+        versions = {"python": "3.12.1" if rank else "3.12.9", "torch": f"2.{rank}"}
+        with patch("tailorpo_trainer.training.agreement.software", lambda: versions):
+            run(parse(document(training=FOUR)), tmp_path / "out", display="quiet")
+
+    for work, said in (
+        (other_prompts, 'spec.prompts: "SHA-256 '),
+        (other_torch, 'versions.torch: "2.0" at rank 0, "2.1" at rank 1'),
+    ):
+        ended = start(2, work).wait()
+        assert [each.code for each in ended] == [ExitCode.CONFIGURATION] * 2, ended[0].stderr
+        assert all(said in each.stderr and "python" not in each.stderr.split(said)[1] for each in ended)
+
+
+def test_each_process_may_reach_its_scorer_and_save_memory_in_its_own_way(
+    document: Make, run_all: RunAll, tmp_path: Path
+) -> None:
+    def own(rank: int) -> None:
+        extra = {"microBatchSize": 1} if rank else {}
+        run(parse(document(training=FOUR | extra, workers=1 + rank)), tmp_path, display="quiet")
+
+    run_all(2, own)
+    assert newest(tmp_path)[0] == 3
+
+
 class Odd:
     """A reward that does something odd in one process, at one of its calls."""
 

@@ -60,6 +60,18 @@ def test_each_beat_begins_the_time_anew(end: Ending) -> None:
     assert end.codes == []
 
 
+def test_while_it_loads_more_time_is_allowed(end: Ending) -> None:
+    observed_clock = ObservedClock(end)
+    with watching(0.04, end, observed_clock, loading=10.0) as beat:
+        end.now = 9.9
+        observed_clock.wait(5)
+        assert end.codes == []
+        beat.begin()
+        end.now += 0.05
+        assert end.ended.wait(30)
+    assert end.codes == [ExitCode.STALLED]
+
+
 def test_it_does_not_outlive_its_launcher(end: Ending, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(LAUNCHER, "1")
     with watching(0.04, end, lambda: end.now):

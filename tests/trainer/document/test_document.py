@@ -101,7 +101,7 @@ SPEC_ERRORS = {
     "  model: {name: 5}": '12: spec.model.name: 5 must be text: put it in quotes, "5"',
     "  model: {revision: true}": '12: spec.model.revision: true must be text: put it in quotes, "true"',
     "  model: {name: {a: ä}}": '12: spec.model.name: {"a": "ä"} must be text',
-    "  model: tiny-animals": "12: spec.model: 'tiny-animals' must be a mapping",
+    "  model: tiny-animals": "12: spec.model: 'tiny-animals' must be a mapping: write {name: tiny-animals}",
     "  lora: [rank]": '12: spec.lora: ["rank"] must be a mapping',
     "  template: 5": "12: spec.template: 5 must be a mapping",
     "  evaluation: {rewards: {name: x}}": '12: spec.evaluation.rewards: {"name": "x"} must be a list',
@@ -328,7 +328,7 @@ spec:
         "`jpeg-incompressibility`, `http`, or the name of an installed plug-in (entry point group `tailorpo.rewards`)",
         "6: spec.rewards[0].weight: 2000000000 is too large: must be at most 1000000",
         "7: spec.rewards[1].model: does not belong to reward 'colourfulness'",
-        "8: spec.rewards[2]: 'foo' must be a mapping",
+        "8: spec.rewards[2]: 'foo' must be a mapping: write {name: foo}",
         "9: spec.rewards[3].endpoints: reward 'http' needs at least one URL, such as http://host:8080",
         "10: spec.method.beta: .nan must be a finite number",
         "10: spec.method.name: 'tailorpoo' is not one of 'tailorpo', 'tailorpo-g', 'spo', 'd3po' or 'ddpo': "
@@ -366,8 +366,8 @@ def test_a_problem_within_an_alias_is_where_it_was_written(problems: Problems) -
 def test_a_problem_of_an_alias_in_a_list_is_where_the_alias_stands(problems: Problems) -> None:
     text = GOOD + "  evaluation:\n    rewards:\n    - &r foo\n    - name: x\n    - *r\n"
     assert problems(text) == [
-        "14: spec.evaluation.rewards[0]: 'foo' must be a mapping",
-        "16: spec.evaluation.rewards[2]: 'foo' must be a mapping",
+        "14: spec.evaluation.rewards[0]: 'foo' must be a mapping: write {name: foo}",
+        "16: spec.evaluation.rewards[2]: 'foo' must be a mapping: write {name: foo}",
     ]
 
 
@@ -570,12 +570,12 @@ HOW = "must be PATH=VALUE, such as spec.sampling.steps=10 or spec.rewards[0].wei
         ("spec.rewards[²].name=3", HOW),
         ("[0]=3", HOW),
         ("spec.rewards[3].name=x", "spec.rewards has 1 entries: [1] appends one, [3] is too far"),
-        ("spec.rewards.name=x", "spec.rewards is not a mapping: it has no 'name'"),
+        ("spec.rewards.name=x", "spec.rewards is a list: it has no 'name', but perhaps spec.rewards[0].name"),
         ("spec.method[0]=x", "spec.method is not a list: it has no [0]"),
         ("spec.method.name.x=y", "spec.method.name is not a mapping: it has no 'x'"),
         ("spec.lora.rank=[",
          "'[' is not a YAML value: while parsing a flow node, expected the node content, but found "
-         "'<stream end>'"),
+         "'<stream end>': put the whole option in single quotes"),
         ("spec.lora.rank=*a", "'*a' is not a YAML value: alias *a has no finished anchor &a above it"),
         ("spec.lora={a: 1, a: 2}", "'{a: 1, a: 2}' is not a YAML value: stands twice: first in line 1"),
         ("spec.lora.rank=--- 1\n--- 2", "'--- 1\\n--- 2' is more than one YAML value"),
@@ -587,7 +587,33 @@ HOW = "must be PATH=VALUE, such as spec.sampling.steps=10 or spec.rewards[0].wei
          "'ddpo'"),
         ("spec.prompts.file=x",
          "spec.prompts: needs exactly one of 'builtin' or 'list' or 'file' or 'configMapKeyRef', "
-         "has 'builtin' and 'file'"),
+         "has 'builtin' and 'file': add --set spec.prompts.builtin="),
+        ("spec.prompts.list=[a,b]",
+         "spec.prompts: needs exactly one of 'builtin' or 'list' or 'file' or 'configMapKeyRef', "
+         "has 'builtin' and 'list': add --set spec.prompts.builtin="),
+        ("spec.lora.targetModules=to_q,to_k",
+         "spec.lora.targetModules: 'to_q,to_k' must be a list: write [to_q, to_k]"),
+        ("spec.prompts.list=yes, no",
+         "spec.prompts.list: 'yes, no' must be a list: write [yes, no]"),
+        ("spec.prompts.list=1, true",
+         "spec.prompts.list: '1, true' must be a list: write [\"1\", \"true\"]"),
+        ("spec.rewards=jpeg-compressibility, clip-score",
+         "spec.rewards: 'jpeg-compressibility, clip-score' must be a list: "
+         "write [{name: jpeg-compressibility}, {name: clip-score}]"),
+        ("spec.rewards[0].endpoints=http://a:1",
+         "spec.rewards[0].endpoints: 'http://a:1' must be a list: write [http://a:1]"),
+        ("spec.template.env=A=b", "spec.template.env: 'A=b' must be a list"),
+        ("spec.method=spo", "spec.method: 'spo' must be a mapping: write {name: spo}"),
+        ("spec.prompts=animals",
+         "spec.prompts: 'animals' must be a mapping: its fields are builtin, list, file, configMapKeyRef"),
+        ("spec.rewards[0].parameters=scale:2",
+         "spec.rewards[0].parameters: 'scale:2' must be a mapping: write {scale: \"2\"}, with a space after the colon"),
+        ("spec.optimizer.learningRate=0,1",
+         "spec.optimizer.learningRate: '0,1' must be a finite number: write the decimal point as '.'"),
+        ("sampling.steps=4", "sampling: unknown field: did you mean 'spec.sampling'?"),
+        ("spec.lora.targetModules=[to_q,",
+         "'[to_q,' is not a YAML value: while parsing a flow node, expected the node content, but found "
+         "'<stream end>': put the whole option in single quotes"),
         ("metadata.name=A",
          "metadata.name: 'A' must be lower-case letters, digits and '-', from a letter to a letter or digit"),
     ],
@@ -595,6 +621,19 @@ HOW = "must be PATH=VALUE, such as spec.sampling.steps=10 or spec.rewards[0].wei
 def test_a_bad_setting_is_named(problems: Problems, override: str, message: str) -> None:
     # A message is one line, whatever the option held.
     assert problems(GOOD, override) == [f"--set {override}: {message}".replace("\n", "\\n")]
+
+
+def test_what_the_file_says_and_an_option_makes_wrong_is_left_out_by_another(problems: Problems) -> None:
+    text = GOOD.replace("{name: tailorpo}", "{name: tailorpo, beta: 0.2}").replace(
+        "name: tailorpo\n", "name: tailorpo\n    beta: 0.2\n"
+    )
+    [problem] = problems(text, "spec.method.name=ddpo")
+    assert problem.endswith(
+        "spec.method.beta: does not belong to method 'ddpo': leave it out, or choose 'tailorpo' or 'tailorpo-g' or "
+        "'spo' or 'd3po'; --set spec.method.beta= leaves it out"
+    )
+    assert problems(text, "spec.method.name=ddpo", "spec.method.beta=") == []
+    assert problems(GOOD, "spec.prompts.list=[a]", "spec.prompts.builtin=") == []
 
 
 def test_settings_and_the_file_are_judged_together(problems: Problems) -> None:

@@ -181,7 +181,9 @@ def test_a_full_disk_is_said(stock: Any, tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 10, hard))
     try:
-        with pytest.raises(ResourceError, match=r"lora: not written, the disk or quota is full \(File too large\)"):
+        with pytest.raises(
+            ResourceError, match=r"safetensors: not written, the disk or quota is full \(File too large\)"
+        ):
             models.export_adapter(weights, lora, tmp_path / "lora")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -192,6 +192,20 @@ def test_json_as_deep_as_it_is_long(folder: Path, file: str) -> None:
     assert refusal(DataError, name=str(folder)).startswith("spec.model.name: NAME cannot be ")
 
 
+def test_a_path_is_no_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is said at once: the hub would be asked for half a minute, and the end would be one that is tried again."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "real.safetensors").write_bytes(b"weights")
+    assert refusal(name="models/real.safetensors").startswith("spec.model.name: NAME is a file: give the folder of a")
+    assert refusal(name="models/rael.safetensors").startswith("spec.model.name: NAME is no file here; give 'tiny-")
+    assert refusal(name="models/typo").startswith(
+        "spec.model.name: NAME is not in the folder models that is here; give"
+    )
+    (tmp_path / "models" / "photos").mkdir()
+    assert "that is here, did you mean models/photos?; give" in refusal(name="models/photo")
+
+
 def test_names_that_no_file_can_have() -> None:
     for name in ("x" * 2000, "~nobody-of-this-name/model/x", "a\0b/c/d"):
         assert "is no folder here" in refusal(name=name)[-300:]

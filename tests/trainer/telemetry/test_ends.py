@@ -121,7 +121,7 @@ ENDS: list[tuple[Any, int, str, str | None, str, int]] = [
     (bad_prompts, 65, "Failed", "DataError", "empty.txt", 0),
     (nobody_answers, 69, "Failed", "UnavailableError", "127.0.0.1", 0),
     (reward_raises, 70, "Failed", "RewardError", "'weights'", 2),
-    (disk_is_full, 71, "Failed", "ResourceError", "the disk is full", 2),
+    (disk_is_full, 71, "Failed", "ResourceError", "metrics.jsonl: not written, the disk", 2),
     (stopped, 75, "Stopped", "StoppedError", "SIGTERM after iteration 2 of 3", 2),
     (not_finite, 76, "Failed", "NotFiniteError", "probe", 2),
     (bad_document, 78, "Failed", "DocumentError", "spec.lora.rank", 0),

@@ -19,7 +19,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tailorpo_trainer import checkpoint, methods, models
+from tailorpo_trainer import checkpoint, methods, models, prompts
 from tailorpo_trainer.checkpoint import background
 from tailorpo_trainer.document import parse
 from tailorpo_trainer.errors import ConfigurationError, ExitCode, NotFiniteError, ResourceError, RewardError
@@ -376,7 +376,8 @@ def test_where_data_and_noise_are_can_be_read(document: Make, tmp_path: Path) ->
     run(parse(document()), tmp_path, display="quiet")
     found = checkpoint.latest(checkpoint.open_store(tmp_path))
     assert found is not None
-    assert found.state["data"] == {"prompts_drawn": 9, "packs_used_up": 3}
+    digest = prompts.digest(["a cat", "a dog", "a bee"])
+    assert found.state["data"] == {"prompts_drawn": 9, "packs_used_up": 3, "prompts_sha256": digest}
     assert found.state["noise"] == {"seed": 0, "next_iteration": 3}
 
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tailorpo_trainer.checkpoint.format import Entry, Manifest, digest
-from tailorpo_trainer.checkpoint.layout import OBJECT, RUN, STATE, TENSORS, Ref, inventory
+from tailorpo_trainer.checkpoint.layout import OBJECT, RUN, STATE, TENSORS, Ref, attempt_name, attempt_number, inventory
 from tailorpo_trainer.checkpoint.retention import Evaluations
-from tailorpo_trainer.checkpoint.storage.base import Store
+from tailorpo_trainer.checkpoint.storage.base import MissingError, Store
 from tailorpo_trainer.versions import now, software
 
 if TYPE_CHECKING:
@@ -59,6 +59,17 @@ class Attempt:
     _unfinished: int | None = None
     _unfinished_deleted: bool = False
     _evaluations: Evaluations = field(default_factory=Evaluations)
+
+    def successor(self) -> int | None:
+        """The number of the newest later attempt, which owns the storage now; None if this one still does."""
+        numbers = (attempt_number(folder) for folder in self.store.folders("attempt-"))
+        for number in sorted((number for number in numbers if number and number > self.number), reverse=True):
+            try:
+                self.store.size(attempt_name(number))  # a folder alone is no claim
+                return number
+            except MissingError:
+                continue
+        return None
 
     def save(self, step: int, groups: Groups, state: Mapping[str, Any]) -> Manifest:
         """Commit a checkpoint: `capture`, then `commit`."""

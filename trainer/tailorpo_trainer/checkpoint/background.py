@@ -7,26 +7,26 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from tailorpo_trainer import files
 from tailorpo_trainer.checkpoint.attempt import Attempt, Groups, Snapshot, capture
 from tailorpo_trainer.checkpoint.format import Manifest
-from tailorpo_trainer.errors import ResourceError, TailorPOError, UnavailableError
+from tailorpo_trainer.errors import TailorPOError
+from tailorpo_trainer.files import TRANSIENT
 
 logger = logging.getLogger(__name__)
 
-TRIES = 7
-"""Tries of one commit; botocore retries each request besides."""
+TRIES, FIRST_PAUSE, LONGEST_PAUSE = files.TRIES, files.FIRST_PAUSE, files.LONGEST_PAUSE
+"""Of one commit, as of a file of results; botocore retries each request besides."""
 
-FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
-"""Seconds between tries. The pause doubles each time, with jitter, so that many runs do not retry at once."""
-
-TRANSIENT = (UnavailableError, ResourceError)
-"""Errors that may end by themselves: a store that does not answer, or that has no space."""
+LOOK_SECONDS = 5.0
+"""Seconds between two looks for a newer attempt while there is nothing to write."""
 
 
 class BackgroundWriter:
     """One background thread that hashes and commits snapshots, and deletes old checkpoints.
 
     At most one snapshot is being written and one is queued, which bounds memory: with a third one, `save` blocks.
+    When `taken_over` says that a newer attempt owns the storage, nothing more is written and all snapshots are dropped.
     A commit that fails is retried for about a minute. After `max_failures` failed commits in a row, or after an error
     that a retry cannot solve, the writer stops: then `save`, `submit`, `check` and `close` raise that error.
     """
@@ -39,12 +39,17 @@ class BackgroundWriter:
         before: Callable[[int], None] | None = None,
         after: Callable[[Manifest, float], None] | None = None,
         failed: Callable[[int, TailorPOError], None] | None = None,
+        taken_over: Callable[[], bool] = lambda: False,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        """Hooks run in the thread, and their exceptions are only logged: `before` a commit with its step, `after` it
-        with its manifest and its seconds including retries, and `failed` with step and error after each failed try."""
+        """`taken_over` is asked before each commit, and every few seconds.
+
+        Hooks run in the thread, and their exceptions are only logged: `before` a commit with its step, `after` it with
+        its manifest and its seconds including retries, and `failed` with step and error after each failed try.
+        """
         self.attempt, self.keep, self.max_failures = attempt, keep, max_failures
         self._before, self._after, self._failed, self._sleep = before, after, failed, sleep
+        self._taken_over = taken_over
         self._changed = threading.Condition()
         self._waiting: Snapshot | None = None
         self._closing = False
@@ -83,7 +88,7 @@ class BackgroundWriter:
         self.check()
         if self._last_error is not None:
             raise self._last_error
-        if self._prune_pending:
+        if self._prune_pending and not self._is_taken_over():
             self._prune()
 
     def _wait_for_room(self) -> None:
@@ -104,14 +109,19 @@ class BackgroundWriter:
     def _write_next(self) -> bool:
         """Write the next snapshot; False if there is none. A thread that waits holds no reference to a snapshot."""
         snapshot = self._take()
-        if snapshot is not None:
+        if snapshot is not None and not self._is_taken_over():
             self._write(snapshot)
         return snapshot is not None
 
     def _take(self) -> Snapshot | None:
         with self._changed:
             while self._waiting is None and not self._closing:
-                self._changed.wait()
+                if not self._changed.wait(LOOK_SECONDS):
+                    self._changed.release()  # the store may take long to answer
+                    try:
+                        self._is_taken_over()
+                    finally:
+                        self._changed.acquire()
             snapshot, self._waiting = self._waiting, None
             self._changed.notify_all()
             return snapshot
@@ -150,6 +160,15 @@ class BackgroundWriter:
                 self._sleep(wait)
                 pause = min(2 * pause, LONGEST_PAUSE)
         raise AssertionError
+
+    def _is_taken_over(self) -> bool:
+        try:
+            if taken := self._taken_over():
+                self._last_error = None  # what could not be written is of no use any more
+            return taken
+        except TailorPOError as error:  # what is wrong with the store shows in the next commit
+            logger.debug("no look for a newer attempt: %s", error)
+            return False
 
     def _prune(self) -> None:
         """An error here does not end the run: old checkpoints only cost space."""

@@ -20,7 +20,11 @@ class Difference(NamedTuple):
     new: Any
 
     def __str__(self) -> str:
-        return f"{self.path}: {_show(self.old)} there, {_show(self.new)} here"
+        return self.between("there", "here")
+
+    def between(self, old: str, new: str) -> str:
+        """One line with both values and where they are."""
+        return f"{self.path}: {_show(self.old)} {old}, {_show(self.new)} {new}"
 
 
 def defining(spec: Spec) -> dict[str, Any]:

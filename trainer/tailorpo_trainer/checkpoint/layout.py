@@ -54,5 +54,11 @@ def output_prefix(attempt: int) -> str:
     return f"attempt-{attempt:04d}/output/"
 
 
+def attempt_number(folder: str) -> int | None:
+    """The number of the attempt whose folder has this name."""
+    match = _OWNED.match(f"{folder}/x")
+    return int(match[1]) if match else None
+
+
 def attempt_name(number: int) -> str:
     return f"attempt-{number:04d}/attempt.json"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from tailorpo_trainer.spec.job import TailorPOJob
     from tailorpo_trainer.telemetry.exporters import TelemetryOptions
     from tailorpo_trainer.telemetry.termination import TerminationReporter
+
+
+LOADING = "loading PyTorch and the model: this may take a minute"
 
 
 @dataclass
@@ -41,13 +45,15 @@ def _rank_arguments(
     return arguments + [option for option, asked in given.items() if asked]
 
 
-def _launch(job: TailorPOJob, layout: WorldLayout, arguments: list[str]) -> int:
+def _launch(job: TailorPOJob, layout: WorldLayout, arguments: list[str], output: Path | None, base: Path) -> int:
+    from tailorpo_trainer.results import locations, run_folder
     from tailorpo_trainer.spec import rules
     from tailorpo_trainer.training import launch
 
     if problem := rules.shares_problem(job.spec, layout.size):
         raise ConfigurationError(f"spec.training.promptsPerIteration: {problem}")
-    rank, code, _ = launch.launch(arguments, layout, job.spec.run_policy)
+    progress = run_folder.RunFolder(locations.choose(job, output, base).output).progress
+    rank, code, _ = launch.launch(arguments, layout, job.spec.run_policy, progress)
     if code:
         message(f"rank {rank} of {layout.size} ended first, with exit code {code}")
     return code
@@ -170,9 +176,10 @@ def run(
     need_trainer()
     if processes * nodes > 1 and "RANK" not in os.environ:
         layout = WorldLayout(processes, nodes, node_rank, master_addr, master_port)
-        raise click.exceptions.Exit(
-            _launch(job, layout, _rank_arguments(file, output, overrides, fresh, display, telemetry))
-        )
+        ranks = _rank_arguments(file, output, overrides, fresh, display, telemetry)
+        raise click.exceptions.Exit(_launch(job, layout, ranks, output, file.parent))
+    if display in ("auto", "plain") and "torch" not in sys.modules and os.environ.get("RANK", "0") == "0":
+        message(LOADING)
     from tailorpo_trainer.training import loop
 
     loop.run(job, output, base=file.parent, fresh=fresh, display=display, telemetry=telemetry, reporter=reporter)

@@ -23,12 +23,21 @@ class Stop:
 
     def __init__(self) -> None:
         self.requested: str | None = None
+        self.taken_over = False
         self._at_once = False
 
     def check(self) -> None:
         """Raise `StopRequested` if a signal asked to stop."""
         if self.requested:
             raise StopRequested
+
+    def take_over(self, successor: str) -> None:
+        """Request a stop because another process owns this run's storage or folder; callable from any thread.
+
+        successor: a noun, such as `attempt 2`.
+        """
+        self.taken_over = True
+        self.requested = self.requested or f"{successor}, which has taken over,"
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
@@ -75,6 +84,9 @@ class Stop:
 
     def error(self, done: int | None, total: int) -> StoppedError:
         """The error that the process ends with, after so many iterations; None: it was still loading."""
+        if self.taken_over:
+            when = "while it was loading" if done is None else f"after iteration {done} of {total}"
+            return StoppedError(f"stopped by {self.requested} {when}: nothing more was saved here")
         if done:
             return StoppedError(
                 f"stopped by {self.requested} after iteration {done} of {total}; the same command goes on from there"

@@ -15,33 +15,55 @@ LAUNCHER = "TAILORPO_LAUNCHER"
 
 CHECK_SECONDS = 1.0
 
+LOADING_SECONDS = 1800.0
+"""Least limit before training begins: libraries, a model and a checkpoint may take long, above all when several
+processes load them at once."""
+
+
+class Beat:
+    """Called at each sign of progress. limit: seconds that may pass without one; `begin` sets that of the training."""
+
+    def __init__(self, seconds: float, loading: float, clock: Callable[[], float]) -> None:
+        self.seconds, self.clock = seconds, clock
+        self.limit = max(seconds, loading)
+        self.last = clock()
+
+    def __call__(self) -> None:
+        self.last = self.clock()
+
+    def begin(self) -> None:
+        """The loading is over."""
+        self()
+        self.limit = self.seconds
+
 
 @contextmanager
 def watching(
-    seconds: float, end: Callable[[int], None] = os._exit, clock: Callable[[], float] = time.monotonic
-) -> Iterator[Callable[[], None]]:
-    """Inside, `seconds` without a call of the yielded function end the process with exit code 74.
+    seconds: float,
+    end: Callable[[int], None] = os._exit,
+    clock: Callable[[], float] = time.monotonic,
+    loading: float = 0.0,
+) -> Iterator[Beat]:
+    """Inside, `seconds` without a call of what is yielded end the process with exit code 74.
+
+    Until its method `begin` is called, `loading` seconds are allowed, if those are more.
 
     The stack of every thread is written to standard error first. A thread of its own watches, since the one that hangs
     cannot. It does not notice code that never releases the interpreter's lock.
     """
-    last_beat = clock()
+    beat = Beat(seconds, loading, clock)
     over = threading.Event()
     launcher = os.environ.get(LAUNCHER)
-
-    def beat() -> None:
-        nonlocal last_beat
-        last_beat = clock()
 
     def watch() -> None:
         while not over.wait(min(CHECK_SECONDS, seconds / 4)):
             if launcher is not None and os.getppid() != int(launcher):
                 end(ExitCode.INTERRUPTED)
                 return
-            if clock() - last_beat > seconds:
+            if clock() - beat.last > (limit := beat.limit):
                 rank = os.environ.get("RANK", "0")
                 print(
-                    f"error: rank {rank} made no progress for {seconds:g} s (spec.runPolicy.stallTimeoutSeconds); "
+                    f"error: rank {rank} made no progress for {limit:g} s (spec.runPolicy.stallTimeoutSeconds); "
                     "this is where its threads stand:",
                     file=sys.stderr,
                     flush=True,

@@ -23,6 +23,7 @@ from torch.distributed.rendezvous import rendezvous as rendezvous_by
 
 from tailorpo_trainer.distributed.signals import Stop, StopRequested
 from tailorpo_trainer.distributed.torch_errors import translated
+from tailorpo_trainer.distributed.watchdog import LOADING_SECONDS
 from tailorpo_trainer.errors import StalledError, TailorPOError, status
 
 PREFIX, END = "tailorpo", "end"
@@ -167,6 +168,12 @@ class World:
             dist.broadcast(buffer, 0)
         return buffer.numpy().tobytes()
 
+    def everyone(self, data: bytes) -> list[bytes]:
+        """The bytes of each process, in rank order, everywhere."""
+        self._vote_to_continue()
+        rows = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
+        return [each.numpy().tobytes() for each in self._gather(rows)]
+
     def same(self, tensors: Mapping[str, Tensor]) -> None:
         """Assert that all processes hold the same bits.
 
@@ -272,7 +279,7 @@ def join(stop: Stop, rendezvous: float, stall: float) -> Iterator[World]:
 
     Args:
         rendezvous: seconds to wait for the others at the beginning.
-        stall: seconds after which a process that makes no progress ends; a collective waits a little longer.
+        stall: seconds after which a process that makes no progress ends; a collective waits longer.
     Raises:
         StalledError: when the others do not come.
     """
@@ -287,7 +294,8 @@ def join(stop: Stop, rendezvous: float, stall: float) -> Iterator[World]:
             store=PrefixStore("c10d", store),
             rank=rank,
             world_size=size,
-            timeout=timedelta(seconds=stall + MARGIN_SECONDS),
+            # Long enough for a peer that is still loading; whoever hangs or waits later ends by its own watchdog.
+            timeout=timedelta(seconds=max(stall, LOADING_SECONDS) + MARGIN_SECONDS),
         )
     try:
         yield World(stop, rank, size, PrefixStore(PREFIX, store))

@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 from tailorpo_trainer.document.problems import Loc, printable
-from tailorpo_trainer.document.schema import field_at, fields, model_at
+from tailorpo_trainer.document.schema import field_at, fields, is_map, model_at
 from tailorpo_trainer.document.source import resolve
+from tailorpo_trainer.spec.job import Spec
 from tailorpo_trainer.spec.types import PATTERNS
 
 _TRUE = {"y", "yes", "on", "true"}
@@ -22,6 +23,8 @@ def explain(loc: Loc, kind: str, given: Any, context: Mapping[str, Any], fallbac
     match kind:
         case "extra_forbidden":
             model = model_at(loc[:-1])
+            if len(loc) == 1 and loc[0] in fields(Spec):
+                return f"unknown field: did you mean 'spec.{loc[0]}'?"
             return f"unknown field{nearest(str(loc[-1]), list(fields(model)) if model else [])}"
         case "missing":
             return f"is required{_purpose(loc)}"
@@ -48,9 +51,9 @@ def explain(loc: Loc, kind: str, given: Any, context: Mapping[str, Any], fallbac
         case "string_type":
             return f"{value} must be text{_quote_hint(given)}"
         case "model_type" | "model_attributes_type" | "dict_type":
-            return f"{value} must be a mapping"
+            return f"{value} must be a mapping{_mapping_hint(loc, given)}"
         case "list_type":
-            return f"{value} must be a list"
+            return f"{value} must be a list{_list_hint(loc, given)}"
         case "string_pattern_mismatch" if context["pattern"] in PATTERNS:
             return f"{value} {PATTERNS[context['pattern']]}"
         case "quantity":
@@ -110,10 +113,44 @@ def _number_hint(value: Any) -> str:
     if isinstance(resolve(value), int | float) and not isinstance(resolve(value), bool):
         return ": leave out the quotes"
     # kubectl's reader takes 010 for 8, others for 10: ours refuses it.
+    if re.fullmatch(r"[-+]?[0-9]+,[0-9]+", value):
+        return ": write the decimal point as '.'"
     bare = value.replace("_", "")
     if re.fullmatch(r"[-+]?[0-9]+(\.[0-9]*)?", bare):
         return ": without '_' and leading zeros"
     return ""
+
+
+def _list_hint(loc: Loc, value: Any) -> str:
+    """For one text where a list belongs, which is often meant as its entries: `to_q,to_k`."""
+    if not isinstance(value, str) or not value.strip():
+        return ""
+    parts = [value.strip()] if "://" in value else [part.strip() for part in value.split(",") if part.strip()]
+    model = model_at(loc)
+    if model is None:
+        return f": write [{', '.join(map(_plain, parts))}]"
+    named = "name" in fields(model) and "=" not in value
+    return f": write [{', '.join(f'{{name: {_plain(part)}}}' for part in parts)}]" if named else ""
+
+
+def _mapping_hint(loc: Loc, value: Any) -> str:
+    """For a text where a mapping belongs, which is often the name in it."""
+    if not isinstance(value, str) or not value.strip():
+        return ""
+    model, field = model_at(loc), field_at(loc)
+    if model is not None:
+        known = list(fields(model))
+        return f": write {{name: {_plain(value)}}}" if "name" in known else f": its fields are {', '.join(known)}"
+    key, separator, rest = value.partition(":")
+    if field is not None and is_map(field) and separator:
+        return f": write {{{_plain(key)}: {_plain(rest.strip())}}}, with a space after the colon"
+    return ""
+
+
+def _plain(text: str) -> str:
+    """A text as a YAML scalar in a flow sequence, in quotes where it needs them."""
+    bare = re.fullmatch(r"[A-Za-z0-9_./][A-Za-z0-9_./ -]*(://[A-Za-z0-9_./:-]+)?", text)
+    return text if bare and isinstance(resolve(text), str) else json.dumps(text, ensure_ascii=False)
 
 
 def _bool_hint(value: Any) -> str:

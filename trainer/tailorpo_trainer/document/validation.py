@@ -125,7 +125,7 @@ def _parse(data: Any, document: Document | None, source: str, overrides: Sequenc
         job = _with_stand_ins(data, broken)
     for violation in rules.violations(job.spec) if job else ():
         if not any(overlap(read, loc) for read in (violation.path, *violation.reads) for loc in broken):
-            report(violation.path, violation.message)
+            report(violation.path, violation.message + overriding.way_out(violation, overridden, data))
     if problems:
         raise DocumentError(sorted(set(problems), key=lambda problem: (problem.line or 0, problem.path)))
     assert job is not None
@@ -145,7 +145,7 @@ def _validated(data: dict[str, Any]) -> tuple[TailorPOJob | None, list[tuple[Loc
             errors.append((loc, sentence))
     errors += [
         (loc, f"{show(value)} must be a finite number")
-        for loc, value in _not_finite(_value_at(data, ("spec", "template")), ("spec", "template"))
+        for loc, value in _not_finite(overriding.value_at(data, ("spec", "template")), ("spec", "template"))
         if not any(overlap(loc, known) for known, _ in errors)
     ]
     return job, errors
@@ -180,7 +180,7 @@ def _prune_nulls(data: Any, model: type[BaseModel]) -> None:
 def _with_stand_ins(data: dict[str, Any], broken: Iterable[Loc]) -> TailorPOJob | None:
     """The document with stand-ins for wrong values, to check the rules that do not read those fields."""
     for loc in sorted(broken, key=len, reverse=True):
-        parent = _value_at(data, loc[:-1])
+        parent = overriding.value_at(data, loc[:-1])
         if isinstance(parent, dict) and loc:
             parent.pop(loc[-1], None)
         elif isinstance(parent, list):
@@ -201,12 +201,3 @@ def _fill(data: Any, model: type[BaseModel]) -> None:
         inner = inner_model(field)
         if inner is not None and name in data:
             _fill(data[name], inner)
-
-
-def _value_at(data: Any, loc: Loc) -> Any:
-    for key in loc:
-        try:
-            data = data[key]
-        except (KeyError, IndexError, TypeError):
-            return None
-    return data

@@ -6,10 +6,16 @@ import torch
 
 from tailorpo_trainer.diffusion.batch_sizes import batch_sizes
 from tailorpo_trainer.diffusion.policy import PRECISIONS
+from tailorpo_trainer.errors import ConfigurationError
 from tailorpo_trainer.estimate.architectures import Architecture
 from tailorpo_trainer.estimate.counts import Counts
 from tailorpo_trainer.estimate.network_costs import Networks, parameter_bytes
-from tailorpo_trainer.spec.job import Spec
+from tailorpo_trainer.models import sources
+from tailorpo_trainer.places import local_path
+from tailorpo_trainer.spec.job import Model, Spec
+
+LIBRARIES = 800 << 20
+"""Main memory of Python with torch, diffusers, transformers and PEFT: 0.74 to 0.77 GiB as measured on Linux."""
 
 MOMENTS = 2
 """AdamW's moments, each as large as the adapter."""
@@ -17,14 +23,16 @@ MOMENTS = 2
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes in one precision, without the rewards' networks, the libraries and fragmentation.
+    """Bytes in one precision, without the rewards' networks and fragmentation.
 
     Attributes:
         weights: of denoiser, decoders and text encoder. state: of adapter, gradient, AdamW's moments, moving average.
         update, update_checkpointed: forward and backward of one micro-batch, without and with gradient checkpointing.
         sampling: the largest forward without a gradient. decoding: one batch of pictures.
         guidance: the reward gradient of `tailorpo-g`, otherwise 0.
-        peak: weights, state and the largest of the others that the document's settings use.
+        peak: weights, state and the largest of the others that the document's settings use; without the libraries.
+        loading: main memory at the most while the model is loaded, with the libraries; also beside an accelerator.
+        main_memory: at the most of a run on a CPU, with the libraries.
     """
 
     precision: str
@@ -36,6 +44,8 @@ class Memory:
     decoding: int
     guidance: int
     peak: int
+    loading: int
+    main_memory: int
 
 
 @dataclass(frozen=True)
@@ -107,6 +117,8 @@ def memory(networks: Networks, run: Spec, counts: Counts, precision: str) -> Mem
         decoders += parameter_bytes(networks.scoring_decoder)
     weights = parameter_bytes(networks.unet) - adapter + decoders + parameter_bytes(networks.text_encoder)
     state = adapter * (2 + MOMENTS + (run.optimizer.ema_decay is not None))
+    peak = weights + state + max(update[checkpointing], sampling, decoding, guidance)
+    loading = LIBRARIES + _loading(networks, run)
     return Memory(
         precision=precision,
         weights=weights,
@@ -116,5 +128,33 @@ def memory(networks: Networks, run: Spec, counts: Counts, precision: str) -> Mem
         sampling=sampling,
         decoding=decoding,
         guidance=guidance,
-        peak=weights + state + max(update[checkpointing], sampling, decoding, guidance),
+        peak=peak,
+        loading=loading,
+        main_memory=max(loading, LIBRARIES + peak),
     )
+
+
+def _loading(networks: Networks, run: Spec) -> int:
+    """Bytes of all weights in float32, and of the largest file beside them if it is not in float32.
+
+    Weights are loaded in float32 whatever the precision is. A file in float32 is mapped into memory and used as it is;
+    one in 16 bits is there until its weights are converted.
+    """
+    parts = [networks.unet, networks.vae, networks.text_encoder]
+    if networks.scoring_decoder is not None:
+        parts.append(networks.scoring_decoder)
+    numbers = [sum(int(each.numel()) for each in part.parameters()) for part in parts]
+    numbers[0] -= sum(int(each.numel()) for each in networks.adapter)
+    return 4 * sum(numbers) + (2 * max(numbers) if _in_16_bits(run.model, numbers[0]) else 0)
+
+
+def _in_16_bits(model: Model, numbers: int) -> bool:
+    """Whether the file of a denoiser with so many numbers holds them in 16 bits; for a hub id, its variant says so."""
+    folder = local_path(model.name)
+    if folder is None or not folder.is_dir():
+        return model.variant is not None
+    try:
+        chosen = sources.choose_weights(sources.files_of(folder), model)
+        return sum((folder / name).stat().st_size for name in chosen if name.startswith("unet/")) < 3 * numbers
+    except (OSError, ConfigurationError):
+        return model.variant is not None

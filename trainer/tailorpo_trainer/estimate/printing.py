@@ -119,6 +119,8 @@ def _memory(estimate: "Estimate") -> Iterator[Row]:
         "decoding": f"decoding of {estimate.batches.decoding} pictures",
         "guidance": "reward gradient of the winners",
         "peak": "peak, about",
+        "loading": "main memory while loading",
+        "main_memory": "main memory on a CPU, about",
     }
     for name, title in lines.items():
         values = [getattr(item, name) for item in estimate.memory]

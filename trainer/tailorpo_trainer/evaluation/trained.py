@@ -1,5 +1,6 @@
 """Sample from a finished run and measure it, the base model beside the trained one."""
 
+import io
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from typing import Any
 
 import torch
 
-from tailorpo_trainer import checkpoint, models, rewards
+from tailorpo_trainer import checkpoint, files, models, rewards
 from tailorpo_trainer.diffusion.noise import Purpose
 from tailorpo_trainer.diffusion.policy import Policy
 from tailorpo_trainer.errors import DataError
@@ -72,12 +73,12 @@ def sample(
     """
     trained = load(folder)
     wanted = list(prompts) or trained.output.read_prompts()[1]
-    to.mkdir(parents=True, exist_ok=True)
+    files.make_folder(to)
     names = ["before", "after"] if before else ["after"]
     shown = {name: _sample(trained, wanted, images, seed, to, name) for name in names}
     texts = [wanted[number % len(wanted)] for number in range(images)]
     path = to / "sheet.png"
-    contact_sheet.compose(shown, texts[: contact_sheet.MOST], size).save(path)
+    _save(contact_sheet.compose(shown, texts[: contact_sheet.MOST], size), path)
     return path
 
 
@@ -89,11 +90,17 @@ def _sample(trained: TrainedRun, prompts: Sequence[str], images: int, seed: int,
         for _, pictures in measurement.picture_batches(policy, prompts, images, seed, batch, Purpose.SAMPLING):
             for picture in pictures.cpu():
                 image = contact_sheet.image(picture)
-                image.save(to / f"{number:0{digits}d}-{name}.png")
+                _save(image, to / f"{number:0{digits}d}-{name}.png")
                 if number < contact_sheet.MOST:
                     shown.append(image)
                 number += 1
     return shown
+
+
+def _save(image: Any, path: Path) -> None:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    files.replace(path, file.getvalue())
 
 
 def compare(folder: Path, images: int, prompts: Sequence[str] = (), seed: int | None = None) -> Comparison:

@@ -1,16 +1,16 @@
 """The LoRA adapter: attached to the denoiser, initialised, and written."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from tailorpo_trainer import files
 from tailorpo_trainer.diffusion.noise import Purpose
 from tailorpo_trainer.diffusion.policy import Policy
-from tailorpo_trainer.errors import FULL, ConfigurationError, DataError, ResourceError
+from tailorpo_trainer.errors import ConfigurationError, DataError
 from tailorpo_trainer.models import lora_files
 from tailorpo_trainer.models.lora_files import FILE
 from tailorpo_trainer.spec.job import LoRA, TrainingSpec
@@ -97,14 +97,7 @@ def _save(weights: Mapping[str, torch.Tensor], config: Any, folder: Path) -> Non
         "unet." + name.replace(".default.", "."): _scaled(name, value.detach().cpu(), config.lora_alpha, config.r)
         for name, value in weights.items()
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        (folder / FILE).write_bytes(_pack(layers, metadata))
-    except OSError as error:
-        if error.errno not in FULL:
-            raise
-        reason = os.strerror(error.errno)
-        raise ResourceError(f"{folder}: not written, the disk or quota is full ({reason})") from None
+    files.replace(folder / FILE, _pack(layers, metadata))
 
 
 def _scaled(name: str, value: torch.Tensor, alpha: float, to: float) -> torch.Tensor:

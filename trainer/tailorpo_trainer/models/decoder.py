@@ -9,6 +9,7 @@ import torch
 from tailorpo_trainer import s3
 from tailorpo_trainer.errors import ConfigurationError, DataError
 from tailorpo_trainer.models import hub, sources
+from tailorpo_trainer.places import local_path, missing_path
 from tailorpo_trainer.spec.job import ScoringDecoder
 from tailorpo_trainer.untrusted import read_json
 
@@ -74,10 +75,11 @@ def read_config(decoder: ScoringDecoder) -> Mapping[str, Any]:
 def _local_folder(decoder: ScoringDecoder, files: list[str]) -> Path:
     """The local folder with these files, which are downloaded first if necessary."""
     name, subject = decoder.name, _subject(decoder)
-    if name != sources.SHIPPED and not name.startswith(s3.SCHEME) and sources.local_path(name) is None:
-        if name.startswith((".", "/", "~")) or name.count("/") != 1:
+    if name != sources.SHIPPED and not name.startswith(s3.SCHEME) and local_path(name) is None:
+        why = missing_path(name) or (None if name.count("/") == 1 else "is no folder here")
+        if why is not None:
             raise ConfigurationError(
-                f"{subject} is no folder here; give {sources.SHIPPED!r}, a folder or s3:// prefix with an {CLASS}, or "
+                f"{subject} {why}; give {sources.SHIPPED!r}, a folder or s3:// prefix with an {CLASS}, or "
                 "a hub id such as 'madebyollin/taesd'"
             )
         return _download(decoder, files)

@@ -10,7 +10,7 @@ import torch
 from tailorpo_trainer import s3
 from tailorpo_trainer.errors import ConfigurationError, DataError
 from tailorpo_trainer.models.hub import hub_error, one_line
-from tailorpo_trainer.models.sources import local_path
+from tailorpo_trainer.places import local_path, missing_path
 from tailorpo_trainer.untrusted import read_json
 
 FILE = "pytorch_lora_weights.safetensors"
@@ -64,8 +64,9 @@ def _local_file(source: str, subject: str) -> Path:
     if (path := local_path(source)) is not None:
         name = _single_file([file.name for file in path.iterdir()] if path.is_dir() else [path.name], subject)
         return path / name if path.is_dir() else path
-    if source.startswith((".", "/", "~")) or source.count("/") != 1:
-        raise ConfigurationError(f"{subject} is no file or folder here: give one with a {FILE}")
+    why = missing_path(source, "file or folder") or (None if source.count("/") == 1 else "is no file or folder here")
+    if why is not None:
+        raise ConfigurationError(f"{subject} {why}: give one with a {FILE}")
     return _from_hub(source)
 
 

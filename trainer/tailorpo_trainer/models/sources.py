@@ -7,6 +7,7 @@ from typing import Any
 
 from tailorpo_trainer import s3
 from tailorpo_trainer.errors import ConfigurationError, DataError
+from tailorpo_trainer.places import local_path, missing_path
 from tailorpo_trainer.spec.job import Model
 from tailorpo_trainer.untrusted import read_json
 
@@ -36,21 +37,18 @@ def locate(model: Model) -> Path | str:
     folder = local_path(name)
     if folder is not None and folder.is_dir():
         return _folder(model, folder)
-    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+    if folder is not None:
         raise ConfigurationError(
-            f"spec.model.name: {name!r} is no folder here; give {SHIPPED!r}, a folder with a {INDEX}, an s3:// prefix "
+            f"spec.model.name: {name!r} is a file: give the folder of a diffusers pipeline, as save_pretrained writes "
+            "it (StableDiffusionPipeline.from_single_file reads a single file)"
+        )
+    why = missing_path(name) or (None if name.count("/") == 1 else "is no folder here")
+    if why is not None:
+        raise ConfigurationError(
+            f"spec.model.name: {name!r} {why}; give {SHIPPED!r}, a folder with a {INDEX}, an s3:// prefix "
             "of one, or a hub id such as 'stable-diffusion-v1-5/stable-diffusion-v1-5'"
         )
     return name
-
-
-def local_path(name: str) -> Path | None:
-    """The local file or folder of this name, or None."""
-    try:
-        path = Path(name).expanduser()
-        return path if path.exists() else None
-    except (OSError, RuntimeError):  # the name is too long for a file, or the home of an unknown user
-        return None
 
 
 def _folder(model: Model, folder: Path) -> Path:

@@ -8,9 +8,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from tailorpo_trainer.errors import ConfigurationError
+from tailorpo_trainer import files
 from tailorpo_trainer.report import number_format
-from tailorpo_trainer.results.run_folder import write_text
 
 TEMPLATES = Path(__file__).with_name("templates")
 
@@ -38,10 +37,6 @@ def embed(values: Mapping[str, Any]) -> Markup:
 
 
 def save(text: str, to: Path) -> Path:
-    """Write a page atomically. Raises `ConfigurationError` if it cannot be written."""
-    try:
-        to.parent.mkdir(parents=True, exist_ok=True)
-        write_text(to, text)
-    except OSError as error:
-        raise ConfigurationError(f"{to} cannot be written: {error.strerror}") from None
+    """Write a page atomically. Raises as `files.replace`."""
+    files.replace(to, text)
     return to

@@ -8,10 +8,12 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from tailorpo_trainer import files, prompts
 from tailorpo_trainer.checkpoint import MissingError, Ref, Store, layout
 from tailorpo_trainer.checkpoint.lineage import ancestors
 from tailorpo_trainer.errors import TailorPOError
-from tailorpo_trainer.results.run_folder import RESULT_BYTES, RunFolder, parse_metrics, write_text
+from tailorpo_trainer.results.run_folder import RESULT_BYTES, RunFolder, parse_metrics
+from tailorpo_trainer.untrusted import parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -87,6 +89,29 @@ def is_published(store: Store, attempt: int) -> bool:
     return any(layout.output_prefix(number) + "report.html" in names for number in later)  # the report is copied last
 
 
+def earlier_prompts(store: Store, attempt: int, folder: RunFolder, digest: str | None) -> list[str] | None:
+    """The training prompts of an attempt, from the output folder or else from the storage; None if neither has them.
+
+    digest: that of these prompts, if it is known; without it the folder is believed.
+    """
+
+    def local() -> list[str]:
+        return folder.read_prompts()[0]
+
+    def copied() -> list[str]:
+        values = parse_json(store.read(layout.output_prefix(attempt) + folder.prompts.name, RESULT_BYTES))
+        return [str(prompt) for prompt in values["training"]]
+
+    for read in (local, copied):
+        try:
+            found = read()
+        except (TailorPOError, OSError, ValueError, KeyError, TypeError):
+            continue
+        if digest in (None, prompts.digest(found)):
+            return found
+    return None
+
+
 def restore(store: Store, attempt: int, step: int, folder: RunFolder) -> set[str]:
     """Copy the history up to a checkpoint from the storage to the run folder, where the folder has less of it.
 
@@ -110,12 +135,11 @@ def _restore(store: Store, attempt: int, step: int, folder: RunFolder, pictures:
     if remote != local:
         if len(remote) < len(local):
             return
-        write_text(folder.metrics, "".join(json.dumps(line) + "\n" for line in remote))
+        files.replace(folder.metrics, "".join(json.dumps(line) + "\n" for line in remote))
         shutil.rmtree(folder.samples, ignore_errors=True)  # they may be another run's
     for name, key in pictures.items():
         if not (path := folder.root / name).exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(store.read(key, RESULT_BYTES))
+            files.replace(path, store.read(key, RESULT_BYTES))
 
 
 def _until(step: int, lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -15,12 +15,12 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tailorpo_trainer import document
-from tailorpo_trainer.errors import ConfigurationError, DataError
+from tailorpo_trainer import document, files
+from tailorpo_trainer.errors import FULL, LOST, ConfigurationError, DataError, error_of_file
 from tailorpo_trainer.spec.job import TailorPOJob
 from tailorpo_trainer.untrusted import parse_json, read_file, read_json
 
@@ -44,6 +44,8 @@ class RunFolder:
         try:
             self.root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
+            if error.errno in (*FULL, *LOST):
+                raise error_of_file(error, self.root) from None
             raise ConfigurationError(f"--output {self.root}: cannot be created: {error.strerror}") from None
 
     def read_job(self) -> TailorPOJob:
@@ -117,20 +119,9 @@ def finite(values: Any) -> Any:
 
 
 def write_json(path: Path, values: Mapping[str, Any] | Sequence[Any]) -> None:
-    """Replace a JSON file atomically: a reader gets either the old or the new content."""
-    write_text(path, json.dumps(finite(values), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a text file atomically. Raises `ConfigurationError` without permission to write."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
-        os.replace(temporary, path)
-    except PermissionError as error:
-        raise ConfigurationError(f"{path}: cannot be written: {error.strerror}") from None
-    finally:
-        temporary.unlink(missing_ok=True)  # also after a second Ctrl-C
+    """Replace a JSON file atomically: a reader gets either the old or the new content. Raises as `files.replace`."""
+    text = json.dumps(finite(values), indent=2, ensure_ascii=False, allow_nan=False)
+    files.replace(path, text + "\n")
 
 
 def overwrite(path: Path, data: bytes) -> None:
@@ -143,12 +134,11 @@ def overwrite(path: Path, data: bytes) -> None:
         os.close(descriptor)
 
 
-def append_metrics(path: Path, line: Mapping[str, Any]) -> None:
-    """Append a line to `metrics.jsonl`; it must be `finite` already."""
-    with path.open("a", encoding="utf-8") as out:
-        out.write(json.dumps(line, allow_nan=False) + "\n")
+def append_metrics(path: Path, line: Mapping[str, Any], may: Callable[[], bool] = lambda: True) -> None:
+    """Append a line to `metrics.jsonl`, if `may` allows it with the file open; it must be `finite` already."""
+    files.append(path, json.dumps(line, allow_nan=False) + "\n", may)
 
 
 def rewrite_metrics(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
     """Replace `metrics.jsonl` by these lines."""
-    write_text(path, "".join(json.dumps(finite(line), allow_nan=False) + "\n" for line in lines))
+    files.replace(path, "".join(json.dumps(finite(line), allow_nan=False) + "\n" for line in lines))

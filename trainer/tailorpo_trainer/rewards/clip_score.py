@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tailorpo_trainer.errors import ConfigurationError, TailorPOError
+from tailorpo_trainer.places import local_path, missing_path
 
 Found = TypeVar("Found")
 
@@ -153,6 +154,9 @@ def _translated(model: str, read: Callable[[str], Found]) -> Found:
             f"model: {model!r} is no folder here and no hub id: give a CLIPModel's folder, "
             "or an id such as 'openai/clip-vit-large-patch14'"
         )
+    why = None if is_folder else "is a file" if local_path(model) else missing_path(model)
+    if why is not None:
+        raise ConfigurationError(f"model: {model!r} {why}: give a CLIPModel's folder, or a hub id")
     try:
         return read(model)
     except (TailorPOError, MemoryError):

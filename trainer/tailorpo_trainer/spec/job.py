@@ -352,6 +352,12 @@ class Checkpoint(SpecModel):
         description="PEM file of the certificates to trust, as a path beside the document. Default: `AWS_CA_BUNDLE`, "
         "or the system's. `s3://` only.",
     )
+    checksums: Literal["when_supported", "when_required"] | None = Field(
+        None,
+        description="Whether requests to S3 carry checksums, in the words of Amazon's SDKs. Default: "
+        "`AWS_REQUEST_CHECKSUM_CALCULATION`, or `when_supported`, and `when_required` for a server that refuses them. "
+        "`s3://` only.",
+    )
     sse_kms_key_id: Text | None = Field(
         None,
         description="Key that the server encrypts objects with (SSE-KMS). Default: the bucket's own. `s3://` only.",
@@ -382,7 +388,7 @@ class RunPolicy(SpecModel):
         ge=1,
         le=7 * 86_400,
         description="Seconds without any progress (a denoiser call, an update) after which a process ends with exit "
-        "code 74.",
+        "code 74. While it loads, at least 1800.",
     )
     termination_grace_period_seconds: int = Field(
         120, ge=1, le=86_400, description="Seconds for a checkpoint between a request to stop and the kill."
@@ -433,8 +439,10 @@ NOT_IN_EXPERIMENT["training"] = {
     "gradient_checkpointing",
     "vae_slicing",
 }
-"""Fields of `Spec` that do not define the experiment: where it runs, its evaluation and checkpoints, its length and its
-batch sizes. All of these may change when a run is resumed; batch sizes change only how sums round."""
+NOT_IN_EXPERIMENT["rewards"] = {"__all__": {"endpoints", "timeout_seconds", "retries", "batch_size"}}
+"""Fields of `Spec` that do not define the experiment: where it runs, its evaluation and checkpoints, its length, its
+batch sizes, and how a scorer is reached. All of these may change when a run is resumed; batch sizes change only how
+sums round."""
 
 
 class Metadata(BaseModel):

@@ -48,7 +48,7 @@ REWARD_PARAMETERS = {
 }
 PLUGIN_PARAMETERS = {"parameters", "model", "batch_size"}
 
-S3_SETTINGS = ("endpoint", "region", "path_style", "ca_file", "sse_kms_key_id")
+S3_SETTINGS = ("endpoint", "region", "path_style", "ca_file", "checksums", "sse_kms_key_id")
 """Fields of `Checkpoint` that only S3 servers use."""
 
 
@@ -102,7 +102,8 @@ def one_prompt_source(spec: Spec) -> Iterator[Violation]:
     for path, prompts in sources:
         given = [alias(Prompts, field) for field in Prompts.model_fields if getattr(prompts, field) is not None]
         if len(given) != 1:
-            yield Violation(path, (), f"needs exactly one of {or_list(names)}, has {and_list(given) or 'none'}")
+            message = f"needs exactly one of {or_list(names)}, has {and_list(given) or 'none'}"
+            yield Violation(path, (), message, exclusive=len(given) > 1)
 
 
 def trained_steps(spec: Spec) -> Iterator[Violation]:

@@ -10,11 +10,15 @@ Path = tuple[str | int, ...]
 
 @dataclass(frozen=True)
 class Violation:
-    """A broken rule: the field it concerns, the other fields that it read, and the message for the user."""
+    """A broken rule: the field it concerns, the other fields that it read, and the message for the user.
+
+    exclusive: whether too many of the fields in `path` are given.
+    """
 
     path: Path
     reads: tuple[Path, ...]
     message: str
+    exclusive: bool = False
 
 
 def alias(model_or_instance: BaseModel | type[BaseModel], field: str) -> str:

@@ -12,12 +12,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tailorpo_trainer import errors
+from tailorpo_trainer import errors, files
 from tailorpo_trainer.results.run_folder import overwrite, write_json
 from tailorpo_trainer.spec.progress import MESSAGE_LENGTH, Progress, shorten
 
 LIMIT = 4096
 """Bytes that a kubelet reads of a container's termination message."""
+
+ABORT_SECONDS = 3.0
+"""How long the end of a process that hangs waits for the disk of `progress.json`."""
 
 VARIABLE = "TAILORPO_TERMINATION_LOG"
 DEFAULT = Path("/dev/termination-log")
@@ -56,6 +59,11 @@ class TerminationReporter:
             self._file = file
             self.report(self.progress)
 
+    def release(self) -> None:
+        """Write no more to the file of `keep_in`, which another run has taken over."""
+        with self._lock:
+            self._file = None
+
     def end(self, error: BaseException, status: int | None = None) -> None:
         """Report that this error ends the process. An earlier end with the same exit status stays. Never fails."""
         status = errors.status(error) if status is None else status
@@ -64,15 +72,24 @@ class TerminationReporter:
             if last.error is None or last.error.exit_code != status:
                 last = last.ended(error, status)
             try:
-                self.report(last)
+                with files.one_try():
+                    self.report(last)
             except (OSError, errors.TailorPOError):
                 if self._file is not None:  # the disk is full, but a file that exists can still be changed in place
                     with suppress(OSError):
                         overwrite(self._file, (json.dumps(last.to_dict(), ensure_ascii=False) + "\n").encode())
 
     def abort(self, error: BaseException, status: int) -> None:
-        """Write an end to the termination message only, without waiting for a thread or disk that may hang."""
-        write(self.progress.ended(error, status))
+        """Write an end to the termination message, without waiting for a thread or a disk that may hang.
+
+        `progress.json` gets it too, if its disk answers within some seconds.
+        """
+        last = self.progress.ended(error, status)
+        write(last)
+        if (file := self._file) is not None:
+            thread = threading.Thread(target=_write_last, args=(file, last), daemon=True)
+            thread.start()
+            thread.join(ABORT_SECONDS)
 
 
 def targets() -> list[Path]:
@@ -90,6 +107,11 @@ def write(progress: Progress, path: Path | None = None) -> None:
     for target in [path] if path else targets():
         with suppress(OSError):  # the exit status still says why the process ended
             overwrite(target, encode(progress))
+
+
+def _write_last(file: Path, progress: Progress) -> None:
+    with files.one_try(), suppress(errors.TailorPOError):
+        write_json(file, progress.to_dict())
 
 
 def read(path: Path) -> Progress | None:

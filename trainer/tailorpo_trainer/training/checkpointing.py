@@ -26,10 +26,19 @@ class Checkpointing:
             before=publisher.publish_history if publisher else None,
             after=self._committed,
             failed=recorder.checkpoint_failed,
+            taken_over=self.is_taken_over,
         )
+
+    def is_taken_over(self) -> bool:
+        """Whether a newer attempt or another run owns the storage or the output folder: then nothing is written."""
+        if self.recorder.owns() and (newer := self.attempt.successor()):
+            self.recorder.release(f"attempt {newer}")
+        return not self.recorder.writes
 
     def save(self, iteration: int, groups: Groups, state: Mapping[str, Any]) -> None:
         """Copy the state, and commit it while training goes on. Raises the error that stopped the writer."""
+        if not self.recorder.writes:
+            return
         self.writer.save(iteration, groups, state, self.recorder.evaluation_reward(iteration))
 
     def check(self) -> None:
@@ -46,7 +55,7 @@ class Checkpointing:
 
     def publish(self, strict: bool) -> None:
         """Copy the final results to the storage, if it is not the run folder. strict: raise if that fails."""
-        if self.publisher is not None:
+        if self.publisher is not None and not self.is_taken_over():
             self.publisher.publish_all(strict)
 
     def _committed(self, manifest: Manifest, seconds: float) -> None:

@@ -19,11 +19,14 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from tailorpo_trainer.distributed.watchdog import LAUNCHER
-from tailorpo_trainer.errors import ExitCode, StalledError, cause_order, describe_exit
+from tailorpo_trainer.errors import SIGKILLED, ExitCode, NoProgressError, StalledError, cause_order, describe_exit
 from tailorpo_trainer.untrusted import read_json
 
 if TYPE_CHECKING:
     from tailorpo_trainer.spec.job import RunPolicy
+    from tailorpo_trainer.spec.progress import Progress
+
+log = logging.getLogger(__name__)
 
 REPORTS = "TAILORPO_REPORTS"
 """Folder where each rank leaves its termination message, `RANK.json`, for the launcher to choose from."""
@@ -47,8 +50,12 @@ class WorldLayout:
         return self.processes * self.nodes
 
 
-def launch(arguments: Sequence[str], layout: WorldLayout, run_policy: "RunPolicy") -> tuple[int, int, dict[str, Any]]:
+def launch(
+    arguments: Sequence[str], layout: WorldLayout, run_policy: "RunPolicy", progress: Path | None = None
+) -> tuple[int, int, dict[str, Any]]:
     """Run `tailorpo run ARGUMENTS` in every process; returns the decisive rank, exit code and termination message.
+
+    progress: the `progress.json` of the run, which a first rank that was killed leaves as if it were still running.
 
     Raises `StalledError` if the machines do not find each other in time.
     """
@@ -82,9 +89,16 @@ def launch(arguments: Sequence[str], layout: WorldLayout, run_policy: "RunPolicy
             ) from None
         messages = _read_messages(Path(folder))
         rank, code, message = decide(exit_codes, messages)
+        if hung := hung_ranks(exit_codes, messages):
+            note = f"rank {', '.join(map(str, hung))} did not stop when asked to, and was killed: it hung"
+            log.error("%s", note)
+            message = _with_note(message, note)
+            messages = messages | {rank: message}
         if layout.nodes > 1 and code != _exit_code(message):  # it announced no end, and processes elsewhere may wait
             announce_failure(layout.master_addr, layout.master_port, rank, f"it {describe_exit(code)}")
-        _write_message(rank, code, messages)
+        last = _write_message(rank, code, messages)
+        if code and progress is not None and layout.node_rank == 0:
+            _end_progress(progress, last)
         return rank, code, message
 
 
@@ -186,13 +200,44 @@ def decide(exit_codes: Mapping[int, int], messages: Mapping[int, dict[str, Any]]
     stated = {rank: _exit_code(message) for rank, message in messages.items()}
     # A message without an error may be that of a process that was killed, whose exit code only the agent knows.
     codes = dict(exit_codes) | {rank: code for rank, code in stated.items() if code}
+    for rank in hung_ranks(exit_codes, messages):
+        del codes[rank]
     if not codes:
         return 0, ExitCode.DONE, {}
     rank = min(codes, key=lambda rank: (cause_order(codes[rank]), rank))
     return rank, codes[rank], messages.get(rank, {})
 
 
-def _write_message(rank: int, code: int, messages: Mapping[int, dict[str, Any]]) -> None:
+def hung_ranks(exit_codes: Mapping[int, int], messages: Mapping[int, dict[str, Any]]) -> list[int]:
+    """The ranks that the agent had to kill after the watchdog of another one had ended that one.
+
+    A rank that the kernel kills is lost at once for its peers, which say so; nobody waits for it until a watchdog does.
+    """
+    waited = any(_error(message).get("class") == NoProgressError.__name__ for message in messages.values())
+    silent = (rank for rank, code in exit_codes.items() if code == SIGKILLED and not _exit_code(messages.get(rank, {})))
+    return sorted(silent) if waited else []
+
+
+def _with_note(message: Mapping[str, Any], note: str) -> dict[str, Any]:
+    error = _error(message)
+    return {**message, "error": {**error, "text": f"{error.get('text', '')}; {note}"}}
+
+
+def _end_progress(file: Path, last: "Progress") -> None:
+    """Write the end to `progress.json`, if it is this attempt's and says that the run goes on."""
+    from tailorpo_trainer.errors import TailorPOError
+    from tailorpo_trainer.results.run_folder import RESULT_BYTES, write_json
+    from tailorpo_trainer.spec.progress import Progress
+
+    try:
+        found = Progress.model_validate(read_json(file, RESULT_BYTES))
+        if found.phase == "Running" and (found.name, found.attempt) == (last.name, last.attempt):
+            write_json(file, last.to_dict())
+    except (OSError, ValueError, TailorPOError) as error:
+        log.debug("no end in %s: %s", file, error)
+
+
+def _write_message(rank: int, code: int, messages: Mapping[int, dict[str, Any]]) -> "Progress":
     """Write the pod's termination message: the progress of its first rank, and why the decisive rank ended."""
     from pydantic import ValidationError
 
@@ -207,17 +252,24 @@ def _write_message(rank: int, code: int, messages: Mapping[int, dict[str, Any]])
 
     last, error = progress(min(messages, default=rank)), progress(rank).error
     if code == ExitCode.DONE:
-        termination.write(last.replace(phase="Succeeded", eta_seconds=None, error=None))
-        return
+        last = last.replace(phase="Succeeded", eta_seconds=None, error=None)
+        termination.write(last)
+        return last
     if error is None or error.exit_code != code:
         text = f"rank {rank} {describe_exit(code)} and left no message"
         error = Error(class_="ProcessEnded", text=text, exit_code=code)
-    termination.write(last.ended_by(error.model_copy(update={"rank": rank})))
+    last = last.ended_by(error.model_copy(update={"rank": rank}))
+    termination.write(last)
+    return last
+
+
+def _error(message: Mapping[str, Any]) -> dict[str, Any]:
+    error = message.get("error")
+    return error if isinstance(error, dict) else {}
 
 
 def _exit_code(message: Mapping[str, Any]) -> int:
-    error = message.get("error")
-    return int(error.get("exitCode", 0)) if isinstance(error, dict) else 0
+    return int(_error(message).get("exitCode", 0))
 
 
 def _shell_exit_code(code: int) -> int:

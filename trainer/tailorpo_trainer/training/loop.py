@@ -10,15 +10,16 @@ from typing import NoReturn
 from tailorpo_trainer import estimate
 from tailorpo_trainer.diffusion.noise import Purpose, seed_globally
 from tailorpo_trainer.distributed.signals import Stop, StopRequested
-from tailorpo_trainer.distributed.watchdog import watching
+from tailorpo_trainer.distributed.watchdog import LOADING_SECONDS, watching
 from tailorpo_trainer.distributed.world import join
-from tailorpo_trainer.errors import ExitCode, StalledError, TailorPOError
+from tailorpo_trainer.errors import ExitCode, NoProgressError, StalledError, TailorPOError
 from tailorpo_trainer.results import locations
 from tailorpo_trainer.spec.job import TailorPOJob
 from tailorpo_trainer.telemetry.display import Kind
 from tailorpo_trainer.telemetry.exporters import TelemetryOptions, open_exporters
 from tailorpo_trainer.telemetry.termination import TerminationReporter
 from tailorpo_trainer.training import reporting
+from tailorpo_trainer.training.agreement import check_documents
 from tailorpo_trainer.training.session import Session
 from tailorpo_trainer.training.setup import initial_progress, open_session
 from tailorpo_trainer.training.updater import check_first_update
@@ -87,11 +88,13 @@ def run(
     with (
         Stop().listening() as stop,
         join(stop, run_policy.rendezvous_timeout_seconds, run_policy.stall_timeout_seconds) as world,
-        watching(run_policy.stall_timeout_seconds, partial(leave, reporter)) as world.beat,
+        watching(run_policy.stall_timeout_seconds, partial(leave, reporter), loading=LOADING_SECONDS) as beat,
         ExitStack() as stack,
     ):
+        world.beat = beat
         try:
             with world.end_together():
+                check_documents(job, world)
                 chosen = locations.choose(job, output, base)
                 exporters = open_exporters(
                     chosen.output, telemetry if world.first else None, reporter, job.spec,
@@ -101,6 +104,7 @@ def run(
                     job, chosen, base, fresh=fresh, world=world, reporter=reporter,
                     display=display, observers=stack.enter_context(exporters),
                 )  # fmt: skip
+            beat.begin()
             train_and_report(session)
         except StopRequested:  # before the session was open
             error = stop.error(None, job.spec.training.iterations)
@@ -127,8 +131,12 @@ def train_and_report(session: Session) -> None:
         text, unsaved = str(cause), session.save_before_end()
         if unsaved is not None and unsaved is not cause:
             text += f"; nor could the last checkpoint be written: {unsaved}"
-        done = session.iteration == session.iterations
-        where = "after the last iteration" if done else f"in iteration {session.iteration + 1}"
+        if session.recorder.incomplete:
+            where = f"recording iteration {session.iteration}"
+        elif session.iteration == session.iterations:
+            where = "after the last iteration"
+        else:
+            where = f"in iteration {session.iteration + 1}"
         end(session, type(cause)(f"{text} ({where})"))
     except Exception:
         with suppress(Exception):  # a bug must not lose a checkpoint that is being written
@@ -147,6 +155,8 @@ def end(session: Session, error: TailorPOError) -> NoReturn:
 
 def leave(reporter: TerminationReporter, code: int) -> None:
     """End the process at once, from the watchdog's thread: the disk of `progress.json` may be what hangs."""
-    reason = "no progress for too long" if code == ExitCode.STALLED else "the launcher of this process is gone"
-    reporter.abort(StalledError(f"{reason}: see its log"), code)
+    if code == ExitCode.STALLED:
+        reporter.abort(NoProgressError("no progress for too long: see its log"), code)
+    else:
+        reporter.abort(StalledError("the launcher of this process is gone: see its log"), code)
     os._exit(code)

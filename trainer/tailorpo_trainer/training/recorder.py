@@ -1,17 +1,20 @@
 """Records a run: `metrics.jsonl`, `progress.json`, pictures, alarms."""
 
+import io
 import math
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from tailorpo_trainer import files
 from tailorpo_trainer.errors import ExitCode, TailorPOError
 from tailorpo_trainer.evaluation.measurement import Measurement
+from tailorpo_trainer.results.ownership import Owner
 from tailorpo_trainer.results.run_folder import RunFolder, append_metrics, finite, rewrite_metrics
 from tailorpo_trainer.rollout.scoring import Scorer
 from tailorpo_trainer.spec.progress import Checkpoint, Metrics, Progress, Rates, redact
@@ -28,9 +31,10 @@ class Recorder:
     """Writes a run's figures to its folder, and passes each line on to the observers.
 
     Attributes:
-        writes: whether it writes files; of several processes only the first does.
+        writes: whether it writes files; of several processes only the first does, and only while it owns the folder.
         display: shows messages; it is the first of the observers.
         observers: receive each line of `metrics.jsonl`.
+        incomplete: whether the last iteration could not be recorded; a resume must begin before it.
         totals: work over all attempts: images, reward_queries, denoiser_forwards, … , seconds.
         lines: of `metrics.jsonl`; a number that is not finite is None there.
     """
@@ -42,12 +46,15 @@ class Recorder:
         self.display = Display()
         self.observers: Sequence[Observer] = ()
         self.phases = Phases()
+        self.incomplete = False
         self.totals: dict[str, float] = {}
         self.lines: list[dict[str, Any]] = []
         self._kinds: dict[str, list[dict[str, Any]]] = defaultdict(list)
         self._recent: deque[float] = deque(maxlen=20)
         self._raised: set[str] = set()
         self._since = time.perf_counter()
+        self._owner: Owner | None = None
+        self._taken_over: Callable[[str], None] = lambda successor: None
         self._lock = threading.RLock()  # checkpoints are recorded by another thread
         if writes:
             reporter.keep_in(folder.progress)
@@ -55,6 +62,27 @@ class Recorder:
     def show(self, display: Display, observers: Sequence[Observer] = ()) -> None:
         """Pass messages on to a display, and lines to it and to other observers."""
         self.display, self.observers = display, (display, *observers)
+
+    def own(self, owner: Owner, taken_over: Callable[[str], None]) -> None:
+        """Take the folder for this attempt. taken_over: called once with the successor, when another run takes it."""
+        if self.writes:
+            owner.take(self.folder.root)
+            self._owner, self._taken_over = owner, taken_over
+
+    def release(self, successor: str) -> None:
+        """Write nothing more, since another run owns the folder or the storage. Callable from any thread."""
+        with self._lock:
+            if self.writes:
+                self.writes = False
+                self.reporter.release()
+                self._taken_over(successor)
+
+    def owns(self) -> bool:
+        """Whether it writes files and no later run has taken the folder."""
+        successor = self._owner.successor(self.folder.root) if self.writes and self._owner else None
+        if successor is not None:
+            self.release(successor)
+        return self.writes
 
     def message(self, text: str) -> None:
         """Show a message that is no line of `metrics.jsonl`."""
@@ -129,7 +157,9 @@ class Recorder:
         if scorer.agreement.compared:
             line |= {"rank_agreement": scorer.agreement.share, "rank_agreement_pairs": scorer.agreement.compared}
         self.phases.seconds.clear()
+        self.incomplete = True
         self._write(line)
+        self.incomplete = False
         self._report(step=iteration)
         for alarm in alarms.from_iterations(self._kinds["iteration"][-alarms.ITERATIONS :]):
             self._alarm(iteration, alarm)
@@ -209,6 +239,7 @@ class Recorder:
             )
 
         with self._lock:
+            self.owns()
             self.reporter.update(changed)
 
     def _eta(self, step: int) -> float | None:
@@ -234,22 +265,22 @@ class Recorder:
             self.lines.append(values)
             self._kinds[values["kind"]].append(values)
             if self.writes:
-                append_metrics(self.folder.metrics, values)
+                append_metrics(self.folder.metrics, values, self.owns)
             for observer in self.observers:
                 observer.observe(values)
 
     def _write_pictures(self, iteration: int, pictures: Tensor) -> None:
-        if not self.writes:
+        if not self.owns():
             return
         from PIL import Image
 
-        folder = self.folder.sample(iteration, 0).parent
-        folder.mkdir(parents=True, exist_ok=True)
-        for old in folder.glob("*.png"):
-            old.unlink()
+        for old in self.folder.sample(iteration, 0).parent.glob("*.png"):
+            files.remove(old)
         values = (pictures * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
         for number, picture in enumerate(values):
-            Image.fromarray(picture).save(self.folder.sample(iteration, number))
+            file = io.BytesIO()
+            Image.fromarray(picture).save(file, "PNG")
+            files.replace(self.folder.sample(iteration, number), file.getvalue())
 
 
 def _by_step(values: Tensor, step: Tensor) -> dict[str, float]:

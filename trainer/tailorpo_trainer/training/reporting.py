@@ -2,7 +2,8 @@
 
 from contextlib import suppress
 
-from tailorpo_trainer import estimate, models, report
+from tailorpo_trainer import estimate, files, models, report
+from tailorpo_trainer.distributed.signals import StopRequested
 from tailorpo_trainer.errors import TailorPOError
 from tailorpo_trainer.results.run_folder import write_json
 from tailorpo_trainer.training.session import Session
@@ -27,10 +28,15 @@ def start_message(session: Session) -> str:
 
 
 def write_result(session: Session) -> None:
-    """Write the result: the adapter as diffusers loads it, and the report. Raises if it cannot be kept."""
+    """Write the result: the adapter as diffusers loads it, and the report.
+
+    Raises if it cannot be kept, and `StopRequested` if another run has taken over.
+    """
     if not session.world.first:
         return
     recorder, checkpointing = session.recorder, session.checkpointing
+    if checkpointing is not None and checkpointing.is_taken_over():
+        raise StopRequested
     adapter = recorder.folder.adapter
     with session.updater.averaged():
         models.save_adapter(session.policy, adapter)
@@ -43,14 +49,15 @@ def write_result(session: Session) -> None:
 
 def write_failure(session: Session, error: TailorPOError) -> None:
     """Record why the run ends, and write the report of what there is."""
-    with suppress(TailorPOError, OSError):  # a full disk refuses them, and `error` is the more important one
+    # A full disk refuses them, and `error` is the more important one.
+    with files.one_try(), suppress(TailorPOError, OSError):
         session.recorder.failed(error, session.world.peer_exit_code)
         _write_report(session)
 
 
 def _write_report(session: Session, strict: bool = False) -> None:
     """Write the report of the run so far, and publish the results. strict: raise if they cannot be published."""
-    if not session.world.first:
+    if not session.recorder.owns():
         return
     session.recorder.message(f"report: {report.write(session.recorder.folder.root)}")
     if session.checkpointing is not None:

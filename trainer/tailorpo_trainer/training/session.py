@@ -1,6 +1,7 @@
 """One process' run: everything that the loop needs, and how far it is."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -148,6 +149,8 @@ class Session:
         if self.saved_at == self.iteration or not between_iterations:
             return
         self.world.same(self.policy.adapter())
+        if self.recorder.incomplete:
+            return  # `metrics.jsonl` would lack this iteration for ever
         self.saved_at = self.iteration
         if self.checkpointing is None:
             return
@@ -156,12 +159,17 @@ class Session:
             state = state | self.position() | {"totals": self.recorder.totals}
             self.checkpointing.save(self.iteration, groups, state)
 
+    @cached_property
+    def _digest(self) -> str:
+        return prompts.digest(self.prompts)
+
     def position(self) -> dict[str, Any]:
         """The position in data and noise. For information only: both are functions of the seed and the iteration."""
         training = self.run.training
         drawn = self.iteration * training.prompts_per_iteration
+        data = {"prompts_drawn": drawn, "packs_used_up": drawn // len(self.prompts), "prompts_sha256": self._digest}
         return {
-            "data": {"prompts_drawn": drawn, "packs_used_up": drawn // len(self.prompts)},
+            "data": data,
             "noise": {"seed": training.seed, "next_iteration": self.iteration},
         }
 

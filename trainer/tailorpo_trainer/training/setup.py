@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from tailorpo_trainer import checkpoint, document, methods, models, prompts, rewards
+from tailorpo_trainer import checkpoint, document, files, methods, models, prompts, rewards
 from tailorpo_trainer.diffusion.policy import Policy
 from tailorpo_trainer.distributed.world import World
 from tailorpo_trainer.errors import ConfigurationError
 from tailorpo_trainer.results import publishing
 from tailorpo_trainer.results.locations import Locations
-from tailorpo_trainer.results.run_folder import RunFolder, write_json, write_text
+from tailorpo_trainer.results.ownership import Owner
+from tailorpo_trainer.results.run_folder import RunFolder, write_json
 from tailorpo_trainer.rewards.weighted_sum import RewardSum
 from tailorpo_trainer.spec import rules
 from tailorpo_trainer.spec.job import Spec, TailorPOJob
@@ -22,6 +23,7 @@ from tailorpo_trainer.telemetry.display import Display, Kind, open_display
 from tailorpo_trainer.telemetry.observer import Observer
 from tailorpo_trainer.telemetry.termination import TerminationReporter
 from tailorpo_trainer.training import reporting
+from tailorpo_trainer.training.agreement import check_contents
 from tailorpo_trainer.training.checkpointing import Checkpointing
 from tailorpo_trainer.training.environment import environment
 from tailorpo_trainer.training.recorder import Recorder
@@ -118,9 +120,13 @@ def prepare(
         if each is not None:
             each.interruptible = world.interruptible
     policy.check_stop = world.check
+    contents = {"prompts": training_prompts, "evaluation.prompts": held_out}
+    check_contents(contents, policy.adapter(), world)
     updater = Updater(policy, method, run, world)
     if world.first:
-        write_text(folder.job, document.dump(locations.job))
+        if storage is not None and start is not None:
+            _compare_prompts(storage.store, start, folder, training_prompts)
+        files.replace(folder.job, document.dump(locations.job))
         cut = prompts.cut([*training_prompts, *held_out], policy.prompt_tokens, policy.tokenize)
         if cut.warning:
             log.warning("%s", cut.warning)
@@ -185,6 +191,8 @@ def assemble(
     start, recorder, done = prepared.start, prepared.recorder, prepared.done
     number = checkpointing.attempt.number if checkpointing else start.attempt if start else least_attempt
     newest = Checkpoint(uri=start.uri, step=start.step, time=start.manifest.time) if start else None
+    if checkpointing is not None:
+        recorder.own(Owner.new(checkpointing.attempt.store.uri(""), number), world.stop.take_over)
     recorder.resume(number, done, start.state["totals"] if start else {}, newest)
     evaluated = world.broadcast(b"1" if recorder.has_evaluation(done) else b"0") == b"1"
     session = Session(
@@ -219,6 +227,22 @@ def _check_shares(run: Spec, world: World) -> None:
         raise ConfigurationError(
             f"spec.evaluation.images: {run.evaluation.images} pictures cannot be shared by {world.size} processes: "
             f"at least {world.size}"
+        )
+
+
+def _compare_prompts(store: checkpoint.Store, start: checkpoint.Loaded, folder: RunFolder, now: list[str]) -> None:
+    """Say how the training prompts differ from those before the checkpoint: a document names only their file."""
+    data = start.state.get("data")
+    digest = data.get("prompts_sha256") if isinstance(data, dict) else None
+    if digest == prompts.digest(now):
+        return
+    before = publishing.earlier_prompts(store, start.attempt, folder, digest)
+    changed = "what they were is not known" if before is None else prompts.changes(before, now)
+    if changed is not None and (before is not None or digest is not None):
+        log.warning(
+            "the training prompts are not those of the first %d iterations: %s; training goes on with the new ones",
+            start.step,
+            changed,
         )
 
 

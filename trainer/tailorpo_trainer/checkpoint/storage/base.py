@@ -38,6 +38,9 @@ class Store(Protocol):
     def names(self, prefix: str) -> list[str]:
         """The names of all complete objects with this prefix, sorted."""
 
+    def folders(self, prefix: str) -> list[str]:
+        """The first parts of all names with this prefix that have a `/`, sorted: cheaper than `names`."""
+
     def delete(self, names: Iterable[str]) -> None:
         """Delete objects in any order, durably when this returns; missing ones are ignored."""
 

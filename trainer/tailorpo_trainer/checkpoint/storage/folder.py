@@ -11,13 +11,10 @@ from pathlib import Path
 from tailorpo_trainer.checkpoint.format import RECORD_BYTES, CorruptError, OversizedError
 from tailorpo_trainer.checkpoint.storage.base import ExistsError, MissingError
 from tailorpo_trainer.checkpoint.storage.durable import fill, link_if_absent, make_folder, sync
-from tailorpo_trainer.errors import FULL, ConfigurationError, ResourceError, UnavailableError
+from tailorpo_trainer.errors import error_of_file
 from tailorpo_trainer.untrusted import read_file
 
 TEMPORARY = re.compile(r"^\.(?P<name>.+)\.[0-9a-f]{16}\.tmp$")
-
-FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
-NO_FOLDER = {errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG}
 
 
 class FolderStore:
@@ -62,6 +59,11 @@ class FolderStore:
     def names(self, prefix: str) -> list[str]:
         found = [here + file for here, _, files in self._walk(prefix) for file in files if file[0] != "."]
         return sorted(name for name in found if name.startswith(prefix))
+
+    def folders(self, prefix: str) -> list[str]:
+        with self._translated_errors(self.root), suppress(FileNotFoundError), os.scandir(self.root) as entries:
+            return sorted(entry.name for entry in entries if entry.name.startswith(prefix) and entry.is_dir())
+        return []
 
     def delete(self, names: Iterable[str]) -> None:
         paths = [self._path(name) for name in names]
@@ -140,14 +142,7 @@ class FolderStore:
         try:
             yield
         except OSError as error:
-            why = error.strerror or str(error)
-            if error.errno in FULL:
-                raise ResourceError(f"{path}: not written, the disk or quota is full ({why})") from error
-            if error.errno in FORBIDDEN:
-                raise ConfigurationError(f"{self.root}: no permission here ({path}: {why})") from error
-            if error.errno in NO_FOLDER:
-                raise ConfigurationError(f"{self.root}: is not usable as a folder ({path}: {why})") from error
-            raise UnavailableError(f"{path}: the storage does not answer as it should ({why})") from error
+            raise error_of_file(error, path, self.root) from error
 
 
 def _holds(path: Path, data: bytes | memoryview) -> bool:
