@@ -171,6 +171,9 @@ class Status(StatusModel):
 
     observed_generation: int | None = Field(None, ge=0, description="Generation of the spec that this status is about.")
     phase: Phase = Field("Pending", description="The conditions in one word.")
+    reason: ShortText | None = Field(
+        None, description="Why it does not run, in one CamelCase word; missing while all is well."
+    )
     message: Message | None = Field(None, description="What happens and why, for people.")
     start_time: Time | None = Field(None, description="When the first pod ran; `activeDeadlineSeconds` counts from it.")
     completion_time: Time | None = Field(None, description="When it ended; `ttlSecondsAfterFinished` counts from it.")

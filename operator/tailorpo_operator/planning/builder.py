@@ -36,7 +36,8 @@ class PlanBuilder:
         """What was decided. Nothing is decided if a fresh read is needed first."""
         if self._fresh_read:
             return Plan(self.job.status, fresh=True)
-        return Plan(shrink(self.status), tuple(self.create), tuple(self._events), tuple(self.delete), self._requeue_at)
+        status = self.status.replace(reason=conditions.reason(self.status))
+        return Plan(shrink(status), tuple(self.create), tuple(self._events), tuple(self.delete), self._requeue_at)
 
     def update_status(self, **fields: Any) -> None:
         """Sets fields of the status."""

@@ -228,6 +228,7 @@ def test_a_typo_is_refused(dry: Kubectl) -> None:
 
 STATUS = {
     "phase": "Running",
+    "reason": "NotReady",
     "message": "trains",
     "progress": {"step": 12, "of": 100, "steps": "12/100", "eta": "1h12m"},
     "metrics": {"reward": 0.25, "gap": 0.125, "loss": 0.5},
@@ -243,13 +244,13 @@ def test_kubectl_get_tells_where_a_job_stands(kubectl: Kubectl, definition: str)
     kubectl("patch", "tpj", "vivid", "--subresource=status", "--type=merge", f"--patch={patch}")
     header, row = kubectl("get", "tpj", "--output=wide").splitlines()
     assert header.split() == (
-        "NAME PHASE STEP REWARD GAP ETA RESTARTS AGE LOSS CHECKPOINT WORKERS QUEUE MESSAGE".split()
+        "NAME PHASE REASON STEP REWARD GAP ETA RESTARTS AGE LOSS CHECKPOINT WORKERS QUEUE MESSAGE".split()
     )
     cells = row.split()
-    del cells[7]  # the age
-    assert cells == "vivid Running 12/100 0.25 0.125 1h12m 2 0.5 10 1 research trains".split()
+    del cells[8]  # the age
+    assert cells == "vivid Running NotReady 12/100 0.25 0.125 1h12m 2 0.5 10 1 research trains".split()
     header, _ = kubectl("get", "tailorpojobs").splitlines()
-    assert header.split() == "NAME PHASE STEP REWARD GAP ETA RESTARTS AGE".split()
+    assert header.split() == "NAME PHASE REASON STEP REWARD GAP ETA RESTARTS AGE".split()
     assert "tailorpojob.tailorpo.dev/vivid" in kubectl("get", "all", "--output=name")
 
 
@@ -260,6 +261,7 @@ def test_no_field_of_a_status_is_dropped(kubectl: Kubectl, definition: str) -> N
     saved = {"uri": "u" * MAX_URI, "step": 1, "time": time}
     status = Status(
         observed_generation=1,
+        reason="R",
         message="m" * 900,
         start_time=time,
         completion_time=time,

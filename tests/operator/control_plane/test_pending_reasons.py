@@ -23,7 +23,9 @@ def says(watched: Watched, reason: str, words: str, *, first: str = "") -> None:
         condition, status = watched.condition("PodsReady"), watched.status
         assert condition["reason"] == reason, condition
         assert words in status["message"], status["message"]
-        assert status["phase"] == "Pending"
+        assert (status["phase"], status["reason"]) == ("Pending", reason)
+        header, row = watched.kubectl("get", "tpj", watched.name).splitlines()
+        assert row.split()[header.split().index("REASON")] == reason
         return True
 
     until(check, f"{watched.name} waits because of {reason}")

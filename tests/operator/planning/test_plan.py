@@ -144,6 +144,7 @@ def test_a_failure_is_tried_again_as_often_as_allowed(code: int) -> None:
         assert (story.last.counted, story.status.failures) == (True, number)
     assert story.phase == "Failed"
     assert story.condition_of("Failed") == ("True", "BackoffLimitExceeded")
+    assert story.status.reason == "BackoffLimitExceeded"
     assert str(story.status.message).endswith(f"runPolicy.backoffLimit is 1: the trainer says {code}")
 
 
@@ -506,6 +507,7 @@ def test_pending_says_why_and_looks_again_and_fails_after_its_deadline(stuck: Po
     story.reconcile(10, attempt_job(), pod(), stuck)
     assert story.phase == "Pending"
     assert story.condition_of("PodsReady") == ("False", reason)
+    assert story.status.reason == reason
     assert stuck.name in str(story.status.message)
     assert story.events == [("Warning", reason)]
     assert story.planned.requeue_at == (at(60) if stuck.node is None else at(20)), "events of nodes are not watched"
@@ -514,8 +516,28 @@ def test_pending_says_why_and_looks_again_and_fails_after_its_deadline(stuck: Po
     story.reconcile(60, attempt_job(), pod(), stuck)
     assert (story.last.reason, story.stops) == ("StartDeadlineExceeded", [1])
     story.reconcile(70)
-    assert story.phase == "Failed"
+    assert (story.phase, story.status.reason) == ("Failed", "StartDeadlineExceeded")
     assert str(story.status.message).startswith("runPolicy.startDeadlineSeconds: not all pods run after 60 s: pod ")
+
+
+def test_the_reason_is_that_of_the_present() -> None:
+    """None while all is well; after an end its cause, until the next attempt has a reason of its own."""
+    story = running_story()
+    story.reconcile(0, attempt_job(), pod(), pod(1))
+    assert (story.phase, story.status.reason) == ("Running", None)
+    story.reconcile(10, attempt_job(), pod(), pod(1, ready=False))
+    assert (story.phase, story.status.reason) == ("Running", "NotReady")
+    story.reconcile(20, attempt_job(failed=True), exited(70), exited(STOPPED, 1))
+    assert (story.phase, story.status.reason) == ("Restarting", "InternalError")
+    story.reconcile(40)
+    assert (story.phase, story.status.reason, story.begins) == ("Restarting", "InternalError", [2])
+    full = pending(0, 2, unscheduled=Reason("Unschedulable", "0/3 nodes are available"))
+    story.reconcile(50, attempt_job(2), full, pending(1, 2))
+    assert (story.phase, story.status.reason) == ("Restarting", "Unschedulable")
+    story.reconcile(60, attempt_job(2), pod(0, 2), pod(1, 2))
+    assert (story.phase, story.status.reason) == ("Running", None)
+    story.reconcile(70, attempt_job(2, complete=True), exited(0, 0, 2), exited(0, 1, 2))
+    assert (story.phase, story.status.reason) == ("Succeeded", None)
 
 
 def test_pods_that_are_refused() -> None:
@@ -895,7 +917,7 @@ def test_terminal_stays_terminal_and_leaves_no_pods(kind: Any) -> None:
     assert story.deletes(force=True) == [pod().name]
     story.reconcile(LOST + 1, attempt_job(2, suspended=True))
     assert story.stops == [2], "one that a queue would start some day"
-    assert story.status.replace(observed_generation=None) == before
+    assert story.status.replace(observed_generation=None, reason=None) == before
 
 
 @pytest.mark.parametrize("status", [Status(), running(), finished()])
