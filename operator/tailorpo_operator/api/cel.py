@@ -1,7 +1,8 @@
 """The rules of the document in CEL, as the API server checks them, with the error messages of `tailorpo`.
 
 `tailorpo_trainer.spec.rules` holds the same rules in Python; each of its functions has a twin here of the same name.
-Defaults are set before rules are evaluated, so a field that has one needs no `has(...)`.
+Defaults are set before rules are evaluated, so a field that has one needs no `has(...)`, except in the entries of a
+list, where no defaults are set.
 """
 
 import json
@@ -12,6 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from tailorpo_operator.api.schema import structural
 from tailorpo_trainer.spec import pod_template_rules, rules
 from tailorpo_trainer.spec.job import (
     NOT_IN_EXPERIMENT,
@@ -125,13 +127,30 @@ def _exactly_one(name: str, model: type[SpecModel], fields: Sequence[str]) -> Ru
     return Rule(name, model, condition, f"needs exactly one of {or_list(names)}, has {present}")
 
 
+def _same_rewards() -> str:
+    """Whether two lists of rewards are equal, where one may spell out defaults that the other leaves out."""
+    unset = {"string": "''", "array": "[]", "number": "-1.0", "integer": "-1", "object": "{}"}
+    schema = structural(Reward.model_json_schema(by_alias=True))
+    equal = []
+    for field, info in Reward.model_fields.items():
+        name = alias(Reward, field)
+        missing = unset[schema["properties"][name]["type"]] if info.default is None else repr(info.default)
+        value = f"reward.{name}" if info.is_required() else f"has(reward.{name}) ? reward.{name} : {missing}"
+        equal.append(f"self.map(reward, {value}) == oldSelf.map(reward, {value})")
+    return " && ".join(equal)
+
+
+SAME_REWARDS = _same_rewards()
+
+
 def _immutable() -> Iterator[Rule]:
     for model, left_out in ((Spec, NOT_IN_EXPERIMENT), (Training, NOT_IN_EXPERIMENT["training"])):
         for field, info in model.model_fields.items():
             if field not in left_out:
                 # A transition rule at a field is not evaluated when the field is added or removed.
                 assert info.is_required() or info.default is not None, f"{field} may be missing"
-                yield Rule("immutable", model, "self == oldSelf", UNCHANGEABLE, at=info.alias or field)
+                condition = SAME_REWARDS if field == "rewards" else "self == oldSelf"
+                yield Rule("immutable", model, condition, UNCHANGEABLE, at=info.alias or field)
     yield Rule(
         "immutable",
         Training,
@@ -192,7 +211,7 @@ RULES = (
     Rule(
         "maximise_something",
         Spec,
-        "self.size() == 0 || self.exists(reward, reward.weight != 0.0)",
+        "self.size() == 0 || self.exists(reward, !has(reward.weight) || reward.weight != 0.0)",
         "all weights are 0: at least one must differ from 0",
         at="rewards",
     ),

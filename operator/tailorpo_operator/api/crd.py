@@ -8,7 +8,7 @@ from ruamel.yaml.nodes import ScalarNode
 from ruamel.yaml.representer import RoundTripRepresenter
 
 from tailorpo_operator.api import cel
-from tailorpo_operator.api.schema import Schema, structural
+from tailorpo_operator.api.schema import Schema, has_defaults, structural
 from tailorpo_operator.api.types import CATEGORIES, GROUP, PLURAL, SHORT_NAMES, SINGULAR, VERSION, Status
 from tailorpo_trainer.spec.job import KIND, NOT_IN_EXPERIMENT, Spec
 from tailorpo_trainer.spec.pod_template_rules import UNIQUE
@@ -88,8 +88,11 @@ def _with_rules(model: str, schema: Schema) -> None:
     _add(schema, cel.validations(model))
     for name, field in schema["properties"].items():
         _add(field, cel.validations(model, name))
-        if model == "Spec" and field["type"] == "object" and name not in NOT_IN_EXPERIMENT:
-            field["x-kubernetes-map-type"] = "atomic"  # fields that cannot change need no owner each
+        # What cannot change needs no owner for each field. But the first `kubectl apply` owns the defaults, too, and
+        # another way to apply the same file would conflict with it about a whole that has more than the file says.
+        unchangeable = model == "Spec" and field["type"] == "object" and name not in NOT_IN_EXPERIMENT
+        if unchangeable and not has_defaults(field):
+            field["x-kubernetes-map-type"] = "atomic"
     if model == "Template":
         for name, key in UNIQUE.items():
             schema["properties"][name] |= _keyed(key)

@@ -164,6 +164,8 @@ CHANGES: list[tuple[str, Any]] = [
     ("spec.prompts", {"list": ["a"]}),
     ("spec.rewards", [{"name": "colourfulness", "weight": 2}]),
     ("spec.rewards", [{"name": "colourfulness", "weight": 1.0}]),
+    ("spec.rewards", [{"name": "jpeg-compressibility"}]),
+    ("spec.rewards", [{"name": "colourfulness"}, {"name": "jpeg-compressibility"}]),
     ("spec.sampling.steps", 21),
     ("spec.sampling.steps", 20),
     ("spec.sampling.height", 64),
@@ -209,6 +211,36 @@ def test_what_defines_the_experiment_cannot_change(stored: Kubectl, path: str, v
     field = ".".join(path.split(".")[: 3 if ".training." in path else 2])
     with pytest.raises(KubectlError, match=rf"{field}: Invalid value: (\S+: )?{re.escape(cel.UNCHANGEABLE)}"):
         stored("apply", "--dry-run=server", "--filename=-", stdin=json.dumps(data))
+
+
+@pytest.mark.usefixtures("alone")  # an operator would write the status
+@pytest.mark.parametrize("number", range(len(GOOD)))
+def test_a_file_that_is_applied_again_changes_nothing(kubectl: Kubectl, definition: str, number: int) -> None:
+    """In any order of the two ways to apply, which is also how people move from one to the other."""
+    data = changed(GOOD[number], "spec.template.volumes", [{"name": "data", "emptyDir": {}}])
+    data = changed(data, "spec.template.volumeMounts", [{"name": "data", "mountPath": "/data"}])
+    data = changed(
+        data, "spec.template.affinity", {"podAffinity": {"a": [{"b": 1}]}}
+    )  # without null, which means absent
+    for first, second in [((), ("--server-side",)), (("--server-side",), ())]:
+        file = json.dumps(data)
+
+        def apply(*how: str, file: str = file) -> tuple[str, dict[str, Any]]:
+            said = kubectl("apply", *how, "--filename=-", stdin=file)
+            return said, kubectl.json("get", "tpj", "vivid")
+
+        _, before = apply(*first)
+        said, again = apply(*first)
+        assert first or said.endswith(" unchanged\n"), said
+        _, after = apply(*second)
+        apply(*first)
+        apply(*second)
+        said, last = apply(*second)
+        assert second or said.endswith(" unchanged\n"), said
+        assert before["metadata"]["resourceVersion"] == again["metadata"]["resourceVersion"]
+        assert before["spec"] == after["spec"] == last["spec"]
+        assert last["metadata"]["generation"] == 1
+        kubectl("delete", "tpj", "vivid")
 
 
 def test_iterations_only_grow(stored: Kubectl) -> None:
