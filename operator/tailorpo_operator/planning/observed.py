@@ -142,6 +142,7 @@ class Observed:
         departed_pods: its own that were deleted after they had ended: a drained pod is deleted as soon as it ends.
         warning: the newest Warning event of the present attempt Job.
         refused: why the API server refused to create an object at the last try.
+        unknown: what the job's spec asks for and this operator does not know, so that no attempt may begin.
         reused: a job or attempt Job of this name was deleted. The cache may not show yet all that is left of it.
         fresh: read from the API server just now. A cache lags behind: what is missing in it may exist.
     """
@@ -153,6 +154,7 @@ class Observed:
     report: Report | None = None
     warning: Reason | None = None
     refused: Reason | None = None
+    unknown: Reason | None = None
     reused: bool = False
     fresh: bool = False
 

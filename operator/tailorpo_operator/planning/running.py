@@ -46,6 +46,7 @@ def proceed(builder: PlanBuilder, attempt: Attempt) -> None:
     one_by_one = not ran and problem is not None and not attempt_job.gang_scheduled and wants_gang(builder.job)
     # Before the pods have run, `end_cause` has compared already, and an edit would have ended the attempt.
     waits = [EDITED] if ran and outdated(builder.job, attempt_job) else []
+    waits += [observed.unknown.message] if observed.unknown is not None else []
     messages = [message, *([ONE_BY_ONE] if one_by_one else []), *waits, *warnings(builder.job)]
     builder.set_message("; ".join(messages), starting=problem is None)
 

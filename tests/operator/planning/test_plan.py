@@ -46,6 +46,32 @@ def running_story(**policy: Any) -> Story:
     return Story(running(), **policy)
 
 
+# A spec of a newer definition
+
+
+def test_a_field_that_is_not_known_holds_the_next_attempt_and_nothing_else() -> None:
+    unknown = Reason("NotUnderstood", "spec.training.newKnob: 8: not known")
+    story = Story(startDeadlineSeconds=60)
+    story.reconcile(0, unknown=unknown)
+    assert (story.phase, story.status.reason, story.begins) == ("Pending", "NotUnderstood", [])
+    assert "newKnob" in str(story.status.message)
+    assert story.events == [("Warning", "NotUnderstood")]
+    story.reconcile(10)
+    assert story.begins == [1]
+
+    story = running_story()
+    story.reconcile(0, attempt_job(), pod(), pod(1), unknown=unknown)
+    assert story.phase == "Running"
+    assert str(story.status.message).endswith("; spec.training.newKnob: 8: not known")
+    story.reconcile(10, attempt_job(), pod(), unknown=unknown)
+    assert (story.last.reason, story.stops) == ("PodDeleted", [1])
+    story.reconcile(20, unknown=unknown)
+    story.reconcile(60, unknown=unknown)
+    assert (story.phase, story.status.reason, story.begins) == ("Restarting", "NotUnderstood", [])
+    story.reconcile(70)
+    assert story.begins == [2]
+
+
 # A life
 
 
@@ -545,6 +571,16 @@ def test_pods_that_are_refused() -> None:
     story.reconcile(0)
     story.reconcile(10, attempt_job(), warning=Reason("FailedCreate", 'pods "x" is forbidden: exceeded quota: gpus'))
     assert story.condition_of("PodsReady") == ("False", "QuotaExceeded")
+
+
+def test_a_job_that_is_invalid_waits_for_an_edit() -> None:
+    """And for its deadline."""
+    story = Story()
+    story.reconcile(0, refused=Reason("Invalid", 'Job.batch "animals-0001" is invalid: spec.template: no'))
+    assert (story.phase, story.status.reason, story.planned.requeue_at) == ("Pending", "Invalid", None)
+    story.edit(start_deadline_seconds=60)
+    story.reconcile(1, refused=Reason("BadRequest", "strict decoding error: unknown field"))
+    assert (story.status.reason, story.planned.requeue_at) == ("Invalid", at(60))
 
 
 def test_a_creation_that_is_refused() -> None:
