@@ -127,6 +127,15 @@ def _exactly_one(name: str, model: type[SpecModel], fields: Sequence[str]) -> Ru
     return Rule(name, model, condition, f"needs exactly one of {or_list(names)}, has {present}")
 
 
+def _known_schemes() -> Iterator[Rule]:
+    for model, fields in rules.SCHEMES.items():
+        for field, (schemes, way_out) in fields.items():
+            known = "".join(f" || self.startsWith('{scheme}')" for scheme in schemes)
+            condition = f"!self.matches('{rules.SCHEME}'){known}"
+            message = f"has a scheme that is not known here: give {way_out}"
+            yield Rule("known_schemes", model, condition, message, at=alias(model, field))
+
+
 def _same_rewards() -> str:
     """Whether two lists of rewards are equal, where one may spell out defaults that the other leaves out."""
     unset = {"string": "''", "array": "[]", "number": "-1.0", "integer": "-1", "object": "{}"}
@@ -241,6 +250,7 @@ RULES = (
         )
         for field in (alias(Checkpoint, name) for name in rules.S3_SETTINGS)
     ),
+    *_known_schemes(),
     *(_exactly_one("one_source", model, fields) for model, fields in pod_template_rules.ONE_OF.items()),
     Rule(
         "one_value",

@@ -118,6 +118,13 @@ BROKEN: list[tuple[int, str, Any]] = [
     (2, "spec.template.volumeMounts", [{"name": "data", "mountPath": "/etc/tailorpo/"}]),
     (2, "spec.template.volumeMounts", [{"name": "data", "mountPath": "/dev/shm/"}]),
     (0, "spec.checkpoint", {"storage": "folder", "region": "here"}),
+    (0, "spec.checkpoint", {"storage": "gs://bucket/x"}),
+    (0, "spec.checkpoint", {"storage": "s3://bucket/x", "caFile": "https://ca"}),
+    (0, "spec.model", {"name": "https://example.com/model"}),
+    (0, "spec.model", {"scoringDecoder": {"name": "hf://a/b"}}),
+    (0, "spec.lora", {"initial": "S3://bucket/lora"}),
+    (0, "spec.prompts", {"file": "file:///prompts.txt"}),
+    (0, "spec.evaluation.prompts", {"file": "abfs+s://prompts.txt"}),
 ]
 
 
