@@ -11,6 +11,7 @@ from typing import Any
 
 from tailorpo_operator.api.naming import DOCUMENT
 from tailorpo_operator.api.types import Job
+from tailorpo_trainer.spec import rules
 from tailorpo_trainer.spec.job import CLUSTER_FIELDS, TRAINER_RUN_POLICY, ConfigMapKey, RunPolicy, Spec
 
 MAX_BYTES = 65_536
@@ -50,7 +51,7 @@ def document(job: Job) -> dict[str, Any]:
     A trainer of an older version has fewer fields: it would refuse a default that it does not know.
     """
     ours = {name: True for name in CLUSTER_FIELDS if name != "run_policy"}
-    spec = in_pod(job.spec)
+    spec = in_pod(rules.unresolve(job.spec))
     kept = {name: getattr(spec.run_policy, name) for name in TRAINER_RUN_POLICY}
     spec = _replace(spec, [], {"run_policy": RunPolicy(**kept)})
     spec = _replace(spec, ["checkpoint"], {"secret_name": None})

@@ -35,9 +35,10 @@ def template(job: Job, attempt: int, image: str) -> Fields:
     pod_template, name = job.spec.template, job.metadata["name"]
     return {
         "metadata": {
-            "labels": {**pod_template.labels, **naming.of_attempt(name, attempt)},
+            "labels": {**_copied_labels(job), **naming.of_attempt(name, attempt)},
             "annotations": {
                 "kubectl.kubernetes.io/default-container": naming.CONTAINER,
+                **job.copied_annotations,
                 **pod_template.annotations,
                 naming.DOCUMENT: pod_document.text(job),
             },
@@ -67,6 +68,12 @@ def template(job: Job, attempt: int, image: str) -> Fields:
             containers=[_container(job, attempt, image)],
         ),
     }
+
+
+def _copied_labels(job: Job) -> dict[str, str]:
+    """Without the queue's: a pod with that label would wait in the queue beside its Job."""
+    labels = {**job.copied_labels, **job.spec.template.labels}
+    return {key: value for key, value in labels.items() if key != naming.QUEUE}
 
 
 def _container(job: Job, attempt: int, image: str) -> Fields:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,11 @@ def older(schema: dict[str, Any]) -> None:
     del schema["spec"]["properties"]["runPolicy"]["properties"]["startDeadlineSeconds"]
 
 
+def is_not_understood(watched: Watched) -> bool:
+    assert watched.status["reason"] == "NotUnderstood", watched.status
+    return "NotUnderstood" in dict(watched.events())
+
+
 def test_a_newer_definition(kubectl: Kubectl, pod_driver: PodDriver, alone: Path, tmp_path: Path) -> None:
     """What has its default asks for nothing; what asks for something is said, and holds no other job up."""
     old = Watched(kubectl, pod_driver, job("old"))
@@ -129,11 +135,10 @@ def test_a_newer_definition(kubectl: Kubectl, pod_driver: PodDriver, alone: Path
             asks = Watched(kubectl, pod_driver, job("asks", training={"iterations": 100, "newKnob": 8}))
             value = Watched(kubectl, pod_driver, job("value", training={"iterations": 100, "precision": "fp8"}))
             for watched, words in [(asks, "spec.training.newKnob: 8: not known"), (value, "spec.training.precision: ")]:
-                until(lambda w=watched: w.status["reason"] == "NotUnderstood", f"{watched.name} is not understood")
+                until(partial(is_not_understood, watched), f"{watched.name} is not understood")
                 assert words in watched.status["message"]
                 assert watched.status["phase"] == "Pending"
                 assert watched.attempt_jobs() == []
-                until(lambda w=watched: "NotUnderstood" in dict(w.events()), "the event")
             until(lambda: "operator_jobs_not_understood 2.0" in operator.ask("/metrics")[1], "the metric")
             old.finish(2)
             kubectl("delete", "tpj", "value")  # the current definition would refuse to keep it
