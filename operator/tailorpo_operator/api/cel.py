@@ -130,10 +130,11 @@ def _exactly_one(name: str, model: type[SpecModel], fields: Sequence[str]) -> Ru
 def _known_schemes() -> Iterator[Rule]:
     for model, fields in rules.SCHEMES.items():
         for field, (schemes, way_out) in fields.items():
-            known = "".join(f" || self.startsWith('{scheme}')" for scheme in schemes)
-            condition = f"!self.matches('{rules.SCHEME}'){known}"
+            name = alias(model, field)
+            known = "".join(f" || self.{name}.startsWith('{scheme}')" for scheme in schemes)
+            condition = f"!has(self.{name}) || !self.{name}.matches('{rules.SCHEME}'){known}"
             message = f"has a scheme that is not known here: give {way_out}"
-            yield Rule("known_schemes", model, condition, message, at=alias(model, field))
+            yield Rule("known_schemes", model, condition, message, f".{name}")
 
 
 def _same_rewards() -> str:
