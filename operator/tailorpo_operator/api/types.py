@@ -302,5 +302,5 @@ def _checkpoint(raw: dict[str, Any] | None) -> Checkpoint | None:
 
 
 def _valid_uri(uri: str | None) -> str | None:
-    """The URI; None if it is too long for a status, because a truncated URI would be wrong."""
-    return uri if uri is not None and len(uri) <= MAX_URI else None
+    """The URI; None if it is too long for a status, or has a line break or a tab: another text would be wrong."""
+    return uri if uri is not None and len(uri) <= MAX_URI and trainer.line(uri, MAX_URI) == uri else None

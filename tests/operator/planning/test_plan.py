@@ -174,6 +174,40 @@ def test_a_failure_is_tried_again_as_often_as_allowed(code: int) -> None:
     assert str(story.status.message).endswith(f"runPolicy.backoffLimit is 1: the trainer says {code}")
 
 
+@pytest.mark.parametrize("adapter", ["s3://models/animals/adapter", None])
+def test_an_end_before_the_last_iteration_is_no_success(adapter: str | None) -> None:
+    """Whatever phase and adapter its message claims, as where a library calls `exit(0)`."""
+    words = trainer.Progress(attempt=1, phase="Succeeded", step=1, of=3, adapter=adapter)
+    early = exited(0, text=words.model_dump_json(by_alias=True, exclude_none=True))
+    story = running_story(backoffLimit=0)
+    for seconds, complete in ((10, False), (20, True)):
+        story.reconcile(seconds, attempt_job(complete=complete), early, pod(1) if not complete else exited(0, 1))
+    assert (story.last.reason, story.last.counted, story.last.exit_code) == ("Unfinished", True, 0)
+    assert story.condition_of("Failed") == ("True", "BackoffLimitExceeded")
+    assert (story.status.adapter, story.condition_of("Succeeded")) == (None, None)
+    assert "after step 1 of 3" in str(story.status.message)
+
+
+def test_only_a_success_has_an_adapter() -> None:
+    """A pod may say anything while it runs and when it fails."""
+    said = trainer.Progress(attempt=1, phase="Succeeded", step=5, of=100, adapter="s3://models/animals/adapter")
+    story = running_story()
+    story.reconcile(5, attempt_job(), pod(), pod(1), report=Report(1, said, advanced_at=NOON, received_at=NOON))
+    assert story.status.progress is not None
+    assert (story.status.progress.step, story.status.adapter) == (5, None)
+    lies = exited(70, text=said.model_dump_json(by_alias=True, exclude_none=True))
+    planned = story.reconcile(10, attempt_job(failed=True), lies, pod(1, terminating=NOON), fresh=False)
+    assert (story.last.reason, story.status.adapter) == ("InternalError", None)
+    assert planned.requeue_at != at(10), "nothing is left to write"
+    story.reconcile(20, attempt_job(failed=True), lies, exited(75, 1))
+    assert (story.phase, story.status.adapter) == ("Restarting", None)
+    story.reconcile(40)
+    story.reconcile(50, attempt_job(2), exited(0, 0, 2), pod(1, 2))
+    assert (story.last.reason, story.status.adapter) == ("Completed", "s3://models/animals/adapter")
+    story.reconcile(60, attempt_job(2, complete=True), exited(0, 0, 2), exited(0, 1, 2))
+    assert (story.phase, story.status.adapter) == ("Succeeded", "s3://models/animals/adapter")
+
+
 def test_the_message_while_the_next_attempt_is_waited_for() -> None:
     story = running_story()
     story.reconcile(10, attempt_job(failed=True), exited(ExitCode.UNAVAILABLE), exited(STOPPED, 1))
@@ -564,6 +598,16 @@ def test_the_reason_is_that_of_the_present() -> None:
     assert (story.phase, story.status.reason) == ("Running", None)
     story.reconcile(70, attempt_job(2, complete=True), exited(0, 0, 2), exited(0, 1, 2))
     assert (story.phase, story.status.reason) == ("Succeeded", None)
+
+
+def test_a_queue_that_nobody_serves() -> None:
+    story = Story()
+    story.reconcile(0)
+    for seconds in (1, 2):
+        story.reconcile(seconds, attempt_job(passed_over=True), pod(), pod(1))
+        assert "did not wait in its queue" in str(story.status.message)
+        assert ("Warning", "NotQueued") in story.events
+    assert (story.phase, story.status.reason) == ("Running", None)
 
 
 def test_pods_that_are_refused() -> None:
