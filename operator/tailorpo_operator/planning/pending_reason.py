@@ -20,6 +20,7 @@ REFUSALS = (
     ("admission webhook", "WebhookDenied"),
     ("calling webhook", "WebhookUnavailable"),
     ("exceeded quota", "QuotaExceeded"),
+    ("insufficient quota", "QuotaExceeded"),
     ("failed quota", "QuotaNeedsResources"),
     (" usage per ", "LimitRange"),
     ("limit to request ratio per ", "LimitRange"),
@@ -31,6 +32,8 @@ REFUSALS = (
     ("is being terminated", "NamespaceTerminating"),
     ('is forbidden: user "', "Forbidden"),
     ("strict decoding error", INVALID),
+    (" cannot be handled as a ", INVALID),
+    ("request entity too large", INVALID),
     (" is invalid: ", INVALID),
 )
 """A part of the message with which the API server refuses to create a Job or pods, in lower case, and the reason that a

@@ -143,16 +143,17 @@ def test_what_is_invalid_is_asked_again_only_after_an_edit(
             codes = ('code="422"', 'code="400"')
             return sum(count("tailorpo_operator_api_requests_total", 'verb="create"', code) for code in codes)
 
-        jobs = [Watched(kubectl, pod_driver, job(name, template=part)) for name, part in [("a", gpus), ("b", typo)]]
-        for watched, words in zip(jobs, ["must be equal to", "nodeSelectorTerm"], strict=True):
+        parts = {"a": gpus, "b": typo, "c": {"securityContext": {"runAsUser": "me"}}}
+        jobs = [Watched(kubectl, pod_driver, job(name, template=part)) for name, part in parts.items()]
+        for watched, words in zip(jobs, ["must be equal to", "nodeSelectorTerm", "cannot unmarshal"], strict=True):
             says(watched, "Invalid", words)
         before = count("tailorpo_operator_reconcile_seconds_count")
         until(lambda: count("tailorpo_operator_reconcile_seconds_count") >= before + 20, "it reconciles on and on")
-        assert refused() == 2
+        assert refused() == 3
         for watched in jobs:
             kubectl.apply(job(watched.name, template={"image": "trainer:1"}))
             watched.run(1)
-        assert refused() == 2
+        assert refused() == 3
 
 
 def test_a_quota_that_demands_requests(kubectl: Kubectl, pod_driver: PodDriver) -> None:

@@ -47,6 +47,7 @@ def why(*objects: AttemptJob | Pod, warning: Reason | None = None) -> Reason | N
         ),
         ('jobs.batch "a" is forbidden: unable to create: namespace x is being terminated', "NamespaceTerminating"),
         ('Job.batch "a" is invalid: spec.template.spec.containers[0].resources.requests: no', "Invalid"),
+        ('Job in version "v1" cannot be handled as a Job: json: cannot unmarshal string into Go struct', "Invalid"),
         ("something else", "FailedCreate"),
     ],
 )
