@@ -56,10 +56,10 @@ def is_rendezvous(raw: Mapping[str, Any]) -> bool:
     return all(spec.get(field) == wanted[field] for field in ("clusterIP", "publishNotReadyAddresses", "selector"))
 
 
-def attempt(job: Job, number: int, image: str) -> Fields:
+def attempt(job: Job, number: int, image: str, *, with_ids: bool = True) -> Fields:
     """The Job of an attempt: its pods start and end together, and none is replaced.
 
-    image: the trainer's image if `spec.template.image` names none.
+    image: the trainer's image if `spec.template.image` names none. with_ids: whether pods name a user and group.
     Raises `TooLarge`.
     """
     name, waits_in = job.metadata["name"], queue(job)
@@ -80,7 +80,7 @@ def attempt(job: Job, number: int, image: str) -> Fields:
             "backoffLimit": 0,
             "podReplacementPolicy": "Failed",
             **(_gang(job) if wants_gang(job) else {}),
-            "template": pods.template(job, number, image),
+            "template": pods.template(job, number, image, with_ids=with_ids),
         },
     }
 

@@ -30,8 +30,8 @@ CONTAINER_SECURITY: Fields = {
 }
 
 
-def template(job: Job, attempt: int, image: str) -> Fields:
-    """The pod template of an attempt. Raises `TooLarge`."""
+def template(job: Job, attempt: int, image: str, *, with_ids: bool = True) -> Fields:
+    """The pod template of an attempt. with_ids: whether pods name a user and group. Raises `TooLarge`."""
     pod_template, name = job.spec.template, job.metadata["name"]
     return {
         "metadata": {
@@ -61,13 +61,18 @@ def template(job: Job, attempt: int, image: str) -> Fields:
             topologySpreadConstraints=pod_template.topology_spread_constraints,
             resourceClaims=pod_template.resource_claims,
             imagePullSecrets=_dump_all(pod_template.image_pull_secrets),
-            securityContext=POD_SECURITY
+            securityContext=_pod_security(with_ids)
             if pod_template.pod_security_context is None
             else pod_template.pod_security_context,
             volumes=_volumes(job),
             containers=[_container(job, attempt, image)],
         ),
     }
+
+
+def _pod_security(with_ids: bool) -> Fields:
+    """OpenShift gives each namespace user and group IDs of its own, and refuses pods with others."""
+    return {name: value for name, value in POD_SECURITY.items() if with_ids or value != USER}
 
 
 def _copied_labels(job: Job) -> dict[str, str]:

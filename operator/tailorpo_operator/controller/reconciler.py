@@ -9,14 +9,12 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-import orjson
-
 from tailorpo_operator import metrics
 from tailorpo_operator.api.conditions import is_true
 from tailorpo_operator.api.naming import Key
 from tailorpo_operator.api.types import Job
-from tailorpo_operator.children import indexed_job
 from tailorpo_operator.controller import job_metrics
+from tailorpo_operator.controller.attempt_creator import AttemptCreator
 from tailorpo_operator.controller.job_parser import JobParser
 from tailorpo_operator.controller.rendezvous_service import Rendezvous
 from tailorpo_operator.controller.worker import Worker
@@ -67,7 +65,7 @@ class Reconciler:
         self._recorded: OrderedDict[str, None] = OrderedDict()
         self._warnings: dict[str, tuple[float, Reason | None]] = {}
         self._stopping = False
-        self._invalid: dict[Key, tuple[int, RefusedError]] = {}
+        self._creator = AttemptCreator(cluster, settings.image)
         self._parser = JobParser(ServedDefinition(cluster), settings.copied_prefixes)
         self._dropped: frozenset[tuple[str, ...]] = frozenset()
         self.rendezvous = Rendezvous(cluster, cache, leads)
@@ -196,39 +194,8 @@ class Reconciler:
             case CreateService():
                 await self.rendezvous.ensure(job.namespace)
             case CreateAttempt(number):
-                try:
-                    attempt_job = indexed_job.attempt(job, number, self._settings.image)
-                except indexed_job.TooLarge as problem:
-                    raise RefusedError(422, indexed_job.TooLarge.__name__, str(problem)) from None
-                key, made = Key(job.namespace, job.name), hash(orjson.dumps(attempt_job, option=orjson.OPT_SORT_KEYS))
-                if (known := self._invalid.get(key)) is not None and known[0] == made:
-                    raise known[1]
-                attempt_job = indexed_job.with_owner(attempt_job, job)
-                if job.spec.scheduling.gang == "Required" and indexed_job.wants_gang(job):
-                    await self._require_gangs(attempt_job)
-                try:
-                    created = await self._cluster.create_attempt_job(attempt_job)
-                except RefusedError as refusal:
-                    if pending_reason.refusal(refusal.as_reason) == pending_reason.INVALID:
-                        self._invalid[key] = made, refusal
-                    raise
-                self._invalid.pop(key, None)
-                self._cache.put_attempt_job(created)
-                self.rendezvous.enqueue(key)  # its Service may have been deleted since
-
-    async def _require_gangs(self, attempt_job: dict[str, Any]) -> None:
-        try:
-            if await self._cluster.supports_gang_scheduling(attempt_job):
-                return
-        except RefusedError as refusal:
-            if refusal.reason == "AlreadyExists":
-                return
-            raise
-        message = (
-            "spec.scheduling.gang: Required, and this cluster schedules no gangs: set it to Auto, name a queue in "
-            "spec.scheduling.queueName, or switch on Kubernetes' feature gates GenericWorkload and WorkloadWithJob"
-        )
-        raise RefusedError(422, "NoGangScheduling", message)
+                self._cache.put_attempt_job(await self._creator.create(job, number))
+                self.rendezvous.enqueue(Key(job.namespace, job.name))  # its Service may have been deleted since
 
     async def _record(self, job: Job, announcement: RecordEvent) -> None:
         if announcement.key in self._recorded:
@@ -319,7 +286,7 @@ class Reconciler:
         self.reports.pop(key, None)
         self._written.pop(key, None)
         self._parser.forget(key)
-        self._invalid.pop(key, None)
+        self._creator.forget(key)
         self._worker.forget(key)
         self.rendezvous.enqueue(key)
 

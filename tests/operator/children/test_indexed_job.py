@@ -242,6 +242,14 @@ def test_where_and_in_which_queue_it_runs() -> None:
     assert (spec["hostNetwork"], spec["dnsPolicy"]) == (True, "ClusterFirstWithHostNet")
 
 
+def test_a_cluster_that_gives_users_is_left_to_it() -> None:
+    made = indexed_job.attempt(job(), 1, IMAGE, with_ids=False)["spec"]["template"]["spec"]
+    assert made["securityContext"] == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+    mine = job(template={"podSecurityContext": {"runAsUser": 5}})
+    made = indexed_job.attempt(mine, 1, IMAGE, with_ids=False)["spec"]["template"]["spec"]
+    assert made["securityContext"] == {"runAsUser": 5}
+
+
 def test_the_image() -> None:
     assert container(job())["image"] == IMAGE
     assert container(job(template={"image": "mine:2"}))["image"] == "mine:2"

@@ -168,6 +168,33 @@ def test_an_older_definition(kubectl: Kubectl, pod_driver: PodDriver, alone: Pat
         assert operator.log.read_text().count("keeps no status.reason") <= 1
 
 
+def test_openshift_gives_each_namespace_its_users(
+    kubectl: Kubectl, pod_driver: PodDriver, alone: Path, tmp_path: Path
+) -> None:
+    names = {"kind": "SecurityContextConstraints", "plural": "securitycontextconstraints"}
+    schema = {"openAPIV3Schema": {"type": "object"}}
+    version = {"name": "v1", "served": True, "storage": True, "schema": schema}
+    spec = {"group": "security.openshift.io", "scope": "Cluster", "names": names, "versions": [version]}
+    name = "securitycontextconstraints.security.openshift.io"
+    kubectl.apply(
+        {
+            "apiVersion": "apiextensions.k8s.io/v1",
+            "kind": "CustomResourceDefinition",
+            "metadata": {"name": name, "annotations": {"api-approved.kubernetes.io": "unapproved, for a test"}},
+            "spec": spec,
+        }
+    )
+    try:
+        until(lambda: "security.openshift.io" in kubectl("get", "--raw=/apis"), "the group is served")
+        with WarmOperator(alone, tmp_path / "log"):
+            [first, _] = Watched(kubectl, pod_driver, job()).run(1)
+        context = first.spec.security_context
+        assert (context.run_as_user, context.run_as_group, context.fs_group) == (None, None, None)
+        assert context.run_as_non_root is True
+    finally:
+        kubectl("delete", f"crd/{name}")
+
+
 def test_a_pod_that_is_none_of_ours(
     cluster: Cluster, kubectl: Kubectl, pod_driver: PodDriver, alone: Path, tmp_path: Path
 ) -> None:
