@@ -15,6 +15,18 @@ from tailorpo_trainer.errors import ConfigurationError
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
+copied_prefixes = click.option(
+    "--copied-prefix",
+    "copied",
+    multiple=True,
+    default=naming.COPIED_PREFIXES,
+    show_default=True,
+    envvar="TAILORPO_COPIED_PREFIXES",
+    show_envvar=True,
+    help="Prefix of the labels and annotations of a TailorPOJob that its Jobs and pods get, too; may be repeated.",
+)
+
+
 @click.command(short_help="Show what a document becomes on a cluster.")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option(
@@ -23,6 +35,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 @click.option(
     "--image", default=naming.IMAGE, show_default=True, help="Trainer image, where spec.template.image names none."
 )
+@copied_prefixes
 @click.option("--namespace", help="Namespace. Default: metadata.namespace, if there is one.")
 @click.option(
     "--set",
@@ -31,7 +44,14 @@ Command = TypeVar("Command", bound=Callable[..., Any])
     multiple=True,
     help="Override a field, such as spec.workers=2; may be repeated. Without VALUE: its default.",
 )
-def render(file: Path, attempt: int, image: str, namespace: str | None, overrides: tuple[str, ...]) -> None:
+def render(
+    file: Path,
+    attempt: int,
+    image: str,
+    copied: tuple[str, ...],
+    namespace: str | None,
+    overrides: tuple[str, ...],
+) -> None:
     """Print as YAML the objects that the operator creates for the jobs in FILE, without a cluster.
 
     Only the owner references to the job, and annotations about its generation, are missing.
@@ -44,7 +64,7 @@ def render(file: Path, attempt: int, image: str, namespace: str | None, override
         overrides += (f"metadata.namespace={json.dumps(namespace)}",)
     pages: list[str] = []
     for read in document.read_all(file, overrides):
-        job = Job(metadata=read.metadata.model_dump(exclude_none=True), spec=read.spec)
+        job = Job(metadata=read.metadata.model_dump(exclude_none=True), spec=read.spec).copying(copied)
         try:
             children = [indexed_job.service(job), indexed_job.attempt(job, attempt, image)]
         except indexed_job.TooLarge as error:
@@ -84,6 +104,7 @@ def seconds(name: str, default: float, text: str) -> Callable[[Command], Command
     show_envvar=True,
     help="Trainer image, where spec.template.image names none.",
 )
+@copied_prefixes
 @click.option(
     "--host",
     default="::",
@@ -155,6 +176,7 @@ def operator(
     context: str | None,
     namespaces: tuple[str, ...],
     image: str,
+    copied: tuple[str, ...],
     host: str,
     port: int,
     workers: int,
@@ -187,6 +209,7 @@ def operator(
     settings = Settings(
         namespaces=namespaces,
         image=image,
+        copied_prefixes=copied,
         workers=workers,
         requests_per_second=requests_per_second,
         burst=max(1, round(2 * requests_per_second)),

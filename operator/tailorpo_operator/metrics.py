@@ -23,6 +23,9 @@ RECONCILE = Histogram(
     buckets=(0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
 )
 RECONCILE_ERRORS = Counter("tailorpo_operator_reconcile_errors_total", "Reconciles that failed, and were requeued.")
+NOT_UNDERSTOOD = Gauge(
+    "tailorpo_operator_jobs_not_understood", "Jobs that ask for something that this version of the operator cannot do."
+)
 ATTEMPTS = Counter("tailorpo_operator_attempts_total", "Attempts that have ended, by reason.", ("reason",))
 LEADING = Gauge("tailorpo_operator_leading", "1 if this operator is the leader, 0 if it is not.")
 READY = Gauge("tailorpo_operator_ready", "1 if this operator knows all objects and reaches the API server, else 0.")

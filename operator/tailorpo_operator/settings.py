@@ -21,6 +21,7 @@ class Settings:
     Attributes:
         namespaces: the watched ones; empty for all.
         image: the trainer image of jobs that name none.
+        copied_prefixes: of labels and annotations of a job that reach its Jobs and pods.
         workers: jobs that are reconciled at the same time.
         requests_per_second, burst: limits of requests to the API server, without watches.
         request_timeout: until an unanswered request is retried. Watches end and start again within this time.
@@ -36,6 +37,7 @@ class Settings:
 
     namespaces: tuple[str, ...] = ()
     image: str = naming.IMAGE
+    copied_prefixes: tuple[str, ...] = naming.COPIED_PREFIXES
     workers: int = 16
     requests_per_second: float = 200.0
     burst: int = 400

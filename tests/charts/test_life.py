@@ -202,7 +202,7 @@ def test_helm_test(
         )
         [worker] = pod_driver.scheduled(kubectl.namespace, 1, f"{naming.JOB}={container.args[0]}")
         pod_driver.run(worker)
-        pod_driver.end(worker, ExitCode.DONE, last_words(0, step=1))
+        pod_driver.end(worker, ExitCode.DONE, last_words(0, step=1, of=1))
         said, _ = script.communicate(timeout=60)
         assert script.returncode == 0, said
         assert "Succeeded" in said

@@ -410,6 +410,24 @@ THE_OPERATOR = (
         "20m",
     ),
     Case(
+        "TailorPOOperatorJobsNotUnderstood",
+        "the operator is older than the definition",
+        {of_operator("jobs_not_understood"): "3x60"},
+        "20m",
+        (
+            (
+                OPERATOR,
+                "3 jobs have a field or a value that this version of the operator does not know, and begin no attempt.",
+            ),
+        ),
+    ),
+    Case(
+        "TailorPOOperatorJobsNotUnderstood",
+        "for a moment, while the definition is upgraded",
+        {of_operator("jobs_not_understood"): "0x10 3x2 0x60"},
+        "20m",
+    ),
+    Case(
         "TailorPOOperatorJobMetricsOmitted",
         "some",
         {of_operator("job_metrics_omitted"): "12x60"},

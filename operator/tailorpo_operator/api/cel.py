@@ -1,7 +1,8 @@
 """The rules of the document in CEL, as the API server checks them, with the error messages of `tailorpo`.
 
 `tailorpo_trainer.spec.rules` holds the same rules in Python; each of its functions has a twin here of the same name.
-Defaults are set before rules are evaluated, so a field that has one needs no `has(...)`.
+Defaults are set before rules are evaluated, so a field that has one needs no `has(...)`, except in the entries of a
+list, where no defaults are set.
 """
 
 import json
@@ -12,6 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from tailorpo_operator.api.schema import structural
 from tailorpo_trainer.spec import pod_template_rules, rules
 from tailorpo_trainer.spec.job import (
     NOT_IN_EXPERIMENT,
@@ -125,6 +127,34 @@ def _exactly_one(name: str, model: type[SpecModel], fields: Sequence[str]) -> Ru
     return Rule(name, model, condition, f"needs exactly one of {or_list(names)}, has {present}")
 
 
+def _known_schemes() -> Iterator[Rule]:
+    for model, fields in rules.SCHEMES.items():
+        for field, (schemes, way_out) in fields.items():
+            name = alias(model, field)
+            known = "".join(f" || self.{name}.startsWith('{scheme}')" for scheme in schemes)
+            condition = f"!has(self.{name}) || !self.{name}.matches('{rules.SCHEME}'){known}"
+            message = f"has a scheme that is not known here: give {way_out}"
+            yield Rule("known_schemes", model, condition, message, f".{name}")
+
+
+def _same_rewards() -> str:
+    """Whether two lists of rewards are equal in what is in the experiment: not in how a scorer is reached.
+
+    One may spell out defaults that the other leaves out.
+    """
+    unset = {"string": "''", "array": "[]", "number": "-1.0", "integer": "-1", "object": "{}"}
+    schema = structural(Reward.model_json_schema(by_alias=True))
+    equal = []
+    for field, info in Reward.model_fields.items():
+        if field in NOT_IN_EXPERIMENT["rewards"]["__all__"]:
+            continue
+        name = alias(Reward, field)
+        missing = unset[schema["properties"][name]["type"]] if info.default is None else repr(info.default)
+        value = f"reward.{name}" if info.is_required() else f"has(reward.{name}) ? reward.{name} : {missing}"
+        equal.append(f"self.map(reward, {value}) == oldSelf.map(reward, {value})")
+    return " && ".join(equal)
+
+
 def _immutable() -> Iterator[Rule]:
     for model, left_out in ((Spec, NOT_IN_EXPERIMENT), (Training, NOT_IN_EXPERIMENT["training"])):
         for field, info in model.model_fields.items():
@@ -140,18 +170,6 @@ def _immutable() -> Iterator[Rule]:
         "may only grow: {oldSelf} were asked for before; for a shorter run, apply a job of another name",
         at="iterations",
     )
-
-
-def _same_rewards() -> str:
-    """Whether two lists of rewards are equal but for what is not in the experiment: how a scorer is reached."""
-    compared = []
-    for field, info in Reward.model_fields.items():
-        if field not in NOT_IN_EXPERIMENT["rewards"]["__all__"]:
-            value = f"reward.{alias(Reward, field)}"
-            if not info.is_required() and info.default is None:
-                value = f"has({value}) ? [{value}] : []"
-            compared.append(f"self.map(reward, {value}) == oldSelf.map(reward, {value})")
-    return " && ".join(compared)
 
 
 STEPS = "self.sampling.steps"
@@ -205,7 +223,7 @@ RULES = (
     Rule(
         "maximise_something",
         Spec,
-        "self.size() == 0 || self.exists(reward, reward.weight != 0.0)",
+        "self.size() == 0 || self.exists(reward, !has(reward.weight) || reward.weight != 0.0)",
         "all weights are 0: at least one must differ from 0",
         at="rewards",
     ),
@@ -235,6 +253,7 @@ RULES = (
         )
         for field in (alias(Checkpoint, name) for name in rules.S3_SETTINGS)
     ),
+    *_known_schemes(),
     *(_exactly_one("one_source", model, fields) for model, fields in pod_template_rules.ONE_OF.items()),
     Rule(
         "one_value",

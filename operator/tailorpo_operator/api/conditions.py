@@ -15,6 +15,9 @@ class ConditionState(NamedTuple):
     message: str = ""
 
 
+ORDINARY = ("Starting", "PodsReady")
+"""Reasons of the condition PodsReady that name nothing that keeps pods away."""
+
 ORDER: tuple[ConditionType, ...] = ("Suspended", "PodsReady", "Running", "Restarting", "Succeeded", "Failed")
 
 
@@ -64,3 +67,15 @@ def phase(status: Status, *, starting: bool) -> Phase:
     if is_true(status, "Running"):
         return "Running"
     return "Starting" if starting else "Pending"
+
+
+def reason(status: Status) -> str | None:
+    """Why the job is in its phase, in one CamelCase word; None while it starts, runs or has succeeded, as it should."""
+    if status.phase == "Failed":
+        return None if (failed := condition(status, "Failed")) is None else failed.reason
+    if status.phase not in ("Pending", "Running", "Restarting"):
+        return None
+    ready, again = condition(status, "PodsReady"), condition(status, "Restarting")
+    if ready is not None and ready.status != "True" and ready.reason not in ORDINARY:
+        return ready.reason
+    return again.reason if again is not None and again.status == "True" else None

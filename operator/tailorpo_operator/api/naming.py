@@ -13,6 +13,8 @@ TEMPLATE_HASH = "tailorpo.dev/template-hash"
 
 COMMON = {"app.kubernetes.io/name": "tailorpo-trainer", "app.kubernetes.io/managed-by": "tailorpo-operator"}
 QUEUE = "kueue.x-k8s.io/queue-name"
+COPIED_PREFIXES = ("kueue.x-k8s.io/",)
+"""Of labels and annotations of a job that reach its Jobs and pods, unless the operator's settings name others."""
 
 CONTAINER = "trainer"
 METRICS = "metrics"

@@ -48,7 +48,7 @@ class _Converter:
                 converted |= {end.lower(): schema[f"exclusive{end}"], f"exclusive{end}": True}
         converted |= _default(schema)
         if "items" in schema:
-            converted["items"] = self.convert(schema["items"])
+            converted["items"] = _without_defaults(self.convert(schema["items"]))
         if "properties" in schema:
             converted["properties"] = {name: self.convert(field) for name, field in schema["properties"].items()}
             converted |= {"required": schema["required"]} if "required" in schema else {}
@@ -101,6 +101,26 @@ def _default(schema: Mapping[str, Any]) -> Schema:
     """A field's default. Defaults of objects are complete, because the API server validates them as they are."""
     value = schema.get("default")
     return {} if value in (None, [], {}) else {"default": _without_empty(value)}
+
+
+def _without_defaults(schema: Schema) -> Schema:
+    """The schema of a list's entries.
+
+    The API server would fill in their defaults, and kubectl compares lists as wholes: each further `kubectl apply` of
+    the same file would be a change, or a conflict with the first.
+    """
+    schema = {key: value for key, value in schema.items() if key != "default"}
+    for key in schema.keys() & {"items", "additionalProperties"}:
+        schema[key] = _without_defaults(schema[key]) if isinstance(schema[key], dict) else schema[key]
+    for key in schema.keys() & {"properties"}:
+        schema[key] = {name: _without_defaults(field) for name, field in schema[key].items()}
+    return schema
+
+
+def has_defaults(schema: Schema) -> bool:
+    """Whether the API server may fill in something below this schema."""
+    fields = schema.get("properties", {}).values()
+    return any("default" in field or has_defaults(field) for field in fields)
 
 
 def _without_empty(value: Any) -> Any:

@@ -6,9 +6,10 @@ be in the status or in the children, because the operator stores nothing else.
 
 import math
 import re
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import pairwise
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
     AfterValidator,
@@ -24,6 +25,7 @@ from pydantic.alias_generators import to_camel
 
 from tailorpo_trainer.spec import progress as trainer
 from tailorpo_trainer.spec.job import API_VERSION, Spec
+from tailorpo_trainer.spec.pod_template_rules import RESERVED_LABELS
 
 GROUP, VERSION = API_VERSION.split("/")
 PLURAL = "tailorpojobs"
@@ -51,6 +53,19 @@ def _ascii(length: int) -> BeforeValidator:
     """Text of limited length in ASCII characters that JSON does not escape."""
     unusual = re.compile(r'[^ -~]|[<>&"\\]')
     return BeforeValidator(lambda value: unusual.sub("?", value[:length]) if isinstance(value, str) else value)
+
+
+def _known_phase(value: Any) -> Any:
+    """A phase of another version is as good as none: it follows from the conditions."""
+    return value if value in get_args(Phase) or not isinstance(value, str) else "Pending"
+
+
+def _known_conditions(value: Any) -> Any:
+    """Conditions of another version are left out, as nobody would keep them current."""
+    if not isinstance(value, list):
+        return value
+    known = get_args(ConditionType)
+    return [each for each in value if not isinstance(each, dict) or each.get("type") in (None, *known)]
 
 
 def _newest(value: Any) -> Any:
@@ -170,7 +185,10 @@ class Status(StatusModel):
     """What the operator has observed of a job."""
 
     observed_generation: int | None = Field(None, ge=0, description="Generation of the spec that this status is about.")
-    phase: Phase = Field("Pending", description="The conditions in one word.")
+    phase: Annotated[Phase, BeforeValidator(_known_phase)] = Field("Pending", description="The conditions in one word.")
+    reason: ShortText | None = Field(
+        None, description="Why it does not run, in one CamelCase word; missing while all is well."
+    )
     message: Message | None = Field(None, description="What happens and why, for people.")
     start_time: Time | None = Field(None, description="When the first pod ran; `activeDeadlineSeconds` counts from it.")
     completion_time: Time | None = Field(None, description="When it ended; `ttlSecondsAfterFinished` counts from it.")
@@ -185,7 +203,9 @@ class Status(StatusModel):
     checkpoint: Checkpoint | None = Field(None, description="The newest one: what a restart would resume from.")
     resumed_from: Checkpoint | None = Field(None, description="The one that the present attempt resumed from.")
     adapter: URI | None = Field(None, description="Where the trained adapter is, once Succeeded.")
-    conditions: list[Condition] = Field([], max_length=8, description="What holds, and since when.")
+    conditions: Annotated[list[Condition], BeforeValidator(_known_conditions)] = Field(
+        [], max_length=8, description="What holds, and since when."
+    )
     attempts: Annotated[list[Attempt], BeforeValidator(_newest)] = Field(
         [], max_length=KEPT_ATTEMPTS, description=f"The last {KEPT_ATTEMPTS}, oldest first."
     )
@@ -231,6 +251,19 @@ class Job(BaseModel):
     metadata: dict[str, Any]
     spec: Spec
     status: Status = Status()
+    copied_labels: dict[str, str] = {}
+    copied_annotations: dict[str, str] = {}
+    """Of the job itself, to be copied to its Jobs and pods; see `copying`."""
+
+    def copying(self, prefixes: Sequence[str]) -> Self:
+        """The job, whose labels and annotations with these prefixes reach its Jobs and pods."""
+
+        def chosen(field: str) -> dict[str, str]:
+            found: Mapping[str, str] = self.metadata.get(field) or {}
+            taken = (key for key in found if key.startswith(tuple(prefixes)) and not key.startswith(RESERVED_LABELS))
+            return {key: found[key] for key in sorted(taken)}
+
+        return self.model_copy(update={"copied_labels": chosen("labels"), "copied_annotations": chosen("annotations")})
 
     @property
     def name(self) -> str:
@@ -269,5 +302,5 @@ def _checkpoint(raw: dict[str, Any] | None) -> Checkpoint | None:
 
 
 def _valid_uri(uri: str | None) -> str | None:
-    """The URI; None if it is too long for a status, because a truncated URI would be wrong."""
-    return uri if uri is not None and len(uri) <= MAX_URI else None
+    """The URI; None if it is too long for a status, or has a line break or a tab: another text would be wrong."""
+    return uri if uri is not None and len(uri) <= MAX_URI and trainer.line(uri, MAX_URI) == uri else None

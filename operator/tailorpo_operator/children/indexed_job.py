@@ -10,6 +10,7 @@ from tailorpo_operator.api import naming
 from tailorpo_operator.api.types import Job
 from tailorpo_operator.children import pod_document, pods
 from tailorpo_operator.children.pod_document import TooLarge
+from tailorpo_trainer.spec.cautions import cautions
 from tailorpo_trainer.spec.pod_template import VolumeMount
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "attempt",
     "is_outdated",
     "is_rendezvous",
+    "queue",
     "rendezvous",
     "service",
     "template_hash",
@@ -54,18 +56,21 @@ def is_rendezvous(raw: Mapping[str, Any]) -> bool:
     return all(spec.get(field) == wanted[field] for field in ("clusterIP", "publishNotReadyAddresses", "selector"))
 
 
-def attempt(job: Job, number: int, image: str) -> Fields:
+def attempt(job: Job, number: int, image: str, *, with_ids: bool = True) -> Fields:
     """The Job of an attempt: its pods start and end together, and none is replaced.
 
-    image: the trainer's image if `spec.template.image` names none.
+    image: the trainer's image if `spec.template.image` names none. with_ids: whether pods name a user and group.
     Raises `TooLarge`.
     """
-    name, queue = job.metadata["name"], job.spec.scheduling.queue_name
-    labels = naming.of_attempt(name, number) | ({naming.QUEUE: queue} if queue else {})
+    name, waits_in = job.metadata["name"], queue(job)
+    labels = {**job.copied_labels, **job.spec.template.labels, **naming.of_attempt(name, number)}
+    labels |= {naming.QUEUE: waits_in} if waits_in else {}
+    annotations = {**job.copied_annotations, **job.spec.template.annotations}
+    metadata = _metadata(job.metadata.get("namespace"), naming.attempt_name(name, number), labels)
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
-        "metadata": _metadata(job.metadata.get("namespace"), naming.attempt_name(name, number), labels),
+        "metadata": metadata | ({"annotations": annotations} if annotations else {}),
         "spec": {
             "completionMode": "Indexed",
             "completions": job.spec.workers,
@@ -75,22 +80,32 @@ def attempt(job: Job, number: int, image: str) -> Fields:
             "backoffLimit": 0,
             "podReplacementPolicy": "Failed",
             **(_gang(job) if wants_gang(job) else {}),
-            "template": pods.template(job, number, image),
+            "template": pods.template(job, number, image, with_ids=with_ids),
         },
     }
 
 
 def template_hash(job: Job) -> str:
-    """16 hexadecimal digits that differ if an attempt's Job would: they depend on neither its number nor the default
-    image, so two operators of one version agree. Raises `TooLarge`."""
-    made = json.dumps(attempt(job, 1, ""), sort_keys=True)
-    return hashlib.sha256(made.encode()).hexdigest()[:16]
+    """Hexadecimal digits that differ if an attempt's Job would: 16 for the spec, 16 for what is copied of the metadata.
+
+    They depend on neither its number nor the default image, so two operators of one version agree. Raises `TooLarge`.
+    """
+    made = _digest(attempt(job.copying(()), 1, ""))
+    copied = [job.copied_labels, job.copied_annotations]
+    return made + (_digest(copied) if any(copied) else "")
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def is_outdated(job: Job, generation: int, hash_of_template: str) -> bool:
     """Whether an edit of the job has changed what an attempt's pods are made of. Unknown for a Job without the hash."""
-    if not hash_of_template or generation == job.generation:
+    if not hash_of_template:
         return False
+    copied = [job.copied_labels, job.copied_annotations]
+    if generation == job.generation:  # of an edit of metadata, too; and another version may have made the Job
+        return hash_of_template[16:] != (_digest(copied) if any(copied) else "")
     try:
         return template_hash(job) != hash_of_template
     except TooLarge:
@@ -99,8 +114,13 @@ def is_outdated(job: Job, generation: int, hash_of_template: str) -> bool:
 
 def wants_gang(job: Job) -> bool:
     """Whether the scheduler shall place all workers or none. A queue does so by itself."""
-    scheduling = job.spec.scheduling
-    return job.spec.workers > 1 and scheduling.gang != "None" and scheduling.queue_name is None
+    return job.spec.workers > 1 and job.spec.scheduling.gang != "None" and queue(job) is None
+
+
+def queue(job: Job) -> str | None:
+    """The queue of Kueue that the attempt's Job waits in: of the spec, or of a label, as for Kueue's other kinds."""
+    labels = {**job.copied_labels, **job.spec.template.labels}
+    return job.spec.scheduling.queue_name or labels.get(naming.QUEUE)
 
 
 def _gang(job: Job) -> Fields:
@@ -122,12 +142,13 @@ def with_owner(child: Fields, job: Job) -> Fields:
         "controller": "scheduling" not in child["spec"],
     }
     made_from = {naming.GENERATION: str(job.generation), naming.TEMPLATE_HASH: template_hash(job)}
-    return {**child, "metadata": {**child["metadata"], "annotations": made_from, "ownerReferences": [owner]}}
+    annotations = {**child["metadata"].get("annotations", {}), **made_from}
+    return {**child, "metadata": {**child["metadata"], "annotations": annotations, "ownerReferences": [owner]}}
 
 
 def warnings(job: Job) -> list[str]:
     """Problems that the user most likely does not want, as messages."""
-    return [*_storage(job), *_relative_paths(job)]
+    return [*cautions(job.spec), *_storage(job), *_relative_paths(job)]
 
 
 LOST = "which goes with the pod: what is trained is lost with it"

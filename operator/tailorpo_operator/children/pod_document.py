@@ -12,7 +12,7 @@ from typing import Any
 from tailorpo_operator.api.naming import DOCUMENT
 from tailorpo_operator.api.types import Job
 from tailorpo_trainer.spec import rules
-from tailorpo_trainer.spec.job import CLUSTER_FIELDS, TRAINER_RUN_POLICY, ConfigMapKey, Spec
+from tailorpo_trainer.spec.job import CLUSTER_FIELDS, TRAINER_RUN_POLICY, ConfigMapKey, RunPolicy, Spec
 
 MAX_BYTES = 65_536
 """Of the document. The annotations of a pod may have four times as many bytes in total."""
@@ -31,7 +31,7 @@ class TooLarge(ValueError):  # noqa: N818 (its name is a status reason)
 
     def __init__(self, size: int) -> None:
         super().__init__(
-            f"the document with its defaults has {size:,} bytes, and pods take at most {MAX_BYTES:,}: put its prompts "
+            f"the document has {size:,} bytes, and pods take at most {MAX_BYTES:,}: put its prompts "
             "into a ConfigMap (spec.prompts.configMapKeyRef) or a file (spec.prompts.file)"
         )
 
@@ -46,17 +46,21 @@ def text(job: Job) -> str:
 
 
 def document(job: Job) -> dict[str, Any]:
-    """The document with all defaults, with the paths of a pod, and without fields that only the operator reads."""
-    spec = rules.resolve(job.spec)
-    left_out: dict[str, Any] = {name: True for name in CLUSTER_FIELDS if name != "run_policy"}
-    left_out["run_policy"] = {name for name in type(spec.run_policy).model_fields if name not in TRAINER_RUN_POLICY}
-    left_out["checkpoint"] = {"secret_name"}
+    """The document with the paths of a pod, without fields that only the operator reads, and without defaults.
+
+    A trainer of an older version has fewer fields: it would refuse a default that it does not know.
+    """
+    ours = {name: True for name in CLUSTER_FIELDS if name != "run_policy"}
+    spec = in_pod(rules.unresolve(job.spec))
+    kept = {name: getattr(spec.run_policy, name) for name in TRAINER_RUN_POLICY}
+    spec = _replace(spec, [], {"run_policy": RunPolicy(**kept)})
+    spec = _replace(spec, ["checkpoint"], {"secret_name": None})
     names = {key: job.metadata[key] for key in ("name", "namespace") if job.metadata.get(key)}
     return {
         "apiVersion": job.api_version,
         "kind": job.kind,
         "metadata": names,
-        "spec": in_pod(spec).model_dump(mode="json", by_alias=True, exclude_none=True, exclude=left_out),
+        "spec": spec.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_defaults=True, exclude=ours),
     }
 
 

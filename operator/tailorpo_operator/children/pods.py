@@ -30,14 +30,15 @@ CONTAINER_SECURITY: Fields = {
 }
 
 
-def template(job: Job, attempt: int, image: str) -> Fields:
-    """The pod template of an attempt. Raises `TooLarge`."""
+def template(job: Job, attempt: int, image: str, *, with_ids: bool = True) -> Fields:
+    """The pod template of an attempt. with_ids: whether pods name a user and group. Raises `TooLarge`."""
     pod_template, name = job.spec.template, job.metadata["name"]
     return {
         "metadata": {
-            "labels": {**pod_template.labels, **naming.of_attempt(name, attempt)},
+            "labels": {**_copied_labels(job), **naming.of_attempt(name, attempt)},
             "annotations": {
                 "kubectl.kubernetes.io/default-container": naming.CONTAINER,
+                **job.copied_annotations,
                 **pod_template.annotations,
                 naming.DOCUMENT: pod_document.text(job),
             },
@@ -60,13 +61,24 @@ def template(job: Job, attempt: int, image: str) -> Fields:
             topologySpreadConstraints=pod_template.topology_spread_constraints,
             resourceClaims=pod_template.resource_claims,
             imagePullSecrets=_dump_all(pod_template.image_pull_secrets),
-            securityContext=POD_SECURITY
+            securityContext=_pod_security(with_ids)
             if pod_template.pod_security_context is None
             else pod_template.pod_security_context,
             volumes=_volumes(job),
             containers=[_container(job, attempt, image)],
         ),
     }
+
+
+def _pod_security(with_ids: bool) -> Fields:
+    """OpenShift gives each namespace user and group IDs of its own, and refuses pods with others."""
+    return {name: value for name, value in POD_SECURITY.items() if with_ids or value != USER}
+
+
+def _copied_labels(job: Job) -> dict[str, str]:
+    """Without the queue's: a pod with that label would wait in the queue beside its Job."""
+    labels = {**job.copied_labels, **job.spec.template.labels}
+    return {key: value for key, value in labels.items() if key != naming.QUEUE}
 
 
 def _container(job: Job, attempt: int, image: str) -> Fields:

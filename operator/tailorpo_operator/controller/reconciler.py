@@ -9,19 +9,19 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from pydantic import ValidationError
-
 from tailorpo_operator import metrics
 from tailorpo_operator.api.conditions import is_true
 from tailorpo_operator.api.naming import Key
 from tailorpo_operator.api.types import Job
-from tailorpo_operator.children import indexed_job
 from tailorpo_operator.controller import job_metrics
+from tailorpo_operator.controller.attempt_creator import AttemptCreator
+from tailorpo_operator.controller.job_parser import JobParser
 from tailorpo_operator.controller.rendezvous_service import Rendezvous
 from tailorpo_operator.controller.worker import Worker
 from tailorpo_operator.controller.workqueue import WorkQueue
 from tailorpo_operator.kube.cache import Cache
 from tailorpo_operator.kube.client import KubeClient
+from tailorpo_operator.kube.definition import ServedDefinition
 from tailorpo_operator.kube.rate_limit import RateLimit
 from tailorpo_operator.kube.transport import RefusedError
 from tailorpo_operator.planning import pending_reason
@@ -38,12 +38,15 @@ from tailorpo_operator.planning.attempts import present
 from tailorpo_operator.planning.events import event
 from tailorpo_operator.planning.observed import Observed, Reason, Report
 from tailorpo_operator.planning.plan import plan
-from tailorpo_operator.planning.status_diff import difference
+from tailorpo_operator.planning.status_diff import difference, paths
 from tailorpo_operator.settings import Settings
+from tailorpo_trainer.spec.progress import line
 
 log = logging.getLogger(__name__)
 
 REMEMBERED_EVENTS = 20_000
+UNKNOWN_SECONDS = 5.0
+"""Until a job that is not understood is looked at again: the definition may have changed."""
 WARNING_SECONDS = 10.0
 """Between requests for the events of a gang that does not start."""
 
@@ -62,6 +65,9 @@ class Reconciler:
         self._recorded: OrderedDict[str, None] = OrderedDict()
         self._warnings: dict[str, tuple[float, Reason | None]] = {}
         self._stopping = False
+        self._creator = AttemptCreator(cluster, settings.image)
+        self._parser = JobParser(ServedDefinition(cluster), settings.copied_prefixes)
+        self._dropped: frozenset[tuple[str, ...]] = frozenset()
         self.rendezvous = Rendezvous(cluster, cache, leads)
         self._worker = Worker(
             self.queue, self._timed, may_act=lambda: not self._stopping and leads(), log_fields=_log_fields
@@ -87,10 +93,11 @@ class Reconciler:
         if raw is None:
             self._forget(key)
             return
-        job = await self._parse(key, raw)
-        if job is None:
+        parsed = await self._parse(key, raw)
+        if parsed is None:
             return
-        observed = await self._observe(key, job)
+        job, unknown = parsed
+        observed = replace(await self._observe(key, job), unknown=unknown)
         planned = plan(job, observed, now(), self._settings.retries)
         if planned.fresh:
             live = await self._observe_live(key)
@@ -147,8 +154,11 @@ class Reconciler:
         attempt_jobs, pods, listed = await self._cluster.list_children(key.namespace, key.name)
         self._cache.put_job(raw)
         self._cache.replace_children(key, attempt_jobs, pods, listed, now())
-        job = await self._parse(key, raw)
-        return None if job is None else (job, replace(await self._observe(key, job), fresh=True))
+        parsed = await self._parse(key, raw)
+        if parsed is None:
+            return None
+        job, unknown = parsed
+        return job, replace(await self._observe(key, job), unknown=unknown, fresh=True)
 
     # Carrying out
 
@@ -184,29 +194,8 @@ class Reconciler:
             case CreateService():
                 await self.rendezvous.ensure(job.namespace)
             case CreateAttempt(number):
-                try:
-                    attempt_job = indexed_job.attempt(job, number, self._settings.image)
-                except indexed_job.TooLarge as problem:
-                    raise RefusedError(422, indexed_job.TooLarge.__name__, str(problem)) from None
-                attempt_job = indexed_job.with_owner(attempt_job, job)
-                if job.spec.scheduling.gang == "Required" and indexed_job.wants_gang(job):
-                    await self._require_gangs(attempt_job)
-                self._cache.put_attempt_job(await self._cluster.create_attempt_job(attempt_job))
+                self._cache.put_attempt_job(await self._creator.create(job, number))
                 self.rendezvous.enqueue(Key(job.namespace, job.name))  # its Service may have been deleted since
-
-    async def _require_gangs(self, attempt_job: dict[str, Any]) -> None:
-        try:
-            if await self._cluster.supports_gang_scheduling(attempt_job):
-                return
-        except RefusedError as refusal:
-            if refusal.reason == "AlreadyExists":
-                return
-            raise
-        message = (
-            "spec.scheduling.gang: Required, and this cluster schedules no gangs: set it to Auto, name a queue in "
-            "spec.scheduling.queueName, or switch on Kubernetes' feature gates GenericWorkload and WorkloadWithJob"
-        )
-        raise RefusedError(422, "NoGangScheduling", message)
 
     async def _record(self, job: Job, announcement: RecordEvent) -> None:
         if announcement.key in self._recorded:
@@ -219,34 +208,43 @@ class Reconciler:
         while len(self._recorded) > REMEMBERED_EVENTS:
             self._recorded.popitem(last=False)
 
-    async def _parse(self, key: Key, raw: Mapping[str, Any]) -> Job | None:
-        """None for a job that another version of the definition admitted, or whose status a newer operator wrote."""
-        try:
-            return Job.model_validate(raw)
-        except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
+    async def _parse(self, key: Key, raw: Mapping[str, Any]) -> tuple[Job, Reason | None] | None:
+        """The job, and what of it keeps further attempts from beginning. None for a job that no plan can be made for:
+        its status says so."""
+        job, unknown = await self._parser.parse(key, raw)
+        if unknown is not None:
+            self.queue.add_after(key, UNKNOWN_SECONDS)
+        if job is not None:
+            return job, unknown
+        assert unknown is not None
         spec: Any = raw.get("spec")
-        job = Job.model_construct(metadata=raw["metadata"], spec=spec)
-        message = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-        announcement = RecordEvent(
-            "Warning",
-            "NotUnderstood",
-            f"{message}: left alone until operator and CustomResourceDefinition are of one version",
-            f"{job.uid}/{job.generation}/NotUnderstood/{message}",
-        )
-        if announcement.key not in self._recorded:
-            log.error("not understood: %s", message, extra=_log_fields(key))
-        await self._record(job, announcement)
+        about = Job.model_construct(metadata=raw["metadata"], spec=spec)
+        event_key = f"{about.uid}/{about.generation}/{unknown.reason}/{unknown.message}"
+        await self._record(about, RecordEvent("Warning", unknown.reason, unknown.message, event_key))
+        status = raw.get("status") or {}
+        told = {"phase": "Pending", **status, "reason": unknown.reason, "message": line(unknown.message, 512)}
+        # A result stays as it was written.
+        if told != status and not status.get("completionTime"):
+            await self._put_status(key, raw, told)
         return None
 
     async def _write(self, key: Key, job: Job, planned: Plan) -> bool:
         """Writes the status if the change is worth a request. Returns whether the plan is still valid."""
-        kind = difference(job.status, planned.status)
+        status = planned.status.to_dict()
+        kind = difference(job.status, planned.status, self._dropped)
         if kind == "none" or (kind == "progress" and not self._may_write_progress(key)):
             return True
-        raw = {"metadata": job.metadata, "status": self._raw_status(key)}
+        if not await self._put_status(key, {"metadata": job.metadata, "status": self._raw_status(key)}, status):
+            return False
+        self._written[key] = asyncio.get_running_loop().time()
+        _log_phase(key, job, planned)
+        job_metrics.observe(key.namespace, job.status, planned.status)
+        return True
+
+    async def _put_status(self, key: Key, raw: Mapping[str, Any], status: Mapping[str, Any]) -> bool:
+        """Writes a status. Returns whether it was computed from the newest version of the job."""
         try:
-            written = await self._cluster.write_status(raw, planned.status.to_dict())
+            written = await self._cluster.write_status(raw, status)
         except RefusedError as refusal:
             if refusal.status == 404:
                 self._forget(key)
@@ -259,10 +257,17 @@ class Reconciler:
                 self.queue.add(key)
             return False
         self._cache.put_job(written)
-        self._written[key] = asyncio.get_running_loop().time()
-        _log_phase(key, job, planned)
-        job_metrics.observe(key.namespace, job.status, planned.status)
+        self._note_dropped(status, written.get("status") or {})
         return True
+
+    def _note_dropped(self, sent: Mapping[str, Any], kept: Mapping[str, Any]) -> None:
+        """Notes which fields a definition that is older than this operator does not keep: they are no difference."""
+        held = {*paths(kept)}
+        dropped = (self._dropped | {*paths(sent)}) - held
+        if new := dropped - self._dropped:
+            names = ", ".join(sorted(".".join(path) for path in new))
+            log.warning("the CustomResourceDefinition keeps no status.%s: apply the one of this version", names)
+        self._dropped = frozenset(dropped)
 
     def _raw_status(self, key: Key) -> Mapping[str, Any]:
         raw = self._cache.job(key)
@@ -280,6 +285,8 @@ class Reconciler:
     def _forget(self, key: Key) -> None:
         self.reports.pop(key, None)
         self._written.pop(key, None)
+        self._parser.forget(key)
+        self._creator.forget(key)
         self._worker.forget(key)
         self.rendezvous.enqueue(key)
 

@@ -18,6 +18,8 @@ from tailorpo_operator.kube.child_store import ChildStore, Entry, Object, key_of
 from tailorpo_operator.planning import observed
 from tailorpo_operator.planning.observed import AttemptJob, Observed, Pod
 
+LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
+"""An annotation with the whole job."""
 WAITING_PHASES = ("Pending", "Starting", "Restarting")
 
 
@@ -27,7 +29,7 @@ class CachedJob(NamedTuple):
     Attributes:
         unready_since: when it began to wait for its pods; None if it does not wait.
         multi_worker: whether it has more than one worker.
-        text: the job as JSON, without managed fields and annotations.
+        text: the job as JSON, without managed fields and what kubectl has applied.
     """
 
     resource_version: int
@@ -269,7 +271,9 @@ def is_multi_worker(raw: Object) -> bool:
 
 
 def _cached_job(raw: Object) -> CachedJob:
-    meta = {key: value for key, value in raw["metadata"].items() if key not in ("managedFields", "annotations")}
+    meta = {key: value for key, value in raw["metadata"].items() if key != "managedFields"}
+    if "annotations" in meta:
+        meta["annotations"] = {key: value for key, value in meta["annotations"].items() if key != LAST_APPLIED}
     status = raw.get("status") or {}
     ready = next((each for each in status.get("conditions", ()) if each["type"] == "PodsReady"), {"status": "True"})
     unready = status.get("phase") in WAITING_PHASES and ready["status"] != "True"

@@ -34,6 +34,21 @@ class KubeClient:
         """Raises `RefusedError` where jobs are not defined, or the operator may not list them. Reads one job."""
         await self._transport.request("list", _custom(namespace), query={"limit": "1"})
 
+    async def served_schema(self) -> Object:
+        """The schema of jobs that the API server serves, with its defaults; empty if it publishes none."""
+        page = await self._transport.request("get", f"/openapi/v3/apis/{GROUP}/{VERSION}")
+        kind = {"group": GROUP, "version": VERSION, "kind": Job.model_fields["kind"].default}
+        schemas = page.get("components", {}).get("schemas", {}).values()
+        return next((each for each in schemas if kind in each.get("x-kubernetes-group-version-kind", ())), {})
+
+    async def serves_group(self, name: str) -> bool:
+        """Whether the API server has such a group; every user may ask. False if it does not tell."""
+        try:
+            groups = (await self._transport.request("get", "/apis")).get("groups", ())
+        except RefusedError:
+            return False
+        return any(each["name"] == name for each in groups)
+
     async def write_status(self, raw: Mapping[str, Any], status: Mapping[str, Any]) -> Object:
         """Replaces the status of a job. Raises `RefusedError` 409 if there is a newer version than `raw`."""
         meta = raw["metadata"]

@@ -15,6 +15,9 @@ from tailorpo_operator.planning.observed import Observed
 from tailorpo_trainer.spec.job import RunPolicy
 from tailorpo_trainer.spec.progress import Progress
 
+COMPLETED = ("Completed", "Extended")
+"""How an attempt ends that has a result."""
+
 
 class PlanBuilder:
     """Serves one reconcile of one job. Its methods are commands: questions take no builder, or read its attributes."""
@@ -36,7 +39,15 @@ class PlanBuilder:
         """What was decided. Nothing is decided if a fresh read is needed first."""
         if self._fresh_read:
             return Plan(self.job.status, fresh=True)
-        return Plan(shrink(self.status), tuple(self.create), tuple(self._events), tuple(self.delete), self._requeue_at)
+        status = self.status.replace(reason=conditions.reason(self.status))
+        if not self._has_result():
+            status = status.replace(adapter=None)
+        return Plan(shrink(status), tuple(self.create), tuple(self._events), tuple(self.delete), self._requeue_at)
+
+    def _has_result(self) -> bool:
+        """Whether the status may name an adapter: anything may be said by a pod that fails."""
+        last = self.status.attempts[-1].reason if self.status.attempts else None
+        return conditions.is_true(self.status, "Succeeded") or last in COMPLETED
 
     def update_status(self, **fields: Any) -> None:
         """Sets fields of the status."""

@@ -62,6 +62,7 @@ POD_MISSING = JOB_DELETED + 1
 OBSERVED_FIRST = _weight(end_cause(ExitCode.STALLED)) - 1  # deleted before anything failed: the peers then end with 74
 STOPPED = _weight(end_cause(ExitCode.STOPPED))
 DONE = _weight(end_cause(ExitCode.DONE))
+UNFINISHED = _weight(end_cause(ExitCode.INTERNAL))
 """Weights besides those of exit codes."""
 
 
@@ -128,6 +129,13 @@ REASONS = (
     EndReason(
         "OutOfcpu", REJECTED, Verdict.FREE, "the node did not take the pod, for this or another reason of its own"
     ),
+    EndReason(
+        "Unfinished",
+        UNFINISHED,
+        Verdict.COUNTED,
+        "0, and by its termination message the first worker had iterations left",
+        "read the logs: most likely a reward or a library ends the process",
+    ),
     EndReason("NotStarted", _weight(OTHER_CODE), Verdict.COUNTED, "a container that was put before ours failed"),
     EndReason("PodDeleted", OBSERVED_FIRST, Verdict.FREE, "by hand or by a clean-up, before any pod had failed"),
     EndReason("JobDeleted", OBSERVED_FIRST, Verdict.FREE, "the same, of the attempt's Job"),
@@ -139,6 +147,8 @@ _BY_REASON = {each.reason: each for each in reversed(REASONS)}
 
 def of_pod(pod: Pod) -> Cause | None:
     """The cause that a pod shows for the end of its attempt; None if it shows none (yet)."""
+    if pod.succeeded and pod.index == 0 and (left := _iterations_left(pod)):
+        return _cause(pod, "Unfinished", f"ended with exit code 0 {left}", Verdict.COUNTED, UNFINISHED)
     if pod.succeeded:  # in spite of a disruption, too
         return _cause(pod, "Completed", "is done", Verdict.DONE, DONE)
     if pod.disruption is not None:
@@ -192,6 +202,14 @@ def node_lost(pod: Pod) -> Cause:
     """A pod that does not end though it was asked to."""
     message = f"does not confirm its deletion after {pod.grace:.0f} s of grace: its node is taken for lost"
     return _cause(pod, "NodeLost", message, Verdict.FREE, DISRUPTED)
+
+
+def _iterations_left(pod: Pod) -> str:
+    """What a termination message says was left to do; nothing where there is none."""
+    last = pod.exit.progress if pod.exit is not None else None
+    if last is None or last.of is None or last.step >= last.of:
+        return ""
+    return f"after step {last.step} of {last.of}, before the run was done"
 
 
 def _failed(pod: Pod) -> Cause:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from tailorpo_operator.api.conditions import condition, is_true
+from tailorpo_operator.api.conditions import ORDINARY, condition, is_true
 from tailorpo_operator.api.types import Attempt, Job, Status
 from tailorpo_operator.children.indexed_job import is_outdated
 from tailorpo_operator.planning.causes import (
@@ -31,8 +31,6 @@ from tailorpo_trainer.spec.job import RunPolicy
 
 STALLS = 2
 """The operator waits so many times `stallTimeoutSeconds` for a step: the trainer's own watchdog acts first."""
-NO_PROBLEM = ("Starting", "PodsReady")
-"""Reasons of the condition PodsReady that name nothing that keeps pods away."""
 POLLED = 30.0
 """Seconds after which a trainer that can be reached has been polled again."""
 
@@ -100,7 +98,7 @@ def _of_a_part(
         return stalled
     ready = condition(status, "PodsReady")
     kept_away = why_pending(observed, attempt_job) or (
-        Reason(ready.reason, ready.message) if ready is not None and ready.reason not in NO_PROBLEM else None
+        Reason(ready.reason, ready.message) if ready is not None and ready.reason not in ORDINARY else None
     )
     if kept_away is None:
         return stalled

@@ -23,7 +23,7 @@ def proceed(builder: PlanBuilder, attempt: Attempt, cause: Cause) -> bool:
     stop = not done and stopping.runs_on(attempt_job, pods)
 
     reached = _reached(builder.status)
-    _record_last_words(builder, attempt)
+    _record_last_words(builder, attempt, done=done)
     if _reached(builder.status) != reached and not observed.fresh and any(pod.terminating is not None for pod in pods):
         # The status is written before the attempt is judged: such a pod may be missing at the next reconcile.
         builder.requeue_at(builder.now)
@@ -74,9 +74,10 @@ def last_words(observed: Observed, status: Status, attempt: Attempt) -> list[Pro
     return sorted(found, key=lambda progress: progress.step)
 
 
-def _record_last_words(builder: PlanBuilder, attempt: Attempt) -> None:
+def _record_last_words(builder: PlanBuilder, attempt: Attempt, *, done: bool) -> None:
     for progress in last_words(builder.observed, builder.status, attempt):
-        builder.observe_progress(progress)
+        # Whatever a pod says that has failed, there is no adapter.
+        builder.observe_progress(progress if done else progress.model_copy(update={"adapter": None}))
     if builder.status.progress is not None:  # an attempt that ends has no estimate of its end
         builder.update_status(progress=builder.status.progress.replace(eta=None, eta_seconds=None))
 

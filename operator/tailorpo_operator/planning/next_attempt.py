@@ -11,7 +11,7 @@ from tailorpo_operator.planning.builder import PlanBuilder
 from tailorpo_operator.planning.causes import Cause, Verdict
 from tailorpo_operator.planning.deadline import Deadline
 from tailorpo_operator.planning.observed import Reason
-from tailorpo_operator.planning.pending_reason import FIRST_CHECK, LAST_CHECK
+from tailorpo_operator.planning.pending_reason import FIRST_CHECK, INVALID, LAST_CHECK
 
 SUSPENDED = "holds no pods until runPolicy.suspend is false"
 
@@ -41,8 +41,8 @@ def proceed(builder: PlanBuilder) -> None:
     if (builder.status.attempts or observed.reused) and not observed.fresh:
         builder.request_fresh_read()
         return
-    if observed.refused is not None:
-        _handle_refusal(builder, observed.refused)
+    if (kept := observed.unknown or observed.refused) is not None:
+        _handle_refusal(builder, kept)
         return
     _begin(builder)
 
@@ -84,6 +84,9 @@ def _handle_refusal(builder: PlanBuilder, refused: Reason) -> None:
     builder.clear_conditions(reason, "PodsReady", message=refused.message)
     if _fail_at_start_deadline(builder):
         return
+    if reason == INVALID:  # the reconciler asks again only for another Job
+        builder.set_message(f"correct the job, for Kubernetes refuses its pods: {refused.message}", starting=False)
+        return
     builder.set_message(refused.message, starting=False)
     builder.requeue_with_backoff(_waiting_since(builder.status, builder.now), FIRST_CHECK, LAST_CHECK)
 
@@ -112,7 +115,8 @@ def _fail_at_start_deadline(builder: PlanBuilder) -> bool:
     builder.requeue_unless_passed(deadline)
     if not deadline.passed(builder.now):
         return False
-    ending.fail(builder, end_cause.start_deadline_exceeded(limit, builder.observed.refused))
+    kept = builder.observed.unknown or builder.observed.refused
+    ending.fail(builder, end_cause.start_deadline_exceeded(limit, kept))
     return True
 
 

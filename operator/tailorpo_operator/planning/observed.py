@@ -9,7 +9,7 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any
 
-from tailorpo_operator.api.naming import ATTEMPT, CONTAINER, GENERATION, INDEX, TEMPLATE_HASH
+from tailorpo_operator.api.naming import ATTEMPT, CONTAINER, GENERATION, INDEX, QUEUE, TEMPLATE_HASH
 from tailorpo_trainer.spec.progress import MAX_BYTES, Progress
 
 Object = Mapping[str, Any]
@@ -20,7 +20,8 @@ class AttemptJob:
     """The batch/v1 Job of one attempt.
 
     failed: pods are being stopped, or have been, because one has failed. suspended: by a queue, never by the operator.
-    gang_scheduled: the scheduler places all pods or none. generation, template_hash: of the job it was made for.
+    gang_scheduled: the scheduler places all pods or none. passed_over: it names a queue, and none has ever held it.
+    generation, template_hash: of the job it was made for.
     """
 
     name: str
@@ -34,6 +35,7 @@ class AttemptJob:
     complete: bool = False
     failed: bool = False
     gang_scheduled: bool = False
+    passed_over: bool = False
     generation: int = 0
     template_hash: str = ""
 
@@ -142,6 +144,7 @@ class Observed:
         departed_pods: its own that were deleted after they had ended: a drained pod is deleted as soon as it ends.
         warning: the newest Warning event of the present attempt Job.
         refused: why the API server refused to create an object at the last try.
+        unknown: what the job's spec asks for and this operator does not know, so that no attempt may begin.
         reused: a job or attempt Job of this name was deleted. The cache may not show yet all that is left of it.
         fresh: read from the API server just now. A cache lags behind: what is missing in it may exist.
     """
@@ -153,6 +156,7 @@ class Observed:
     report: Report | None = None
     warning: Reason | None = None
     refused: Reason | None = None
+    unknown: Reason | None = None
     reused: bool = False
     fresh: bool = False
 
@@ -194,9 +198,20 @@ def attempt_job(raw: Object) -> AttemptJob:
         complete=bool(held & {"Complete", "SuccessCriteriaMet"}),
         failed=bool(held & {"Failed", "FailureTarget"}),
         gang_scheduled=bool(spec.get("scheduling")),
+        passed_over=QUEUE in meta.get("labels", {}) and not _was_held(raw),
         generation=_number(meta.get("annotations", {}).get(GENERATION, "")),
         template_hash=meta.get("annotations", {}).get(TEMPLATE_HASH, ""),
     )
+
+
+def _was_held(raw: Object) -> bool:
+    """Whether a queue has ever held a Job: it suspends the Job when it is created, and resumes it later."""
+    conditions = (raw.get("status") or {}).get("conditions") or ()
+    if raw["spec"].get("suspend") or any(each["type"] == "Suspended" for each in conditions):
+        return True
+    # The Job controller may be too slow for the condition. Whoever resumes a Job writes its spec, as nobody else does.
+    fields = raw["metadata"].get("managedFields") or ()
+    return sum("f:spec" in each.get("fieldsV1", {}) and not each.get("subresource") for each in fields) > 1
 
 
 def pod(raw: Object, terminating: datetime | None = None, warning: Reason | None = None) -> Pod:

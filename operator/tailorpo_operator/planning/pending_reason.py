@@ -12,15 +12,32 @@ NORMAL = ("", "ContainerCreating", "PodInitializing")
 OVERCOME = ("FailedScheduling",)
 """Reasons of events that no longer hold once a pod has a node."""
 
-_REFUSALS = (
+INVALID = "Invalid"
+"""What the API server refuses as it is, whatever else is in the cluster: only an edit of the job helps."""
+REFUSALS = (
+    # A policy or a webhook may say anything, so they come first.
+    ("validatingadmissionpolicy '", "PolicyDenied"),
+    ("admission webhook", "WebhookDenied"),
+    ("calling webhook", "WebhookUnavailable"),
     ("exceeded quota", "QuotaExceeded"),
-    ("strict decoding error", "Invalid"),
-    ("violates PodSecurity", "PodSecurity"),
+    ("insufficient quota", "QuotaExceeded"),
+    ("failed quota", "QuotaNeedsResources"),
+    (" usage per ", "LimitRange"),
+    ("limit to request ratio per ", "LimitRange"),
+    ("violates podsecurity", "PodSecurity"),
+    ("any security context constraint", "SecurityContextConstraint"),
     ("looking up service account", "ServiceAccountNotFound"),
-    ("no PriorityClass", "PriorityClassNotFound"),
-    ("pod rejected: RuntimeClass", "RuntimeClassNotFound"),
+    ("no priorityclass", "PriorityClassNotFound"),
+    ("pod rejected: runtimeclass", "RuntimeClassNotFound"),
+    ("is being terminated", "NamespaceTerminating"),
+    ('is forbidden: user "', "Forbidden"),
+    ("strict decoding error", INVALID),
+    (" cannot be handled as a ", INVALID),
+    ("request entity too large", INVALID),
+    (" is invalid: ", INVALID),
 )
-"""A part of the message with which the API server refuses to create pods, and the reason that a user reads."""
+"""A part of the message with which the API server refuses to create a Job or pods, in lower case, and the reason that a
+user reads. The first that fits counts. `docs/operator.md` explains each."""
 
 
 def why(observed: Observed, attempt_job: AttemptJob | None) -> Reason | None:
@@ -55,7 +72,7 @@ def not_ready(pods: tuple[Pod, ...]) -> Reason:
 def refusal(warning: Reason) -> str:
     """The reason, in one CamelCase word, for which the API server refused an object."""
     text = warning.message.lower()
-    return next((reason for part, reason in _REFUSALS if part.lower() in text), warning.reason or "Refused")
+    return next((reason for part, reason in REFUSALS if part in text), warning.reason or "Refused")
 
 
 def _kubelet(pod: Pod) -> Reason | None:

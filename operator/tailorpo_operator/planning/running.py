@@ -10,6 +10,7 @@ from tailorpo_operator.planning.observed import all_ready
 from tailorpo_operator.planning.pending_reason import FIRST_CHECK, LAST_CHECK, QUEUED
 
 EDITED = "an edit of the job waits for the next attempt"
+NOT_QUEUED = "did not wait in its queue, for no queue has held it: is Kueue installed, and does it manage Jobs here?"
 ONE_BY_ONE = "placed one by one, for this cluster schedules no gangs"
 
 
@@ -46,6 +47,10 @@ def proceed(builder: PlanBuilder, attempt: Attempt) -> None:
     one_by_one = not ran and problem is not None and not attempt_job.gang_scheduled and wants_gang(builder.job)
     # Before the pods have run, `end_cause` has compared already, and an edit would have ended the attempt.
     waits = [EDITED] if ran and outdated(builder.job, attempt_job) else []
+    waits += [observed.unknown.message] if observed.unknown is not None else []
+    if attempt_job.passed_over:
+        waits.append(NOT_QUEUED)
+        builder.record_event("Warning", "NotQueued", NOT_QUEUED, attempt.number)
     messages = [message, *([ONE_BY_ONE] if one_by_one else []), *waits, *warnings(builder.job)]
     builder.set_message("; ".join(messages), starting=problem is None)
 

@@ -38,7 +38,7 @@ class Outer(SpecModel):
 
 
 SCHEMA = structural(Outer.model_json_schema(by_alias=True))
-INNER = {
+INNER: dict[str, Any] = {
     "type": "object",
     "description": "The inner object.",
     "properties": {
@@ -53,10 +53,13 @@ INNER = {
         }
     },
 }
+PLAIN = INNER | {"properties": {"size": {k: v for k, v in INNER["properties"]["size"].items() if k != "default"}}}
+"""In a list, where no defaults are filled in."""
+
 EXPECTED: dict[str, dict[str, Any]] = {
     "inner": INNER | {"description": "One of them.", "default": {"size": 3}},
     "maybe": INNER,
-    "several": {"type": "array", "items": INNER, "minItems": 1, "maxItems": 4},
+    "several": {"type": "array", "items": PLAIN, "minItems": 1, "maxItems": 4},
     "share": {
         "type": "number",
         "format": "double",

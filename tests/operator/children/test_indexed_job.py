@@ -13,6 +13,8 @@ from tailorpo_operator.children import indexed_job, pod_document
 from tailorpo_trainer import document
 from tailorpo_trainer.checkpoint import experiment_hash
 from tailorpo_trainer.cli.run import cluster_fields
+from tailorpo_trainer.spec import rules
+from tailorpo_trainer.spec.cautions import cautions
 from tailorpo_trainer.spec.pod_template_rules import RESERVED_VARIABLES
 from tests.documents import GOOD
 
@@ -240,6 +242,14 @@ def test_where_and_in_which_queue_it_runs() -> None:
     assert (spec["hostNetwork"], spec["dnsPolicy"]) == (True, "ClusterFirstWithHostNet")
 
 
+def test_a_cluster_that_gives_users_is_left_to_it() -> None:
+    made = indexed_job.attempt(job(), 1, IMAGE, with_ids=False)["spec"]["template"]["spec"]
+    assert made["securityContext"] == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+    mine = job(template={"podSecurityContext": {"runAsUser": 5}})
+    made = indexed_job.attempt(mine, 1, IMAGE, with_ids=False)["spec"]["template"]["spec"]
+    assert made["securityContext"] == {"runAsUser": 5}
+
+
 def test_the_image() -> None:
     assert container(job())["image"] == IMAGE
     assert container(job(template={"image": "mine:2"}))["image"] == "mine:2"
@@ -274,6 +284,50 @@ def test_the_hash_is_of_what_the_pods_are_made_of() -> None:
     assert made != indexed_job.template_hash(job(workers=3))
 
 
+def test_metadata_of_the_job_and_of_its_template_reach_job_and_pods() -> None:
+    own = {"labels": {"team": "x", "other": "y", "kueue.x-k8s.io/priority-class": "low", "tailorpo.dev/job": "z"}}
+    own["annotations"] = {"team/note": "n", "other": "y"}
+    plain = job(template={"labels": {"stage": "s"}, "annotations": {"example.com/a": "b"}})
+    given = plain.model_copy(update={"metadata": {**plain.metadata, **own}})
+    made = indexed_job.attempt(given.copying(["team", "kueue.x-k8s.io/", "tailorpo.dev/"]), 1, IMAGE)
+    ours = naming.of_attempt("vivid", 1)
+    labels = {"team": "x", "kueue.x-k8s.io/priority-class": "low", "stage": "s", **ours}
+    annotations = {"team/note": "n", "example.com/a": "b"}
+    assert made["metadata"]["labels"] == made["spec"]["template"]["metadata"]["labels"] == labels
+    assert made["metadata"]["annotations"] == annotations
+    assert made["spec"]["template"]["metadata"]["annotations"].items() >= annotations.items()
+    assert indexed_job.with_owner(made, given)["metadata"]["annotations"].items() >= annotations.items()
+    assert indexed_job.attempt(given, 1, IMAGE)["metadata"]["labels"] == {"stage": "s", **ours}, "nothing unless chosen"
+
+
+def test_a_queue_by_its_label() -> None:
+    plain = job(workers=2)
+    labelled = plain.model_copy(update={"metadata": {**plain.metadata, "labels": {naming.QUEUE: "research"}}})
+    made = indexed_job.attempt(labelled.copying(naming.COPIED_PREFIXES), 1, IMAGE)
+    assert made["metadata"]["labels"][naming.QUEUE] == "research"
+    assert naming.QUEUE not in made["spec"]["template"]["metadata"]["labels"], "the Job waits, not each pod"
+    assert "scheduling" not in made["spec"], "a queue places all or none"
+
+
+def test_an_edit_of_labels_outdates_an_attempt() -> None:
+    """Though it is no new generation of the job."""
+    plain = job()
+    labelled = plain.model_copy(update={"metadata": {**plain.metadata, "labels": {"team": "x", "other": "y"}}})
+    team, nothing = labelled.copying(["team"]), labelled.copying([])
+    made = indexed_job.template_hash(nothing)
+    assert not indexed_job.is_outdated(nothing, nothing.generation, made)
+    assert indexed_job.is_outdated(team, team.generation, made)
+    assert not indexed_job.is_outdated(team, team.generation, indexed_job.template_hash(team))
+    assert not indexed_job.is_outdated(team, team.generation, "0" * 16 + indexed_job.template_hash(team)[16:])
+    assert indexed_job.is_outdated(team, team.generation + 1, "0" * 16 + indexed_job.template_hash(team)[16:])
+
+
+def test_the_cautions_of_a_document_are_those_of_a_job() -> None:
+    strange = job(processesPerWorker=4, template={"resources": {"limits": {"nvidia.com/gpu": 1, "zzUnknown": 1}}})
+    assert indexed_job.warnings(strange)[:2] == [*cautions(strange.spec)]
+    assert len([*cautions(strange.spec)]) == 2
+
+
 def test_who_is_asked_for_a_gang() -> None:
     def asked(**spec: Any) -> bool:
         return "scheduling" in indexed_job.attempt(job(**spec), 1, IMAGE)["spec"]
@@ -294,6 +348,17 @@ def test_the_trainer_reads_what_was_asked_for(data: dict[str, Any], tmp_path: Pa
     assert read.spec.run_policy.termination_grace_period_seconds == 120
     for part in ("model", "lora", "rewards", "method", "sampling", "optimizer", "training"):
         assert getattr(read.spec, part) == getattr(asked.spec, part)
+
+
+@pytest.mark.parametrize("data", GOOD, ids=lambda data: data["spec"]["method"]["name"])
+def test_a_default_does_not_travel(data: dict[str, Any]) -> None:
+    """An older trainer may not know its field; and whoever filled it in, the document is the same."""
+    parsed = document.parse(data)
+    specs = (parsed.spec, data["spec"], document.values(parsed)["spec"])
+    [text] = {pod_document.text(Job(metadata={"name": "vivid"}, spec=spec)) for spec in specs}
+    assert not {"optimizer", "lora"} & set(json.loads(text)["spec"]) - set(data["spec"])
+    assert rules.resolve(rules.unresolve(parsed.spec)) == parsed.spec
+    assert rules.unresolve(rules.unresolve(parsed.spec)) == rules.unresolve(parsed.spec)
 
 
 def test_the_timeouts_travel(tmp_path: Path) -> None:
@@ -328,7 +393,7 @@ def test_a_document_that_no_pod_has_room_for() -> None:
     with pytest.raises(
         indexed_job.TooLarge, match=r"has 6\d,\d{3} bytes, and pods take at most 65,536: .*configMapKeyRef"
     ):
-        indexed_job.attempt(job(prompts={"list": ["x" * 1000] * 65}), 1, IMAGE)
+        indexed_job.attempt(job(prompts={"list": ["x" * 1000] * 66}), 1, IMAGE)
 
 
 def test_prompts_of_config_maps_lie_beside_the_document(tmp_path: Path) -> None:

@@ -118,6 +118,13 @@ BROKEN: list[tuple[int, str, Any]] = [
     (2, "spec.template.volumeMounts", [{"name": "data", "mountPath": "/etc/tailorpo/"}]),
     (2, "spec.template.volumeMounts", [{"name": "data", "mountPath": "/dev/shm/"}]),
     (0, "spec.checkpoint", {"storage": "folder", "region": "here"}),
+    (0, "spec.checkpoint", {"storage": "gs://bucket/x"}),
+    (0, "spec.checkpoint", {"storage": "s3://bucket/x", "caFile": "https://ca"}),
+    (0, "spec.model", {"name": "https://example.com/model"}),
+    (0, "spec.model", {"scoringDecoder": {"name": "hf://a/b"}}),
+    (0, "spec.lora", {"initial": "S3://bucket/lora"}),
+    (0, "spec.prompts", {"file": "file:///prompts.txt"}),
+    (0, "spec.evaluation.prompts", {"file": "abfs+s://prompts.txt"}),
 ]
 
 
@@ -164,6 +171,8 @@ CHANGES: list[tuple[str, Any]] = [
     ("spec.prompts", {"list": ["a"]}),
     ("spec.rewards", [{"name": "colourfulness", "weight": 2}]),
     ("spec.rewards", [{"name": "colourfulness", "weight": 1.0}]),
+    ("spec.rewards", [{"name": "jpeg-compressibility"}]),
+    ("spec.rewards", [{"name": "colourfulness"}, {"name": "jpeg-compressibility"}]),
     ("spec.sampling.steps", 21),
     ("spec.sampling.steps", 20),
     ("spec.sampling.height", 64),
@@ -249,6 +258,36 @@ def test_what_defines_the_experiment_cannot_change(stored: Kubectl, path: str, v
         stored("apply", "--dry-run=server", "--filename=-", stdin=json.dumps(data))
 
 
+@pytest.mark.usefixtures("alone")  # an operator would write the status
+@pytest.mark.parametrize("number", range(len(GOOD)))
+def test_a_file_that_is_applied_again_changes_nothing(kubectl: Kubectl, definition: str, number: int) -> None:
+    """In any order of the two ways to apply, which is also how people move from one to the other."""
+    data = changed(GOOD[number], "spec.template.volumes", [{"name": "data", "emptyDir": {}}])
+    data = changed(data, "spec.template.volumeMounts", [{"name": "data", "mountPath": "/data"}])
+    data = changed(
+        data, "spec.template.affinity", {"podAffinity": {"a": [{"b": 1}]}}
+    )  # without null, which means absent
+    for first, second in [((), ("--server-side",)), (("--server-side",), ())]:
+        file = json.dumps(data)
+
+        def apply(*how: str, file: str = file) -> tuple[str, dict[str, Any]]:
+            said = kubectl("apply", *how, "--filename=-", stdin=file)
+            return said, kubectl.json("get", "tpj", "vivid")
+
+        _, before = apply(*first)
+        said, again = apply(*first)
+        assert first or said.endswith(" unchanged\n"), said
+        _, after = apply(*second)
+        apply(*first)
+        apply(*second)
+        said, last = apply(*second)
+        assert second or said.endswith(" unchanged\n"), said
+        assert before["metadata"]["resourceVersion"] == again["metadata"]["resourceVersion"]
+        assert before["spec"] == after["spec"] == last["spec"]
+        assert last["metadata"]["generation"] == 1
+        kubectl("delete", "tpj", "vivid")
+
+
 def test_iterations_only_grow(stored: Kubectl) -> None:
     data = changed(GOOD[0], "spec.training.iterations", 99)
     with pytest.raises(KubectlError, match=r"spec\.training\.iterations: .*may only grow: 100 were asked for before"):
@@ -266,6 +305,7 @@ def test_a_typo_is_refused(dry: Kubectl) -> None:
 
 STATUS = {
     "phase": "Running",
+    "reason": "NotReady",
     "message": "trains",
     "progress": {"step": 12, "of": 100, "steps": "12/100", "eta": "1h12m"},
     "metrics": {"reward": 0.25, "gap": 0.125, "loss": 0.5},
@@ -281,13 +321,13 @@ def test_kubectl_get_tells_where_a_job_stands(kubectl: Kubectl, definition: str)
     kubectl("patch", "tpj", "vivid", "--subresource=status", "--type=merge", f"--patch={patch}")
     header, row = kubectl("get", "tpj", "--output=wide").splitlines()
     assert header.split() == (
-        "NAME PHASE STEP REWARD GAP ETA RESTARTS AGE LOSS CHECKPOINT WORKERS QUEUE MESSAGE".split()
+        "NAME PHASE REASON STEP REWARD GAP ETA RESTARTS AGE LOSS CHECKPOINT WORKERS QUEUE MESSAGE".split()
     )
     cells = row.split()
-    del cells[7]  # the age
-    assert cells == "vivid Running 12/100 0.25 0.125 1h12m 2 0.5 10 1 research trains".split()
+    del cells[8]  # the age
+    assert cells == "vivid Running NotReady 12/100 0.25 0.125 1h12m 2 0.5 10 1 research trains".split()
     header, _ = kubectl("get", "tailorpojobs").splitlines()
-    assert header.split() == "NAME PHASE STEP REWARD GAP ETA RESTARTS AGE".split()
+    assert header.split() == "NAME PHASE REASON STEP REWARD GAP ETA RESTARTS AGE".split()
     assert "tailorpojob.tailorpo.dev/vivid" in kubectl("get", "all", "--output=name")
 
 
@@ -298,6 +338,7 @@ def test_no_field_of_a_status_is_dropped(kubectl: Kubectl, definition: str) -> N
     saved = {"uri": "u" * MAX_URI, "step": 1, "time": time}
     status = Status(
         observed_generation=1,
+        reason="R",
         message="m" * 900,
         start_time=time,
         completion_time=time,

@@ -103,6 +103,16 @@ def test_a_gang_that_does_not_fit_binds_no_pod(room: Room) -> None:
     watched.finish(1)
 
 
+def test_a_queue_where_no_kueue_is(kubectl: Kubectl, pod_driver: PodDriver, operator: OperatorProcess) -> None:
+    watched = Watched(kubectl, pod_driver, job(scheduling={"queueName": "research"}))
+    watched.run(1)
+    assert "did not wait in its queue" in watched.status["message"]
+    until(lambda: "NotQueued" in dict(watched.events()), "the event")
+    [made] = watched.attempt_jobs()
+    kubectl("patch", "job", made["metadata"]["name"], "--type=merge", '--patch={"spec": {"suspend": true}}')
+    until(lambda: watched.ended(1)["reason"] == "Requeued", "a queue that holds it is obeyed")
+
+
 def test_without_the_feature_auto_goes_on_and_says_so(
     kubectl: Kubectl, pod_driver: PodDriver, operator: OperatorProcess
 ) -> None:

@@ -21,6 +21,7 @@ def reconcile(job: dict[str, Any], attempt_jobs: list[dict[str, Any]], pods: lis
     """One reconcile of a job while another new one waits; returns the mock of the cluster."""
     cluster = AsyncMock(spec=KubeClient)
     cluster.get_job.return_value = job
+    cluster.serves_group.return_value = False
     cluster.list_children.return_value = attempt_jobs, pods, 20
 
     def created(child: dict[str, Any]) -> dict[str, Any]:

@@ -37,6 +37,30 @@ def state(**container: Any) -> list[dict[str, Any]]:
     return [other, {"name": naming.CONTAINER, "state": container}]
 
 
+QUEUED = {"labels": {naming.QUEUE: "research"}}
+WRITTEN: dict[str, Any] = {"fieldsV1": {"f:spec": {}}}
+
+
+@pytest.mark.parametrize(
+    ("metadata", "spec", "status", "passed_over"),
+    [
+        ({}, {}, {}, False),
+        (QUEUED, {}, {}, True),
+        (QUEUED, {"suspend": False}, {"conditions": [{"type": "Failed", "status": "True"}]}, True),
+        (QUEUED, {"suspend": True}, {}, False),
+        (QUEUED, {"suspend": False}, {"conditions": [{"type": "Suspended", "status": "False"}]}, False),
+        ({**QUEUED, "managedFields": [WRITTEN]}, {}, {}, True),
+        ({**QUEUED, "managedFields": [WRITTEN, {**WRITTEN, "subresource": "status"}]}, {}, {}, True),
+        ({**QUEUED, "managedFields": [WRITTEN, WRITTEN]}, {}, {}, False),
+    ],
+)
+def test_a_queue_that_holds_nothing(
+    metadata: dict[str, Any], spec: dict[str, Any], status: dict[str, Any], passed_over: bool
+) -> None:
+    made = {"metadata": {**META, **metadata}, "spec": spec, "status": status}
+    assert observed.attempt_job(made).passed_over is passed_over
+
+
 def test_a_pod_of_which_nothing_is_known_yet() -> None:
     found = observed.pod({"metadata": META, "spec": {"containers": [{"name": naming.CONTAINER}]}})
     assert (found.attempt, found.index, found.created) == (2, 1, NOON)

@@ -1,6 +1,7 @@
 """Why an attempt does not run yet, as a user reads it."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -29,14 +30,36 @@ def why(*objects: AttemptJob | Pod, warning: Reason | None = None) -> Reason | N
         ('pods "a-0" is forbidden: pod rejected: RuntimeClass "nvidia" not found', "RuntimeClassNotFound"),
         (
             'jobs.batch is forbidden: User "system:serviceaccount:tailorpo:operator" cannot create resource "jobs"',
-            "FailedCreate",
+            "Forbidden",
         ),
-        ('admission webhook "x.example.com" denied the request: no', "FailedCreate"),
+        ('admission webhook "x.example.com" denied the request: exceeded quota', "WebhookDenied"),
+        ('Internal error occurred: failed calling webhook "x.example.com": no endpoints', "WebhookUnavailable"),
+        (
+            "jobs.batch \"a\" is forbidden: ValidatingAdmissionPolicy 'p' with binding 'b' denied request: no",
+            "PolicyDenied",
+        ),
+        ('pods "a-0" is forbidden: failed quota: q: must specify limits.cpu for: trainer', "QuotaNeedsResources"),
+        ('pods "a-0" is forbidden: minimum memory usage per Pod is 1Gi, but request is 1Mi', "LimitRange"),
+        ('pods "a-0" is forbidden: cpu max limit to request ratio per Container is 2, but 4', "LimitRange"),
+        (
+            'pods "a-0" is forbidden: unable to validate against any security context constraint: [fsGroup]',
+            "SecurityContextConstraint",
+        ),
+        ('jobs.batch "a" is forbidden: unable to create: namespace x is being terminated', "NamespaceTerminating"),
+        ('Job.batch "a" is invalid: spec.template.spec.containers[0].resources.requests: no', "Invalid"),
+        ('Job in version "v1" cannot be handled as a Job: json: cannot unmarshal string into Go struct', "Invalid"),
+        ("something else", "FailedCreate"),
     ],
 )
 def test_refusals(message: str, reason: str) -> None:
     assert pending_reason.refusal(Reason("FailedCreate", message)) == reason
     assert why(attempt_job(), pending(), warning=Reason("FailedCreate", message)) == Reason(reason, message)
+
+
+def test_each_is_explained() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "operator.md").read_text()
+    table = page.partition("## What keeps an attempt from running")[2].partition("\n## ")[0]
+    assert [reason for _, reason in pending_reason.REFUSALS if f"`{reason}`" not in table] == []
 
 
 def test_a_refusal_has_a_reason() -> None:

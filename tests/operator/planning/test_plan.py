@@ -46,6 +46,32 @@ def running_story(**policy: Any) -> Story:
     return Story(running(), **policy)
 
 
+# A spec of a newer definition
+
+
+def test_a_field_that_is_not_known_holds_the_next_attempt_and_nothing_else() -> None:
+    unknown = Reason("NotUnderstood", "spec.training.newKnob: 8: not known")
+    story = Story(startDeadlineSeconds=60)
+    story.reconcile(0, unknown=unknown)
+    assert (story.phase, story.status.reason, story.begins) == ("Pending", "NotUnderstood", [])
+    assert "newKnob" in str(story.status.message)
+    assert story.events == [("Warning", "NotUnderstood")]
+    story.reconcile(10)
+    assert story.begins == [1]
+
+    story = running_story()
+    story.reconcile(0, attempt_job(), pod(), pod(1), unknown=unknown)
+    assert story.phase == "Running"
+    assert str(story.status.message).endswith("; spec.training.newKnob: 8: not known")
+    story.reconcile(10, attempt_job(), pod(), unknown=unknown)
+    assert (story.last.reason, story.stops) == ("PodDeleted", [1])
+    story.reconcile(20, unknown=unknown)
+    story.reconcile(60, unknown=unknown)
+    assert (story.phase, story.status.reason, story.begins) == ("Restarting", "NotUnderstood", [])
+    story.reconcile(70)
+    assert story.begins == [2]
+
+
 # A life
 
 
@@ -144,7 +170,42 @@ def test_a_failure_is_tried_again_as_often_as_allowed(code: int) -> None:
         assert (story.last.counted, story.status.failures) == (True, number)
     assert story.phase == "Failed"
     assert story.condition_of("Failed") == ("True", "BackoffLimitExceeded")
+    assert story.status.reason == "BackoffLimitExceeded"
     assert str(story.status.message).endswith(f"runPolicy.backoffLimit is 1: the trainer says {code}")
+
+
+@pytest.mark.parametrize("adapter", ["s3://models/animals/adapter", None])
+def test_an_end_before_the_last_iteration_is_no_success(adapter: str | None) -> None:
+    """Whatever phase and adapter its message claims, as where a library calls `exit(0)`."""
+    words = trainer.Progress(attempt=1, phase="Succeeded", step=1, of=3, adapter=adapter)
+    early = exited(0, text=words.model_dump_json(by_alias=True, exclude_none=True))
+    story = running_story(backoffLimit=0)
+    for seconds, complete in ((10, False), (20, True)):
+        story.reconcile(seconds, attempt_job(complete=complete), early, pod(1) if not complete else exited(0, 1))
+    assert (story.last.reason, story.last.counted, story.last.exit_code) == ("Unfinished", True, 0)
+    assert story.condition_of("Failed") == ("True", "BackoffLimitExceeded")
+    assert (story.status.adapter, story.condition_of("Succeeded")) == (None, None)
+    assert "after step 1 of 3" in str(story.status.message)
+
+
+def test_only_a_success_has_an_adapter() -> None:
+    """A pod may say anything while it runs and when it fails."""
+    said = trainer.Progress(attempt=1, phase="Succeeded", step=5, of=100, adapter="s3://models/animals/adapter")
+    story = running_story()
+    story.reconcile(5, attempt_job(), pod(), pod(1), report=Report(1, said, advanced_at=NOON, received_at=NOON))
+    assert story.status.progress is not None
+    assert (story.status.progress.step, story.status.adapter) == (5, None)
+    lies = exited(70, text=said.model_dump_json(by_alias=True, exclude_none=True))
+    planned = story.reconcile(10, attempt_job(failed=True), lies, pod(1, terminating=NOON), fresh=False)
+    assert (story.last.reason, story.status.adapter) == ("InternalError", None)
+    assert planned.requeue_at != at(10), "nothing is left to write"
+    story.reconcile(20, attempt_job(failed=True), lies, exited(75, 1))
+    assert (story.phase, story.status.adapter) == ("Restarting", None)
+    story.reconcile(40)
+    story.reconcile(50, attempt_job(2), exited(0, 0, 2), pod(1, 2))
+    assert (story.last.reason, story.status.adapter) == ("Completed", "s3://models/animals/adapter")
+    story.reconcile(60, attempt_job(2, complete=True), exited(0, 0, 2), exited(0, 1, 2))
+    assert (story.phase, story.status.adapter) == ("Succeeded", "s3://models/animals/adapter")
 
 
 def test_the_message_while_the_next_attempt_is_waited_for() -> None:
@@ -506,6 +567,7 @@ def test_pending_says_why_and_looks_again_and_fails_after_its_deadline(stuck: Po
     story.reconcile(10, attempt_job(), pod(), stuck)
     assert story.phase == "Pending"
     assert story.condition_of("PodsReady") == ("False", reason)
+    assert story.status.reason == reason
     assert stuck.name in str(story.status.message)
     assert story.events == [("Warning", reason)]
     assert story.planned.requeue_at == (at(60) if stuck.node is None else at(20)), "events of nodes are not watched"
@@ -514,8 +576,38 @@ def test_pending_says_why_and_looks_again_and_fails_after_its_deadline(stuck: Po
     story.reconcile(60, attempt_job(), pod(), stuck)
     assert (story.last.reason, story.stops) == ("StartDeadlineExceeded", [1])
     story.reconcile(70)
-    assert story.phase == "Failed"
+    assert (story.phase, story.status.reason) == ("Failed", "StartDeadlineExceeded")
     assert str(story.status.message).startswith("runPolicy.startDeadlineSeconds: not all pods run after 60 s: pod ")
+
+
+def test_the_reason_is_that_of_the_present() -> None:
+    """None while all is well; after an end its cause, until the next attempt has a reason of its own."""
+    story = running_story()
+    story.reconcile(0, attempt_job(), pod(), pod(1))
+    assert (story.phase, story.status.reason) == ("Running", None)
+    story.reconcile(10, attempt_job(), pod(), pod(1, ready=False))
+    assert (story.phase, story.status.reason) == ("Running", "NotReady")
+    story.reconcile(20, attempt_job(failed=True), exited(70), exited(STOPPED, 1))
+    assert (story.phase, story.status.reason) == ("Restarting", "InternalError")
+    story.reconcile(40)
+    assert (story.phase, story.status.reason, story.begins) == ("Restarting", "InternalError", [2])
+    full = pending(0, 2, unscheduled=Reason("Unschedulable", "0/3 nodes are available"))
+    story.reconcile(50, attempt_job(2), full, pending(1, 2))
+    assert (story.phase, story.status.reason) == ("Restarting", "Unschedulable")
+    story.reconcile(60, attempt_job(2), pod(0, 2), pod(1, 2))
+    assert (story.phase, story.status.reason) == ("Running", None)
+    story.reconcile(70, attempt_job(2, complete=True), exited(0, 0, 2), exited(0, 1, 2))
+    assert (story.phase, story.status.reason) == ("Succeeded", None)
+
+
+def test_a_queue_that_nobody_serves() -> None:
+    story = Story()
+    story.reconcile(0)
+    for seconds in (1, 2):
+        story.reconcile(seconds, attempt_job(passed_over=True), pod(), pod(1))
+        assert "did not wait in its queue" in str(story.status.message)
+        assert ("Warning", "NotQueued") in story.events
+    assert (story.phase, story.status.reason) == ("Running", None)
 
 
 def test_pods_that_are_refused() -> None:
@@ -523,6 +615,16 @@ def test_pods_that_are_refused() -> None:
     story.reconcile(0)
     story.reconcile(10, attempt_job(), warning=Reason("FailedCreate", 'pods "x" is forbidden: exceeded quota: gpus'))
     assert story.condition_of("PodsReady") == ("False", "QuotaExceeded")
+
+
+def test_a_job_that_is_invalid_waits_for_an_edit() -> None:
+    """And for its deadline."""
+    story = Story()
+    story.reconcile(0, refused=Reason("Invalid", 'Job.batch "animals-0001" is invalid: spec.template: no'))
+    assert (story.phase, story.status.reason, story.planned.requeue_at) == ("Pending", "Invalid", None)
+    story.edit(start_deadline_seconds=60)
+    story.reconcile(1, refused=Reason("BadRequest", "strict decoding error: unknown field"))
+    assert (story.status.reason, story.planned.requeue_at) == ("Invalid", at(60))
 
 
 def test_a_creation_that_is_refused() -> None:
@@ -895,7 +997,7 @@ def test_terminal_stays_terminal_and_leaves_no_pods(kind: Any) -> None:
     assert story.deletes(force=True) == [pod().name]
     story.reconcile(LOST + 1, attempt_job(2, suspended=True))
     assert story.stops == [2], "one that a queue would start some day"
-    assert story.status.replace(observed_generation=None) == before
+    assert story.status.replace(observed_generation=None, reason=None) == before
 
 
 @pytest.mark.parametrize("status", [Status(), running(), finished()])

@@ -24,6 +24,26 @@ from tailorpo_operator.planning.builder import PlanBuilder
 from tailorpo_trainer.spec import progress as trainer
 from tests.operator.stories import NOON, RETRIES, children, job
 
+
+@pytest.mark.parametrize("strange", ["s3://a/b\nfake: line", "s3://a\t/b", "s3://a/" + "b" * 3000])
+def test_an_address_is_whole_or_missing(strange: str) -> None:
+    time = "2026-01-01T12:00:00Z"
+    said = trainer.Progress(
+        step=1, adapter=strange, checkpoint=trainer.Checkpoint(uri=strange, step=1, time=time), phase="Succeeded"
+    )
+    told = Status().with_progress(said)
+    assert (told.adapter, told.checkpoint) == (None, None)
+
+
+def test_nothing_moves_a_terminal() -> None:
+    """Escapes, line breaks and marks that turn the direction of text, from a pod."""
+    odd = "a\x1b[2Jb\nc\td\u202ee\u2066f\u0085g"
+    attempt = Attempt(number=1, message=odd, reason=odd, node=odd)
+    condition = Condition(type="Failed", status="True", reason=odd, message=odd, last_transition_time=NOON)
+    raw = Status(message=odd, reason=odd, attempts=[attempt], conditions=[condition]).to_dict()
+    assert json.dumps(raw, ensure_ascii=False).isprintable()
+
+
 CONDITIONS = ["Suspended", "PodsReady", "Running", "Restarting", "Succeeded", "Failed"]
 
 

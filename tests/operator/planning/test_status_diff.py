@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from tailorpo_operator.api.types import Checkpoint, Metrics, Progress, Status
-from tailorpo_operator.planning.status_diff import difference, newly_ended
+from tailorpo_operator.planning.status_diff import difference, newly_ended, paths
 from tests.operator.stories import NOON, at, begun, over, running
 
 STEP = {"step": 10, "of": 100, "steps": "10/100", "percent": 10.0, "updated": NOON}
@@ -14,6 +14,16 @@ BEFORE = running(progress=Progress(**STEP), metrics=Metrics(reward=0.5))
 
 def progress(**changes: Any) -> Progress:
     return Progress(**{**STEP, **changes})
+
+
+def test_what_an_older_definition_does_not_keep_is_no_difference() -> None:
+    sent = running(begun(accelerators=8), reason="NotReady")
+    kept = running()
+    dropped = {*paths(sent.to_dict())} - {*paths(kept.to_dict())}
+    assert dropped == {("reason",), ("attempts", "[]", "accelerators")}
+    assert difference(kept, sent) == "change"
+    assert difference(kept, sent, dropped) == "none"
+    assert difference(kept, sent.replace(message="another"), dropped) == "change"
 
 
 def test_the_same_is_none() -> None:

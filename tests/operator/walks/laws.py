@@ -94,6 +94,7 @@ def status(before: Object, job: Object, ended: dict[int, Object]) -> None:
     ended.update({each["number"]: each for each in now})
     _counted(before, job, now, held)
     _phase(after, held)
+    _reason(after, held)
     if set(held) & set(OVER):
         _over(after)
     was = {each["type"] for each in before.get("conditions", []) if each["status"] == "True"} & set(OVER)
@@ -125,6 +126,16 @@ def _phase(after: Object, held: dict[str, Object]) -> None:
     order = ("Failed", "Succeeded", "Suspended", "Restarting", "Running")
     expected = next(([kind] for kind in order if kind in held), ["Pending", "Starting"])
     assert after.get("phase") in expected, f"phase {after.get('phase')} with {sorted(held)}"
+
+
+def _reason(after: Object, held: dict[str, Object]) -> None:
+    reason, phase = after.get("reason"), after.get("phase")
+    if phase == "Failed":
+        assert reason == held["Failed"]["reason"], f"failed for {held['Failed']['reason']}, and the reason is {reason}"
+    if phase in ("Pending", "Restarting"):
+        assert reason, f"{phase} without a reason: {after}"
+    if phase in ("Starting", "Succeeded", "Suspended"):
+        assert not reason, f"{phase} because of {reason}"
 
 
 def _over(after: Object) -> None:

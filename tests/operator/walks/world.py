@@ -17,6 +17,7 @@ from kubernetes.client.exceptions import ApiException
 
 from tailorpo_operator.api import naming
 from tailorpo_operator.api.types import GROUP, PLURAL, VERSION
+from tailorpo_trainer.spec.job import Training
 from tests.cluster.api import Kubectl
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.pods import DONE, PodDriver
@@ -375,7 +376,7 @@ class World:
     def _end(self, pod: V1Pod, code: int) -> None:
         self._step += 1
         document = json.loads(pod.metadata.annotations[naming.DOCUMENT])
-        of = document["spec"]["training"]["iterations"]
+        of = document["spec"].get("training", {}).get("iterations", Training().iterations)
         message = last_words(code, step=of if code == 0 else self._step, of=of)
         self._report(pod, lambda pod: self.driver.end(pod, code, message))
 

@@ -67,7 +67,9 @@ def _warnings(spec: Spec, base: Path, names: bool) -> Iterator[str]:
     """What is allowed and most likely a mistake. names: whether to include those of rewards and models."""
     from tailorpo_trainer import prompts, s3
     from tailorpo_trainer.errors import DataError
+    from tailorpo_trainer.spec.cautions import cautions
 
+    yield from cautions(spec)
     for path, source in (("spec.prompts", spec.prompts), ("spec.evaluation.prompts", spec.evaluation.prompts)):
         here = source is not None and source.file is not None and not source.file.startswith(s3.SCHEME)
         if source is None or not (source.list_ or (here and (base / str(source.file)).exists())):

@@ -452,6 +452,8 @@ class Metadata(BaseModel):
 
     name: Name = Field(description="Name of the job: lower-case letters, digits and `-`, at most 40.")
     namespace: Label | None = Field(None, description="Namespace on a cluster.")
+    labels: dict[str, str] | None = Field(None, description="Labels; on a cluster some reach the pods.")
+    annotations: dict[str, str] | None = Field(None, description="Annotations; on a cluster some reach the pods.")
 
 
 class TailorPOJob(SpecModel):

@@ -174,8 +174,12 @@ class Template(SpecModel):
         None, description="When the image is pulled. Default: as for any pod."
     )
     image_pull_secrets: list[SecretName] = Field([], max_length=16, description="Secrets of the registries.")
-    labels: dict[LabelKey, LabelValue] = Field({}, max_length=64, description="Further labels of the pods.")
-    annotations: dict[LabelKey, Annotation] = Field({}, max_length=64, description="Further annotations of the pods.")
+    labels: dict[LabelKey, LabelValue] = Field(
+        {}, max_length=64, description="Further labels of the pods and of their Job."
+    )
+    annotations: dict[LabelKey, Annotation] = Field(
+        {}, max_length=64, description="Further annotations of the pods and of their Job."
+    )
     resources: Resources | None = Field(None, description="What one worker's container is given.")
     resource_claims: list[Open] | None = Field(
         None, max_length=16, description="Dynamically allocated devices, as for any pod."

@@ -4,22 +4,27 @@ Each rule yields violations: the field, the other fields that it read, and what 
 reported if one of these fields is already wrong, so that one mistake is reported once.
 """
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Any, get_args
 
 from tailorpo_trainer.spec import pod_template_rules
 from tailorpo_trainer.spec.job import (
     Checkpoint,
+    LoRA,
     Method,
     MethodName,
+    Model,
     Prompts,
     Reward,
     RewardGuidance,
     Sampling,
+    ScoringDecoder,
     Spec,
     TrainedSteps,
     TrainingSpec,
 )
+from tailorpo_trainer.spec.types import SpecModel
 from tailorpo_trainer.spec.violations import Path, Violation, alias, and_list, or_list
 
 STEP_WISE = ("tailorpo", "tailorpo-g", "spo")
@@ -47,6 +52,21 @@ REWARD_PARAMETERS = {
     "jpeg-incompressibility": set[str](),
 }
 PLUGIN_PARAMETERS = {"parameters", "model", "batch_size"}
+
+SCHEME = "^[A-Za-z][A-Za-z0-9+.-]*://"
+"""How a URL begins."""
+_S3 = "s3://"
+SCHEMES: dict[type[SpecModel], dict[str, tuple[tuple[str, ...], str]]] = {
+    Model: {"name": ((_S3,), "a folder, a hub id, or s3://bucket/prefix")},
+    ScoringDecoder: {"name": ((_S3,), "a folder, a hub id, or s3://bucket/prefix")},
+    LoRA: {"initial": ((_S3,), "a file, a folder, a hub id, or s3://bucket/prefix")},
+    Prompts: {"file": ((_S3,), "a path, or s3://bucket/key")},
+    Checkpoint: {
+        "storage": ((_S3, "file://"), "a folder, or s3://bucket/prefix"),
+        "ca_file": ((), "a path"),
+    },
+}
+"""Fields that name a place: how those begin that are URLs, and what else may be given."""
 
 S3_SETTINGS = ("endpoint", "region", "path_style", "ca_file", "checksums", "sse_kms_key_id")
 """Fields of `Checkpoint` that only S3 servers use."""
@@ -208,6 +228,23 @@ def s3_settings(spec: Spec) -> Iterator[Violation]:
                 )
 
 
+_SCHEME = re.compile(SCHEME)
+
+
+def known_schemes(spec: Spec) -> Iterator[Violation]:
+    """Whatever else looks like a URL would be taken for a folder of that name, or for a model's id on the hub."""
+    places: list[tuple[Path, Any]] = [(("spec", "model"), spec.model), (("spec", "lora"), spec.lora)]
+    places += [(("spec", "model", "scoringDecoder"), spec.model.scoring_decoder), (("spec", "prompts"), spec.prompts)]
+    places += [(("spec", "evaluation", "prompts"), spec.evaluation.prompts), (("spec", "checkpoint"), spec.checkpoint)]
+    for path, model in places:
+        for field, (schemes, way_out) in (SCHEMES[type(model)] if model is not None else {}).items():
+            value = getattr(model, field)
+            if value is not None and _SCHEME.search(value) and not value.startswith(schemes):
+                yield Violation(
+                    (*path, alias(model, field)), (), f"has a scheme that is not known here: give {way_out}"
+                )
+
+
 RULES: tuple[Callable[[Spec], Iterator[Violation]], ...] = (
     method_parameters,
     scoring_decoder,
@@ -220,15 +257,35 @@ RULES: tuple[Callable[[Spec], Iterator[Violation]], ...] = (
     enough_updates,
     equal_shares,
     s3_settings,
+    known_schemes,
     *pod_template_rules.RULES,
 )
 
 
+def unresolve(spec: Spec) -> Spec:
+    """The inverse of `resolve`: the same document without what it would fill in."""
+    defaults = _method_defaults(spec)
+    same = {field: None for field, value in defaults.items() if getattr(spec.method, field) == value}
+    bare = spec.model_copy(update={"sampling": spec.sampling.model_copy(update={"trained_steps": TrainedSteps()})})
+    steps, usual = spec.sampling.trained_steps, resolve(bare).sampling.trained_steps
+    kept = {field: getattr(steps, field) for field in TrainedSteps.model_fields}
+    steps = TrainedSteps(**{field: value for field, value in kept.items() if value != getattr(usual, field)})
+    return spec.model_copy(
+        update={
+            "method": spec.method.model_copy(update=same),
+            "sampling": spec.sampling.model_copy(update={"trained_steps": steps}),
+        }
+    )
+
+
+def _method_defaults(spec: Spec) -> dict[str, Any]:
+    defaults = dict(METHOD_DEFAULTS[spec.method.name])
+    return defaults | ({"reward_guidance": RewardGuidance()} if spec.method.name == "tailorpo-g" else {})
+
+
 def resolve(spec: Spec) -> Spec:
     """The same document with all defaults that depend on the method filled in."""
-    defaults = dict(METHOD_DEFAULTS[spec.method.name])
-    if spec.method.name == "tailorpo-g" and spec.method.reward_guidance is None:
-        defaults["reward_guidance"] = RewardGuidance()
+    defaults = _method_defaults(spec)
     missing = {field: value for field, value in defaults.items() if getattr(spec.method, field) is None}
     method = spec.method.model_copy(update=missing)
     steps = TrainedSteps(count=_trained_step_count(spec), choose=_trained_steps_choice(spec))
