@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tailorpo_trainer.errors import NotFiniteError, RewardError
+from tailorpo_trainer.errors import DataError, NotFiniteError, RewardError
 from tailorpo_trainer.evaluation.measurement import Measurement
 from tailorpo_trainer.results import run_folder
 from tailorpo_trainer.results.run_folder import RunFolder
@@ -302,6 +302,16 @@ def test_a_reader_sees_the_old_file_or_the_new_one(tmp_path: Path, monkeypatch: 
         run_folder.write_json(path, {"n": 2})
     assert strict(path.read_text())["n"] == 1
     assert [entry.name for entry in tmp_path.iterdir()] == ["progress.json"]
+
+
+def test_a_history_that_is_no_file_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(DataError, match=r"metrics\.jsonl: cannot be read: Is a directory"):
+        RunFolder(tmp_path).read_metrics()
+    (tmp_path / "metrics.jsonl").rmdir()
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/zero")
+    with pytest.raises(DataError, match=r"metrics\.jsonl: cannot be read: is not a regular file"):
+        RunFolder(tmp_path).read_metrics()
 
 
 def test_who_does_not_save_tells_of_no_checkpoint(tmp_path: Path) -> None:
