@@ -318,8 +318,21 @@ def test_processes_with_other_files_or_packages_are_refused(document: Make, star
         with patch("tailorpo_trainer.training.agreement.software", lambda: versions):
             run(parse(document(training=FOUR)), tmp_path / "out", display="quiet")
 
+    def other_model(rank: int) -> None:
+        load = models.load_policy
+
+        def loaded(*arguments: Any) -> Policy:
+            policy = load(*arguments)
+            with torch.no_grad():
+                next(policy.vae.parameters()).flatten()[0] += 1e-6 * rank
+            return policy
+
+        with patch("tailorpo_trainer.models.load_policy", loaded):
+            run(parse(document(training=FOUR)), tmp_path / "out", display="quiet")
+
     for work, said in (
         (other_prompts, 'spec.prompts: "SHA-256 '),
+        (other_model, ".decoder: "),
         (other_torch, 'versions.torch: "2.0" at rank 0, "2.1" at rank 1'),
     ):
         ended = start(2, work).wait()

@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from tailorpo_trainer.errors import NotFiniteError, RewardError
+from tailorpo_trainer.errors import DataError, NotFiniteError, RewardError
 from tailorpo_trainer.evaluation.measurement import Measurement
-from tailorpo_trainer.results import run_folder
+from tailorpo_trainer.results import ownership, run_folder
+from tailorpo_trainer.results.ownership import Owner
 from tailorpo_trainer.results.run_folder import RunFolder
 from tailorpo_trainer.rollout.scoring import Scorer
 from tailorpo_trainer.spec.progress import Checkpoint, Progress
@@ -312,6 +313,26 @@ def test_a_reader_sees_the_old_file_or_the_new_one(tmp_path: Path, monkeypatch: 
         run_folder.write_json(path, {"n": 2})
     assert strict(path.read_text())["n"] == 1
     assert [entry.name for entry in tmp_path.iterdir()] == ["progress.json"]
+
+
+def test_whoever_hears_of_a_successor_first_it_is_told_on(tmp_path: Path) -> None:
+    """The checkpoint thread looks for a newer attempt from its beginning on."""
+    told: list[str] = []
+    recorder = begin(tmp_path)
+    recorder.release("attempt 2")
+    recorder.own(Owner.new("here", 1), told.append)
+    assert (told, recorder.owns()) == (["attempt 2"], False)
+    assert not (tmp_path / ownership.NAME).exists()
+
+
+def test_a_history_that_is_no_file_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(DataError, match=r"metrics\.jsonl: cannot be read: Is a directory"):
+        RunFolder(tmp_path).read_metrics()
+    (tmp_path / "metrics.jsonl").rmdir()
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/zero")
+    with pytest.raises(DataError, match=r"metrics\.jsonl: cannot be read: is not a regular file"):
+        RunFolder(tmp_path).read_metrics()
 
 
 def test_who_does_not_save_tells_of_no_checkpoint(tmp_path: Path) -> None:

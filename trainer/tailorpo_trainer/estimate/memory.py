@@ -143,9 +143,10 @@ def _loading(networks: Networks, run: Spec) -> int:
     parts = [networks.unet, networks.vae, networks.text_encoder]
     if networks.scoring_decoder is not None:
         parts.append(networks.scoring_decoder)
-    numbers = [sum(int(each.numel()) for each in part.parameters()) for part in parts]
-    numbers[0] -= sum(int(each.numel()) for each in networks.adapter)
-    return 4 * sum(numbers) + (2 * max(numbers) if _in_16_bits(run.model, numbers[0]) else 0)
+    numbers: list[int] = [sum(each.numel() for each in part.parameters()) for part in parts]
+    numbers[0] -= sum(each.numel() for each in networks.adapter)
+    beside = 2 * max(numbers) if _in_16_bits(run.model, numbers[0]) else 0
+    return 4 * sum(numbers) + beside
 
 
 def _in_16_bits(model: Model, numbers: int) -> bool:

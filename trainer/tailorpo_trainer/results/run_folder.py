@@ -10,6 +10,7 @@ report.html                                   all of it, to look at
 run.json  attempt-0001/step-00000010/ …       checkpoints, unless they are in S3 (`docs/checkpoints.md`)
 """
 
+import errno
 import json
 import math
 import os
@@ -66,10 +67,18 @@ class RunFolder:
         return sets[0], sets[1]
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """All complete lines of `metrics.jsonl`; a killed process may have left half a line, which is ignored."""
+        """All complete lines of `metrics.jsonl`; a killed process may have left half a line, which is ignored.
+
+        Raises `DataError` for what is no such file, otherwise as `files.replace`.
+        """
         if not self.metrics.exists():
             return []
-        return parse_metrics(read_file(self.metrics, RESULT_BYTES).decode("utf-8", errors="replace"))
+        try:
+            return parse_metrics(read_file(self.metrics, RESULT_BYTES).decode("utf-8", errors="replace"))
+        except OSError as error:
+            if error.errno in (errno.EINVAL, errno.EISDIR, errno.EFBIG):  # not what a run writes there
+                raise DataError(f"{self.metrics}: cannot be read: {error.strerror}") from None
+            raise error_of_file(error, self.metrics) from None
 
     def sample(self, iteration: int, number: int) -> Path:
         """The path of picture `number` of the evaluation at this iteration."""

@@ -9,9 +9,11 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from tailorpo_trainer.checkpoint import differences
+from tailorpo_trainer.diffusion.policy import Policy
 from tailorpo_trainer.distributed.world import World
 from tailorpo_trainer.errors import ConfigurationError
 from tailorpo_trainer.spec.job import CLUSTER_FIELDS, NOT_IN_EXPERIMENT, TailorPOJob
@@ -37,17 +39,20 @@ def check_documents(job: TailorPOJob, world: World) -> None:
     _compare(mine, world, "start all of them with the same document, options and image")
 
 
-def check_contents(prompts: Mapping[str, Sequence[str]], adapter: Mapping[str, Tensor], world: World) -> None:
-    """The same for what the document only names: prompts, by the field that names them, and the adapter's weights."""
-    mine = {"spec": {name: _digest(json.dumps(list(each)).encode()) for name, each in prompts.items()}}
-    weights = hashlib.sha256()
-    for name in sorted(adapter):
-        weights.update(name.encode() + adapter[name].detach().float().cpu().contiguous().numpy().tobytes())
-    _compare(
-        mine | {"weights that the adapter begins with (SHA-256)": weights.hexdigest()[:16]},
-        world,
-        "give all of them the same files",
-    )
+def check_contents(prompts: Mapping[str, Sequence[str]], policy: Policy, world: World) -> None:
+    """The same for what the document only names: prompts, by the field that names them, and the model's weights."""
+    if world.size == 1:
+        return
+    parts = {"denoiser": policy.unet, "decoder": policy.vae, "text encoder": policy.text_encoder}
+    mine = {
+        "precision": str(policy.dtype),
+        "spec": {name: _digest(json.dumps(list(each))) for name, each in prompts.items()},
+        "weights, with the adapter's first ones": {
+            name: _digest([_sum(weights) for weights in network.state_dict().values()])
+            for name, network in parts.items()
+        },
+    }
+    _compare(mine, world, "give all of them the same files")
 
 
 def _compare(mine: dict[str, Any], world: World, advice: str) -> None:
@@ -61,5 +66,13 @@ def _compare(mine: dict[str, Any], world: World, advice: str) -> None:
             raise ConfigurationError(f"the processes of this run differ:\n{lines}\n{advice}")
 
 
-def _digest(data: bytes) -> str:
-    return f"SHA-256 {hashlib.sha256(data).hexdigest()[:16]}"
+def _digest(values: object) -> str:
+    return f"SHA-256 {hashlib.sha256(str(values).encode()).hexdigest()[:16]}"
+
+
+def _sum(weights: Tensor) -> int:
+    """The sum of a tensor's bits as integers, modulo 2^64: exact, so that no machine rounds it differently."""
+    if not weights.is_floating_point():
+        return int(weights.sum())
+    widths = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return int(weights.detach().contiguous().view(widths[weights.element_size()]).sum(dtype=torch.int64))

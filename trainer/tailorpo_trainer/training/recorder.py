@@ -54,6 +54,7 @@ class Recorder:
         self._raised: set[str] = set()
         self._since = time.perf_counter()
         self._owner: Owner | None = None
+        self._successor: str | None = None
         self._taken_over: Callable[[str], None] = lambda successor: None
         self._lock = threading.RLock()  # checkpoints are recorded by another thread
         if writes:
@@ -65,15 +66,19 @@ class Recorder:
 
     def own(self, owner: Owner, taken_over: Callable[[str], None]) -> None:
         """Take the folder for this attempt. taken_over: called once with the successor, when another run takes it."""
-        if self.writes:
-            owner.take(self.folder.root)
-            self._owner, self._taken_over = owner, taken_over
+        with self._lock:
+            self._taken_over = taken_over
+            if self.writes:
+                owner.take(self.folder.root)
+                self._owner = owner
+            elif self._successor is not None:  # the checkpoint thread has heard of it already
+                taken_over(self._successor)
 
     def release(self, successor: str) -> None:
         """Write nothing more, since another run owns the folder or the storage. Callable from any thread."""
         with self._lock:
             if self.writes:
-                self.writes = False
+                self.writes, self._successor = False, successor
                 self.reporter.release()
                 self._taken_over(successor)
 

@@ -121,7 +121,7 @@ def prepare(
             each.interruptible = world.interruptible
     policy.check_stop = world.check
     contents = {"prompts": training_prompts, "evaluation.prompts": held_out}
-    check_contents(contents, policy.adapter(), world)
+    check_contents(contents, policy, world)
     updater = Updater(policy, method, run, world)
     if world.first:
         if storage is not None and start is not None:
