@@ -18,11 +18,13 @@ from tests.cluster.api import Cluster
 from tests.cluster.pods import PodDriver
 from tests.cluster.prometheus import Prometheus, Target, prometheus
 from tests.cluster.waiting import until
+from tests.conftest import S3Server, Weed
+from tests.faults import Fault, Proxy, always
 from tests.monitoring import short_rules
 from tests.operator.operating import OperatorProcess, Watched, job, last_words
 
 PLUGIN = Path(__file__).parent / "plugin"
-NAMESPACE = "research"
+NAMESPACE, BUCKET = "research", "models"
 FACTOR = 180
 """How much shorter the times of the rules are than in the chart."""
 THRESHOLDS = {"TailorPOJobPending": 10.0, "TailorPOJobRestarting": 1.0, "TailorPOCheckpointFailing": 0.1}
@@ -37,14 +39,19 @@ GPU = {"template": {"resources": {"limits": {"nvidia.com/gpu": 1}}}}
 class Training:
     """`tailorpo run` with two processes, whose reward does what `script` says."""
 
-    def __init__(self, folder: Path, document: Callable[[Path], dict[str, Any]]) -> None:
-        """document: the job, for a file with the script."""
+    def __init__(
+        self, folder: Path, document: Callable[[Path], dict[str, Any]], server: S3Server, storage: Proxy
+    ) -> None:
+        """document: the job, for a file with the script. Its checkpoints go to the server by way of `storage`."""
         self.folder, self.address = folder, f"127.{os.getpid() % 250 + 1}.9.4"
         self._script = folder / "script.json"
         self.script()
         self._last_words = folder / "termination-log"
         self._document = folder / "job.json"
+        self._storage = storage
+        self._environment = server.environment | {"AWS_ENDPOINT_URL": storage.endpoint, "AWS_REGION": "us-east-1"}
         made = document(self._script)
+        made["spec"]["checkpoint"]["storage"] = f"s3://{BUCKET}/{made['metadata']['name']}"
         self.name: str = made["metadata"]["name"]
         self._document.write_text(json.dumps(made))
         self._process: subprocess.Popen[bytes] | None = None
@@ -57,13 +64,16 @@ class Training:
 
     def start(self) -> None:
         command = [sys.executable, "-c", "import sys; from tailorpo_trainer.cli import main; sys.exit(main())", "run"]
-        options = ["--output", str(self.folder / "run"), "--processes=2", "--quiet"]
+        options = ["--processes=2", "--quiet"]
         options += [f"--metrics-host={self.address}", f"--metrics-port={naming.METRICS_PORT}"]
         path = os.pathsep.join([str(PLUGIN), *filter(None, sys.path)])
         with (self.folder / "log").open("wb") as log:
             self._process = subprocess.Popen(
                 [*command, str(self._document), *options],
-                env=os.environ | {"PYTHONPATH": path, "TAILORPO_TERMINATION_LOG": str(self._last_words)},
+                cwd=self.folder,
+                env=os.environ
+                | self._environment
+                | {"PYTHONPATH": path, "TAILORPO_TERMINATION_LOG": str(self._last_words)},
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -71,16 +81,12 @@ class Training:
 
     @contextmanager
     def without_storage(self) -> Iterator[None]:
-        """Inside, no checkpoint can be written: a file stands where the folder of the attempt should be."""
-        attempt = self.folder / "run" / "attempt-0001"
-        kept = attempt.with_name("kept")
-        attempt.rename(kept)
-        attempt.touch()
+        """Inside, the storage answers every write with 503."""
+        self._storage.rule = always(Fault(503, "SlowDown"), method="PUT")
         try:
             yield
         finally:
-            attempt.unlink()
-            kept.rename(attempt)
+            self._storage.rule = lambda *_: None
 
     @property
     def running(self) -> bool:
@@ -171,8 +177,13 @@ def scene(
     cluster: Cluster, operator_user: Path, document: Callable[[Path], dict[str, Any]], folder: Path
 ) -> Iterator[Scene]:
     """Starts everything: one training that runs, one job that waits, one that failed, one that restarts."""
+    (folder / "seaweedfs").mkdir()
+    weed = Weed(folder / "seaweedfs")
     with ExitStack() as stack:
-        training = Training(folder, document)
+        stack.callback(weed.kill)
+        weed.start()
+        weed.server.make_bucket(BUCKET)
+        training = Training(folder, document, weed.server, stack.enter_context(Proxy(weed.server.endpoint)))
         stack.callback(training.kill)
         training.start()
         api = stack.enter_context(cluster.api())

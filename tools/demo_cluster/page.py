@@ -34,11 +34,11 @@ Prometheus that watched it.</p>
 def pictures(api: Api, folder: Path, begun: float, scrape: float, job: str) -> list[Path]:
     """Draws each dashboard from what was scraped since then; returns the files."""
     window, made = Window(begun, time.time(), scrape), list[Path]()
-    for path in sorted(FOLDER.glob("*.json")):
-        dashboard = json.loads(path.read_text())
+    for name in ("training", "jobs", "operator"):
+        dashboard = json.loads((FOLDER / f"{name}.json").read_text())
         known = {each["name"] for each in dashboard["templating"]["list"]}
-        wanted = {name: value for name, value in {"job": [job], "smoothing": ["1m"]}.items() if name in known}
-        target = folder / f"dashboard-{path.stem}.png"
+        wanted = {key: value for key, value in {"job": [job], "smoothing": ["1m"]}.items() if key in known}
+        target = folder / f"dashboard-{name}.png"
         save(draw(dashboard, filled(dashboard, api, window, wanted), api, window, THEMES["light"]), target)
         made.append(target)
     return made
