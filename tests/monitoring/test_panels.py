@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 import pytest
+from matplotlib.figure import Figure
 
 from tests.monitoring.dashboards import DASHBOARDS
 from tools.panels import charts, frames, units
@@ -79,6 +80,14 @@ def test_times_are_those_of_the_panel() -> None:
 )
 def test_values_are_written_in_their_units(value: float, unit: str, text: str) -> None:
     assert units.text(value, unit) == text
+
+
+def test_the_ticks_of_an_axis_can_be_told_apart() -> None:
+    axes = Figure().add_subplot()
+    axes.set_ylim(0.69305, 0.69317)
+    labels = [charts.tick_label(axes, tick, "none") for tick in axes.get_yticks() if 0.69305 <= tick <= 0.69317]
+    assert len(labels) > 2
+    assert len(set(labels)) == len(labels)
 
 
 def test_every_unit_of_the_dashboards_can_be_written() -> None:

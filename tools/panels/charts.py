@@ -279,7 +279,17 @@ def _thresholds(axes: Any, defaults: Fields, custom: Fields, theme: Theme) -> No
 
 def _unit_axis(axes: Any, defaults: Fields) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(5))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: units.text(value, defaults["unit"])))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: tick_label(axes, value, defaults["unit"])))
+
+
+def tick_label(axes: Any, value: float, unit: str) -> str:
+    """A label of an axis, with as many digits as tell its ticks apart."""
+    low, high = axes.get_ylim()
+    ticks = [tick for tick in axes.get_yticks() if low <= tick <= high]
+    for decimals in (None, 3, 4, 5, 6):
+        if len({units.text(tick, unit, decimals) for tick in ticks}) == len(ticks):
+            break
+    return units.text(value, unit, decimals)
 
 
 def _step_colour(steps: list[Fields], value: float) -> str:
