@@ -39,6 +39,6 @@ def test_the_lowest_versions_work(extra: str, tests: list[str], tmp_path: Path) 
     ):
         subprocess.run([uv(), *arguments], check=True, env=environment)
     python = Path(environment["VIRTUAL_ENV"]) / "bin" / "python"
-    command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--no-header", *tests]
+    command = [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", "--no-header", *tests]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-8000:]

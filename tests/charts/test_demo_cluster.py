@@ -20,6 +20,11 @@ def in_folder(folder: Path, text: str) -> list[str]:
     return [line for line in found.splitlines() if "pgrep" not in line]
 
 
+def heed_sigint() -> None:
+    """A shell starts what runs in the background with SIGINT ignored, and children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.timeout(900)
 def test_from_the_installation_to_the_report(tmp_path: Path) -> None:
     command = [*COMMAND, "--iterations=2", f"--output={tmp_path}"]
@@ -43,7 +48,9 @@ def test_from_the_installation_to_the_report(tmp_path: Path) -> None:
 def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
     command = [*COMMAND, f"--output={tmp_path}"]
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
-    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as running:
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, preexec_fn=heed_sigint
+    ) as running:
         assert running.stdout is not None
         text = ""
         for line in running.stdout:

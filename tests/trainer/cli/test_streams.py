@@ -81,5 +81,13 @@ sys.meta_path.insert(0, Finder())
     )
     environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}", "INTERRUPT": "1"}
     program = [sys.executable, "-c", MAIN, "run", str(path), "--output", str(tmp_path / "run"), "--quiet"]
-    done = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(
+        program,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        # A shell starts what runs in the background with SIGINT ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     assert (done.returncode, done.stderr) == (ExitCode.INTERRUPTED, said)

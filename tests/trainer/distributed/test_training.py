@@ -310,13 +310,15 @@ def test_processes_with_other_files_or_packages_are_refused(document: Make, star
         (tmp_path / str(rank)).mkdir()
         (tmp_path / str(rank) / "prompts.txt").write_text(f"a cat\na {'dog' if rank else 'bee'}")
         run(
-            parse(document(training=FOUR, prompts={"file": "prompts.txt"})), tmp_path / "out", base=tmp_path / str(rank)
+            parse(document(training=FOUR, prompts={"file": "prompts.txt"})),
+            tmp_path / "prompts",
+            base=tmp_path / str(rank),
         )
 
     def other_torch(rank: int) -> None:
         versions = {"python": "3.12.1" if rank else "3.12.9", "torch": f"2.{rank}"}
         with patch("tailorpo_trainer.training.agreement.software", lambda: versions):
-            run(parse(document(training=FOUR)), tmp_path / "out", display="quiet")
+            run(parse(document(training=FOUR)), tmp_path / "torch", display="quiet")
 
     def other_model(rank: int) -> None:
         load = models.load_policy
@@ -328,7 +330,7 @@ def test_processes_with_other_files_or_packages_are_refused(document: Make, star
             return policy
 
         with patch("tailorpo_trainer.models.load_policy", loaded):
-            run(parse(document(training=FOUR)), tmp_path / "out", display="quiet")
+            run(parse(document(training=FOUR)), tmp_path / "model", display="quiet")
 
     for work, said in (
         (other_prompts, 'spec.prompts: "SHA-256 '),
