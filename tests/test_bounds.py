@@ -11,7 +11,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FOR_TESTS = ("pytest", "pytest-timeout", "hypothesis", "cryptography", "kubernetes-validate")
 """Packages of the group `dev` that the chosen tests import."""
-OPERATOR = [f"tests/operator/{folder}" for folder in ("api", "planning", "children", "kube", "controller")]
+OPERATOR = [
+    *(f"tests/operator/{folder}" for folder in ("api", "planning", "children", "kube", "controller")),
+    "--ignore=tests/operator/children/test_pod_commands.py",  # it trains
+]
 TRAINER = [f"tests/trainer/{folder}" for folder in ("spec", "diffusion", "methods", "models", "training")]
 
 
