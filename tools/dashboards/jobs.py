@@ -17,7 +17,7 @@ from tools.dashboards.panels import (
     rows,
     value,
 )
-from tools.dashboards.queries import IN_CLUSTER, IN_NAMESPACE, JOB, NAME, Query, each, selected
+from tools.dashboards.queries import IN_CLUSTER, IN_NAMESPACE, JOB, NAME, Query, each, ends_by_reason, selected
 
 UID = "tailorpo-jobs"
 
@@ -159,7 +159,7 @@ def _failing() -> Row:
                 "Ends of attempts by reason",
                 "Attempts that ended before the run was done, in each interval and in the whole cluster: the operator "
                 "counts them without a namespace.",
-                [Query(f"sum by (reason) (increase({ends}[$__rate_interval]))", "{{reason}}")],
+                [Query(ends_by_reason(ends), "{{reason}}")],
                 units.Short,
                 low=0,
                 none="No attempt ended early",

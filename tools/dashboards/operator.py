@@ -5,7 +5,7 @@ from grafana_foundation_sdk.models import units
 
 from tools.dashboards import variables
 from tools.dashboards.panels import BLUE, GREEN, RED, YELLOW, File, Row, Steps, assembled, cells, lines, states, value
-from tools.dashboards.queries import IN_CLUSTER, OF_OPERATOR, Query, selected
+from tools.dashboards.queries import IN_CLUSTER, OF_OPERATOR, Query, ends_by_reason, selected
 
 UID = "tailorpo-operator"
 REPLICA = "cluster, namespace, pod, instance"
@@ -154,12 +154,7 @@ def _reconciling() -> Row:
                 lines(
                     "Ends of attempts",
                     "Attempts that ended, by reason, in each interval.",
-                    [
-                        Query(
-                            f"sum by (reason) (increase({of('tailorpo_operator_attempts_total')}[$__rate_interval]))",
-                            "{{reason}}",
-                        )
-                    ],
+                    [Query(ends_by_reason(of("tailorpo_operator_attempts_total")), "{{reason}}")],
                     units.Short,
                     low=0,
                     none="No attempt has ended",

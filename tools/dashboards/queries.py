@@ -46,3 +46,9 @@ def over(function: str, metric: str, window: str, by: str = "", labels: str = ""
 def selected(metric: str, labels: str = "", of: str = OF_JOB) -> str:
     """The series of a metric that the variables select."""
     return f"{metric}{{{of}{',' if labels else ''}{labels}}}"
+
+
+def ends_by_reason(ends: str) -> str:
+    """Ends of attempts in each interval, of the reasons that the shown time has: all known ones are counted from 0."""
+    shown = f"sum by (reason) (increase({ends}[$__range])) > 0"
+    return f"sum by (reason) (increase({ends}[$__rate_interval])) and on (reason) ({shown})"

@@ -13,12 +13,18 @@ from tailorpo_operator.api.naming import Key
 from tailorpo_operator.api.types import Status
 from tailorpo_operator.kube.cache import CachedJob
 from tailorpo_operator.metrics import Jobs, JobSample
+from tailorpo_operator.planning.causes import REASONS
 from tailorpo_operator.planning.observed import time
 from tailorpo_operator.planning.status_diff import newly_begun, newly_ended, newly_ready
 
 FINISHED = ("Succeeded", "Failed")
 LABEL_LENGTH = 128
 """Characters of a label's value at most."""
+
+for (
+    _known
+) in REASONS:  # from 0 on: `increase` of Prometheus does not see the first end of a counter that begins with it
+    metrics.ATTEMPTS.labels(_known.reason)
 
 
 def observe(namespace: str, before: Status, after: Status) -> None:

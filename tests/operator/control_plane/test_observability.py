@@ -160,9 +160,10 @@ def test_its_own_metrics_and_health(kubectl: Kubectl, pod_driver: PodDriver, ope
     watched = Watched(kubectl, pod_driver, job("birds"))
     watched.run(1)
     until(lambda: figures(operator.ask("/metrics")[1])[("tailorpo_operator_jobs", "Running")] >= 1, "one is running")
-    pod_driver.end(watched.pods(1)[0], ExitCode.UNAVAILABLE, last_words(ExitCode.UNAVAILABLE))
     ended = ("tailorpo_operator_attempts_total", "Unavailable")
-    until(lambda: ended in figures(operator.ask("/metrics")[1]), "that it has ended is counted")
+    before = figures(operator.ask("/metrics")[1])[ended]  # also if none has ended: from 0 on an increase is seen
+    pod_driver.end(watched.pods(1)[0], ExitCode.UNAVAILABLE, last_words(ExitCode.UNAVAILABLE))
+    until(lambda: figures(operator.ask("/metrics")[1])[ended] == before + 1, "that it has ended is counted")
     watched.run(2)
     birds = ("birds", kubectl.namespace)
     waited = ("tailorpo_job_pending_duration_seconds_count", kubectl.namespace)
