@@ -29,6 +29,8 @@ for (
 
 def observe(namespace: str, before: Status, after: Status) -> None:
     """Counts what has begun and ended with a status that was just written."""
+    for durations in (metrics.PENDING_DURATION, metrics.RUNNING_DURATION, metrics.LOST_STEPS):
+        durations.labels(namespace)  # from 0 on, as above
     for attempt in newly_ended(before, after):
         metrics.ATTEMPTS.labels(attempt.reason).inc()
         if attempt.ready is not None and attempt.end is not None:
