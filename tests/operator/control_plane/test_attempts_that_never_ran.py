@@ -90,7 +90,7 @@ def test_a_gang_of_which_a_quota_lets_only_a_part_run(kubectl: Kubectl, pod_driv
     kubectl("delete", "quota", "small")
 
     def begun() -> int:
-        return int(max(each["number"] for each in watched.status["attempts"] if "end" not in each))
+        return max((each["number"] for each in watched.status["attempts"] if "end" not in each), default=0)
 
     last = until(begun, "another attempt begins")
     watched.run(last)
