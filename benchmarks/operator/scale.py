@@ -29,7 +29,7 @@ from kubernetes.aio.client import ApiClient
 
 from benchmarks.operator import crowd
 from benchmarks.race import Contender, Track, race
-from tailorpo_operator.api import crd, naming
+from tailorpo_operator.api import naming
 from tailorpo_operator.api import types as names
 from tailorpo_operator.children.indexed_job import attempt
 from tailorpo_operator.kube import kubeconfig
@@ -37,8 +37,8 @@ from tailorpo_operator.kube.client import path_of
 from tailorpo_operator.kube.rate_limit import RateLimit
 from tailorpo_operator.kube.transport import Transport
 from tests.cluster.control_plane import ControlPlane, control_plane
+from tests.operator.installed import rights, serve
 
-ROOT = Path(__file__).parents[2]
 NAMESPACES = tuple(f"team-{number}" for number in range(20))
 """As teams have them: one Service in each."""
 WORKERS = 2
@@ -159,12 +159,11 @@ def cluster(folder: Path) -> Iterator[tuple[ControlPlane, Path]]:
         kubectl = plane.kubectl("tailorpo-system")
         for name in NAMESPACES:
             kubectl("create", "namespace", name)
-        kubectl.apply(crd.definition())
-        for name in ("namespace", "rbac"):
-            kubectl("apply", "--server-side", f"--filename={ROOT / 'manifests' / name}.yaml")
+        serve(plane)
+        user = rights(plane)
         for name in NAMESPACES:
             kubectl("wait", "--for=create", "serviceaccount/default", f"--namespace={name}", "--timeout=30s")
-        yield plane, plane.service_account("tailorpo-system", "tailorpo-operator")
+        yield plane, user
 
 
 async def _nothing() -> None:
