@@ -31,7 +31,8 @@ from tools.demo_cluster import page
 from tools.demo_cluster.stages import Stage, process_stage, real_stage
 
 ROOT = Path(__file__).parents[2]
-CHART, RULES = ROOT / "charts" / "tailorpo", ROOT / "charts" / "tailorpo" / "files" / "rules"
+CHART = ROOT / "charts" / "tailorpo"
+RULES = sorted((CHART / "files" / "rules").glob("*.yaml"))
 NAMESPACE, RELEASE_NAMESPACE = "research", "tailorpo-system"
 BUCKET, SECRET = "models", "s3-keys"
 SCRAPE_SECONDS = 1.0
@@ -78,7 +79,7 @@ class Demo:
         self.stage: Stage = stack.enter_context((real_stage if real else process_stage)(logs))
         self.storage = stack.enter_context(_storage(logs))
         self.prometheus = stack.enter_context(
-            prometheus(logs / "prometheus.log", rules=sorted(RULES.glob("*.yaml")), scrape_seconds=SCRAPE_SECONDS)
+            prometheus(logs / "prometheus.log", rules=RULES, scrape_seconds=SCRAPE_SECONDS)
         )
         click.echo(f"  Kubernetes {build.kubernetes_version()}, {self.stage.where}")
         click.echo(f"  kubeconfig: {self.stage.plane.kubeconfig}")
@@ -97,7 +98,7 @@ class Demo:
         click.echo(_indented(notes[: notes.find("NOTES:")].strip()))
         show("kubectl", "get", "pods", f"--namespace={RELEASE_NAMESPACE}")
         click.echo(_indented(self.stage.plane.kubectl(RELEASE_NAMESPACE)("get", "pods")))
-        self.prometheus.configure(self.stage.targets(), sorted(RULES.glob("*.yaml")))
+        self.prometheus.configure(self.stage.targets(), RULES)
 
     def submit(self, iterations: int) -> str:
         say("Submit a job: two workers align the shipped model")
@@ -123,7 +124,7 @@ class Demo:
             while True:
                 if addresses := {each.address for each in self.stage.targets()} - seen:
                     seen |= addresses
-                    self.prometheus.configure(self.stage.targets(), sorted(RULES.glob("*.yaml")))
+                    self.prometheus.configure(self.stage.targets(), RULES)
                 status = self.kubectl.json("get", "tpj", name).get("status", {})
                 if status.get("phase") in ("Succeeded", "Failed"):
                     break

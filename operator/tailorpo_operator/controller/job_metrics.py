@@ -21,9 +21,8 @@ FINISHED = ("Succeeded", "Failed")
 LABEL_LENGTH = 128
 """Characters of a label's value at most."""
 
-for (
-    _known
-) in REASONS:  # from 0 on: `increase` of Prometheus does not see the first end of a counter that begins with it
+# From 0 on: `increase` of Prometheus does not see the first end of a counter that begins with it.
+for _known in REASONS:
     metrics.ATTEMPTS.labels(_known.reason)
 
 

@@ -222,19 +222,19 @@ class Reconciler:
         event_key = f"{about.uid}/{about.generation}/{unknown.reason}/{unknown.message}"
         await self._record(about, RecordEvent("Warning", unknown.reason, unknown.message, event_key))
         status = raw.get("status") or {}
-        told = {"phase": "Pending", **status, "reason": unknown.reason, "message": line(unknown.message, 512)}
+        shown = {"phase": "Pending", **status, "reason": unknown.reason, "message": line(unknown.message, 512)}
         # A result stays as it was written.
-        if told != status and not status.get("completionTime"):
-            await self._put_status(key, raw, told)
+        if shown != status and not status.get("completionTime"):
+            await self._put_status(key, raw, shown)
         return None
 
     async def _write(self, key: Key, job: Job, planned: Plan) -> bool:
         """Writes the status if the change is worth a request. Returns whether the plan is still valid."""
-        status = planned.status.to_dict()
         kind = difference(job.status, planned.status, self._dropped)
         if kind == "none" or (kind == "progress" and not self._may_write_progress(key)):
             return True
-        if not await self._put_status(key, {"metadata": job.metadata, "status": self._raw_status(key)}, status):
+        raw = {"metadata": job.metadata, "status": self._raw_status(key)}
+        if not await self._put_status(key, raw, planned.status.to_dict()):
             return False
         self._written[key] = asyncio.get_running_loop().time()
         _log_phase(key, job, planned)

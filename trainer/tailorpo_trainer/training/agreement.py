@@ -30,9 +30,12 @@ OWN: dict[str, Any] = {
 
 def check_documents(job: TailorPOJob, world: World) -> None:
     """Raise `ConfigurationError` in all processes, with each field or package in which two of them differ."""
-    python, *_ = software()["python"].rpartition(".")  # patch versions do not change numbers
+    if world.size == 1:
+        return
+    versions = software()
+    python, *_ = versions["python"].rpartition(".")  # patch versions do not change numbers
     mine = {
-        "versions": software() | {"python": python},
+        "versions": versions | {"python": python},
         "metadata": {"name": job.metadata.name},
         "spec": job.spec.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=OWN),
     }
@@ -56,8 +59,6 @@ def check_contents(prompts: Mapping[str, Sequence[str]], policy: Policy, world: 
 
 
 def _compare(mine: dict[str, Any], world: World, advice: str) -> None:
-    if world.size == 1:
-        return
     first, *others = map(json.loads, world.everyone(json.dumps(mine).encode()))
     for rank, other in enumerate(others, start=1):
         found = [each for key in first for each in differences(first[key], other.get(key), key)]
